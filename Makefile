@@ -1,0 +1,67 @@
+# One door to everything: each target builds the environment it needs, once.
+# Needs only make, git and Python 3.11, 3.12 or 3.13. `make help` lists the targets.
+
+# The interpreter to build .venv from; `make setup PYTHON=/path/to/python3.12` overrides it.
+SUITS := import sys; raise SystemExit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	command -v $$p >/dev/null 2>&1 && $$p -c '$(SUITS)' && { echo $$p; break; }; done)
+
+# `make clean setup CONSTRAINTS=constraints.txt` installs the direct dependencies at the versions
+# that were tested; without it pip takes the newest ones that pyproject.toml allows.
+CONSTRAINTS ?=
+
+PACKAGES := leakbed attacks defenses strategies clients experiments
+BIN := .venv/bin
+
+# Flower reports usage unless told otherwise; a run here should also work without a network.
+export FLWR_TELEMETRY_ENABLED ?= 0
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test lint coverage check bench readme clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: .venv/.stamp  ## build .venv with everything in it (2 minutes, 7 GB); again only if pyproject.toml changed
+
+demo: setup  ## the main job: what FedAvg weights and split activations leak, as a report
+	$(BIN)/leakbed compare --out runs/demo
+	@echo "Report: $(CURDIR)/runs/demo/report.html"
+
+test: setup  ## run the tests, except those that repeat a paper's number
+	$(BIN)/python -m pytest --cov --cov-report=
+
+lint: setup  ## format, lint, types, docstrings, import layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pydoclint $(PACKAGES)
+	$(BIN)/lint-imports
+
+coverage: setup  ## refuse a branch coverage under 90 % in the last `make test`
+	$(BIN)/coverage report --fail-under=90
+
+check: lint test coverage  ## every gate, as in .ci/run
+
+bench: setup  ## measure speed; prints a table
+	for file in benchmarks/*.py; do $(BIN)/python "$$file" || exit 1; done
+
+readme: setup  ## write the catalogue table of README.md again
+	$(BIN)/python -m experiments.catalogue_table README.md
+
+clean:  ## remove the environment, caches and runs
+	rm -rf .venv runs .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+# Order-only: pip updates an environment that exists, so only its absence builds one.
+.venv/.stamp: pyproject.toml | $(BIN)/python
+	@echo "Installing Leakbed and its dependencies into .venv (about 2 minutes, 7 GB)"
+	$(BIN)/python -m pip install --quiet --no-compile $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable '.[testbed,dev]'
+	@touch $@
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" && "$(PYTHON)" -c '$(SUITS)' || { \
+		echo "Leakbed needs Python 3.11, 3.12 or 3.13; seen: $$(exec 2>/dev/null; $(or $(PYTHON),python3) --version || echo none)."; \
+		echo "Install one, or name it: make setup PYTHON=/path/to/python3.12"; exit 1; }
+	@"$(PYTHON)" -m venv --clear .venv || { rm -rf .venv; \
+		echo "$(PYTHON) cannot build environments; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }

@@ -1,0 +1,203 @@
+"""What a node is told of its cell, and what it keeps between messages.
+
+The harness sends each node one ``query.setup`` before a cell starts. It says which model, data and
+protocol to use and gives the node its own streams; it resets everything the node kept before.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from defenses import DEFENSES
+from leakbed.contracts import Defense
+from leakbed.data.recipe import DataRecipe
+from leakbed.models import Architecture, resolve_device
+from leakbed.order import batches
+
+_CELL = "leakbed.cell"
+
+
+class NoCellError(RuntimeError):
+    """A node was asked to train before it was told its cell."""
+
+
+class UnstableTrainingError(RuntimeError):
+    """Training at a node produced values that are not finite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """How a node trains in one round.
+
+    Attributes:
+        batch_size: Samples per step.
+        local_steps: Steps per round; None for one pass over the node's data.
+        optimizer: ``"sgd"`` or ``"adam"``.
+        learning_rate: Its step size.
+        momentum: SGD's momentum.
+        weight_decay: L2 penalty of either optimiser.
+        labels: Who has the labels: ``"shared"`` or ``"server"``.
+        bottoms: ``"sealed"`` or ``"relayed"``.
+    """
+
+    batch_size: int
+    local_steps: int | None
+    optimizer: str = "sgd"
+    learning_rate: float = 0.01
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    labels: str = "shared"
+    bottoms: str = "sealed"
+
+    def optimiser(self, parameters: Any) -> torch.optim.Optimizer:  # noqa: ANN401  torch's own type
+        """Return a fresh optimiser over the parameters."""
+        if self.optimizer == "adam":
+            return torch.optim.Adam(
+                parameters, lr=self.learning_rate, weight_decay=self.weight_decay
+            )
+        return torch.optim.SGD(
+            parameters,
+            lr=self.learning_rate,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One node's cell.
+
+    Attributes:
+        data: What the node's rows are a function of.
+        architecture: The network; its ``cut`` parts it, where the protocol does.
+        plan: How the node trains.
+        partition: Which node this is.
+        stream: The node's own stream.
+        defence_stream: The stream of its defences.
+        defenses: Name and settings of each defence, in order.
+        device: As for :func:`leakbed.models.resolve_device`.
+    """
+
+    data: DataRecipe
+    architecture: Architecture
+    plan: TrainingPlan
+    partition: int
+    stream: int
+    defence_stream: int
+    defenses: tuple[tuple[str, Mapping[str, Any]], ...] = field(default=())
+    device: str = "auto"
+
+    def record(self) -> ConfigRecord:
+        """Return the cell as a Flower record."""
+        return ConfigRecord({"json": json.dumps(asdict(self))})
+
+    @classmethod
+    def of(cls, context: Context) -> "Cell":
+        """Return the cell a node was set up for.
+
+        Args:
+            context: The node's.
+
+        Returns:
+            Its cell.
+
+        Raises:
+            NoCellError: If no setup message came before.
+        """
+        record = context.state.config_records.get(_CELL)
+        if record is None:
+            raise NoCellError("no query.setup before this message; the harness sends it first")
+        return _parsed(str(record["json"]))
+
+    def rows(self) -> tuple[Float[Tensor, " rows *image"], Int[Tensor, " rows"]]:
+        """Return the node's private images and labels."""
+        return _rows(self.data, self.partition)
+
+    def test_images(self, start: int, stop: int) -> Float[Tensor, " rows *image"]:
+        """Return some of the held-out images, in test order."""
+        return self.data.dataset().images[self.data.split().test[start:stop]]
+
+    def batches(self, round_: int, rows: int) -> list[Int[Tensor, " batch"]]:
+        """Return this round's batches, as indices into the node's rows."""
+        return batches(
+            self.stream,
+            round_=round_,
+            rows=rows,
+            batch_size=self.plan.batch_size,
+            steps=self.plan.local_steps,
+        )
+
+    def torch_device(self) -> torch.device:
+        """Return where this node computes."""
+        return resolve_device(self.device)
+
+
+@lru_cache(maxsize=64)
+def _parsed(text: str) -> Cell:
+    fields = json.loads(text)
+    data, model = fields.pop("data"), fields.pop("architecture")
+    data["partition_settings"] = tuple(map(tuple, data["partition_settings"]))
+    model["image_shape"] = tuple(model["image_shape"])
+    return Cell(
+        data=DataRecipe(**data),
+        architecture=Architecture(**model),
+        plan=TrainingPlan(**fields.pop("plan")),
+        defenses=tuple(map(tuple, fields.pop("defenses"))),
+        **fields,
+    )
+
+
+@lru_cache(maxsize=64)
+def _rows(
+    data: DataRecipe, partition: int
+) -> tuple[Float[Tensor, " rows *image"], Int[Tensor, " rows"]]:
+    dataset, rows = data.dataset(), data.split().nodes[partition]
+    return dataset.images[rows], dataset.labels[rows]
+
+
+def cell_defenses(context: Context) -> tuple[tuple[Defense, ...], int]:
+    """Return the defences of a node's cell and their stream; none before it is set up."""
+    if _CELL not in context.state:
+        return (), 0
+    cell = Cell.of(context)
+    chosen = tuple(DEFENSES[name](**settings) for name, settings in cell.defenses)
+    return chosen, cell.defence_stream
+
+
+def live(context: Context) -> dict[str, Any] | None:
+    """Return what a sticky context keeps in memory, or None on Flower's own runtimes."""
+    memory: dict[str, Any] | None = getattr(context, "live", None)
+    return memory
+
+
+def register(app: ClientApp) -> None:
+    """Register the harness's two queries.
+
+    Args:
+        app: The node's app.
+    """
+
+    @app.query("roster")
+    def roster(message: Message, context: Context) -> Message:
+        partition = ConfigRecord({"partition": int(context.node_config["partition-id"])})
+        return Message(RecordDict({"roster": partition}), reply_to=message)
+
+    @app.query("setup")
+    def setup(message: Message, context: Context) -> Message:
+        """Forget everything, take the new cell, and prove that its rows can be had."""
+        torch.set_num_threads(1)
+        for key in list(context.state):
+            del context.state[key]
+        if (memory := live(context)) is not None:
+            memory.clear()
+        context.state[_CELL] = message.content.config_records["cell"]
+        _, labels = Cell.of(context).rows()
+        return Message(RecordDict({"ready": MetricRecord({"rows": len(labels)})}), reply_to=message)

@@ -1,0 +1,70 @@
+"""FedAvg's node: train the model it receives for some steps, send the weights back.
+
+The optimiser starts afresh every round, as McMahan et al. describe FedAvg's clients.
+Source: McMahan, Moore, Ramage, Hampson, Aguera y Arcas. "Communication-Efficient Learning of Deep
+Networks from Decentralized Data", AISTATS 2017, https://arxiv.org/abs/1602.05629.
+"""
+
+import torch
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import nn
+
+from clients.cell import Cell, UnstableTrainingError, live
+from leakbed.seeds import derive, scoped
+from leakbed.wire.records import ROUND
+
+
+def register(app: ClientApp) -> None:
+    """Register the handler of Flower's own ``train`` message.
+
+    Args:
+        app: The node's app.
+    """
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        cell = Cell.of(context)
+        round_ = int(message.content.config_records["config"][ROUND])  # type: ignore[arg-type]
+        model = _model(cell, context)
+        state = message.content.array_records["arrays"].to_torch_state_dict()
+        model.load_state_dict(state)
+        loss, examples = _train(cell, model, round_)
+        trained = {name: value.cpu() for name, value in model.state_dict().items()}
+        metrics = MetricRecord({"num-examples": examples, "train-loss": loss})
+        records = RecordDict({"arrays": ArrayRecord(trained), "metrics": metrics})
+        return Message(records, reply_to=message)
+
+
+def _model(cell: Cell, context: Context) -> nn.Module:
+    """Return a network to load weights into; its own fresh weights are never used."""
+    memory = live(context)
+    if memory is None:
+        return cell.architecture.build(0).to(cell.torch_device())
+    if "model" not in memory:
+        memory["model"] = cell.architecture.build(0).to(cell.torch_device())
+    model: nn.Module = memory["model"]
+    return model
+
+
+def _train(cell: Cell, model: nn.Module, round_: int) -> tuple[float, int]:
+    """Run the round's local steps in place; return the last loss and the samples used."""
+    device = cell.torch_device()
+    images, labels = cell.rows()
+    optimizer = cell.plan.optimiser(model.parameters())
+    model.train()
+    loss, examples = torch.zeros(()), 0
+    with scoped(derive(cell.stream, f"train/{round_}")):
+        for batch in cell.batches(round_, len(images)):
+            optimizer.zero_grad()
+            logits = model(images[batch].to(device))
+            loss = nn.functional.cross_entropy(logits, labels[batch].to(device))
+            loss.backward()
+            optimizer.step()
+            examples += len(batch)
+    if not loss.isfinite():
+        raise UnstableTrainingError(
+            f"the loss of node {cell.partition} became {loss.item()} in round {round_}; "
+            "lower protocol.learning_rate"
+        )
+    return loss.item(), examples

@@ -1,0 +1,77 @@
+"""What is implemented, as the tables between two markers of README.md.
+
+The rows are read from the catalogues, so a new attack or defence documents itself; a test asserts
+that README.md is current. ``make readme`` writes it again.
+"""
+
+import inspect
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from attacks import ATTACKS
+from defenses import DEFENSES
+
+BEGIN = "<!-- catalogue: written by `make readme` -->"
+END = "<!-- end of catalogue -->"
+
+
+class MissingMarkersError(ValueError):
+    """A text that does not say where the tables belong."""
+
+
+def tables() -> str:
+    """Return the tables of attacks and defences, in the order of their catalogues."""
+    attacks = [
+        (f"`{name}`", _summary(kind), kind().threat.in_words(), _link(kind.source))
+        for name, kind in ATTACKS.items()
+    ]
+    defences = [
+        (f"`{name}`", _summary(kind), ", ".join(sorted(kind.protects)), _link(kind.source))
+        for name, kind in DEFENSES.items()
+    ]
+    return "\n\n".join(
+        [
+            _table(("attack", "what it does", "threat model", "source"), attacks),
+            _table(("defence", "what it does", "protects", "source"), defences),
+        ]
+    )
+
+
+def current(text: str) -> str:
+    """Return a text with the tables between its markers written again.
+
+    Args:
+        text: Holds ``BEGIN`` and ``END`` once each, in this order.
+
+    Returns:
+        The same text with up-to-date tables.
+
+    Raises:
+        MissingMarkersError: The markers are not there.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise MissingMarkersError(f"no tables can be written without the lines {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n\n{tables()}\n\n{END}{after}"
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
+
+
+def _summary(kind: type) -> str:
+    return (inspect.getdoc(kind) or "").partition("\n")[0].rstrip(".")
+
+
+def _link(source: str) -> str:
+    return f"[paper]({source})" if source.startswith("https://") else source
+
+
+if __name__ == "__main__":
+    page = Path(sys.argv[1])
+    page.write_text(current(page.read_text()))

@@ -1,0 +1,277 @@
+"""Cards: one machine-readable file per result, so that a run can resume and be reported later.
+
+A card's key is a hash of its cell's settings and of the code that ran; it is written whole or not
+at all. A number never stands alone: scores without baselines are refused, and a value that is not
+finite becomes ``null`` with its place named in ``unreliable``. Importing this needs no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import resource
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+from leakbed.contracts import ThreatModel
+
+SCHEMA_VERSION = 1
+PACKAGES = ("attacks", "clients", "defenses", "experiments", "leakbed", "strategies")
+"""The packages whose sources a result depends on."""
+
+JsonObject = dict[str, JsonValue]
+
+
+class CardError(ValueError):
+    """A card that cannot be read or written; the message names the file."""
+
+
+class Threat(BaseModel):
+    """A threat model as a card states it.
+
+    Attributes:
+        seat: The party the adversary is.
+        active: Whether it changes messages rather than only reading them.
+        needs: Knowledge beyond the protocol's own messages.
+        evidence: The messages it reads.
+        in_words: All of it as one English sentence.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seat: str
+    active: bool
+    needs: tuple[str, ...]
+    evidence: tuple[str, ...]
+    in_words: str
+
+    @classmethod
+    def of(cls, threat: ThreatModel) -> Threat:
+        """Return an attack's declared threat model in a card's form."""
+        return cls(
+            seat=str(threat.seat),
+            active=threat.active,
+            needs=tuple(sorted(map(str, threat.needs))),
+            evidence=tuple(sorted(map(str, threat.evidence))),
+            in_words=threat.in_words(),
+        )
+
+
+class Card(BaseModel):
+    """One result: what was run, what it leaked, what to compare it with, what it cost.
+
+    Attributes:
+        schema_version: Of the card format.
+        key: Hash of the cell's settings and the source; also the file's name.
+        status: ``done``; ``unfit``: the parts do not fit, ``why`` says it; ``unscored``: attacked
+            without an answer key.
+        why: Why the cell did not run.
+        demo: Whether the budget was cut for a demonstration.
+        case: The experiment's name of this setting.
+        protocol: Catalogue key of the protocol.
+        data: Name of the data set.
+        model: Name of the network.
+        cut: Index of the last layer of the bottom; ``None`` for uncut protocols.
+        nodes: Number of data holders.
+        attack: Catalogue key of the attack.
+        defense: Catalogue key of the defence, or ``none``; stacked ones joined by ``+``.
+        seed: The cell's seed.
+        threat: Who attacks and what it may read; ``None`` if the attack could not be set up.
+        settings: Everything else the cell was run with.
+        scores: From the oracle, ``Scores.as_dict``.
+        baselines: The same metrics without evidence: baseline, metric, mean.
+        control: The negative control's verdict; ``None`` where there is none.
+        utility: What the defence left of the task: test accuracy and the like.
+        cost: Seconds, bytes up and down, peak memory in bytes.
+        reported: The source's own figure, where there is one.
+        unreliable: Why the numbers should not be trusted, or ``None``.
+        version: Of Leakbed.
+        source: Hash of the code that ran.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    schema_version: Literal[1] = 1
+    key: str = Field(pattern=r"^[0-9a-f]{16}$")
+    status: Literal["done", "unfit", "unscored"] = "done"
+    why: str | None = None
+    demo: bool = False
+    case: str
+    protocol: str
+    data: str
+    model: str
+    cut: int | None = None
+    nodes: int
+    attack: str
+    defense: str = "none"
+    seed: int
+    threat: Threat | None = None
+    settings: JsonObject = Field(default_factory=dict)
+    scores: JsonObject = Field(default_factory=dict)
+    baselines: dict[str, dict[str, float | None]] = Field(default_factory=dict)
+    control: JsonObject | None = None
+    utility: JsonObject = Field(default_factory=dict)
+    cost: JsonObject = Field(default_factory=dict)
+    reported: JsonValue = None
+    unreliable: str | None = None
+    version: str
+    source: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_finite(cls, given: object) -> object:
+        """Turn every NaN and infinity into ``None`` and say so in ``unreliable``."""
+        if not isinstance(given, Mapping):
+            return given
+        places: list[str] = []
+        kept = {name: _finite(value, name, places) for name, value in given.items()}
+        if places:
+            reason = f"not finite: {', '.join(places)}"
+            given_reason = kept.get("unreliable")
+            kept["unreliable"] = f"{given_reason}; {reason}" if given_reason else reason
+        return kept
+
+    @model_validator(mode="after")
+    def _stands_on_its_own(self) -> Card:
+        """Refuse a number without its baselines, and a refusal without its reason."""
+        if self.status == "unfit" and not self.why:
+            raise ValueError("a card of status 'unfit' needs `why`")
+        if self.status != "done" and self.scores:
+            raise ValueError(f"a card of status {self.status!r} has no scores")
+        if self.scores and not self.baselines:
+            raise ValueError("scores need their baselines beside them")
+        return self
+
+
+def card_key(settings: Mapping[str, Any], source: str) -> str:
+    """Return the name of a cell's result: equal for equal settings run by equal code.
+
+    Args:
+        settings: Everything that decides the cell's numbers, as plain JSON values.
+        source: From :func:`source_hash`.
+
+    Returns:
+        16 hexadecimal digits.
+
+    Raises:
+        CardError: A setting is not a JSON value, or not finite.
+    """
+    try:
+        canonical = json.dumps(
+            {"settings": settings, "source": source},
+            sort_keys=True,
+            separators=(",", ":"),
+            allow_nan=False,
+        )
+    except (TypeError, ValueError) as error:
+        raise CardError(f"a cell's settings must be finite JSON values: {error}") from error
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def source_hash(root: Path | None = None) -> str:
+    """Return a hash of the Python sources that results depend on: their paths and contents.
+
+    Args:
+        root: The folder that holds the packages; by default the one this package was imported from.
+
+    Returns:
+        16 hexadecimal digits.
+
+    Raises:
+        CardError: None of the packages is there.
+    """
+    home = Path(root) if root is not None else Path(__file__).resolve().parents[1]
+    files = sorted(file for name in PACKAGES for file in (home / name).rglob("*.py"))
+    if not files:
+        raise CardError(f"no sources of {', '.join(PACKAGES)} in {home}")
+    digest = hashlib.sha256()
+    for file in files:
+        content = file.read_bytes()
+        digest.update(f"{file.relative_to(home).as_posix()}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()[:16]
+
+
+def write_card(card: Card, folder: Path) -> Path:
+    """Write a card into a results folder, whole or not at all.
+
+    Args:
+        card: The result.
+        folder: The results folder; the card goes to its ``cards`` folder.
+
+    Returns:
+        The file, ``cards/<key>.json``; one of the same key is replaced.
+    """
+    target = Path(folder) / "cards" / f"{card.key}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(card.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
+    # Beside the target, since a rename is atomic only within one file system.
+    partial = target.with_name(f".{card.key}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
+
+
+def read_cards(folder: Path) -> list[Card]:
+    """Read every card of a results folder, in the order of their keys.
+
+    Args:
+        folder: The results folder, the one that holds ``cards``.
+
+    Returns:
+        The cards; none if nothing was written yet.
+
+    Raises:
+        CardError: A file is not a card of this format version.
+    """
+    cards = []
+    for file in sorted((Path(folder) / "cards").glob("*.json")):
+        try:
+            cards.append(_read(file))
+        except (OSError, ValueError) as error:
+            raise CardError(
+                f"{file} is not a card: {error}; delete it, and its cell runs anew"
+            ) from error
+    return cards
+
+
+def peak_memory() -> int:
+    """Return the most memory this process has held so far: resident bytes, children excluded."""
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024  # kilobytes but on macOS
+
+
+def _read(file: Path) -> Card:
+    """Read one card, or raise what is wrong with it (a ``ValueError`` or ``OSError``)."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"its format version is {version!r}, and only {SCHEMA_VERSION} is read")
+    card = Card.model_validate(content)
+    if card.key != file.stem:
+        raise ValueError(f"it holds the card {card.key}, whose file is {card.key}.json")
+    return card
+
+
+def _finite(value: object, place: str, places: list[str]) -> object:
+    """Return a value with its non-finite numbers as ``None``, and note where they were."""
+    if isinstance(value, float) and not math.isfinite(value):
+        places.append(place)
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(item, f"{place}.{key}", places) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item, f"{place}[{index}]", places) for index, item in enumerate(value)]
+    return value

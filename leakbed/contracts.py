@@ -1,0 +1,285 @@
+"""What attacks and defences are: tensors in, tensors out; no Flower, no files, no truth.
+
+An attack declares its :class:`ThreatModel`; the harness grants it exactly that as a
+:class:`View`; the attack answers with a :class:`Guess`. A defence overrides the hooks of
+:class:`Defense` that its source describes. Importing this module needs neither torch nor Flower.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
+
+    from leakbed.models import Architecture
+
+
+class Seat(StrEnum):
+    """The party the adversary is."""
+
+    SERVER = "server"
+    FED_SERVER = "fed-server"
+    CLIENT = "client"
+    LABEL_PARTY = "label-party"
+    EAVESDROPPER = "eavesdropper"
+
+
+class Evidence(StrEnum):
+    """A kind of protocol message (or none) that an attack reads."""
+
+    NOTHING = "nothing"
+    UPDATE = "update"
+    SMASHED = "smashed"
+    CUT_GRADIENT = "cut-gradient"
+    HEAD_WEIGHT_GRADIENT = "head-weight-gradient"
+
+
+class Knowledge(StrEnum):
+    """What an attack needs beyond the protocol's own messages."""
+
+    ARCHITECTURE = "architecture"
+    BATCH_PLAN = "batch-plan"
+    PUBLIC_IMAGES = "public-images"
+    LABELS = "labels"
+
+
+IN_WORDS: dict[Evidence | Knowledge, str] = {
+    Evidence.NOTHING: "no message at all",
+    Evidence.UPDATE: "the weights before and after a node's local training",
+    Evidence.SMASHED: "the activations a node sends at the cut",
+    Evidence.CUT_GRADIENT: "the gradient returned at the cut",
+    Evidence.HEAD_WEIGHT_GRADIENT: "the weight gradient of the node's own last layer",
+    Knowledge.ARCHITECTURE: "the layers of the part it does not hold (not their weights)",
+    Knowledge.BATCH_PLAN: "how many samples and local steps lie behind a message",
+    Knowledge.PUBLIC_IMAGES: "images of its own from the same distribution",
+    Knowledge.LABELS: "the true labels of the attacked samples",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThreatModel:
+    """Who attacks, what it reads and what it must know beforehand.
+
+    Attributes:
+        seat: The party the adversary is.
+        evidence: The messages it reads.
+        needs: Knowledge beyond the protocol's own messages.
+        active: Whether it changes messages rather than only reading them.
+    """
+
+    seat: Seat
+    evidence: frozenset[Evidence]
+    needs: frozenset[Knowledge] = frozenset()
+    active: bool = False
+
+    def in_words(self) -> str:
+        """Say the threat model as one English sentence, for reports."""
+        manner = "rewrites messages" if self.active else "follows the protocol"
+        reads = ", ".join(IN_WORDS[item] for item in sorted(self.evidence))
+        knows = ", ".join(IN_WORDS[item] for item in sorted(self.needs)) or "nothing else"
+        return f"The {self.seat} {manner}, reads {reads}, and knows {knows}."
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class View:
+    """Everything one attack may read; fields its threat model does not grant are ``None``.
+
+    The leading axis of every evidence tensor is the target: one attacked message. A target hides
+    ``rows`` private samples (batch size x local steps for an update, 1 for a smashed row).
+
+    Attributes:
+        seat: The party the view belongs to.
+        image_shape: Channels, height, width of the inputs; pixel values lie in [0, 1].
+        num_classes: Number of labels, which are 0 to ``num_classes - 1``.
+        targets: Number of attacked messages.
+        rows: Private samples behind each target.
+        local_steps: Optimiser steps behind each target.
+        before: Trainable weights each victim started from, by parameter name.
+        after: The weights it sent back, same names and shapes as ``before``.
+        buffers: Non-trainable state (BatchNorm statistics) each victim started from.
+        smashed: Activations at the cut, one row per target.
+        cut_gradient: The loss gradient with respect to ``smashed``, same shape.
+        head_gradient: Weight gradient of the linear layer that reads ``smashed``.
+        labels: True labels, where the protocol or the threat model gives them.
+        architecture: The network's layers without weights; its ``cut`` tells the parts apart.
+        public_images: Images the adversary owns.
+        public_labels: Their labels.
+        device: Where the evidence lies and the attack should compute.
+    """
+
+    seat: Seat
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    targets: int
+    rows: int = 1
+    local_steps: int = 1
+    before: Mapping[str, Float[Tensor, " targets *shape"]] | None = None
+    after: Mapping[str, Float[Tensor, " targets *shape"]] | None = None
+    buffers: Mapping[str, Tensor] | None = None
+    smashed: Float[Tensor, " targets *cut"] | None = None
+    cut_gradient: Float[Tensor, " targets *cut"] | None = None
+    head_gradient: Float[Tensor, " targets classes features"] | None = None
+    labels: Int[Tensor, " targets rows"] | None = None
+    architecture: Architecture | None = None
+    public_images: Float[Tensor, " public channels height width"] | None = None
+    public_labels: Int[Tensor, " public"] | None = None
+    device: torch.device | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Guess:
+    """What an attack returns; a field it does not guess is ``None``.
+
+    Attributes:
+        images: Guessed inputs; any range, the harness clips to [0, 1] for scoring.
+        labels: Guessed labels.
+        objective: The attack's own final objective per target; lower is better.
+        failed: Targets on which the attack broke down (non-finite everywhere); scored as failures.
+        clones: Parameters of the stolen bottom per target, named as in ``architecture.bottom``.
+    """
+
+    images: Float[Tensor, " targets rows channels height width"] | None = None
+    labels: Int[Tensor, " targets rows"] | None = None
+    objective: Float[Tensor, " targets"] | None = None
+    failed: Bool[Tensor, " targets"] | None = None
+    clones: Mapping[str, Float[Tensor, " targets *shape"]] | None = None
+
+
+class MissingKnowledgeError(ValueError):
+    """A view lacks something the attack's threat model says it needs."""
+
+
+@runtime_checkable
+class Attack(Protocol):
+    """One published passive attack: a frozen dataclass whose fields are its settings."""
+
+    name: ClassVar[str]
+    source: ClassVar[str]
+
+    @property
+    def threat(self) -> ThreatModel:
+        """Who attacks and what it may read; may depend on the settings."""
+        ...
+
+    def run(self, view: View, *, seed: int) -> Guess:
+        """Attack every target of the view in one batched computation.
+
+        Args:
+            view: What the threat model grants; never changed.
+            seed: Fixes every random choice; the same seed gives the same bits.
+
+        Returns:
+            One guess per target, in the view's order.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DefenseState:
+    """What a defence carries from one message to the next.
+
+    Attributes:
+        stream: The defence's own random stream.
+        messages: How many messages it has protected; with the stream, fixes the next noise.
+        tensors: Anything else, by name.
+    """
+
+    stream: int
+    messages: int = 0
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def next(self) -> DefenseState:
+        """Return the state after one more message."""
+        return replace(self, messages=self.messages + 1)
+
+    def generator(self) -> torch.Generator:
+        """Return the generator of the current message's noise (on the CPU)."""
+        from leakbed.seeds import derive, generator  # noqa: PLC0415  keeps this module torch-free
+
+        return generator(derive(self.stream, f"message/{self.messages}"))
+
+
+class IllegalCombinationError(ValueError):
+    """A defence cannot protect what it was asked to; the message says what to use instead."""
+
+
+class Protects(StrEnum):
+    """The message a defence changes."""
+
+    UPDATE = "update"
+    SMASHED = "smashed"
+    CUT_GRADIENT = "cut-gradient"
+
+
+class Defense:
+    """Base of all defences: hooks that change nothing until overridden.
+
+    A defence is a frozen dataclass of settings. State is passed in and returned; a hook must not
+    change the tensors it is given.
+    """
+
+    name: ClassVar[str]
+    source: ClassVar[str]
+    protects: ClassVar[frozenset[Protects]]
+
+    def begin(self, stream: int) -> DefenseState:
+        """Return the state before the first message.
+
+        Args:
+            stream: Seed of the defence's own random stream.
+        """
+        return DefenseState(stream=stream)
+
+    def protect_update(
+        self,
+        state: DefenseState,
+        before: Mapping[str, Tensor],
+        after: Mapping[str, Tensor],
+    ) -> tuple[DefenseState, Mapping[str, Tensor]]:
+        """Change the weights a node sends back after local training.
+
+        Args:
+            state: From ``begin`` or the previous message.
+            before: The weights the node received, by name.
+            after: The weights it would send, by name.
+
+        Returns:
+            The next state and the weights to send.
+        """
+        del before
+        return state, after
+
+    def protect_smashed(
+        self, state: DefenseState, smashed: Float[Tensor, " batch *cut"]
+    ) -> tuple[DefenseState, Float[Tensor, " batch *cut"]]:
+        """Change the activations a node sends at the cut.
+
+        Args:
+            state: From ``begin`` or the previous message.
+            smashed: The activations it would send.
+
+        Returns:
+            The next state and the activations to send.
+        """
+        return state, smashed
+
+    def protect_cut_gradient(
+        self, state: DefenseState, gradient: Float[Tensor, " batch *cut"]
+    ) -> tuple[DefenseState, Float[Tensor, " batch *cut"]]:
+        """Change the gradient the label holder sends back at the cut.
+
+        Args:
+            state: From ``begin`` or the previous message.
+            gradient: The gradient it would send.
+
+        Returns:
+            The next state and the gradient to send.
+        """
+        return state, gradient

@@ -1,0 +1,72 @@
+"""A cell's data as settings: what the harness, the nodes and the oracle all derive it from."""
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from leakbed.data import Dataset, Split, load, split
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRecipe:
+    """Everything a cell's private, public and test rows are a function of.
+
+    Attributes:
+        name: Data set, as for :func:`leakbed.data.load`.
+        nodes: Number of data holders.
+        stream: The cell's ``data`` stream.
+        root: Folder that holds downloaded sets, or None.
+        size: Keep only this many rows; None keeps all.
+        image_size: Resize image folders to this side; None refuses mixed sizes.
+        partition: Name of the partitioner.
+        partition_settings: Its own settings, as pairs.
+        public: Share of the rows the adversary owns.
+        test: Share of the rows held out for testing.
+        download: Whether a missing set may be downloaded.
+    """
+
+    name: str
+    nodes: int
+    stream: int
+    root: str | None = None
+    size: int | None = None
+    image_size: int | None = None
+    partition: str = "iid"
+    partition_settings: tuple[tuple[str, Any], ...] = field(default=())
+    public: float = 0.2
+    test: float = 0.1
+    download: bool = False
+
+    def dataset(self) -> Dataset:
+        """Return the whole data set; decoded once per process."""
+        return _dataset(self)
+
+    def split(self) -> Split:
+        """Return the rows of every part; computed once per process."""
+        return _split(self)
+
+
+@lru_cache(maxsize=4)
+def _dataset(recipe: DataRecipe) -> Dataset:
+    root = Path(recipe.root) if recipe.root else None
+    return load(
+        recipe.name,
+        root=root,
+        size=recipe.size,
+        image_size=recipe.image_size,
+        download=recipe.download,
+    )
+
+
+@lru_cache(maxsize=4)
+def _split(recipe: DataRecipe) -> Split:
+    return split(
+        recipe.dataset(),
+        nodes=recipe.nodes,
+        partition=recipe.partition,
+        public=recipe.public,
+        test=recipe.test,
+        stream=recipe.stream,
+        **dict(recipe.partition_settings),
+    )

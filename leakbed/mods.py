@@ -1,0 +1,125 @@
+"""Defences as Flower mods: one mod carries any defence, in our client and in a stranger's.
+
+Plug it into an app that exists already::
+
+    app = ClientApp(mods=[defend(WeightNoise(scale=0.01), stream=secrets.randbits(63))])
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from flwr.app import ConfigRecord, Context, Message
+from flwr.clientapp.typing import ClientAppCallable, Mod
+
+from leakbed.contracts import Defense, DefenseState, IllegalCombinationError, Protects
+from leakbed.flower_internals import with_content
+from leakbed.wire.messages import SPLIT_EVALUATE, SPLIT_STEP, WEIGHTS
+from leakbed.wire.records import SMASHED, copy_records, pack, sole_arrays, unpack
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Chosen = tuple[Sequence[Defense], int]
+_STATE = "leakbed.defence"
+
+
+def defend(defence: Defense | Callable[[Context], Chosen], *, stream: int | None = None) -> Mod:
+    """Return a mod that protects what a node sends.
+
+    Args:
+        defence: One defence, or a function that looks up a node's defences and their stream at
+            call time (Flower binds mods when a handler is registered).
+        stream: Seed of the defence's noise; keep it secret. Needed with a single defence.
+
+    Returns:
+        A mod for ``ClientApp(mods=[...])``.
+
+    Raises:
+        ValueError: If a single defence comes without its stream.
+    """
+    if isinstance(defence, Defense):
+        if stream is None:
+            raise ValueError("defend(defence) needs stream=..., the secret seed of its noise")
+        chosen: Chosen = ((defence,), stream)
+        return _mod(lambda _: chosen)
+    return _mod(defence)
+
+
+def _mod(lookup: Callable[[Context], Chosen]) -> Mod:
+    def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        reply = call_next(message, context)
+        kind = _kind(message, reply)
+        if kind is None:
+            return reply
+        defences, stream = lookup(context)
+        for index, defence in enumerate(defences):
+            _refuse_misfit(defence, kind)
+            if kind in defence.protects:
+                key = f"{_STATE}.{index}"
+                state = _load(context, key) or defence.begin(stream + index)
+                state, reply = _protected(defence, state, message, reply)
+                _save(context, key, state)
+        return reply
+
+    return mod
+
+
+def _kind(message: Message, reply: Message) -> Protects | None:
+    """Return what kind of tensor a reply carries, if any of ours."""
+    kind = message.metadata.message_type
+    if reply.has_error():
+        return None
+    if kind in {SPLIT_STEP, SPLIT_EVALUATE}:
+        return Protects.SMASHED if SMASHED in reply.content else None
+    is_update = kind.split(".")[0] == WEIGHTS and sole_arrays(message) and sole_arrays(reply)
+    return Protects.UPDATE if is_update else None
+
+
+def _refuse_misfit(defence: Defense, kind: Protects) -> None:
+    if kind in defence.protects or Protects.CUT_GRADIENT in defence.protects:
+        return  # a cut gradient is protected by the party that sends it, not here
+    protects = ", ".join(sorted(defence.protects))
+    raise IllegalCombinationError(
+        f"{defence.name} protects {protects} messages but this app sends {kind}; "
+        f"use a defence that protects {kind}"
+    )
+
+
+def _protected(
+    defence: Defense, state: DefenseState, message: Message, reply: Message
+) -> tuple[DefenseState, Message]:
+    records = copy_records(reply.content)
+    if SMASHED in records:
+        batch = unpack(records.array_records[SMASHED])
+        state, smashed = defence.protect_smashed(state, _tensors({"s": batch["smashed"]})["s"])
+        records[SMASHED] = pack({**batch, "smashed": smashed.numpy()})
+    else:
+        key = str(sole_arrays(reply))
+        before = _tensors(unpack(message.content.array_records[str(sole_arrays(message))]))
+        after = _tensors(unpack(records.array_records[key]))
+        state, sent = defence.protect_update(state, before, after)
+        records[key] = pack({name: value.numpy() for name, value in sent.items()})
+    return state.next(), with_content(reply, records)
+
+
+def _tensors(arrays: Mapping[str, object]) -> "dict[str, Tensor]":
+    import torch  # noqa: PLC0415  a stranger's app may tap its grid without torch
+
+    return {name: torch.as_tensor(value) for name, value in arrays.items()}
+
+
+def _load(context: Context, key: str) -> DefenseState | None:
+    record = context.state.config_records.get(key)
+    if record is None:
+        return None
+    kept = context.state.array_records.get(f"{key}.tensors")
+    tensors = _tensors(unpack(kept)) if kept is not None else {}
+    stream, messages = int(str(record["stream"])), int(str(record["messages"]))
+    return DefenseState(stream=stream, messages=messages, tensors=tensors)
+
+
+def _save(context: Context, key: str, state: DefenseState) -> None:
+    context.state[key] = ConfigRecord({"stream": state.stream, "messages": state.messages})
+    if state.tensors:
+        tensors = {name: value.numpy() for name, value in state.tensors.items()}
+        context.state[f"{key}.tensors"] = pack(tensors)

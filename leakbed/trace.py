@@ -1,0 +1,287 @@
+"""Traces: recorded events in order, to be attacked later, elsewhere, by anyone they are given to.
+
+A trace is a folder: ``index.jsonl`` (a header, one line per record, a closing line; every line
+carries the checksum of all lines before it), ``blobs/`` (safetensors files named by their SHA-256,
+equal ones stored once) and ``seat/<name>/`` (what that party itself holds). It never holds private
+truth or a seed. Everything is readable by its owner only, and nothing in it is ever unpickled.
+"""
+
+import atexit
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from flwr.app import RecordDict
+from safetensors.numpy import load, save
+
+from leakbed.events import EVENT_TYPES, Arrays, Event, Foreign, Phase, arrays_of, scalars_of
+from leakbed.wire.records import unpack
+
+FORMAT = "leakbed-trace"
+VERSION = 1
+_INDEX, _BLOBS, _SEAT = "index.jsonl", "blobs", "seat"
+_KINDS = {cls: kind for kind, cls in EVENT_TYPES.items()} | {Foreign: "foreign"}
+
+
+class TraceError(ValueError):
+    """A trace is missing, truncated, altered or of another format."""
+
+
+class Recorder:
+    """A passive hook that writes every event to a trace.
+
+    Close it (it is a context manager); at the latest it closes when the process ends. A trace that
+    was never closed is refused as truncated.
+    """
+
+    def __init__(self, folder: str | Path, *, about: Mapping[str, Any] | None = None) -> None:
+        """Start a trace.
+
+        Args:
+            folder: Where to write; made if absent.
+            about: What the adversary may know of the run (protocol, architecture, batch plan): JSON
+                values. Never a seed, a learning rate or private truth.
+
+        Raises:
+            TraceError: If the folder already holds something.
+        """
+        self.folder = Path(folder)
+        if self.folder.exists() and any(self.folder.iterdir()):
+            raise TraceError(f"{self.folder} is not empty; record into a new folder")
+        for part in (self.folder, self.folder / _BLOBS, self.folder / _SEAT):
+            part.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._digest = hashlib.sha256()
+        self._count = 0
+        self._lock = Lock()
+        self._index = os.fdopen(_create(self.folder / _INDEX), "wb")
+        self._write({"format": FORMAT, "version": VERSION, "about": dict(about or {})})
+        atexit.register(self.close)
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __call__(self, event: Event) -> None:
+        """Write one event."""
+        groups = _foreign_arrays(event) if isinstance(event, Foreign) else arrays_of(event)
+        line = {"kind": _KINDS[type(event)], **scalars_of(event)}
+        with self._lock:
+            self._record(line, {name: self._blob(arrays) for name, arrays in groups.items()})
+
+    def hold(self, seat: str, name: str, arrays: Arrays) -> None:
+        """Write what a party itself holds, such as its part of the model at a round's end.
+
+        Args:
+            seat: The party; only views of this seat may read it.
+            name: What it is, such as ``"top/round-2"``.
+            arrays: Its tensors by name.
+        """
+        path = f"{_SEAT}/{seat}/{name}.safetensors"
+        data = save(dict(arrays))
+        with self._lock:
+            target = self.folder / path
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _write_private(target, data)
+            digest = hashlib.sha256(data).hexdigest()
+            self._record({"kind": "holding", "seat": seat, "name": name}, {path: digest})
+
+    def close(self) -> None:
+        """Write the closing line; a second call does nothing."""
+        with self._lock:
+            if self._index.closed:
+                return
+            self._write({"end": self._count})
+            self._index.close()
+        atexit.unregister(self.close)
+
+    def _record(self, line: dict[str, Any], arrays: dict[str, str]) -> None:
+        self._write({"number": self._count, **line, "arrays": arrays})
+        self._count += 1
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        chained = {**line, "before": self._digest.hexdigest()}
+        data = json.dumps(chained, separators=(",", ":")).encode() + b"\n"
+        self._digest.update(data)
+        self._index.write(data)
+        self._index.flush()
+
+    def _blob(self, arrays: Arrays) -> str:
+        data = save({name: np.ascontiguousarray(value) for name, value in arrays.items()})
+        digest = hashlib.sha256(data).hexdigest()
+        path = self.folder / _BLOBS / f"{digest}.safetensors"
+        if not path.exists():
+            _write_private(path, data)
+        return digest
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of a trace's index.
+
+    Attributes:
+        number: Its place, from 0.
+        kind: The event's kind, or ``"holding"``.
+        fields: The event's plain fields.
+        arrays: Checksum of each array group.
+    """
+
+    number: int
+    kind: str
+    fields: Mapping[str, Any]
+    arrays: Mapping[str, str]
+
+    def __str__(self) -> str:
+        place = ", ".join(
+            f"{k} {self.fields[k]}" for k in ("node", "round", "step", "name") if k in self.fields
+        )
+        return f"record {self.number} ({self.kind}, {place})"
+
+
+class Trace:
+    """A closed trace, verified when opened.
+
+    Attributes:
+        folder: Where it lies.
+        about: What was said of the run when it was recorded.
+        records: The index, in order.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        """Open and verify a trace.
+
+        Args:
+            folder: A folder a :class:`Recorder` wrote and closed.
+
+        Raises:
+            TraceError: If it is missing, truncated or altered; names the first bad record.
+        """
+        self.folder = Path(folder)
+        path = self.folder / _INDEX
+        if not path.is_file():
+            raise TraceError(f"{self.folder} holds no trace: there is no {_INDEX}")
+        lines = path.read_bytes().splitlines(keepends=True)
+        header, self.records = _parse(lines, self.folder)
+        self.about: Mapping[str, Any] = header["about"]
+        for record in self.records:
+            for name, digest in record.arrays.items():
+                self._verified(record, name, digest)
+
+    def events(self, *kinds: type[Event]) -> Iterator[Event]:
+        """Yield the recorded events in order.
+
+        Args:
+            *kinds: Only events of these classes; all if none is given.
+
+        Yields:
+            Events with arrays of their own.
+        """
+        for record in self.records:
+            event_type = EVENT_TYPES.get(record.kind)
+            if event_type is None or (kinds and not issubclass(event_type, kinds)):
+                continue
+            yield self._event(record, event_type)
+
+    def holding(self, seat: str, name: str) -> Arrays | None:
+        """Return what a party held under a name, or None.
+
+        Args:
+            seat: The party.
+            name: As given to :meth:`Recorder.hold`.
+
+        Returns:
+            Its tensors by name.
+        """
+        wanted = f"{_SEAT}/{seat}/{name}.safetensors"
+        for record in self.records:
+            if record.kind == "holding" and wanted in record.arrays:
+                held: Arrays = load(self._verified(record, wanted, record.arrays[wanted]))
+                return held
+        return None
+
+    def _event(self, record: Record, event_type: type[Event]) -> Event:
+        values: dict[str, Any] = dict(record.fields)
+        if "phase" in values:
+            values["phase"] = Phase(values["phase"])
+        for name, digest in record.arrays.items():
+            arrays = load(self._verified(record, name, digest))
+            values[name] = arrays[name] if set(arrays) == {name} else arrays
+        known = {f.name for f in fields(event_type)}
+        return event_type(**{k: v for k, v in values.items() if k in known})
+
+    def _verified(self, record: Record, name: str, digest: str) -> bytes:
+        path = self.folder / (
+            name if record.kind == "holding" else f"{_BLOBS}/{digest}.safetensors"
+        )
+        if not path.is_file():
+            raise TraceError(f"{self.folder}: {record} is missing its file {path.name}")
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise TraceError(f"{self.folder}: {record} was altered: {name} fails its checksum")
+        return data
+
+
+def _parse(lines: list[bytes], folder: Path) -> tuple[dict[str, Any], list[Record]]:
+    """Check the chain of lines; an altered line shows at the next one's checksum."""
+    parsed: list[dict[str, Any]] = []
+    digest = hashlib.sha256()
+    for number, raw in enumerate(lines, start=-1):  # the header is line -1, record 0 follows
+        line = _decoded(raw)
+        if line is None:
+            raise TraceError(f"{folder} is truncated: record {max(number, 0)} cannot be read")
+        if line.get("before") != digest.hexdigest():
+            raise TraceError(f"{folder}: the index was altered at record {max(number - 1, 0)}")
+        digest.update(raw)
+        parsed.append(line)
+    header = parsed[0] if parsed else {}
+    if header.get("format") != FORMAT or header.get("version") != VERSION:
+        raise TraceError(
+            f"{folder} is format {header.get('format')!r} version {header.get('version')!r}; "
+            f"this version reads {FORMAT!r} version {VERSION}"
+        )
+    if parsed[-1].get("end") != len(parsed) - 2:
+        raise TraceError(f"{folder} is truncated: record {len(parsed) - 1} should follow")
+    return header, [_record(line) for line in parsed[1:-1]]
+
+
+def _decoded(raw: bytes) -> dict[str, Any] | None:
+    try:
+        line = json.loads(raw)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) and raw.endswith(b"\n") else None
+
+
+def _record(line: Mapping[str, Any]) -> Record:
+    plain = {k: v for k, v in line.items() if k not in {"number", "kind", "arrays", "before"}}
+    return Record(line["number"], line["kind"], plain, line["arrays"])
+
+
+def _foreign_arrays(event: Foreign) -> dict[str, Arrays]:
+    content: RecordDict = event.content
+    return {key: unpack(record) for key, record in content.array_records.items() if record}
+
+
+def _create(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+
+
+def _write_private(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, readable by its owner only."""
+    temporary = path.with_suffix(".partial")
+    with os.fdopen(_create(temporary), "wb") as file:
+        file.write(data)
+    temporary.replace(path)

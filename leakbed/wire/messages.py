@@ -1,0 +1,200 @@
+"""The messages Leakbed adds to Flower's own: their types, and their records in one place.
+
+The message of step t carries the gradient of batch t - 1, its reply the smashed batch t, so that a
+round of n steps costs n + 1 exchanges per node.
+"""
+
+from dataclasses import dataclass
+
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+
+from leakbed.events import Array, Arrays
+from leakbed.wire.records import (
+    BOTTOMS,
+    CONFIG,
+    GRADIENT,
+    METRICS,
+    ROUND,
+    SMASHED,
+    WireError,
+    arrays_under,
+    bottom_of,
+    config_of,
+    pack,
+    where,
+)
+
+WEIGHTS = "train"
+WEIGHTS_EVALUATE = "evaluate"
+SPLIT_STEP = "train.split"
+SPLIT_EVALUATE = "evaluate.split"
+ROSTER = "query.roster"
+SETUP = "query.setup"
+HARNESS = frozenset({ROSTER, SETUP})  # never in a trace or a view
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SplitRequest:
+    """Server to node, one step of a split round.
+
+    Attributes:
+        round: Server round, from 1.
+        step: From 0; step n of n closes the round and only brings the last gradient.
+        gradient: dL/d(smashed) of the previous step's batch; None at step 0.
+        bottom: The bottom to continue from; None where the node holds it.
+        bottoms: Whether ``bottom`` travels ``"sealed"`` or ``"relayed"``.
+    """
+
+    round: int
+    step: int
+    gradient: Array | None = None
+    bottom: Arrays | None = None
+    bottoms: str = "sealed"
+
+    def records(self) -> RecordDict:
+        """Return the records that carry this request."""
+        records = RecordDict({CONFIG: ConfigRecord({ROUND: self.round, "step": self.step})})
+        if self.gradient is not None:
+            records[GRADIENT] = pack({"gradient": self.gradient})
+        if self.bottom is not None:
+            records[BOTTOMS[self.bottoms]] = pack(self.bottom)
+        return records
+
+    @classmethod
+    def of(cls, message: Message) -> "SplitRequest":
+        """Read the request a message carries.
+
+        Args:
+            message: Of type ``train.split``.
+
+        Returns:
+            The request.
+        """
+        config = config_of(message)
+        bottom, bottoms = bottom_of(message)
+        gradient = arrays_under(message, GRADIENT)
+        return cls(
+            round=int(config[ROUND]),
+            step=int(config["step"]),
+            gradient=None if gradient is None else gradient["gradient"],
+            bottom=bottom,
+            bottoms=bottoms,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SplitReply:
+    """Node to server, one step of a split round.
+
+    Attributes:
+        steps: How many batches this node trains on this round.
+        examples: How many samples those are.
+        smashed: The next smashed batch; None when the round is closed.
+        labels: Its labels, where labels are shared.
+        rows: Its sample ids at the node, where the server holds the labels.
+        bottom: The trained bottom, when the round is closed.
+        bottoms: Whether ``bottom`` travels ``"sealed"`` or ``"relayed"``.
+    """
+
+    steps: int
+    examples: int
+    smashed: Array | None = None
+    labels: Array | None = None
+    rows: Array | None = None
+    bottom: Arrays | None = None
+    bottoms: str = "sealed"
+
+    def records(self) -> RecordDict:
+        """Return the records that carry this reply."""
+        metrics = MetricRecord({"steps": self.steps, "num-examples": self.examples})
+        records = RecordDict({METRICS: metrics})
+        batch = {"smashed": self.smashed, "labels": self.labels, "rows": self.rows}
+        if self.smashed is not None:
+            records[SMASHED] = pack({k: v for k, v in batch.items() if v is not None})
+        if self.bottom is not None:
+            records[BOTTOMS[self.bottoms]] = pack(self.bottom)
+        return records
+
+    @classmethod
+    def of(cls, message: Message) -> "SplitReply":
+        """Read the reply a message carries.
+
+        Args:
+            message: A reply of type ``train.split`` or ``evaluate.split``.
+
+        Returns:
+            The reply.
+
+        Raises:
+            WireError: If a record is missing or of the wrong kind.
+        """
+        metrics = message.content.get(METRICS)
+        if not isinstance(metrics, MetricRecord):
+            raise WireError(f"{where(message)} needs a MetricRecord under {METRICS!r}")
+        bottom, bottoms = bottom_of(message)
+        batch = arrays_under(message, SMASHED) or {}
+        return cls(
+            steps=_whole(metrics, "steps"),
+            examples=_whole(metrics, "num-examples"),
+            smashed=batch.get("smashed"),
+            labels=batch.get("labels"),
+            rows=batch.get("rows"),
+            bottom=bottom,
+            bottoms=bottoms,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EvaluateRequest:
+    """Server to node: push these test rows through the bottom.
+
+    Attributes:
+        round: Server round, from 1.
+        start: First test row.
+        stop: One past the last test row.
+        bottom: The bottom to evaluate.
+        bottoms: Whether it travels ``"sealed"`` or ``"relayed"``.
+    """
+
+    round: int
+    start: int
+    stop: int
+    bottom: Arrays
+    bottoms: str = "sealed"
+
+    def records(self) -> RecordDict:
+        """Return the records that carry this request."""
+        config = ConfigRecord({ROUND: self.round, "start": self.start, "stop": self.stop})
+        return RecordDict({CONFIG: config, BOTTOMS[self.bottoms]: pack(self.bottom)})
+
+    @classmethod
+    def of(cls, message: Message) -> "EvaluateRequest":
+        """Read the request a message carries.
+
+        Args:
+            message: Of type ``evaluate.split``.
+
+        Returns:
+            The request.
+
+        Raises:
+            WireError: If a record is missing or of the wrong kind.
+        """
+        config = config_of(message)
+        bottom, bottoms = bottom_of(message)
+        if bottom is None:
+            raise WireError(f"{where(message)} needs a bottom")
+        return cls(
+            round=int(config[ROUND]),
+            start=int(config["start"]),
+            stop=int(config["stop"]),
+            bottom=bottom,
+            bottoms=bottoms,
+        )
+
+
+def _whole(metrics: MetricRecord, key: str) -> int:
+    number = metrics[key]
+    if not isinstance(number, int):
+        raise WireError(f"metric {key!r} must be a whole number, got {number!r}")
+    return number

