@@ -56,7 +56,7 @@ clean:  ## remove the environment, caches and runs
 # Order-only: pip updates an environment that exists, so only its absence builds one.
 .venv/.stamp: pyproject.toml | $(BIN)/python
 	@echo "Installing Leakbed and its dependencies into .venv (about 2 minutes, 7 GB)"
-	$(BIN)/python -m pip install --quiet --no-compile $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable '.[testbed,dev]'
+	$(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable '.[testbed,dev]'
 	@touch $@
 
 $(BIN)/python:

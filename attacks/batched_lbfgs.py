@@ -22,8 +22,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""From points (rows x size) and the problem each row belongs to, to values and gradients."""
+Objective = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""From a stack of points (rows x size) to their values (rows) and gradients (rows x size)."""
+
+Problems = Callable[[Tensor], Objective]
+"""From the numbers of some problems to their objective: row i of its stack is problem number i."""
 
 CURVATURE_FLOOR = 1e-10  # torch.optim.LBFGS: a pair with less curvature is skipped
 SUFFICIENT_DECREASE = 1e-4  # Armijo's condition, Nocedal and Wright's customary constant
@@ -76,20 +79,19 @@ class Minimum:
 
 
 def minimise(
-    objective: Objective, start: Float[Tensor, " problems size"], settings: Lbfgs
+    problems: Problems, start: Float[Tensor, " problems size"], settings: Lbfgs
 ) -> Minimum:
     """Minimise every problem from its own start.
 
     Args:
-        objective: Values and gradients of a stack of points; the second argument names the
-            problem of each row.
+        problems: What to minimise, for any choice of problems.
         start: One starting point per problem; not changed.
         settings: The same for all problems.
 
     Returns:
         The lowest point of each problem.
     """
-    run = _Run(objective, start, settings)
+    run = _Run(problems, start, settings)
     for iteration in range(settings.iterations):
         if not run.running.any():
             break
@@ -107,9 +109,9 @@ def minimise(
 class _Run:
     """The working state of one call of :func:`minimise`: one row per problem still running."""
 
-    def __init__(self, objective: Objective, start: Tensor, settings: Lbfgs) -> None:
+    def __init__(self, problems: Problems, start: Tensor, settings: Lbfgs) -> None:
         count, size = start.shape
-        self.objective, self.settings = objective, settings
+        self.problems, self.settings = problems, settings
         self.best_point = start.clone()
         self.best_value = start.new_full((count,), torch.inf)
         self.failed = torch.zeros(count, dtype=torch.bool, device=start.device)
@@ -118,7 +120,8 @@ class _Run:
         rows = len(self.problem)
         self.running = torch.arange(rows, device=start.device) < count
         self.point = start[self.problem]
-        self.value, self.gradient = objective(self.point, self.problem)
+        self.objective = problems(self.problem)
+        self.value, self.gradient = self.objective(self.point)
         self.steps = start.new_zeros(settings.history, rows, size)
         self.bends = torch.zeros_like(self.steps)
         self.inverse_curvature = start.new_zeros(settings.history, rows)
@@ -143,6 +146,7 @@ class _Run:
         for name in ("steps", "bends", "inverse_curvature"):
             setattr(self, name, getattr(self, name)[:, rows])
         self.running = torch.arange(len(rows), device=rows.device) < alive
+        self.objective = self.problems(self.problem)
 
     def advance(self, slot: int) -> None:
         """Evaluate every row once, then take its step or shorten it.
@@ -152,7 +156,7 @@ class _Run:
         """
         step = self.length[:, None] * self.direction
         trial = self.point + step
-        value, gradient = self.objective(trial, self.problem)
+        value, gradient = self.objective(trial)
         self._record(trial, value, gradient)
         taken = self.running
         if self.settings.guard:

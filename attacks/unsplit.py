@@ -20,10 +20,10 @@ Departures:
 
 from dataclasses import dataclass
 from math import prod
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.optim import Adam
 
@@ -35,6 +35,7 @@ from leakbed.contracts import (
     MissingKnowledgeError,
     Seat,
     ThreatModel,
+    UnfitViewError,
     View,
 )
 from leakbed.models import Architecture
@@ -84,7 +85,7 @@ class UnSplit:
     model_rate: float = 1e-3
     tv: float = 0.1
     l2: float = 1.0
-    clone: Literal["fresh", "warm", "shared"] = "fresh"
+    clone: str = "fresh"
     restarts: int = 1
 
     name: ClassVar[str] = "unsplit"
@@ -138,7 +139,7 @@ class UnSplit:
 
     def _attempt(self, smashed: Tensor, architecture: Architecture, *, seed: int) -> _Fit:
         """Fit every target once, with the clones this setting asks for."""
-        run = stacked(architecture.bottom(seed))
+        run = stacked(architecture.bottom(seed).to(smashed))
         clones = len(smashed) if self.clone == "fresh" else 1
         weights = stack_weights(
             [architecture.bottom(derive(seed, f"clone/{index}")) for index in range(clones)]
@@ -205,9 +206,13 @@ class UnSplit:
         objective = _mean_square(error) + self.l2 * _mean_square(fit.images)
         for axis in (-2, -1):
             objective = objective + self.tv * _mean_square(fit.images.diff(dim=axis))
-        objective = torch.where(fit.finite & objective.isfinite(), objective, torch.inf)
-        clones = _for_each(fit.clones, len(smashed))
-        return fit._replace(objective=objective, clones=clones)
+        finite = fit.finite & objective.isfinite()
+        return _Fit(
+            images=fit.images,
+            finite=finite,
+            clones=_for_each(fit.clones, len(smashed)),
+            objective=torch.where(finite, objective, torch.inf),
+        )
 
 
 def _granted(view: View) -> tuple[Tensor, Architecture]:
@@ -219,7 +224,7 @@ def _granted(view: View) -> tuple[Tensor, Architecture]:
         )
     sent, made = tuple(view.smashed.shape[1:]), view.architecture.smashed_shape
     if sent != made:
-        raise MissingKnowledgeError(
+        raise UnfitViewError(
             f"smashed rows have shape {sent}, but the architecture's bottom makes {made}; give the "
             "architecture and the cut that made them"
         )
@@ -254,7 +259,7 @@ def _finite_rows(tensor: Float[Tensor, " rows *shape"]) -> Bool[Tensor, " rows"]
     return tensor.isfinite().flatten(1).all(1)
 
 
-def _along(rows: Bool[Tensor, " rows"], tensor: Float[Tensor, " rows *shape"]) -> Tensor:
+def _along(rows: Bool[Tensor, " rows"], tensor: Shaped[Tensor, " rows *shape"]) -> Tensor:
     """Return a value per row in a shape that broadcasts against a tensor."""
     return rows.reshape(-1, *[1] * (tensor.ndim - 1))
 

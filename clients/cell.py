@@ -20,9 +20,15 @@ from defenses import DEFENSES
 from leakbed.contracts import Defense
 from leakbed.data.recipe import DataRecipe
 from leakbed.models import Architecture, resolve_device
+from leakbed.naming import unknown
 from leakbed.order import batches
 
 _CELL = "leakbed.cell"
+_LEGAL = {
+    "optimizer": ("sgd", "adam"),
+    "labels": ("shared", "server"),
+    "bottoms": ("sealed", "relayed"),
+}
 
 
 class NoCellError(RuntimeError):
@@ -56,6 +62,16 @@ class TrainingPlan:
     weight_decay: float = 0.0
     labels: str = "shared"
     bottoms: str = "sealed"
+
+    def __post_init__(self) -> None:
+        """Check the settings that have names.
+
+        Raises:
+            ValueError: If one is not legal; names the nearest that is.
+        """
+        for setting, legal in _LEGAL.items():
+            if (value := getattr(self, setting)) not in legal:
+                raise ValueError(unknown(setting, value, legal))
 
     def optimiser(self, parameters: Any) -> torch.optim.Optimizer:  # noqa: ANN401  torch's own type
         """Return a fresh optimiser over the parameters."""
@@ -192,12 +208,14 @@ def register(app: ClientApp) -> None:
 
     @app.query("setup")
     def setup(message: Message, context: Context) -> Message:
-        """Forget everything, take the new cell, and prove that its rows can be had."""
+        """Forget everything, take the new cell, and prove that its batches can be had."""
         torch.set_num_threads(1)
         for key in list(context.state):
             del context.state[key]
         if (memory := live(context)) is not None:
             memory.clear()
         context.state[_CELL] = message.content.config_records["cell"]
-        _, labels = Cell.of(context).rows()
+        cell = Cell.of(context)
+        _, labels = cell.rows()
+        cell.batches(1, len(labels))
         return Message(RecordDict({"ready": MetricRecord({"rows": len(labels)})}), reply_to=message)

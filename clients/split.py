@@ -9,19 +9,25 @@ random state (so that BatchNorm counts each batch once). Both ways give the same
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from jaxtyping import Float
 from torch import Tensor
 
-from clients.cell import Cell, live
+from clients.cell import Cell, UnstableTrainingError, live
 from leakbed.events import Array, Arrays
 from leakbed.seeds import derive, scoped
 from leakbed.wire.messages import EvaluateRequest, SplitReply, SplitRequest
-from leakbed.wire.records import pack, unpack
+from leakbed.wire.records import ROUND, pack, unpack
 
 _BOTTOM, _OPTIMISER = "leakbed.bottom", "leakbed.optimiser"
+_PENDING = "leakbed.pending"
+
+
+class OutOfStepError(RuntimeError):
+    """A message that does not follow the ones before it."""
 
 
 class BottomTrainer:
@@ -39,7 +45,7 @@ class BottomTrainer:
         self._images, self._labels = cell.rows()
         self._optimiser = cell.plan.optimiser(self.bottom.parameters())
         self._batches: dict[int, list[Tensor]] = {}
-        self._pending: Tensor | None = None
+        self._pending: tuple[tuple[int, int], Tensor] | None = None
 
     def batch(self, round_: int, step: int) -> Tensor:
         """Return the node's rows of one step."""
@@ -57,22 +63,27 @@ class BottomTrainer:
         images = self._images[self.batch(round_, step)].to(self._device)
         with scoped(derive(self._cell.stream, f"forward/{round_}/{step}")):
             smashed: Tensor = self.bottom(images)
-        self._pending = smashed
+        self._pending = (round_, step), smashed
         return smashed.detach()
 
-    def backward(self, gradient: Array) -> None:
+    def backward(self, gradient: Array, *, round_: int, step: int) -> None:
         """Take one optimiser step with the gradient of the pending smashed batch.
 
         Args:
             gradient: dL/d(smashed), from the server.
+            round_: The round of the batch it is for.
+            step: Its step.
 
         Raises:
-            ValueError: If no smashed batch of that shape waits for a gradient.
+            OutOfStepError: If it is not this smashed batch that waits for a gradient.
         """
-        pending = self._pending
-        if pending is None or tuple(gradient.shape) != tuple(pending.shape):
-            waits = None if pending is None else tuple(pending.shape)
-            raise ValueError(f"gradient of shape {gradient.shape} for a smashed batch of {waits}")
+        place, pending = self._pending or ((0, 0), torch.empty(0))
+        if place != (round_, step) or gradient.shape != pending.shape:
+            raise OutOfStepError(
+                f"a gradient of shape {gradient.shape} came for round {round_}, step {step}, but "
+                f"{place} with shape {tuple(pending.shape)} is what waits for one; a message was "
+                "lost, repeated or changed"
+            )
         self._optimiser.zero_grad()
         pending.backward(torch.from_numpy(gradient).to(self._device))
         self._optimiser.step()
@@ -83,7 +94,8 @@ class BottomTrainer:
         return self._labels[self.batch(round_, step)].numpy()
 
     def load_bottom(self, arrays: Arrays) -> None:
-        """Take weights and buffers from the wire or from the node's state."""
+        """Take weights and buffers from the wire or from the node's state; drop what waits."""
+        self._pending = None
         self.bottom.load_state_dict({k: torch.from_numpy(v) for k, v in arrays.items()})
 
     def bottom_arrays(self) -> Arrays:
@@ -122,10 +134,8 @@ def register(app: ClientApp) -> None:
         request = SplitRequest.of(message)
         cell = Cell.of(context)
         trainer = _trainer(cell, context, request)
-        if request.bottom is not None:
-            trainer.load_bottom(request.bottom)
         if request.gradient is not None:
-            trainer.backward(request.gradient)
+            trainer.backward(request.gradient, round_=request.round, step=request.step - 1)
         return Message(_answer(cell, trainer, context, request), reply_to=message)
 
     @app.evaluate("split")
@@ -149,16 +159,19 @@ def _answer(
     steps, examples = trainer.steps(request.round)
     closing = request.step == steps
     if closing or live(context) is None:
-        _store(trainer, context)
+        _store(trainer, context, pending=None if closing else request)
     if closing:
         bottom = trainer.bottom_arrays()
+        _check_finite(cell, request, "its bottom", bottom)
         reply = SplitReply(steps=steps, examples=examples, bottom=bottom, bottoms=cell.plan.bottoms)
         return reply.records()
     batch = trainer.batch(request.round, request.step)
+    smashed = trainer.forward(request.round, request.step).cpu().numpy()
+    _check_finite(cell, request, "its smashed data", {"smashed": smashed})
     return SplitReply(
         steps=steps,
         examples=examples,
-        smashed=trainer.forward(request.round, request.step).cpu().numpy(),
+        smashed=smashed,
         labels=trainer.labels(request.round, request.step)
         if cell.plan.labels == "shared"
         else None,
@@ -167,23 +180,43 @@ def _answer(
 
 
 def _trainer(cell: Cell, context: Context, request: SplitRequest) -> BottomTrainer:
-    """Return the node's trainer: the one in memory, or one rebuilt from its state."""
+    """Return the node's trainer with the weights to go on from, kept in memory or rebuilt."""
     memory = live(context)
-    if memory is not None and "bottom" in memory:
-        kept: BottomTrainer = memory["bottom"]
-        return kept
-    trainer = BottomTrainer(cell)
-    records = context.state.array_records
-    if _OPTIMISER in records:
-        trainer.load_optimiser(unpack(records[_OPTIMISER]))
-    if request.gradient is not None:
-        trainer.load_bottom(unpack(records[_BOTTOM]))
-        trainer.forward(request.round, request.step - 1)
+    kept: BottomTrainer | None = None if memory is None else memory.get("bottom")
+    trainer = kept or _rebuilt(cell, context, request)
+    if request.bottom is not None:
+        trainer.load_bottom(request.bottom)
     if memory is not None:
         memory["bottom"] = trainer
     return trainer
 
 
-def _store(trainer: BottomTrainer, context: Context) -> None:
+def _rebuilt(cell: Cell, context: Context, request: SplitRequest) -> BottomTrainer:
+    """Return a trainer made from the node's state, its pending forward pass repeated."""
+    trainer = BottomTrainer(cell)
+    arrays, pending = context.state.array_records, context.state.config_records.get(_PENDING)
+    if _OPTIMISER in arrays:
+        trainer.load_optimiser(unpack(arrays[_OPTIMISER]))
+    if _BOTTOM in arrays:
+        trainer.load_bottom(unpack(arrays[_BOTTOM]))
+    elif request.bottom is None:
+        raise OutOfStepError(f"node {cell.partition} was sent no bottom and holds none")
+    if request.gradient is not None and pending:
+        trainer.forward(int(str(pending[ROUND])), int(str(pending["step"])))
+    return trainer
+
+
+def _store(trainer: BottomTrainer, context: Context, *, pending: SplitRequest | None) -> None:
     context.state[_BOTTOM] = pack(trainer.bottom_arrays())
     context.state[_OPTIMISER] = pack(trainer.optimiser_arrays())
+    place = {} if pending is None else {ROUND: pending.round, "step": pending.step}
+    context.state[_PENDING] = ConfigRecord(place)
+
+
+def _check_finite(cell: Cell, request: SplitRequest, what: str, arrays: Arrays) -> None:
+    """Refuse to send values that are not finite."""
+    if not all(np.isfinite(array).all() for array in arrays.values()):
+        raise UnstableTrainingError(
+            f"training at node {cell.partition} left the finite numbers ({what}) in round "
+            f"{request.round}, step {request.step}; lower protocol.learning_rate"
+        )

@@ -8,7 +8,8 @@ Networks from Decentralized Data", AISTATS 2017, https://arxiv.org/abs/1602.0562
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from clients.cell import Cell, UnstableTrainingError, live
 from leakbed.seeds import derive, scoped
@@ -53,7 +54,7 @@ def _train(cell: Cell, model: nn.Module, round_: int) -> tuple[float, int]:
     images, labels = cell.rows()
     optimizer = cell.plan.optimiser(model.parameters())
     model.train()
-    loss, examples = torch.zeros(()), 0
+    losses, examples = [], 0
     with scoped(derive(cell.stream, f"train/{round_}")):
         for batch in cell.batches(round_, len(images)):
             optimizer.zero_grad()
@@ -61,10 +62,21 @@ def _train(cell: Cell, model: nn.Module, round_: int) -> tuple[float, int]:
             loss = nn.functional.cross_entropy(logits, labels[batch].to(device))
             loss.backward()
             optimizer.step()
+            losses.append(loss.detach())
             examples += len(batch)
-    if not loss.isfinite():
-        raise UnstableTrainingError(
-            f"the loss of node {cell.partition} became {loss.item()} in round {round_}; "
-            "lower protocol.learning_rate"
-        )
-    return loss.item(), examples
+    _check_finite(cell, model, torch.stack(losses), round_)
+    return losses[-1].item(), examples
+
+
+def _check_finite(
+    cell: Cell, model: nn.Module, losses: Float[Tensor, " steps"], round_: int
+) -> None:
+    """Refuse a round whose loss or weights left the numbers, and say at which step."""
+    finite = losses.isfinite()
+    step = len(losses) - 1 if finite.all() else int((~finite).nonzero()[0])
+    if finite.all() and all(value.isfinite().all() for value in model.state_dict().values()):
+        return
+    raise UnstableTrainingError(
+        f"training at node {cell.partition} left the finite numbers in round {round_}, step "
+        f"{step} (loss {losses[step].item():g}); lower protocol.learning_rate"
+    )

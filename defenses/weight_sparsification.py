@@ -70,25 +70,26 @@ class WeightSparsification(Defense):
         }
 
     def _sparsified(self, before: Tensor, after: Tensor) -> Tensor:
+        # Chosen, not summed: an entry no snapshot drops is sent as it is, to the last bit.
         if self.form == "corrected":
-            return before + largest(after - before, self.ratio)
-        return before + largest(after, self.ratio) - largest(before, self.ratio)
+            return torch.where(kept(after - before, self.ratio), after, before)
+        zero = torch.zeros_like(after)
+        sparse_after = torch.where(kept(after, self.ratio), after, zero)
+        rest_before = torch.where(kept(before, self.ratio), zero, before)
+        return rest_before + sparse_after  # = before + (sparse after - sparse before)
 
 
-def largest(values: Tensor, ratio: float) -> Tensor:
-    """Return the values with the smallest share set to zero.
+def kept(values: Tensor, ratio: float) -> Tensor:
+    """Return which values remain when the smallest are dropped.
 
     Args:
         values: Any shape.
         ratio: Share to drop, rounded down to whole entries.
 
     Returns:
-        A new tensor.
+        True where a value remains.
     """
     dropped = int(ratio * values.numel())
-    if dropped == 0:
-        return values.clone()
-    smallest = torch.topk(values.abs().flatten(), dropped, largest=False).indices
-    kept = values.flatten().clone()
-    kept[smallest] = 0
-    return kept.reshape(values.shape)
+    remains = torch.ones(values.numel(), dtype=torch.bool, device=values.device)
+    remains[torch.topk(values.abs().flatten(), dropped, largest=False).indices] = False
+    return remains.reshape(values.shape)

@@ -69,7 +69,9 @@ def _summary(kind: type) -> str:
 
 
 def _link(source: str) -> str:
-    return f"[paper]({source})" if source.startswith("https://") else source
+    """Return a source that ends in an address as a link."""
+    name, address, path = source.partition("https://")
+    return f"[{name.rstrip(', ') or 'paper'}]({address}{path})" if address else source
 
 
 if __name__ == "__main__":

@@ -156,6 +156,10 @@ class MissingKnowledgeError(ValueError):
     """A view lacks something the attack's threat model says it needs."""
 
 
+class UnfitViewError(ValueError):
+    """Evidence of a shape or number the attack cannot read; the message says what it reads."""
+
+
 @runtime_checkable
 class Attack(Protocol):
     """One published passive attack: a frozen dataclass whose fields are its settings."""

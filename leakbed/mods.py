@@ -14,7 +14,7 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 from leakbed.contracts import Defense, DefenseState, IllegalCombinationError, Protects
 from leakbed.flower_internals import with_content
 from leakbed.wire.messages import SPLIT_EVALUATE, SPLIT_STEP, WEIGHTS
-from leakbed.wire.records import SMASHED, copy_records, pack, sole_arrays, unpack
+from leakbed.wire.records import SMASHED, copy_records, pack, sole_arrays, unpack, where
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,12 +71,15 @@ def _kind(message: Message, reply: Message) -> Protects | None:
         return None
     if kind in {SPLIT_STEP, SPLIT_EVALUATE}:
         return Protects.SMASHED if SMASHED in reply.content else None
-    is_update = kind.split(".")[0] == WEIGHTS and sole_arrays(message) and sole_arrays(reply)
-    return Protects.UPDATE if is_update else None
+    if kind.split(".")[0] != WEIGHTS or not reply.content.array_records:
+        return None
+    return Protects.UPDATE
 
 
 def _refuse_misfit(defence: Defense, kind: Protects) -> None:
-    if kind in defence.protects or Protects.CUT_GRADIENT in defence.protects:
+    if kind in defence.protects:
+        return
+    if kind is Protects.SMASHED and Protects.CUT_GRADIENT in defence.protects:
         return  # a cut gradient is protected by the party that sends it, not here
     protects = ", ".join(sorted(defence.protects))
     raise IllegalCombinationError(
@@ -94,12 +97,30 @@ def _protected(
         state, smashed = defence.protect_smashed(state, _tensors({"s": batch["smashed"]})["s"])
         records[SMASHED] = pack({**batch, "smashed": smashed.numpy()})
     else:
-        key = str(sole_arrays(reply))
-        before = _tensors(unpack(message.content.array_records[str(sole_arrays(message))]))
-        after = _tensors(unpack(records.array_records[key]))
+        key, before, after = _update(message, reply)
         state, sent = defence.protect_update(state, before, after)
         records[key] = pack({name: value.numpy() for name, value in sent.items()})
     return state.next(), with_content(reply, records)
+
+
+def _update(
+    message: Message, reply: Message
+) -> tuple[str, "dict[str, Tensor]", "dict[str, Tensor]"]:
+    """Return the reply's record of weights, by key, and the weights before and after."""
+    received, key = sole_arrays(message), sole_arrays(reply)
+    if received is None or key is None:
+        raise IllegalCombinationError(
+            f"a defence of updates reads one ArrayRecord each way, but {where(message)} brought "
+            f"{where(reply)}; send the weights in one ArrayRecord, or defend them in the client"
+        )
+    before = unpack(message.content.array_records[received])
+    after = unpack(reply.content.array_records[key])
+    if {n: a.shape for n, a in before.items()} != {n: a.shape for n, a in after.items()}:
+        raise IllegalCombinationError(
+            f"a defence of updates needs the same arrays each way, but {where(message)} brought "
+            f"{sorted(before)} and took {sorted(after)}; send all weights back under their names"
+        )
+    return key, _tensors(before), _tensors(after)
 
 
 def _tensors(arrays: Mapping[str, object]) -> "dict[str, Tensor]":

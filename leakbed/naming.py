@@ -24,7 +24,7 @@ def unknown(kind: str, name: str, legal: Iterable[str]) -> str:
         One line.
     """
     names = sorted(legal)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"unknown {kind} {name!r}; {hint}legal: {', '.join(names)}"
 

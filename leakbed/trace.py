@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -22,12 +22,14 @@ from flwr.app import RecordDict
 from safetensors.numpy import load, save
 
 from leakbed.events import EVENT_TYPES, Arrays, Event, Foreign, Phase, arrays_of, scalars_of
-from leakbed.wire.records import unpack
+from leakbed.wire.records import pack, unpack
 
 FORMAT = "leakbed-trace"
 VERSION = 1
 _INDEX, _BLOBS, _SEAT = "index.jsonl", "blobs", "seat"
-_KINDS = {cls: kind for kind, cls in EVENT_TYPES.items()} | {Foreign: "foreign"}
+_TYPES: dict[str, type[Event]] = {**EVENT_TYPES, "foreign": Foreign}
+_KINDS = {cls: kind for kind, cls in _TYPES.items()}
+_SINGLE = {"smashed", "labels", "rows", "gradient"}  # fields that are one array, not several
 
 
 class TraceError(ValueError):
@@ -55,8 +57,10 @@ class Recorder:
         self.folder = Path(folder)
         if self.folder.exists() and any(self.folder.iterdir()):
             raise TraceError(f"{self.folder} is not empty; record into a new folder")
-        for part in (self.folder, self.folder / _BLOBS, self.folder / _SEAT):
-            part.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
+        for part in (_BLOBS, _SEAT):
+            (self.folder / part).mkdir(mode=0o700)
         self._digest = hashlib.sha256()
         self._count = 0
         self._lock = Lock()
@@ -91,10 +95,11 @@ class Recorder:
             arrays: Its tensors by name.
         """
         path = f"{_SEAT}/{seat}/{name}.safetensors"
-        data = save(dict(arrays))
+        data = _saved(arrays)
         with self._lock:
             target = self.folder / path
-            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for parent in reversed(target.relative_to(self.folder).parents[:-1]):
+                (self.folder / parent).mkdir(mode=0o700, exist_ok=True)
             _write_private(target, data)
             digest = hashlib.sha256(data).hexdigest()
             self._record({"kind": "holding", "seat": seat, "name": name}, {path: digest})
@@ -120,7 +125,7 @@ class Recorder:
         self._index.flush()
 
     def _blob(self, arrays: Arrays) -> str:
-        data = save({name: np.ascontiguousarray(value) for name, value in arrays.items()})
+        data = _saved(arrays)
         digest = hashlib.sha256(data).hexdigest()
         path = self.folder / _BLOBS / f"{digest}.safetensors"
         if not path.exists():
@@ -181,7 +186,7 @@ class Trace:
                 self._verified(record, name, digest)
 
     def events(self, *kinds: type[Event]) -> Iterator[Event]:
-        """Yield the recorded events in order.
+        """Yield the recorded events in order; of a foreign message, only its arrays were kept.
 
         Args:
             *kinds: Only events of these classes; all if none is given.
@@ -190,10 +195,9 @@ class Trace:
             Events with arrays of their own.
         """
         for record in self.records:
-            event_type = EVENT_TYPES.get(record.kind)
-            if event_type is None or (kinds and not issubclass(event_type, kinds)):
-                continue
-            yield self._event(record, event_type)
+            event_type = _TYPES.get(record.kind)
+            if event_type is not None and issubclass(event_type, kinds or Event):
+                yield self._event(record, event_type)
 
     def holding(self, seat: str, name: str) -> Arrays | None:
         """Return what a party held under a name, or None.
@@ -216,11 +220,12 @@ class Trace:
         values: dict[str, Any] = dict(record.fields)
         if "phase" in values:
             values["phase"] = Phase(values["phase"])
-        for name, digest in record.arrays.items():
-            arrays = load(self._verified(record, name, digest))
-            values[name] = arrays[name] if set(arrays) == {name} else arrays
-        known = {f.name for f in fields(event_type)}
-        return event_type(**{k: v for k, v in values.items() if k in known})
+        groups = {n: load(self._verified(record, n, d)) for n, d in record.arrays.items()}
+        if event_type is Foreign:
+            values["content"] = RecordDict({name: pack(group) for name, group in groups.items()})
+        else:
+            values |= {n: g[n] if n in _SINGLE else g for n, g in groups.items()}
+        return event_type(**values)
 
     def _verified(self, record: Record, name: str, digest: str) -> bytes:
         path = self.folder / (
@@ -242,6 +247,8 @@ def _parse(lines: list[bytes], folder: Path) -> tuple[dict[str, Any], list[Recor
         line = _decoded(raw)
         if line is None:
             raise TraceError(f"{folder} is truncated: record {max(number, 0)} cannot be read")
+        if number >= 0 and line.get("number", line.get("end")) != number:
+            raise TraceError(f"{folder} is truncated: record {number} is missing")
         if line.get("before") != digest.hexdigest():
             raise TraceError(f"{folder}: the index was altered at record {max(number - 1, 0)}")
         digest.update(raw)
@@ -273,6 +280,12 @@ def _record(line: Mapping[str, Any]) -> Record:
 def _foreign_arrays(event: Foreign) -> dict[str, Arrays]:
     content: RecordDict = event.content
     return {key: unpack(record) for key, record in content.array_records.items() if record}
+
+
+def _saved(arrays: Arrays) -> bytes:
+    """Return arrays as safetensors, which would silently mix up those that are not in C order."""
+    data: bytes = save({name: np.asarray(value, order="C") for name, value in arrays.items()})
+    return data
 
 
 def _create(path: Path) -> int:

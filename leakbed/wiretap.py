@@ -14,6 +14,7 @@ are undone, and what it raises is recorded instead of stopping the app (unless `
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from threading import RLock
 from typing import Any
 
@@ -21,13 +22,13 @@ import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from leakbed.events import Arrays, Event, Failed, Foreign
+from leakbed.events import Arrays, Event, Foreign
 from leakbed.flower_internals import with_content
 from leakbed.grid_wrapper import GridWrapper
 from leakbed.seeds import guarded
 from leakbed.wire.messages import HARNESS
-from leakbed.wire.records import count_bytes
-from leakbed.wire.translation import events_down, events_up, rewritten
+from leakbed.wire.records import copy_records, count_bytes
+from leakbed.wire.translation import events_down, events_up, rewritten, silence
 
 PassiveHook = Callable[[Event], object]
 ActiveHook = Callable[[Event], Event | None]
@@ -124,6 +125,8 @@ class Wiretap(GridWrapper):
                 return reply
             node = self._node(reply.metadata.src_node_id)
             self.bytes_up += count_bytes(reply)
+            if reply.has_error():
+                self._note(sent, node, reply.error.reason or "no reason given")
             self._show(lambda: events_up(sent, reply, node))
             return self._rewrite(reply, self._decoded(events_up, sent, reply, node))
 
@@ -149,8 +152,6 @@ class Wiretap(GridWrapper):
             self._failed("decoding a message", error)
             return
         for event in events:
-            if isinstance(event, Failed):
-                self.failures.append(f"node {event.node}, {event.message_type}: {event.reason}")
             for index, hook in enumerate(self._hooks):
                 own = event if index == len(self._hooks) - 1 else _copied(event)
                 try:
@@ -168,10 +169,14 @@ class Wiretap(GridWrapper):
     def _note_silence(self, outgoing: Sequence[Message]) -> None:
         with self._lock:
             silent = [self._pending.pop(m.metadata.message_id, None) for m in outgoing]
-        for message in silent:
-            if message is not None and message.metadata.message_type not in HARNESS:
-                node = self._node(message.metadata.dst_node_id)
-                self.failures.append(f"node {node}, {message.metadata.message_type}: no reply")
+            for message in silent:
+                if message is not None and message.metadata.message_type not in HARNESS:
+                    node = self._node(message.metadata.dst_node_id)
+                    self._note(message, node, "no reply")
+                    self._show(partial(silence, message, node))
+
+    def _note(self, sent: Message, node: int, reason: str) -> None:
+        self.failures.append(f"node {node}, {sent.metadata.message_type}: {reason}")
 
     def _node(self, flower_id: int) -> int:
         return self._roster.get(flower_id, flower_id)
@@ -182,7 +187,9 @@ def _copied(event: Event) -> Event:
     for name, value in vars(event).items():
         if isinstance(value, np.ndarray):
             changes[name] = value.copy()
-        elif isinstance(value, Mapping) and not isinstance(event, Foreign):
+        elif isinstance(event, Foreign) and name == "content":
+            changes[name] = copy_records(value)
+        elif isinstance(value, Mapping):
             changes[name] = _copied_arrays(value)
     return replace(event, **changes)
 

@@ -7,6 +7,7 @@ they drive and what travels; see the file of each.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -135,17 +136,18 @@ def take_turn(
         The closing message, not yet sent.
 
     Raises:
-        NodeFailed: If the node ends its turn too early.
+        NodeFailed: If the node ends its turn too early, or the gradient is not finite.
     """
     request = SplitRequest(round=round_, step=0, bottom=bottom, bottoms=bottoms)
     step = 0
     while True:
         reply = SplitReply.of(exchange(grid, _message(node, request), timeout=timeout))
         if reply.smashed is None:
-            raise NodeFailed(
-                node, SPLIT_STEP, f"no batch {step} in round {round_}"
-            )
+            raise NodeFailed(node, SPLIT_STEP, f"no batch {step} in round {round_}")
         gradient = trainer.step(reply.smashed, _labels(reply, labels, node))
+        if not np.isfinite(gradient).all():
+            cause = f"the cut gradient of round {round_}, step {step} is not finite"
+            raise NodeFailed(node, SPLIT_STEP, f"{cause}; lower protocol.learning_rate")
         step += 1
         request = SplitRequest(round=round_, step=step, gradient=gradient)
         if step == reply.steps:

@@ -20,6 +20,7 @@ from torch import Tensor
 from leakbed.events import Arrays
 from leakbed.grids.failures import NodeFailed
 from leakbed.wire.messages import SPLIT_EVALUATE, EvaluateRequest, SplitReply
+from strategies.setup import Built, Setup
 from strategies.split_loop import TopTrainer, checked, exchange, take_turn
 
 _EVALUATION_ROWS = 256  # rows of smashed data in one evaluation message
@@ -196,3 +197,33 @@ class VanillaSplit(Strategy):
             node = reply.metadata.src_node_id
             raise NodeFailed(node, reply.metadata.message_type, "no bottom in the closing reply")
         self.bottom = bottom
+
+
+def build(setup: Setup) -> Built:
+    """Return the strategy with the first weights of both parts.
+
+    Args:
+        setup: Its architecture must have a cut.
+
+    Returns:
+        The strategy, the top, and a way to read the bottom for the answer key.
+    """
+    parts = setup.architecture.parts(setup.init_stream)
+    top = parts.top.to(setup.device)
+    trainer = TopTrainer(
+        top,
+        setup.optimiser(top.parameters()),
+        defences=setup.defences,
+        defence_stream=setup.defence_stream,
+    )
+    strategy = VanillaSplit(
+        trainer,
+        {name: value.numpy() for name, value in parts.bottom.state_dict().items()},
+        bottoms=setup.bottoms,
+        labels=setup.labels,
+        fraction_train=setup.fraction,
+        test_labels=setup.test_labels,
+        evaluate_rounds=setup.evaluate_rounds,
+        step_timeout=setup.timeout,
+    )
+    return Built(strategy=strategy, arrays=trainer.arrays(), bottom=lambda: strategy.bottom)

@@ -60,6 +60,8 @@ def load(
         raise BadDataError(f"image_size is for image-folder; data set {name!r} has its own size")
     if root is None and (variable := os.environ.get("LEAKBED_DATA")):
         root = Path(variable)
+    if name == "mnist-5k":
+        root = None  # one cache entry, whatever the folder
     return _load(
         name,
         root=None if root is None else root.absolute(),

@@ -117,15 +117,19 @@ def _bound(
         if key not in legal:
             raise PartitionError(unknown(f"setting of partition {name!r}:", key, legal))
     given = {key: value for key, value in ours.items() if key in signature.parameters}
-    given |= {
-        key: np.asarray(value) if key == "distribution_array" else value
-        for key, value in settings.items()
-    }
+    given |= {key: _as_flower_takes(key, value) for key, value in settings.items()}
     try:
         signature.bind(**given)
     except TypeError as error:
         raise PartitionError(f"partition {name!r}: {error}; legal: {', '.join(legal)}") from error
     return make, given
+
+
+def _as_flower_takes(key: str, value: object) -> object:
+    """Return a setting in the one type its partitioner accepts: an array, or no tuple."""
+    if key == "distribution_array":
+        return np.asarray(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _check(

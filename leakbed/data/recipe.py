@@ -22,7 +22,7 @@ class DataRecipe:
         partition: Name of the partitioner.
         partition_settings: Its own settings, as pairs.
         public: Share of the rows the adversary owns.
-        test: Share of the rows held out for testing.
+        test: Share of the rows held out for testing; None as for :func:`leakbed.data.split`.
         download: Whether a missing set may be downloaded.
     """
 
@@ -35,28 +35,24 @@ class DataRecipe:
     partition: str = "iid"
     partition_settings: tuple[tuple[str, Any], ...] = field(default=())
     public: float = 0.2
-    test: float = 0.1
+    test: float | None = None
     download: bool = False
 
     def dataset(self) -> Dataset:
         """Return the whole data set; decoded once per process."""
-        return _dataset(self)
+        return _dataset(self.name, self.root, self.size, self.image_size, self.download)
 
     def split(self) -> Split:
         """Return the rows of every part; computed once per process."""
         return _split(self)
 
 
-@lru_cache(maxsize=4)
-def _dataset(recipe: DataRecipe) -> Dataset:
-    root = Path(recipe.root) if recipe.root else None
-    return load(
-        recipe.name,
-        root=root,
-        size=recipe.size,
-        image_size=recipe.image_size,
-        download=recipe.download,
-    )
+@lru_cache(maxsize=2)  # by what it depends on alone: cells of other seeds share it
+def _dataset(
+    name: str, root: str | None, size: int | None, image_size: int | None, download: bool
+) -> Dataset:
+    folder = Path(root) if root else None
+    return load(name, root=folder, size=size, image_size=image_size, download=download)
 
 
 @lru_cache(maxsize=4)

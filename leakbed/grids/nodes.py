@@ -12,7 +12,7 @@ from typing import Any
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from leakbed.flower_internals import CLIENT_RAISED, set_message_id
+from leakbed.flower_internals import CLIENT_RAISED, NODE_UNAVAILABLE, set_message_id
 
 _RUN_ID = 1
 
@@ -79,6 +79,11 @@ class NodeHost:
             return self._app(message, context)
         except Exception as error:  # noqa: BLE001  reported to the server, as Flower does
             return Message(Error(CLIENT_RAISED, describe(error)), reply_to=message)
+
+
+def unavailable(message: Message, reason: str) -> Message:
+    """Return the error reply of a node that cannot answer a message."""
+    return Message(Error(NODE_UNAVAILABLE, reason), reply_to=message)
 
 
 def describe(error: BaseException) -> str:

@@ -22,6 +22,7 @@ from leakbed.wire.records import (
     config_of,
     pack,
     where,
+    whole,
 )
 
 WEIGHTS = "train"
@@ -72,10 +73,10 @@ class SplitRequest:
         """
         config = config_of(message)
         bottom, bottoms = bottom_of(message)
-        gradient = arrays_under(message, GRADIENT)
+        gradient = arrays_under(message, GRADIENT, needs="gradient")
         return cls(
-            round=int(config[ROUND]),
-            step=int(config["step"]),
+            round=whole(message, config, ROUND),
+            step=whole(message, config, "step"),
             gradient=None if gradient is None else gradient["gradient"],
             bottom=bottom,
             bottoms=bottoms,
@@ -132,10 +133,10 @@ class SplitReply:
         if not isinstance(metrics, MetricRecord):
             raise WireError(f"{where(message)} needs a MetricRecord under {METRICS!r}")
         bottom, bottoms = bottom_of(message)
-        batch = arrays_under(message, SMASHED) or {}
+        batch = arrays_under(message, SMASHED, needs="smashed") or {}
         return cls(
-            steps=_whole(metrics, "steps"),
-            examples=_whole(metrics, "num-examples"),
+            steps=whole(message, metrics, "steps"),
+            examples=whole(message, metrics, "num-examples"),
             smashed=batch.get("smashed"),
             labels=batch.get("labels"),
             rows=batch.get("rows"),
@@ -185,16 +186,9 @@ class EvaluateRequest:
         if bottom is None:
             raise WireError(f"{where(message)} needs a bottom")
         return cls(
-            round=int(config[ROUND]),
-            start=int(config["start"]),
-            stop=int(config["stop"]),
+            round=whole(message, config, ROUND),
+            start=whole(message, config, "start"),
+            stop=whole(message, config, "stop"),
             bottom=bottom,
             bottoms=bottoms,
         )
-
-
-def _whole(metrics: MetricRecord, key: str) -> int:
-    number = metrics[key]
-    if not isinstance(number, int):
-        raise WireError(f"metric {key!r} must be a whole number, got {number!r}")
-    return number

@@ -12,7 +12,8 @@ from leakbed.events import Array, Arrays
 
 CONFIG, METRICS, ROUND = "config", "metrics", "server-round"  # Flower's own keys
 GRADIENT, SMASHED = "cut-gradient", "smashed"
-BOTTOMS = {"sealed": "sealed.bottom", "relayed": "relayed.bottom"}
+SEALED = "sealed."  # what lies under keys that start so, no tap may read
+BOTTOMS = {"sealed": f"{SEALED}bottom", "relayed": "relayed.bottom"}
 
 
 class WireError(ValueError):
@@ -50,9 +51,9 @@ def count_bytes(message: Message) -> int:
 
 
 def sole_arrays(message: Message) -> str | None:
-    """Return the key of a message's only ``ArrayRecord``, or None if it has none or several."""
+    """Return the key of a message's only ``ArrayRecord``; None if none, several or sealed."""
     keys = list(message.content.array_records)
-    return keys[0] if len(keys) == 1 else None
+    return keys[0] if len(keys) == 1 and not keys[0].startswith(SEALED) else None
 
 
 def where(message: Message) -> str:
@@ -78,24 +79,49 @@ def config_of(message: Message) -> Mapping[str, Any]:
     return config
 
 
-def arrays_under(message: Message, key: str) -> dict[str, Array] | None:
+def whole(message: Message, record: Mapping[str, Any], key: str) -> int:
+    """Return a whole number of a record.
+
+    Args:
+        message: The record's message, to name it in an error.
+        record: A configuration or metrics.
+        key: The number's key.
+
+    Returns:
+        The number.
+
+    Raises:
+        WireError: If it is missing or of another type.
+    """
+    number = record.get(key)
+    if not isinstance(number, int):
+        raise WireError(f"{where(message)} needs a whole number {key!r}, got {number!r}")
+    return number
+
+
+def arrays_under(
+    message: Message, key: str, *, needs: str | None = None
+) -> dict[str, Array] | None:
     """Return the arrays filed under a key.
 
     Args:
         message: One of Leakbed's own.
         key: The record's key.
+        needs: An array the record cannot do without.
 
     Returns:
         Copies by name, or None if there is no such record.
 
     Raises:
-        WireError: If the record is not an ``ArrayRecord``.
+        WireError: If the record is not an ``ArrayRecord``, or lacks the array it needs.
     """
     record = message.content.get(key)
     if record is None:
         return None
     if not isinstance(record, ArrayRecord):
         raise WireError(f"{where(message)} needs an ArrayRecord under {key!r}")
+    if needs is not None and needs not in record:
+        raise WireError(f"{where(message)} needs an array {needs!r} under {key!r}")
     return unpack(record)
 
 

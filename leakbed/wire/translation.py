@@ -29,6 +29,7 @@ from leakbed.wire.records import (
     BOTTOMS,
     GRADIENT,
     ROUND,
+    SEALED,
     SMASHED,
     WireError,
     arrays_under,
@@ -37,6 +38,7 @@ from leakbed.wire.records import (
     pack,
     sole_arrays,
     unpack,
+    whole,
 )
 
 
@@ -79,8 +81,7 @@ def events_up(sent: Message, reply: Message, node: int) -> list[Event]:
     if kind in HARNESS:
         return []
     if reply.has_error():
-        reason = reply.error.reason or "no reason given"
-        return [Failed(node=node, round=_round(sent), message_type=kind, reason=reason)]
+        return [_failed(sent, node, reply.error.reason or "no reason given")]
     if kind in {SPLIT_STEP, SPLIT_EVALUATE}:
         return _split_up(sent, reply, node)
     before, after = sole_arrays(sent), sole_arrays(reply)
@@ -94,9 +95,22 @@ def events_up(sent: Message, reply: Message, node: int) -> list[Event]:
                 examples=_examples(reply),
             )
         ]
-    if kind.startswith(WEIGHTS_EVALUATE):
+    if kind.split(".")[0] == WEIGHTS_EVALUATE and not reply.content.array_records:
         return []  # metrics only: nothing an attack could read
     return [_foreign(reply, node, up=True)]
+
+
+def silence(sent: Message, node: int) -> list[Event]:
+    """Return the event of a message that was never answered.
+
+    Args:
+        sent: The message.
+        node: The silent node, by partition id where known.
+
+    Returns:
+        One :class:`~leakbed.events.Failed`.
+    """
+    return [_failed(sent, node, "no reply")]
 
 
 def rewritten(message: Message, event: Event) -> RecordDict:
@@ -122,7 +136,8 @@ def rewritten(message: Message, event: Event) -> RecordDict:
         arrays = event.after if isinstance(event, UpdateUp) else event.arrays
         records[str(sole_arrays(message))] = pack(arrays)
     elif isinstance(event, Foreign):
-        return copy_records(event.content)
+        sealed = {key: record for key, record in records.items() if key.startswith(SEALED)}
+        return RecordDict({**sealed, **copy_records(event.content)})
     else:
         raise WireError(f"{type(event).__name__} cannot be rewritten")
     return records
@@ -130,10 +145,10 @@ def rewritten(message: Message, event: Event) -> RecordDict:
 
 def _split_down(message: Message, node: int) -> list[Event]:
     config = config_of(message)
-    round_ = int(config[ROUND])
+    round_ = whole(message, config, ROUND)
     events = _bottom_events(message, node, round_, up=False)
-    if (arrays := arrays_under(message, GRADIENT)) is not None:
-        step = int(config["step"]) - 1  # the gradient belongs to the batch before
+    if (arrays := arrays_under(message, GRADIENT, needs="gradient")) is not None:
+        step = whole(message, config, "step") - 1  # the gradient belongs to the batch before
         gradient = arrays["gradient"]
         events.append(CutGradientDown(node=node, round=round_, step=step, gradient=gradient))
     return events
@@ -142,12 +157,13 @@ def _split_down(message: Message, node: int) -> list[Event]:
 def _split_up(sent: Message, reply: Message, node: int) -> list[Event]:
     config = config_of(sent)
     training = sent.metadata.message_type == SPLIT_STEP
-    events = _bottom_events(reply, node, int(config[ROUND]), up=True)
-    if (batch := arrays_under(reply, SMASHED)) is not None:
+    round_ = whole(sent, config, ROUND)
+    events = _bottom_events(reply, node, round_, up=True)
+    if (batch := arrays_under(reply, SMASHED, needs="smashed")) is not None:
         smashed = SmashedUp(
             node=node,
-            round=int(config[ROUND]),
-            step=int(config["step" if training else "start"]),
+            round=round_,
+            step=whole(sent, config, "step" if training else "start"),
             smashed=batch["smashed"],
             labels=batch.get("labels"),
             rows=batch.get("rows"),
@@ -169,8 +185,15 @@ def _bottom_events(message: Message, node: int, round_: int, *, up: bool) -> lis
 
 def _foreign(message: Message, node: int, *, up: bool) -> Foreign:
     content = copy_records(message.content)
+    for key in [key for key in content if key.startswith(SEALED)]:
+        del content[key]
     kind = message.metadata.message_type
     return Foreign(node=node, round=_round(message), message_type=kind, up=up, content=content)
+
+
+def _failed(sent: Message, node: int, reason: str) -> Failed:
+    kind = sent.metadata.message_type
+    return Failed(node=node, round=_round(sent), message_type=kind, reason=reason)
 
 
 def _round(message: Message) -> int:

@@ -102,9 +102,7 @@ def test_an_empty_class_is_named(tree: Path, leftover: str | None) -> None:
 
 
 def test_missing_folders_are_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        MissingDataError, match="no folder .*nowhere.*one folder of images per class"
-    ):
+    with pytest.raises(MissingDataError, match=r"no folder .*nowhere.*images per class"):
         load("image-folder", root=tmp_path / "nowhere")
     with pytest.raises(MissingDataError, match="holds no class folders"):
         load("image-folder", root=tmp_path)

@@ -1,6 +1,7 @@
 import inspect
 import logging
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import flwr_datasets.partitioner as flower
@@ -16,7 +17,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "continuous": {"strictness": 0.5},
     "dirichlet": {"alpha": 0.5},
     "distribution": {
-        "distribution_array": [[1.0]] * 10,
+        "distribution_array": [[1.0, 3.0]] * 10,
         "num_unique_labels_per_partition": 2,
         "preassigned_num_samples_per_label": 2,
     },
@@ -65,6 +66,8 @@ def test_these_leave_no_row_out(name: str) -> None:
 
 def test_settings_reach_the_partitioner() -> None:
     assert [len(part) for part in deal("size")] == [20, 40, 60, 80, 100]
+    as_tuple = deal("inner-dirichlet", partition_sizes=(20, 40, 60, 80, 100))
+    assert [len(part) for part in as_tuple] == [20, 40, 60, 80, 100]
     assert all(len(LABELS[part].unique()) == 3 for part in deal("pathological"))
 
     def skew(alpha: float) -> float:
@@ -75,15 +78,17 @@ def test_settings_reach_the_partitioner() -> None:
     assert skew(0.2) > 2 * skew(1000.0)
 
 
-def test_global_generators_and_temporary_files_stay_as_they_were() -> None:
+def test_global_generators_and_temporary_files_stay_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    files = len(list(map(str, __import__("pathlib").Path(tempfile.gettempdir()).glob("hf_*"))))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     deal("shard")
     deal("dirichlet")
     assert torch.equal(before, torch.get_rng_state())
-    after = len(list(map(str, __import__("pathlib").Path(tempfile.gettempdir()).glob("hf_*"))))
-    assert after == files
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_a_partitioner_warns_of_is_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -109,7 +114,7 @@ def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
         ("dirichlet", {"alpha": 0.5, "min_partition_size": 300}, "max number of attempts"),
         ("iid", {"alpha": 0.5}, "setting of partition 'iid': 'alpha'"),
         ("size", {"partition_sizes": [20, 40]}, "makes 2 parts for 5 nodes"),
-        ("size", {"partition_sizes": [200] * 5}, "sum of the partition sizes"),
+        ("size", {"partition_sizes": [200] * 5}, "The sum of partition sizes"),
         ("pathological", {"num_classes_per_partition": 30}, "greater than the number"),
         ("shard", {}, "shard_size needs to be specified"),
     ],

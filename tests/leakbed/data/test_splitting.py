@@ -24,11 +24,8 @@ def dataset(*, rows: int = 600, official_test: int = 0) -> Dataset:
 
 
 def rows_of(owned: Split) -> dict[str, list[int]]:
-    parts = {f"node {index}": node for index, node in enumerate(owned.nodes)}
-    return {
-        name: rows.tolist()
-        for name, rows in {**parts, "public": owned.public, "test": owned.test}.items()
-    }
+    nodes = {f"node {index}": node.tolist() for index, node in enumerate(owned.nodes)}
+    return {**nodes, "public": owned.public.tolist(), "test": owned.test.tolist()}
 
 
 @pytest.mark.parametrize(("partition", "settings"), PARTITIONS)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import jaxtyping
 import pytest
 import torch
 
@@ -39,7 +40,10 @@ def test_true_images_beyond_the_limit_are_all_candidates() -> None:
     assert len(truth.candidates) == 6
 
 
-def test_parts_that_contradict_each_other_are_refused(truth: Truth) -> None:
+def test_parts_that_contradict_each_other_are_refused(
+    truth: Truth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as outside of tests
     with pytest.raises(TruthError, match="labels of shape"):
         replace(truth, labels=truth.labels[:3])
     with pytest.raises(TruthError, match="do not hold the true images"):
@@ -53,6 +57,8 @@ def test_a_derangement_leaves_nothing_in_place(count: int) -> None:
     order = derange(count)
     assert (order != torch.arange(count)).all()
     assert order.sort().values.tolist() == list(range(count))
+    if count > 2:
+        assert (order[order] != torch.arange(count)).all()  # no two trade places
 
 
 def test_a_single_target_has_no_control() -> None:

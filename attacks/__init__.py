@@ -1,0 +1,34 @@
+"""The attacks, one published method per file. Listing one in ``ATTACKS`` puts it under test."""
+
+from attacks.constant_image import ConstantImage
+
+from attacks.deep_leakage_from_model_plus import DeepLeakageFromModelPlus
+from attacks.majority_label import MajorityLabel
+from attacks.mean_image import MeanImage
+from attacks.smashed_as_image import SmashedAsImage
+from attacks.unsplit import UnSplit
+from attacks.unsplit_labels import UnSplitLabels
+from leakbed.contracts import Attack
+
+ATTACKS: dict[str, type[Attack]] = {
+    "constant-image": ConstantImage,
+
+    "dlm-plus": DeepLeakageFromModelPlus,
+    "majority-label": MajorityLabel,
+    "mean-image": MeanImage,
+    "smashed-as-image": SmashedAsImage,
+    "unsplit": UnSplit,
+    "unsplit-labels": UnSplitLabels,
+}
+
+__all__ = [
+    "ATTACKS",
+    "ConstantImage",
+
+    "DeepLeakageFromModelPlus",
+    "MajorityLabel",
+    "MeanImage",
+    "SmashedAsImage",
+    "UnSplit",
+    "UnSplitLabels",
+]

@@ -1,0 +1,228 @@
+"""What a weight update says, and what dummy images and labels would have said instead.
+
+The server holds the weights it sent and those it got back; their difference is, for plain SGD, the
+node's gradient times an unknown learning rate. From dummy images and soft labels it computes the
+gradient they would have caused at the same weights.
+
+Source: Zhu, Liu, Han, *Deep Leakage from Gradients*, NeurIPS 2019,
+https://arxiv.org/abs/1906.08935; labels from the last bias: Zhao, Mopuri, Bilen, *iDLG: Improved
+Deep Leakage from Gradients*, 2020, https://arxiv.org/abs/2001.02610.
+
+Departures:
+- The last bias stands for iDLG's last weights: it needs no activation of a known sign.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.func import functional_call, grad
+from torch.nn.functional import one_hot
+
+from leakbed.contracts import MissingKnowledgeError, UnfitViewError, View
+from leakbed.seeds import generator
+
+Weights = Mapping[str, Tensor]
+"""One tensor per weight, by name; gradients and differences of weights have the same form."""
+
+Labels = Literal["inferred", "analytic", "given"]
+Path = Literal["start", "between"]
+
+PRECISION = torch.float64  # in float32 more random starts get lost: 81 against 94 % solved
+
+
+class Clues(NamedTuple):
+    """What the adversary computes with; the leading axis of every tensor is the target.
+
+    A tuple, so that ``torch.func.vmap`` hands a function the clues about one target.
+
+    Attributes:
+        weights: Those each victim started from.
+        update: The weights it started from less those it sent.
+        labels: One-hot; no columns where they are to be inferred.
+    """
+
+    weights: Weights
+    update: Weights
+    labels: Tensor
+
+    @property
+    def last_bias(self) -> Float[Tensor, " targets classes"]:
+        """The update of the last bias: the learning rate times the sum of (prediction - label)."""
+        return list(self.update.values())[-1]
+
+    def of(self, targets: Int[Tensor, " some"]) -> "Clues":
+        """Return the clues about some targets, in that order.
+
+        Args:
+            targets: Which.
+        """
+        return Clues(
+            weights={name: tensor[targets] for name, tensor in self.weights.items()},
+            update={name: tensor[targets] for name, tensor in self.update.items()},
+            labels=self.labels[targets],
+        )
+
+
+def clues(view: View, *, labels: Labels) -> Clues:
+    """Read a view.
+
+    Args:
+        view: With ``before`` and ``after``, and ``labels`` if they are given.
+        labels: Where the labels come from.
+
+    Returns:
+        The same, as the attacks compute with it.
+
+    Raises:
+        MissingKnowledgeError: The view lacks weights or labels.
+        UnfitViewError: Labels cannot be read off these updates.
+    """
+    if view.before is None or view.after is None:
+        raise MissingKnowledgeError(
+            "the view holds no weights before and after training; this attack reads FedAvg updates"
+        )
+    weights = {name: tensor.to(PRECISION) for name, tensor in view.before.items()}
+    update = {name: tensor - view.after[name].to(PRECISION) for name, tensor in weights.items()}
+    return Clues(weights=weights, update=update, labels=_labels(view, update, labels=labels))
+
+
+def _labels(view: View, update: Weights, *, labels: Labels) -> Float[Tensor, " targets rows known"]:
+    """Return the labels the adversary need not search for, one-hot."""
+    if labels == "inferred":
+        return torch.empty(view.targets, view.rows, 0, device=view.device, dtype=PRECISION)
+    if labels == "given":
+        if view.labels is None:
+            raise MissingKnowledgeError("labels = 'given', but the view holds none")
+        return one_hot(view.labels, view.num_classes).to(PRECISION)
+    last = list(update.values())[-1]
+    if view.rows != 1 or last.shape[1:] != (view.num_classes,):
+        raise UnfitViewError(
+            f"labels = 'analytic' needs one sample per update, not {view.rows}, and a last bias of "
+            f"{view.num_classes} entries, not of shape {tuple(last.shape[1:])}; use 'inferred'"
+        )
+    # Only the true class has a negative entry of prediction - label (iDLG, equation 3).
+    return one_hot(last.argmin(-1, keepdim=True), view.num_classes).to(PRECISION)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dummies:
+    """How the dummy images and labels of one target lie in a point of the search.
+
+    Attributes:
+        network: The layers in evaluation mode, with the victims' buffers; its weights are not read.
+        image_shape: Channels, height, width.
+        rows: Samples behind a target.
+        num_classes: Number of labels.
+        steps: Gradients whose mean explains the update, each of an equal share of the samples;
+            step i is taken i / ``steps`` of the way from the received to the returned weights.
+    """
+
+    network: nn.Module
+    image_shape: tuple[int, int, int]
+    rows: int
+    num_classes: int
+    steps: int
+
+    @classmethod
+    def of(cls, view: View, *, path: Path) -> "Dummies":
+        """Return the dummies of a view.
+
+        Args:
+            view: With ``architecture``; its buffers are those of every target.
+            path: Where the gradients of several local steps are taken.
+
+        Returns:
+            Their layout and the network they pass through.
+
+        Raises:
+            MissingKnowledgeError: The view lacks the architecture.
+        """
+        if view.architecture is None:
+            raise MissingKnowledgeError(
+                "the view holds no architecture; dummies need a network to cause a gradient in"
+            )
+        network = view.architecture.build(0).eval()  # stream 0: these weights are never read
+        network.load_state_dict(dict(view.buffers or {}), strict=False)
+        return cls(
+            network=network.to(device=view.device, dtype=PRECISION),
+            image_shape=view.image_shape,
+            rows=view.rows,
+            num_classes=view.num_classes,
+            steps=view.local_steps if path == "between" else 1,
+        )
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Where in a point the pixels end, and where the label scores after them end."""
+        pixels = self.rows * prod(self.image_shape)
+        return pixels, pixels + self.rows * self.num_classes
+
+    def images(self, point: Float[Tensor, " *stack size"]) -> Float[Tensor, " *stack rows c h w"]:
+        """Return the dummy images of a point, or of each of a stack.
+
+        Args:
+            point: Pixels, label scores, other unknowns.
+        """
+        return point[..., : self.sizes[0]].unflatten(-1, (self.rows, *self.image_shape))
+
+    def soft_labels(
+        self, point: Float[Tensor, " *stack size"], clues: Clues
+    ) -> Float[Tensor, " *stack rows classes"]:
+        """Return the known labels, else the dummy ones of a point, or of each of a stack.
+
+        Args:
+            point: Pixels, label scores, other unknowns.
+            clues: About the same target or targets.
+        """
+        if clues.labels.shape[-1]:
+            return clues.labels
+        pixels, size = self.sizes
+        return point[..., pixels:size].unflatten(-1, (self.rows, self.num_classes)).softmax(-1)
+
+    def draw(self, stream: int) -> Float[Tensor, " size"]:
+        """Return random dummies: pixels and label scores from N(0, 1).
+
+        Args:
+            stream: Seed of the draw.
+        """
+        return torch.randn(self.sizes[1], generator=generator(stream), dtype=PRECISION)
+
+    def gradient(self, point: Float[Tensor, " size"], clues: Clues) -> dict[str, Tensor]:
+        """Return the gradient one target's dummies cause.
+
+        Args:
+            point: Pixels, label scores, other unknowns.
+            clues: About this target alone, without the leading axis.
+
+        Returns:
+            One tensor per weight, by name.
+        """
+        images = self.images(point)
+        labels = self.soft_labels(point, clues)
+        gradients = []
+        for step in range(self.steps):
+            way = step / self.steps
+            weights = {
+                name: tensor - way * clues.update[name] for name, tensor in clues.weights.items()
+            }
+            share = slice(step * self.rows // self.steps, (step + 1) * self.rows // self.steps)
+            gradients.append(grad(self._loss)(weights, images[share], labels[share]))
+        return {
+            name: torch.stack([gradient[name] for gradient in gradients]).mean(0)
+            for name in clues.weights
+        }
+
+    def _loss(
+        self,
+        weights: dict[str, Tensor],
+        images: Float[Tensor, " rows channels height width"],
+        labels: Float[Tensor, " rows classes"],
+    ) -> Float[Tensor, ""]:
+        """Return the mean cross-entropy between soft labels and predictions."""
+        logits = functional_call(self.network, weights, (images,))
+        return -(labels * logits.log_softmax(-1)).sum(-1).mean()

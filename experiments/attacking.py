@@ -1,0 +1,259 @@
+"""One attack on one recorded run: from trace to guess, from guess to scores.
+
+The attack gets a view and a stream of its own; only afterwards does the oracle open the answers.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from attacks import ATTACKS
+from experiments.settings import AttackSettings
+from leakbed.contracts import Attack, Guess
+from leakbed.events import Arrays
+from leakbed.models import resolve_device
+from leakbed.oracle import (
+    CloneScores,
+    Scores,
+    Truth,
+    baselines,
+    control_verdict,
+    score,
+    score_clones,
+)
+from leakbed.oracle.answer_key import AnswerKey
+from leakbed.seeds import derive
+from leakbed.trace import Trace
+from leakbed.views import Evidences, Target, architecture_of, build_view, pick_targets
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Attacked:
+    """An attack's answer, with what it took.
+
+    Attributes:
+        attack: With its settings.
+        targets: Which messages were attacked.
+        guess: On the CPU.
+        seconds: Time the attack itself took.
+    """
+
+    attack: Attack
+    targets: Sequence[Target]
+    guess: Guess
+    seconds: float
+
+
+def make_attack(settings: AttackSettings) -> Attack:
+    """Return an attack with its settings.
+
+    Args:
+        settings: Checked; values out of range raise the attack's own errors.
+
+    Returns:
+        The attack.
+    """
+    kind = ATTACKS[settings.name]
+    own = dict(settings.own)
+    if settings.restarts is not None and "restarts" in _fields(kind):
+        own["restarts"] = settings.restarts
+    return kind(**own)
+
+
+def attack_run(trace: Path, settings: AttackSettings, *, stream: int, device: str) -> Attacked:
+    """Attack a recorded run.
+
+    A run without the messages the attack reads raises :class:`~leakbed.views.MisfitError`.
+
+    Args:
+        trace: Its trace.
+        settings: The attack's.
+        stream: The adversary's.
+        device: As for :func:`leakbed.models.resolve_device`.
+
+    Returns:
+        The guess of the restart with the lowest objective of the attack's own, target by target.
+    """
+    recorded = Trace(trace)
+    evidences = Evidences.of(recorded)
+    attack = make_attack(settings)
+    targets = pick_targets(evidences, attack.threat, when=settings.when, count=settings.targets)
+    where = resolve_device(device)
+    view = build_view(recorded, evidences, attack.threat, targets, device=where)
+    repeats = 1 if "restarts" in _fields(type(attack)) else settings.restarts or 1
+    started = perf_counter()
+    guess = attack.run(view, seed=derive(stream, "restart/0"))
+    for repeat in range(1, repeats):
+        guess = _better(guess, attack.run(view, seed=derive(stream, f"restart/{repeat}")))
+    seconds = perf_counter() - started
+    return Attacked(attack=attack, targets=targets, guess=_on_cpu(guess), seconds=seconds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What the oracle says of a guess, as JSON values.
+
+    Attributes:
+        scores: Every metric of the guess.
+        baselines: Every metric of what needs no evidence.
+        control: The negative control.
+        unreliable: Why the numbers should not be trusted, or None.
+    """
+
+    scores: dict[str, Any]
+    baselines: dict[str, dict[str, float | None]]
+    control: dict[str, Any] | None
+    unreliable: str | None
+
+
+def judge(
+    attacked: Attacked, answers: AnswerKey, trace: Path, *, stream: int
+) -> tuple[Verdict, Truth]:
+    """Score a guess against the truth, its baselines and its negative control.
+
+    Args:
+        attacked: The guess.
+        answers: The run's answer key.
+        trace: The run's trace, for the server's part of the model.
+        stream: The oracle's, for the untrained bottom stolen models are compared with.
+
+    Returns:
+        The verdict, and the truth it was given by.
+    """
+    truth, guess = answers.truth(attacked.targets), attacked.guess
+    found = baselines(truth, unordered_labels=guess.images is None)
+    scores = score(guess, truth, baselines=found)
+    control, reasons = _control(guess, truth, found)
+    if scores.failures:
+        reasons.append(f"{scores.failures} of {scores.targets} targets failed")
+    result = scores.as_dict()
+    if guess.clones is not None and answers.bottom is not None:
+        result["stolen_model"] = _stolen(guess.clones, answers, trace, stream).as_dict()
+    verdict = Verdict(
+        scores=result,
+        baselines={name: each.means() for name, each in found.items()},
+        control=control,
+        unreliable="; ".join(reasons) or None,
+    )
+    return verdict, truth
+
+
+def keep_guess(attacked: Attacked, path: Path) -> None:
+    """Write a guess, so that a later metric can score it without attacking again.
+
+    Args:
+        attacked: The guess.
+        path: Of a safetensors file.
+    """
+    guess = attacked.guess
+    tensors = {
+        name: getattr(guess, name)
+        for name in ("images", "labels", "objective", "failed")
+        if getattr(guess, name) is not None
+    }
+    _save(tensors, path)
+
+
+def keep_truth(truth: Truth, path: Path) -> None:
+    """Write the attacked samples beside the guess, for the owner's report.
+
+    Args:
+        truth: Of the attacked targets.
+        path: Of a safetensors file.
+    """
+    _save({"images": truth.images, "labels": truth.labels}, path)
+
+
+def read_guess(path: Path) -> Guess:
+    """Return a kept guess.
+
+    Args:
+        path: From :func:`keep_guess`.
+
+    Returns:
+        The guess, without its clones.
+    """
+    return Guess(**load_file(path))
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
+    partial.chmod(0o600)
+    partial.replace(path)
+
+
+def _control(
+    guess: Guess, truth: Truth, found: Mapping[str, Scores]
+) -> tuple[dict[str, Any] | None, list[str]]:
+    if truth.targets < 2:  # noqa: PLR2004  two things can trade places, one cannot
+        return None, ["a single target has no negative control"]
+    verdict = control_verdict(score(guess, truth.deranged()), found)
+    above = ", ".join(verdict["above"])
+    reasons = [f"the negative control beats its baseline in {above}"] if above else []
+    return dict(verdict), reasons
+
+
+def _stolen(
+    clones: Mapping[str, Tensor], answers: AnswerKey, trace: Path, stream: int
+) -> CloneScores:
+    recorded = Trace(trace)
+    architecture = architecture_of(recorded.about)
+    bottom, top = architecture.bottom(0), architecture.top(0)
+    bottom.load_state_dict(_tensors(answers.bottom or {}))
+    held = recorded.holding("server", f"model/round-{recorded.about['rounds']}")
+    top.load_state_dict(_tensors(held or {}))
+    return score_clones(
+        clones,
+        architecture=architecture,
+        victim_bottom=bottom.eval(),
+        server_top=top.eval(),
+        images=answers.test_images,
+        labels=answers.test_labels,
+        stream=stream,
+    )
+
+
+def _tensors(arrays: Arrays) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(value) for name, value in arrays.items()}
+
+
+def _better(first: Guess, second: Guess) -> Guess:
+    """Return target by target the guess with the lower objective; failures lose."""
+    if first.objective is None or second.objective is None:
+        return first
+    wins = second.objective < first.objective.nan_to_num(torch.inf)
+    changes: dict[str, Any] = {}
+    for each in fields(Guess):
+        a, b = getattr(first, each.name), getattr(second, each.name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            changes[each.name] = {name: _where(wins, b[name], a[name]) for name in a}
+        elif a is not None and b is not None:
+            changes[each.name] = _where(wins, b, a)
+    return replace(first, **changes)
+
+
+def _where(wins: Tensor, better: Tensor, worse: Tensor) -> Tensor:
+    return torch.where(wins.reshape(-1, *[1] * (better.dim() - 1)), better, worse)
+
+
+def _on_cpu(guess: Guess) -> Guess:
+    changes: dict[str, Any] = {}
+    for each in fields(Guess):
+        value = getattr(guess, each.name)
+        if isinstance(value, Mapping):
+            changes[each.name] = {name: tensor.detach().cpu() for name, tensor in value.items()}
+        elif value is not None:
+            changes[each.name] = value.detach().cpu()
+    return replace(guess, **changes)
+
+
+def _fields(kind: type[Attack]) -> set[str]:
+    return {each.name for each in fields(kind)}  # type: ignore[arg-type]  a frozen dataclass

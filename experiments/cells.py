@@ -1,0 +1,134 @@
+"""Cells: case x sweep x defence x attack, each with the settings it runs with and nothing more."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from experiments.settings import (
+    SECTIONS,
+    AttackSettings,
+    DataSettings,
+    DefenseSettings,
+    JsonObject,
+    ModelSettings,
+    ProtocolSettings,
+    Settings,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One training run; cells that differ only in a passive attack share it.
+
+    Attributes:
+        seed: From which its streams are derived.
+        data: Its data.
+        model: Its network.
+        protocol: How it trains.
+        defense: What protects it.
+        device: Where parties compute.
+    """
+
+    seed: int
+    data: DataSettings
+    model: ModelSettings
+    protocol: ProtocolSettings
+    defense: DefenseSettings
+    device: str
+
+    def as_json(self) -> JsonObject:
+        """Return every setting as JSON values."""
+        return {
+            "seed": self.seed,
+            "data": self.data.model_dump(mode="json"),
+            "model": self.model.model_dump(mode="json"),
+            "protocol": self.protocol.model_dump(mode="json"),
+            "defense": self.defense.model_dump(mode="json"),
+            "device": self.device,
+        }
+
+    def key(self, source: str) -> str:
+        """Return the name of this run's folder: a hash of its settings and of the code."""
+        text = json.dumps([self.as_json(), source], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellSettings:
+    """One result to be: a training run and an attack on it.
+
+    Attributes:
+        case: Its name in the experiment.
+        training: What is attacked.
+        attack: By what.
+        demo: Whether the budget is cut for a demonstration.
+    """
+
+    case: str
+    training: Training
+    attack: AttackSettings
+    demo: bool
+
+    def as_json(self) -> JsonObject:
+        """Return every setting a result depends on as JSON values."""
+        attack = self.attack.model_dump(mode="json", exclude={"reported"})
+        return {
+            "case": self.case,
+            **self.training.as_json(),
+            "attack": attack,
+            "demo": self.demo,
+        }
+
+
+def cells(settings: Settings) -> list[CellSettings]:
+    """Return every cell of an experiment, those of one training run beside each other.
+
+    Args:
+        settings: Checked.
+
+    Returns:
+        Cells in the order case, sweep, defence, attack.
+    """
+    return [
+        CellSettings(case=case, training=training, attack=attack, demo=settings.demo)
+        for case, training in _trainings(settings)
+        for attack in settings.attack
+    ]
+
+
+def _trainings(settings: Settings) -> Iterator[tuple[str, Training]]:
+    for case in settings.case or ({"name": settings.name},):
+        fixed = {key: value for key, value in case.items() if key != "name"}
+        for values in product(*settings.sweep.values()):
+            swept = dict(zip(settings.sweep, values, strict=True))
+            for defense in settings.defense:
+                yield _label(case["name"], swept), _training(settings, {**fixed, **swept}, defense)
+
+
+def _label(case: str, swept: Mapping[str, Any]) -> str:
+    """Name a cell's case with the swept values that tell it apart."""
+    parts = [f"{key.rpartition('.')[2]}={value}" for key, value in swept.items()]
+    return " ".join([case, *parts])
+
+
+def _training(
+    settings: Settings, overrides: Mapping[str, Any], defense: DefenseSettings
+) -> Training:
+    merged: dict[str, JsonObject] = {
+        section: getattr(settings, section).model_dump() for section in SECTIONS
+    }
+    for key, value in overrides.items():
+        section, _, name = key.partition(".")
+        if name:
+            merged[section][name] = value
+    return Training(
+        seed=overrides.get("seed", settings.seed),
+        data=DataSettings(**merged["data"]),
+        model=ModelSettings(**merged["model"]),
+        protocol=ProtocolSettings(**merged["protocol"]),
+        defense=defense,
+        device=settings.device,
+    )

@@ -1,0 +1,134 @@
+"""Measures of a report: a mean with its error, pooled over seeds, and when two of them differ.
+
+A pooled mean is over all targets of all seeds; its error is the larger of the spread over targets
+and the spread over seeds, since targets of one seed share one victim. Rates also have the exact
+binomial interval, which is what keeps 8 hits of 8 from having no error at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+from leakbed.metrics import binomial_interval
+
+RATES = frozenset({"identification", "label_accuracy"})
+"""Metrics that are shares of samples, shown in percent."""
+
+_ROUNDING = 1e-9  # differences under this are arithmetic, not findings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """One number with what is known of its error.
+
+    Attributes:
+        mean: Over all targets of all seeds.
+        std: Over the same; ``None`` for a single target.
+        stderr: Standard error of the mean; ``None`` for a single target.
+        interval: Exact 95 % interval of a rate.
+    """
+
+    mean: float
+    std: float | None = None
+    stderr: float | None = None
+    interval: tuple[float, float] | None = None
+
+    @property
+    def error(self) -> float | None:
+        """The standard error to compare with: for a rate no less than its interval allows."""
+        if self.interval is None or self.stderr is None:
+            return self.stderr
+        return max(self.stderr, (self.interval[1] - self.interval[0]) / 4)
+
+
+def pooled(tables: Sequence[Mapping[str, Any]], name: str) -> Measure | None:
+    """Return one measure over several seeds' tables.
+
+    Args:
+        tables: ``scores`` or ``utility`` of cards; an entry is a number or a summary.
+        name: The entry to pool.
+
+    Returns:
+        ``None`` where no table has a finite number of that name.
+    """
+    found = [(entry, table) for table in tables if (entry := _summary(table.get(name)))]
+    if not found:
+        return None
+    means = [entry["mean"] for entry, _ in found]
+    values = [value for entry, _ in found for value in entry["values"]]
+    rows = sum(len(entry["values"]) * int(number(table.get("rows")) or 1) for entry, table in found)
+    mean = fmean(values or means)
+    spread = values if len(values) > 1 else means
+    return Measure(
+        mean=mean,
+        std=stdev(spread) if len(spread) > 1 else None,
+        stderr=max((_stderr(part) for part in (values, means) if len(part) > 1), default=None),
+        interval=binomial_interval(round(mean * rows), rows) if name in RATES and rows else None,
+    )
+
+
+def difference(first: Measure, second: Measure) -> float | None:
+    """Return ``first - second`` if it exceeds two standard errors, else ``None``.
+
+    A measure whose error is unknown (a single target) decides nothing.
+
+    Args:
+        first: A measure.
+        second: Another, taken as independent of it.
+
+    Returns:
+        The difference of the means, or ``None`` if it may be chance.
+    """
+    if first.error is None or second.error is None:
+        return None
+    gap = first.mean - second.mean
+    limit = 2 * (first.error**2 + second.error**2) ** 0.5
+    return gap if abs(gap) > max(limit, _ROUNDING) else None
+
+
+def number(value: object) -> float | None:
+    """Return a JSON value as a number; ``None`` if it is none."""
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _stderr(values: Sequence[float]) -> float:
+    return float(stdev(values) / len(values) ** 0.5)
+
+
+def _summary(entry: object) -> dict[str, Any] | None:
+    """Return an entry as mean and values; ``None`` for anything else or not finite."""
+    if (single := number(entry)) is not None:
+        return {"mean": single, "values": []}
+    if not isinstance(entry, Mapping) or number(entry.get("mean")) is None:
+        return None
+    values = entry.get("values") or []
+    return {"mean": entry["mean"], "values": [value for value in values if value is not None]}
+
+
+def value_text(metric: str, value: float) -> str:
+    """Return a value as a report prints it: rates in percent, small errors in scientific form."""
+    if metric in RATES:
+        return f"{100 * value:.0f} %"
+    if metric == "psnr":
+        return f"{value:.1f} dB"
+    return f"{value:.2g}" if metric.endswith("mse") else f"{value:.2f}"
+
+
+def error_text(metric: str, measure: Measure) -> str:
+    """Return what is known of a measure's error: an interval of a rate, else two errors."""
+    if measure.interval is not None:
+        low, high = (f"{100 * end:.0f}" for end in measure.interval)
+        return f"{low} to {high} %"
+    if measure.stderr is None:
+        return "one target"
+    return f"± {value_text(metric, 2 * measure.stderr)}"
+
+
+def text(metric: str, measure: Measure) -> str:
+    """Return a value and its error, such as ``0.97 ± 0.02`` or ``94 % (79 to 99 %)``."""
+    error = error_text(metric, measure)
+    value = value_text(metric, measure.mean)
+    return f"{value} {error}" if error.startswith("±") else f"{value} ({error})"

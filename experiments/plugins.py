@@ -1,0 +1,90 @@
+"""The names and settings of the plug-ins, read from their source without importing it.
+
+Importing an attack imports torch, which takes seconds; a typing mistake in a settings file should
+be answered at once. Catalogues are one plain dict each, one class per file, so their source says
+all there is to know; a test compares this reading with the classes themselves.
+"""
+
+import ast
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PluginFields:
+    """What a settings file may say of one plug-in.
+
+    Attributes:
+        settings: Names of its dataclass fields.
+    """
+
+    settings: tuple[str, ...]
+
+
+@cache
+def plugin_fields(package: str) -> dict[str, PluginFields]:
+    """Return the catalogue of a package by key.
+
+    Args:
+        package: ``"attacks"`` or ``"defenses"``.
+
+    Returns:
+        What a settings file may say of each plug-in.
+    """
+    catalogue = _parsed(_ROOT / package / "__init__.py")
+    return {
+        name: PluginFields(settings=tuple(_fields(catalogue, value.id)))
+        for name, value in _entries(catalogue).items()
+        if isinstance(value, ast.Name)
+    }
+
+
+@cache
+def protocol_names() -> tuple[str, ...]:
+    """Return the keys of the catalogue of protocols."""
+    return tuple(_entries(_parsed(_ROOT / "strategies" / "__init__.py")))
+
+
+def _entries(catalogue: ast.Module) -> dict[str, ast.expr]:
+    """Return the entries of the one dict a catalogue's module defines."""
+    return {
+        str(key.value): value
+        for node in catalogue.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict)
+        for key, value in zip(node.value.keys, node.value.values, strict=True)
+        if isinstance(key, ast.Constant)
+    }
+
+
+def _fields(module: ast.Module, name: str) -> list[str]:
+    """Return the annotated fields of a class, its bases' first, class variables excepted."""
+    for node in module.body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            inherited = [
+                field
+                for base in node.bases
+                if isinstance(base, ast.Name)
+                for field in _fields(module, base.id)
+            ]
+            return list(dict.fromkeys(inherited + _annotated(node)))
+        if isinstance(node, ast.ImportFrom) and name in {alias.name for alias in node.names}:
+            path = _ROOT / f"{str(node.module).replace('.', '/')}.py"
+            return _fields(_parsed(path), name) if path.is_file() else []
+    return []
+
+
+def _annotated(node: ast.ClassDef) -> list[str]:
+    return [
+        statement.target.id
+        for statement in node.body
+        if isinstance(statement, ast.AnnAssign)
+        and isinstance(statement.target, ast.Name)
+        and "ClassVar" not in ast.unparse(statement.annotation)
+    ]
+
+
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))

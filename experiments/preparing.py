@@ -1,0 +1,177 @@
+"""A training run's ingredients, checked before anything is sent; and the truth behind it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from clients.cell import Cell, TrainingPlan
+from defenses import DEFENSES
+from experiments.cells import Training
+from leakbed.contracts import Protects
+from leakbed.data.recipe import DataRecipe
+from leakbed.events import Arrays
+from leakbed.models import Architecture, resolve_device
+from leakbed.oracle.answer_key import AnswerKey
+from leakbed.seeds import derive
+from strategies import PROTOCOLS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A training run's ingredients, checked before anything is sent.
+
+    Attributes:
+        settings: As the experiment has them.
+        data: What the rows are a function of.
+        architecture: The network.
+        plan: How nodes train.
+        defenses: Name and settings of each defence.
+    """
+
+    settings: Training
+    data: DataRecipe
+    architecture: Architecture
+    plan: TrainingPlan
+    defenses: tuple[tuple[str, Mapping[str, Any]], ...]
+
+    def stream(self, role: str) -> int:
+        """Return the stream of a role in this run."""
+        return derive(self.settings.seed, role)
+
+    def cell(self, partition: int) -> Cell:
+        """Return what one node is told."""
+        return Cell(
+            data=self.data,
+            architecture=self.architecture,
+            plan=self.plan,
+            partition=partition,
+            stream=self.stream(f"node/{partition}"),
+            defence_stream=self.stream(f"defence/{partition}"),
+            defenses=self.defenses,
+            device=self.settings.device,
+        )
+
+
+def prepare(training: Training, *, root: str | None) -> Prepared:
+    """Load the data, build the network and refuse what cannot run, before training starts.
+
+    Data, models, cuts and batches that do not fit raise the errors of :mod:`leakbed.data`,
+    :mod:`leakbed.models` and :mod:`leakbed.order`.
+
+    Args:
+        training: The run's settings.
+        root: Folder of downloaded data sets, or None.
+
+    Returns:
+        The run's ingredients.
+    """
+    chosen, model, protocol = training.data, training.model, training.protocol
+    own = dict(chosen.partition_settings)
+    if chosen.alpha is not None:
+        own["alpha"] = chosen.alpha
+    data = DataRecipe(
+        name=chosen.name,
+        nodes=chosen.nodes,
+        stream=derive(training.seed, "data"),
+        root=root,
+        size=chosen.size,
+        image_size=chosen.image_size,
+        partition=chosen.partition,
+        partition_settings=tuple(sorted(own.items())),
+        public=chosen.public,
+        test=chosen.test,
+        download=chosen.download,
+    )
+    dataset = data.dataset()
+    channels, height, width = dataset.images.shape[1:]
+    architecture = Architecture(
+        name=model.name,
+        image_shape=(channels, height, width),
+        num_classes=len(dataset.classes),
+        activation=model.activation,
+        initialisation=model.initialisation,
+        cut=model.cut,
+    )
+    plan = TrainingPlan(
+        batch_size=protocol.batch_size,
+        local_steps=protocol.local_steps,
+        optimizer=protocol.optimizer,
+        learning_rate=protocol.learning_rate,
+        momentum=protocol.momentum,
+        weight_decay=protocol.weight_decay,
+        labels=protocol.labels,
+        bottoms=protocol.bottoms,
+    )
+    prepared = Prepared(
+        settings=training,
+        data=data,
+        architecture=architecture,
+        plan=plan,
+        defenses=training.defense.stack,
+    )
+    if PROTOCOLS[protocol.name].exchanges == "split":
+        architecture.parts(0)  # an illegal cut is refused here
+    for partition, rows in enumerate(data.split().nodes):
+        prepared.cell(partition).batches(1, len(rows))
+    resolve_device(training.device)
+    return prepared
+
+
+def misfit(training: Training) -> str | None:
+    """Return why a defence cannot protect a protocol, or None if it can."""
+    exchanges = PROTOCOLS[training.protocol.name].exchanges
+    sent = (
+        {Protects.UPDATE} if exchanges == "weights" else {Protects.SMASHED, Protects.CUT_GRADIENT}
+    )
+    for name, _ in training.defense.stack:
+        protects = DEFENSES[name].protects
+        if not protects & sent:
+            fitting = [key for key, other in DEFENSES.items() if other.protects & sent]
+            return (
+                f"{name} protects {', '.join(sorted(protects))} messages but "
+                f"{training.protocol.name} sends {', '.join(sorted(sent))}; "
+                f"use {' or '.join(fitting)}"
+            )
+    return None
+
+
+def answer_key(prepared: Prepared, bottom: Arrays | None) -> AnswerKey:
+    """Return the private truth behind a run.
+
+    Args:
+        prepared: The run.
+        bottom: Its last bottom, where the protocol has one.
+
+    Returns:
+        Everything the oracle needs to score attacks on it.
+    """
+    dataset, rows = prepared.data.dataset(), prepared.data.split()
+    starts = torch.tensor([0, *(len(part) for part in rows.nodes)]).cumsum(0)
+    private = torch.cat(list(rows.nodes))
+    return AnswerKey(
+        images=dataset.images[private],
+        labels=dataset.labels[private],
+        test_images=dataset.images[rows.test],
+        test_labels=dataset.labels[rows.test],
+        order=_order(prepared, rows.nodes, starts),
+        num_classes=len(dataset.classes),
+        public_images=dataset.images[rows.public],
+        public_labels=dataset.labels[rows.public],
+        bottom=bottom,
+    )
+
+
+def _order(
+    prepared: Prepared, nodes: tuple[Int[Tensor, " _"], ...], starts: Int[Tensor, " _"]
+) -> dict[tuple[int, int, int], list[int]]:
+    protocol = prepared.settings.protocol
+    return {
+        (partition, round_, step): (starts[partition] + batch).tolist()
+        for partition, part in enumerate(nodes)
+        for round_ in range(1, protocol.rounds + 1)
+        for step, batch in enumerate(prepared.cell(partition).batches(round_, len(part)))
+    }

@@ -1,0 +1,226 @@
+"""Cells as a report shows them: cards that differ only in their seed are one.
+
+Cells come in a readable order, and each says by which settings it differs from its namesakes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean
+from typing import Any, Literal
+
+from experiments.measures import Measure, number, pooled
+from leakbed.cards import Card
+from leakbed.metrics import HIGHER_LEAKS_MORE
+from leakbed.oracle import NEEDS_TRUTH
+
+Family = Literal["weights", "split"]
+
+FAMILY_IN_WORDS: dict[Family, str] = {"weights": "weight exchange", "split": "split learning"}
+
+METRIC_IN_WORDS: dict[str, str] = {
+    "identification": "identification",
+    "abs_pearson": "|Pearson|",
+    "ssim": "SSIM",
+    "ssim_skill": "SSIM skill",
+    "label_accuracy": "label accuracy",
+    "mse": "MSE",
+    "psnr": "PSNR",
+    "affine_mse": "affine MSE",
+}
+
+NO_ATTACK = frozenset({"constant-image", "mean-image", "smashed-as-image", "majority-label"})
+"""Catalogue entries that only say what a score is worth without an attack."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One row of a report.
+
+    Attributes:
+        cards: The same settings under one or several seeds.
+        variant: The settings that tell this cell from others of the same name, as text.
+    """
+
+    cards: tuple[Card, ...]
+    variant: str = ""
+
+    @property
+    def first(self) -> Card:
+        """The card whose pictures are shown and whose words are printed."""
+        return self.cards[0]
+
+    @property
+    def case(self) -> str:
+        """The experiment's name of the setting, without its seed."""
+        return unseeded(self.first.case)
+
+    @property
+    def family(self) -> Family:
+        """What its protocol exchanges."""
+        return family(self.first)
+
+    @property
+    def is_attack(self) -> bool:
+        """Whether it is an attack rather than an evidence-free entry of the catalogue."""
+        return self.first.attack not in NO_ATTACK
+
+    @property
+    def failures(self) -> int:
+        """Targets without a usable guess, over all seeds."""
+        return sum(int(number(card.scores.get("failures")) or 0) for card in self.cards)
+
+    @property
+    def targets(self) -> int:
+        """Attacked messages, over all seeds."""
+        return sum(int(number(card.scores.get("targets")) or 0) for card in self.cards)
+
+    @property
+    def unreliable(self) -> list[str]:
+        """Every distinct reason not to trust the numbers."""
+        return list(dict.fromkeys(card.unreliable for card in self.cards if card.unreliable))
+
+    @property
+    def control_within(self) -> bool | None:
+        """Whether every seed's negative control stayed at the baselines; ``None``: none was run."""
+        verdicts = [card.control.get("within") for card in self.cards if card.control]
+        known = [verdict for verdict in verdicts if verdict is not None]
+        return all(known) if known else None
+
+    @cached_property
+    def measures(self) -> dict[str, Measure]:
+        """Every metric the cards have."""
+        names = dict.fromkeys(name for card in self.cards for name in card.scores)
+        found = {name: pooled([card.scores for card in self.cards], name) for name in names}
+        return {name: measure for name, measure in found.items() if measure is not None}
+
+    def baseline(self, metric: str) -> tuple[str, float] | None:
+        """Return the best evidence-free baseline of a metric: its name and value."""
+        free = {
+            name: value for name, value in self.baselines(metric).items() if name not in NEEDS_TRUTH
+        }
+        if not free:
+            return None
+        choose = max if HIGHER_LEAKS_MORE.get(metric, True) else min
+        best = choose(free, key=lambda name: free[name])
+        return best, free[best]
+
+    def baselines(self, metric: str) -> dict[str, float]:
+        """Return every baseline of a metric, its mean over the seeds."""
+        found: dict[str, list[float]] = {}
+        for card in self.cards:
+            for name, values in card.baselines.items():
+                if (value := values.get(metric)) is not None:
+                    found.setdefault(name, []).append(value)
+        return {name: fmean(values) for name, values in found.items()}
+
+    def utility(self) -> tuple[str, Measure] | None:
+        """Return the name and value of what was left of the task, if it was measured."""
+        for name in ("test_accuracy", "accuracy", *self.first.utility):
+            if (measure := pooled([card.utility for card in self.cards], name)) is not None:
+                return name.replace("_", " "), measure
+        return None
+
+    def cost(self, name: str) -> float | None:
+        """Return a cost, its mean over the seeds."""
+        values = [number(card.cost.get(name)) for card in self.cards]
+        known = [value for value in values if value is not None]
+        return fmean(known) if known else None
+
+
+def cells(cards: Iterable[Card]) -> list[Cell]:
+    """Pool cards that differ only in their seed, in a stable and readable order.
+
+    Args:
+        cards: Of one experiment.
+
+    Returns:
+        Weight exchange first, then by model, data, case, cut, defence (none first) and attack.
+    """
+    groups: dict[str, list[Card]] = {}
+    for card in sorted(cards, key=_order):
+        groups.setdefault(_identity(card), []).append(card)
+    found = [Cell(cards=tuple(group)) for group in groups.values()]
+    names: dict[tuple[object, ...], list[Cell]] = {}
+    for cell in found:
+        names.setdefault(_name(cell.first), []).append(cell)
+    return [
+        Cell(cards=cell.cards, variant=_variant(cell, names[_name(cell.first)])) for cell in found
+    ]
+
+
+def family(card: Card) -> Family:
+    """Return what a card's protocol exchanges."""
+    evidence = set(card.threat.evidence) if card.threat else set()
+    if "update" in evidence:
+        return "weights"
+    if evidence & {"smashed", "cut-gradient", "head-weight-gradient"}:
+        return "split"
+    return "weights" if card.cut is None else "split"
+
+
+def unseeded(case: str) -> str:
+    """Return a case's name without the seed that a sweep wrote into it."""
+    return re.sub(r"\s*\bseed=\d+", "", case).strip()
+
+
+def _order(card: Card) -> tuple[object, ...]:
+    return (
+        card.model,
+        card.data,
+        family(card) == "split",
+        -1 if card.cut is None else card.cut,
+        unseeded(card.case),
+        card.defense != "none",
+        card.defense,
+        card.attack in NO_ATTACK,
+        card.attack,
+        card.seed,
+        card.key,
+    )
+
+
+def _name(card: Card) -> tuple[object, ...]:
+    """Return what a reader tells cells apart by."""
+    return (
+        unseeded(card.case),
+        card.protocol,
+        card.data,
+        card.model,
+        card.cut,
+        card.nodes,
+        card.attack,
+        card.defense,
+        card.status,
+    )
+
+
+def _identity(card: Card) -> str:
+    settings = {name: value for name, value in card.settings.items() if name not in _SEEDED}
+    return json.dumps([_name(card), settings, card.source, card.why], sort_keys=True)
+
+
+_SEEDED = {"seed", "case"}
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return nested settings by dotted key, as text."""
+    found: dict[str, str] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{name}.")
+        elif prefix or name not in _SEEDED:
+            found[f"{prefix}{name}"] = json.dumps(value)
+    return found
+
+
+def _variant(cell: Cell, namesakes: Sequence[Cell]) -> str:
+    """Say the settings in which a cell differs from others of the same name."""
+    tables = [_flat(each.first.settings) for each in namesakes]
+    own = _flat(cell.first.settings)
+    keys = [key for key in own if len({table.get(key) for table in tables}) > 1]
+    return ", ".join(f"{key.rpartition('.')[2]} {own[key].strip(chr(34))}" for key in keys)

@@ -1,0 +1,232 @@
+"""Runs an experiment: every cell once, resumable, one card each.
+
+``DIR/cards/<key>.json`` are the results, ``DIR/runs/<key>/`` the training runs they share,
+``DIR/guesses/`` and ``DIR/truths/`` the reconstructions and what they should be.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from flwr.serverapp import Grid
+
+from clients import node_app
+from experiments.attacking import attack_run, judge, keep_guess, keep_truth, make_attack
+from experiments.cells import CellSettings, Training, cells
+from experiments.preparing import misfit, prepare
+from experiments.settings import JsonObject, Settings
+from experiments.settings_file import load_settings
+from experiments.training import TrainingRun, train
+from leakbed import __version__
+from leakbed.cards import Card, Threat, card_key, peak_memory, read_cards, source_hash, write_card
+from leakbed.contracts import MissingKnowledgeError, UnfitViewError
+from leakbed.flower_internals import task_identity
+from leakbed.grids import LocalGrid
+from leakbed.oracle.answer_key import AnswerKey
+from leakbed.seeds import derive
+from leakbed.views import MisfitError
+
+UNFIT = (MisfitError, MissingKnowledgeError, UnfitViewError)
+
+
+class Progress(Protocol):
+    """Who is told how far a run is."""
+
+    def start(self, total: int) -> None:
+        """Say how many cells there are."""
+        ...
+
+    def advance(self, label: str) -> None:
+        """Say that one more cell is done."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Say what is happening."""
+        ...
+
+
+class Grids(Protocol):
+    """Makes, or lends, the grid a training run needs."""
+
+    def __call__(self, nodes: int) -> Any:  # noqa: ANN401  a context manager of (grid, roster)
+        """Return a context manager of a grid and its roster, or None where it must be asked."""
+        ...
+
+
+def run(
+    settings: Settings | Mapping[str, Any] | str | Path,
+    *,
+    out: Path | None = None,
+    overrides: Sequence[str] = (),
+    progress: Progress | None = None,
+    grids: Grids | None = None,
+    root: str | None = None,
+) -> list[Card]:
+    """Run every cell of an experiment that has no card yet.
+
+    Args:
+        settings: A settings file, or what it would hold.
+        out: Where cards, runs and guesses go; ``runs/<name>`` if None.
+        overrides: ``key=value`` pairs that replace settings.
+        progress: Told how far the run is.
+        grids: Where nodes are; by default the grid the settings name.
+        root: Folder of downloaded data sets; by default the environment's ``LEAKBED_DATA``.
+
+    Returns:
+        The cards of all cells, old and new, in cell order.
+    """
+    torch.set_num_threads(1)  # same bits everywhere, and small models are faster so
+    checked = load_settings(settings, overrides)
+    folder = Path("runs") / checked.name if out is None else Path(out)
+    wanted = cells(checked)
+    for cell in wanted:
+        make_attack(cell.attack)  # refuse bad values before anything is trained
+    source = source_hash()
+    done = {card.key: card for card in read_cards(folder)} if (folder / "cards").is_dir() else {}
+    if progress is not None:
+        progress.start(len(wanted))
+    found: list[Card] = []
+    with task_identity():
+        for training, group in groupby(wanted, key=lambda cell: cell.training):
+            runner = _Runner(
+                folder=folder,
+                source=source,
+                grids=grids or _grids(checked),
+                root=root or os.environ.get("LEAKBED_DATA"),
+                progress=progress,
+            )
+            found += runner.cells_of(training, list(group), done)
+    return found
+
+
+class _Runner:
+    """The cells of one training run."""
+
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        source: str,
+        grids: Grids,
+        root: str | None,
+        progress: Progress | None,
+    ) -> None:
+        self._folder, self._source = folder, source
+        self._grids, self._root, self._progress = grids, root, progress
+
+    def cells_of(
+        self, training: Training, group: Sequence[CellSettings], done: Mapping[str, Card]
+    ) -> list[Card]:
+        """Return a card per cell; train only if one of them is missing and fits."""
+        keys = [card_key(cell.as_json(), self._source) for cell in group]
+        why = misfit(training)
+        trained: TrainingRun | None = None
+        cards = []
+        for cell, key in zip(group, keys, strict=True):
+            card = done.get(key)
+            if card is None:
+                if why is None and trained is None:
+                    trained = self._trained(training, cell.case)
+                card = (
+                    _unfit(cell, key, self._source, why)
+                    if trained is None
+                    else self._attacked(cell, key, trained)
+                )
+                write_card(card, self._folder)
+            cards.append(card)
+            if self._progress is not None:
+                self._progress.advance(f"{cell.case}: {cell.attack.name} / {training.defense.name}")
+        return cards
+
+    def _trained(self, training: Training, case: str) -> TrainingRun:
+        folder = self._folder / "runs" / training.key(self._source)
+        if (finished := TrainingRun.read(folder)) is not None:
+            return finished
+        prepared = prepare(training, root=self._root)
+        if self._progress is not None:
+            self._progress.note(f"{case}: training {training.protocol.name}")
+        with self._grids(training.data.nodes) as (grid, roster):
+            return train(prepared, grid, folder, roster=roster)
+
+    def _attacked(self, cell: CellSettings, key: str, trained: TrainingRun) -> Card:
+        seed, name = cell.training.seed, cell.attack.name
+        if self._progress is not None:
+            self._progress.note(f"{cell.case}: attacking with {name}")
+        try:
+            attacked = attack_run(
+                trained.trace,
+                cell.attack,
+                stream=derive(seed, f"adversary/{name}"),
+                device=cell.training.device,
+            )
+        except UNFIT as error:
+            return _unfit(cell, key, self._source, str(error))
+        keep_guess(attacked, self._folder / "guesses" / f"{key}.safetensors")
+        answers = AnswerKey.read(trained.answers)
+        stream = derive(seed, "oracle")
+        verdict, truth = judge(attacked, answers, trained.trace, stream=stream)
+        keep_truth(truth, self._folder / "truths" / f"{key}.safetensors")
+        cost: JsonObject = {
+            **trained.cost,
+            "attack_seconds": attacked.seconds,
+            "peak_memory": peak_memory(),
+        }
+        return Card(
+            **_described(cell, key, self._source),
+            status="done",
+            scores=verdict.scores,
+            baselines=verdict.baselines,
+            control=verdict.control,
+            utility=dict(trained.utility),
+            cost=cost,
+            unreliable=verdict.unreliable,
+        )
+
+
+def _described(cell: CellSettings, key: str, source: str) -> dict[str, Any]:
+    """Return what a card says of its cell, whatever became of it."""
+    training = cell.training
+    return {
+        "key": key,
+        "case": cell.case,
+        "demo": cell.demo,
+        "protocol": training.protocol.name,
+        "data": training.data.name,
+        "model": training.model.name,
+        "cut": training.model.cut,
+        "nodes": training.data.nodes,
+        "attack": cell.attack.name,
+        "defense": training.defense.name,
+        "seed": training.seed,
+        "threat": Threat.of(make_attack(cell.attack).threat),
+        "settings": cell.as_json(),
+        "reported": cell.attack.reported,
+        "version": __version__,
+        "source": source,
+    }
+
+
+def _unfit(cell: CellSettings, key: str, source: str, why: str | None) -> Card:
+    return Card(**_described(cell, key, source), status="unfit", why=why)
+
+
+def _grids(settings: Settings) -> Grids:
+    @contextmanager
+    def local(nodes: int) -> Iterator[tuple[Grid, Mapping[int, int]]]:
+        grid = LocalGrid(node_app, nodes=nodes)
+        yield grid, grid.roster
+
+    @contextmanager
+    def on_ray(nodes: int) -> Iterator[tuple[Grid, Mapping[int, int]]]:
+        from leakbed.grids.ray_grid import RayGrid  # noqa: PLC0415  Ray takes seconds to import
+
+        with RayGrid(
+            node_app, nodes=nodes, workers=settings.workers, num_gpus=settings.gpus_per_worker
+        ) as grid:
+            yield grid, grid.roster
+
+    return on_ray if settings.grid == "ray" else local

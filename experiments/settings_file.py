@@ -1,0 +1,76 @@
+"""Settings from a file or a mapping, with overrides from the command line."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from experiments.settings import JsonObject, Settings, SettingsError
+
+
+def load_settings(
+    source: "Settings | Mapping[str, Any] | str | Path", overrides: Sequence[str] = ()
+) -> Settings:
+    """Read and check an experiment's settings.
+
+    Args:
+        source: Settings, a mapping as a TOML file gives it, or a file.
+        overrides: ``key=value`` pairs that replace values in it, such as ``data.nodes=8``; values
+            are read as TOML, else as text.
+
+    Returns:
+        Checked settings.
+
+    Raises:
+        SettingsError: If the file cannot be read or anything in it is not legal.
+    """
+    if isinstance(source, Settings):
+        table = source.model_dump(exclude_unset=True)
+    elif isinstance(source, Mapping):
+        table = dict(source)
+    else:
+        table = _read(Path(source))
+    for override in overrides:
+        table = _overridden(table, override)
+    try:
+        return Settings.model_validate(table)
+    except ValidationError as error:
+        raise SettingsError("\n".join(map(_fault, error.errors()))) from None
+
+
+def _read(path: Path) -> JsonObject:
+    if not path.is_file():
+        raise SettingsError(f"{path} is no file; give the path of an experiment's settings.toml")
+    try:
+        return tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path} is not TOML: {error}") from None
+
+
+def _overridden(table: JsonObject, override: str) -> JsonObject:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise SettingsError(f"-o {override!r} must be key=value, such as -o data.nodes=8")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    section, dot, rest = key.partition(".")
+    if not dot:
+        return {**table, key: value}
+    if isinstance(table.get(section), Sequence):
+        return {**table, section: [{**each, rest: value} for each in table[section]]}
+    return {**table, section: {**table.get(section, {}), rest: value}}
+
+
+def _fault(error: Mapping[str, Any]) -> str:
+    place = ".".join(str(part) for part in error["loc"])
+    message = str(error["msg"]).removeprefix("Value error, ")
+    given = (
+        ""
+        if isinstance(error["input"], Mapping | Sequence | BaseModel)
+        else f" (got {error['input']!r})"
+    )
+    return f"{place}: {message}{given}" if place else f"{message}{given}"

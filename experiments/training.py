@@ -1,0 +1,225 @@
+"""One training run on any grid: set the nodes up, train under the wiretap, keep trace and answers.
+
+The folder of a run holds ``trace/`` (what an adversary may have) and ``answers/`` (what only the
+oracle may open). A run that stops half-way leaves neither in place.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from defenses import DEFENSES
+from experiments.preparing import Prepared, answer_key
+from experiments.soundness import RefuseNonFinite
+from leakbed.contracts import Defense, Protects
+from leakbed.grids import Canonical
+from leakbed.models import resolve_device
+from leakbed.seeds import scoped
+from leakbed.trace import Recorder
+from leakbed.views import ADVERSARY, PUBLIC
+from leakbed.wire.messages import SETUP
+from leakbed.wiretap import Wiretap
+from strategies import PROTOCOLS
+from strategies.setup import Built, Setup
+
+_SUMMARY = "run.json"
+
+
+class NodeCountError(ValueError):
+    """A federation has another number of nodes than the experiment's data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRun:
+    """A finished training run on disk.
+
+    Attributes:
+        folder: Where it lies.
+        utility: Test accuracy and the like.
+        cost: Seconds and bytes.
+    """
+
+    folder: Path
+    utility: Mapping[str, float]
+    cost: Mapping[str, float]
+
+    @property
+    def trace(self) -> Path:
+        """What an adversary may have."""
+        return self.folder / "trace"
+
+    @property
+    def answers(self) -> Path:
+        """What only the oracle may open."""
+        return self.folder / "answers"
+
+    @classmethod
+    def read(cls, folder: Path) -> "TrainingRun | None":
+        """Return the finished run in a folder, or None if there is none."""
+        path = folder / _SUMMARY
+        return cls(folder=folder, **json.loads(path.read_text())) if path.is_file() else None
+
+
+def train(
+    prepared: Prepared, grid: Grid, folder: Path, *, roster: Mapping[int, int] | None
+) -> TrainingRun:
+    """Train under the wiretap.
+
+    Args:
+        prepared: From :func:`prepare`.
+        grid: Any Flower grid whose nodes run our ClientApp.
+        folder: Where the run is kept; a half-finished one there is replaced.
+        roster: Partition id by node id where known, else the nodes are asked.
+
+    Returns:
+        The finished run.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished = folder.with_suffix(".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(mode=0o700, parents=True)
+    timeout = prepared.settings.protocol.timeout
+    canonical = Canonical(grid, stream=prepared.stream("sampling"), roster=roster, timeout=timeout)
+    _check_node_count(canonical, prepared)
+    _tell_nodes(canonical, prepared, timeout)
+    started = perf_counter()
+    with Recorder(unfinished / "trace", about=_about(prepared)) as recorder:
+        _hold_public(recorder, prepared)
+        tap = Wiretap(
+            canonical, [RefuseNonFinite(), recorder], roster=canonical.roster, strict=True
+        )
+        built, utility = _start(prepared, tap, recorder, canonical.roster)
+    cost = {
+        "seconds": perf_counter() - started,
+        "bytes_up": tap.bytes_up,
+        "bytes_down": tap.bytes_down,
+    }
+    answer_key(prepared, built.bottom() if built.bottom else None).write(unfinished / "answers")
+    (unfinished / _SUMMARY).write_text(json.dumps({"utility": utility, "cost": cost}))
+    unfinished.rename(folder)
+    return TrainingRun(folder=folder, utility=utility, cost=cost)
+
+
+def _check_node_count(grid: Canonical, prepared: Prepared) -> None:
+    wanted, found = prepared.data.nodes, len(grid.roster)
+    if wanted != found:
+        raise NodeCountError(
+            f"data.nodes is {wanted} but the federation has {found} nodes; run\n"
+            f'  flwr run . --stream --federation-config "num-supernodes={wanted}"'
+        )
+
+
+def _tell_nodes(grid: Canonical, prepared: Prepared, timeout: float | None) -> None:
+    messages = [
+        Message(
+            RecordDict({"cell": prepared.cell(partition).record()}),
+            dst_node_id=node,
+            message_type=SETUP,
+        )
+        for node, partition in grid.roster.items()
+    ]
+    list(grid.send_and_receive(messages, timeout=timeout))
+
+
+def _start(
+    prepared: Prepared, tap: Wiretap, recorder: Recorder, roster: Mapping[int, int]
+) -> tuple[Built, dict[str, float]]:
+    protocol = prepared.settings.protocol
+    entry = PROTOCOLS[protocol.name]
+    built = entry.build(_setup(prepared, roster))
+
+    def keep(round_: int, arrays: ArrayRecord) -> MetricRecord | None:
+        """Record what the server itself holds at the start and at each round's end."""
+        held = {name: value.numpy() for name, value in arrays.items()}
+        recorder.hold("server", f"model/round-{round_}", held)
+        return None
+
+    with scoped(prepared.stream("server")):
+        result = built.strategy.start(
+            tap,
+            built.arrays,
+            num_rounds=protocol.rounds,
+            timeout=protocol.timeout or 3600,
+            evaluate_fn=keep,
+        )
+    if entry.exchanges == "weights":
+        return built, {"test_accuracy": _whole_accuracy(prepared, result.arrays)}
+    metrics = result.evaluate_metrics_clientapp.get(protocol.rounds)
+    accuracy = metrics["accuracy"] if metrics else float("nan")
+    return built, {"test_accuracy": float(str(accuracy))}
+
+
+def _setup(prepared: Prepared, roster: Mapping[int, int]) -> Setup:
+    dataset, rows = prepared.data.dataset(), prepared.data.split()
+    protocol = prepared.settings.protocol
+    at_server = protocol.labels == "server"
+    return Setup(
+        architecture=prepared.architecture,
+        init_stream=prepared.stream("victim-init"),
+        optimiser=prepared.plan.optimiser,
+        nodes=prepared.data.nodes,
+        fraction=protocol.fraction,
+        bottoms=protocol.bottoms,
+        labels={node: dataset.labels[rows.nodes[p]] for node, p in roster.items()}
+        if at_server
+        else None,
+        test_labels=dataset.labels[rows.test],
+        evaluate_rounds=(protocol.rounds,),
+        defences=_gradient_defences(prepared),
+        defence_stream=prepared.stream("defence/server"),
+        timeout=protocol.timeout,
+        device=resolve_device(prepared.settings.device),
+    )
+
+
+def _gradient_defences(prepared: Prepared) -> tuple[Defense, ...]:
+    chosen = [DEFENSES[name](**own) for name, own in prepared.defenses]
+    return tuple(d for d in chosen if Protects.CUT_GRADIENT in d.protects)
+
+
+def _whole_accuracy(prepared: Prepared, arrays: ArrayRecord) -> float:
+    """Return the accuracy of whole weights on the held-out rows."""
+    dataset, test = prepared.data.dataset(), prepared.data.split().test
+    if not len(test):
+        return float("nan")
+    device = resolve_device(prepared.settings.device)
+    model = prepared.architecture.build(0).to(device).eval()
+    model.load_state_dict(arrays.to_torch_state_dict())
+    hits: list[Tensor] = []
+    with torch.no_grad():
+        for chunk in test.split(256):
+            predicted = model(dataset.images[chunk].to(device)).argmax(1).cpu()
+            hits.append(predicted == dataset.labels[chunk])
+    return torch.cat(hits).float().mean().item()
+
+
+def _about(prepared: Prepared) -> dict[str, Any]:
+    """Say what an adversary may know of the run: no seed, no learning rate."""
+    protocol = prepared.settings.protocol
+    return {
+        "protocol": protocol.name,
+        "labels": protocol.labels,
+        "bottoms": protocol.bottoms,
+        "rounds": protocol.rounds,
+        "batch_size": protocol.batch_size,
+        "local_steps": protocol.local_steps,
+        "nodes": prepared.data.nodes,
+        "data": prepared.data.name,
+        "architecture": asdict(prepared.architecture),
+    }
+
+
+def _hold_public(recorder: Recorder, prepared: Prepared) -> None:
+    dataset, rows = prepared.data.dataset(), prepared.data.split().public
+    if len(rows):
+        owned = {"images": dataset.images[rows].numpy(), "labels": dataset.labels[rows].numpy()}
+        recorder.hold(ADVERSARY, PUBLIC, owned)

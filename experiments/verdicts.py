@@ -1,0 +1,185 @@
+"""What must be said against a number: baselines it does not beat, published figures it misses.
+
+Also the reasons not to believe it: a control that failed, a card marked unreliable, failed targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from experiments.measures import Measure, difference, number, text, value_text
+from experiments.report_cells import METRIC_IN_WORDS, Cell
+from leakbed.cards import Card
+from leakbed.metrics import HIGHER_LEAKS_MORE
+
+_RIVALRY = ("identification", "abs_pearson", "ssim", "label_accuracy")
+_PICTURE = "smashed-as-image"
+_NEAREST = "nearest-public"
+_FEW = 3  # losses that one sentence lists; more are counted
+
+
+def place(cell: Cell, among: Sequence[Cell]) -> str:
+    """Say which of several settings a cell is, by what tells them apart.
+
+    Args:
+        cell: The cell to name.
+        among: The cells it must be told from, itself included.
+
+    Returns:
+        A phrase such as ``at cut 3``; empty for a single cell.
+    """
+    parts = []
+    if len({each.first.cut for each in among}) > 1:
+        parts.append("uncut" if cell.first.cut is None else f"at cut {cell.first.cut}")
+    if len({(each.case, each.first.cut) for each in among}) > len({e.first.cut for e in among}):
+        parts.append(f"in {cell.case}")
+    if cell.variant:
+        parts.append(f"with {cell.variant}")
+    return " ".join(parts)
+
+
+def shortfalls(same: Sequence[Cell], scored: Sequence[Cell]) -> list[str]:
+    """Say where one attack does not beat what needs no attack.
+
+    Args:
+        same: Cells of one attack.
+        scored: Every scored cell, the ``smashed-as-image`` ones among them.
+
+    Returns:
+        One sentence per rival that it does not beat everywhere; one for all if it beats them.
+    """
+    losses: dict[str, list[str]] = {}
+    contests = 0
+    for cell in same:
+        where = place(cell, same)
+        for rival, metric, theirs in _contests(cell, scored):
+            contests += 1
+            own = cell.measures[metric]
+            if not _beats(metric, own, theirs):
+                numbers = (
+                    f"{value_text(metric, own.mean)} against {value_text(metric, theirs.mean)}"
+                )
+                losses.setdefault(rival, []).append(
+                    f"{METRIC_IN_WORDS[metric]} {numbers}{where and f' {where}'}"
+                )
+    attack = same[0].first.attack
+    if not losses:
+        return [f"{attack} beats everything that needs no attack, in every leading score."] * (
+            contests > 0
+        )
+    return [f"{attack} does not beat {rival}: {_listed(lost)}." for rival, lost in losses.items()]
+
+
+def _listed(lost: Sequence[str]) -> str:
+    more = len(lost) - _FEW
+    return ", ".join(lost[:_FEW]) + (f", and in {more} more comparisons" if more > 0 else "")
+
+
+def _contests(cell: Cell, scored: Sequence[Cell]) -> Iterable[tuple[str, str, Measure]]:
+    """Yield every rival of a cell: its name, the metric, and its measure."""
+    picture = next((each for each in scored if _is_picture_of(each, cell)), None)
+    for metric in _RIVALRY:
+        if metric not in cell.measures:
+            continue
+        if picture is not None and metric in picture.measures:
+            yield "the smashed map shown as a picture", metric, picture.measures[metric]
+        if (free := cell.baseline(metric)) is not None:
+            yield f"the baseline {free[0]}", metric, Measure(mean=free[1], stderr=0.0)
+        if (nearest := cell.baselines(metric).get(_NEAREST)) is not None and metric == "ssim":
+            yield "the nearest public image", metric, Measure(mean=nearest, stderr=0.0)
+
+
+def _is_picture_of(other: Cell, cell: Cell) -> bool:
+    card, own = other.first, cell.first
+    return card.attack == _PICTURE and (
+        (other.case, card.protocol, card.model, card.data, card.cut, card.defense)
+        == (cell.case, own.protocol, own.model, own.data, own.cut, own.defense)
+    )
+
+
+def _beats(metric: str, own: Measure, theirs: Measure) -> bool:
+    gap = difference(own, theirs)
+    return gap is not None and (gap > 0) == HIGHER_LEAKS_MORE[metric]
+
+
+def misses(attacks: Sequence[Cell]) -> list[str]:
+    """Say which published figures were not reached, and which were.
+
+    Args:
+        attacks: Scored cells; a card's ``reported`` is read where it is a table of our metrics.
+
+    Returns:
+        One sentence per figure.
+    """
+    said = []
+    for cell in attacks:
+        for metric, figure in published(cell.first).items():
+            own = cell.measures.get(metric)
+            if own is None or metric not in METRIC_IN_WORDS:
+                continue
+            short = difference(Measure(mean=figure, stderr=0.0), own)
+            missed = short is not None and (short > 0) == HIGHER_LEAKS_MORE.get(metric, True)
+            said.append(
+                f"{_called(cell)} {'misses' if missed else 'reaches'} the published "
+                f"{METRIC_IN_WORDS[metric]} of {value_text(metric, figure)}: {text(metric, own)}."
+            )
+    return said
+
+
+def published(card: Card) -> dict[str, float]:
+    """Return the source's own figures of a card by metric; empty where they are no such table."""
+    if not isinstance(card.reported, Mapping):
+        return {}
+    found = {name: number(value) for name, value in card.reported.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def caveats(scored: Sequence[Cell]) -> list[str]:
+    """Say which numbers should not be believed, and why.
+
+    Args:
+        scored: Scored cells, attacks or not.
+
+    Returns:
+        One sentence per reason.
+    """
+    reasons: dict[str, list[str]] = {}
+    for cell in scored:
+        if cell.control_within is False:
+            above = ", ".join(METRIC_IN_WORDS.get(name, name) for name in _above(cell))
+            reasons.setdefault(
+                f"its negative control beats the baselines in {above}, so its scores measure "
+                "something other than the evidence",
+                [],
+            ).append(_called(cell))
+        for reason in cell.unreliable:
+            reasons.setdefault(f"marked unreliable: {reason}", []).append(_called(cell))
+        if cell.failures:
+            reasons.setdefault(
+                f"{cell.failures} of {cell.targets} targets broke down and count as failures", []
+            ).append(_called(cell))
+    return [
+        f"Not to be trusted as it stands, {_crowd(who)}: {why}." for why, who in reasons.items()
+    ]
+
+
+def _above(cell: Cell) -> list[str]:
+    """Return the metrics in which any seed's control failed."""
+    found: dict[str, None] = {}
+    for card in cell.cards:
+        above = (card.control or {}).get("above")
+        found |= dict.fromkeys(str(name) for name in above) if isinstance(above, list) else {}
+    return list(found)
+
+
+def _crowd(names: Sequence[str]) -> str:
+    more = len(names) - _FEW
+    return "; ".join(names[:_FEW]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _called(cell: Cell) -> str:
+    card = cell.first
+    cut = "" if card.cut is None else f", cut {card.cut}"
+    defense = "" if card.defense == "none" else f", {card.defense}"
+    variant = f", {cell.variant}" if cell.variant else ""
+    return f"{card.attack} ({cell.case}, {card.model} on {card.data}{cut}{defense}{variant})"

@@ -1,0 +1,183 @@
+"""Ray's side of :class:`~leakbed.grids.ray_grid.RayGrid`: starting Ray, and the actors in it.
+
+A worker imports the ClientApp by name, from the driver's own folders in the driver's order, so that
+it runs the same files. Sent by value instead, an app would travel with every message.
+"""
+
+import logging
+import os
+import sys
+import warnings
+from importlib.machinery import PathFinder
+from typing import Any
+
+import ray
+from flwr.app import Message, Metadata, RecordDict
+from flwr.clientapp import ClientApp
+
+_START_SECONDS = 120.0  # importing torch on a busy machine takes 20
+
+
+class AppNotImportableError(ValueError):
+    """A ClientApp that another process cannot import."""
+
+
+class NoWorkersError(RuntimeError):
+    """Ray cannot host the workers asked for."""
+
+
+def app_path(app: ClientApp) -> str:
+    """Return the import path of an app.
+
+    Args:
+        app: Assigned to a module's attribute somewhere in this process.
+
+    Returns:
+        ``package.module:name``; of several, the shortest.
+
+    Raises:
+        AppNotImportableError: If no module a worker could import has it.
+    """
+    places = [
+        f"{module.__name__}:{name}"
+        for module in list(sys.modules.values())
+        if hasattr(module, "__name__")
+        for name, value in list(vars(module).items())
+        if value is app
+    ]
+    importable = [p for p in places if PathFinder.find_spec(p.partition(".")[0].split(":")[0])]
+    if importable:
+        return min(importable, key=lambda path: (len(path), path))
+    where = (
+        "it is defined in the script that is running (__main__), which a worker cannot import"
+        if any(place.startswith("__main__:") for place in places)
+        else f"of the modules that have it ({places or 'none'}) none is on sys.path"
+    )
+    raise AppNotImportableError(
+        f"RayGrid cannot send this ClientApp to its workers: {where}, and by value it would travel "
+        "with every message; assign it to a name in a module of its own and import it from there"
+    )
+
+
+def start_ray(address: str | None, *, cpus: int | None) -> bool:
+    """Connect to Ray unless this process already is.
+
+    Args:
+        address: Of a cluster; None starts one on this machine.
+        cpus: CPUs the started one should claim to have; None for those there are.
+
+    Returns:
+        Whether it must be shut down again.
+    """
+    if ray.is_initialized():
+        return False
+    # Ray reads this where it starts; a cluster that runs already has made its own choice.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    with warnings.catch_warnings():
+        # Ray leaves files open while it starts, and announces a default it will change one day.
+        warnings.simplefilter("ignore", ResourceWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        ray.init(
+            address=address,
+            num_cpus=None if address else cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    return True
+
+
+def fitting_workers(nodes: int, *, num_gpus: float) -> int:
+    """Return how many workers of one CPU each Ray has room for, at most one per node.
+
+    Args:
+        nodes: Nodes of the grid.
+        num_gpus: GPU share of each worker.
+
+    Returns:
+        At least 1: whether that one fits shows when it starts.
+    """
+    free = ray.available_resources()
+    room = int(free.get("CPU", 0))
+    if num_gpus:
+        room = min(room, int(free.get("GPU", 0) / num_gpus))
+    return max(1, min(nodes, room))
+
+
+def start_workers(
+    app: ClientApp | str, roster: dict[int, int], *, workers: int, num_gpus: float
+) -> list[Any]:
+    """Start the actors and wait until every one has imported the app.
+
+    Args:
+        app: What every node runs.
+        roster: Partition id by node id, of all nodes of the grid.
+        workers: How many actors.
+        num_gpus: GPU share of each.
+
+    Returns:
+        The actors' handles.
+
+    Raises:
+        NoWorkersError: If Ray has no room for them, or one does not start.
+    """
+    environment = {k: v for k, v in os.environ.items() if k.startswith("LEAKBED_")}
+    path = [os.path.abspath(entry) for entry in sys.path]  # noqa: PTH100  Path("") is no cwd
+    there = str(app) if isinstance(app, str) else app_path(app)
+    kind = ray.remote(_worker_class()).options(num_cpus=1, num_gpus=num_gpus)
+    actors = [kind.remote(path, environment, there, roster) for _ in range(workers)]
+    try:
+        ray.get([actor.ready.remote() for actor in actors], timeout=_START_SECONDS)
+    except ray.exceptions.GetTimeoutError as error:
+        stop(actors)
+        raise NoWorkersError(
+            f"{workers} workers of 1 CPU and {num_gpus} GPU did not start within "
+            f"{_START_SECONDS} s; Ray has {ray.cluster_resources()}, of which free: "
+            f"{ray.available_resources()}; ask for fewer workers or a smaller num_gpus"
+        ) from error
+    except ray.exceptions.RayError as error:
+        stop(actors)
+        raise NoWorkersError(f"a worker could not start with {there!r}: {error}") from error
+    return actors
+
+
+def stop(actors: list[Any]) -> None:
+    """End the actors, also those in the middle of a message."""
+    for actor in actors:
+        ray.kill(actor)
+
+
+def _worker_class() -> type:
+    """Return the actors' class, which Ray sends by value because it is local.
+
+    By reference, a worker would have to find the leakbed package before it is told where it is, and
+    might find another one in the folder it was started in.
+    """
+
+    class Worker:
+        def __init__(
+            self, path: list[str], environment: dict[str, str], app: str, roster: dict[int, int]
+        ) -> None:
+            import os  # noqa: PLC0415  all of them: this code arrives before its imports can be found
+            import sys  # noqa: PLC0415
+
+            sys.path[:] = [*path, *(entry for entry in sys.path if entry not in path)]
+            os.environ.update(environment)
+
+            from leakbed.grids.nodes import NodeHost  # noqa: PLC0415
+            from leakbed.naming import imported  # noqa: PLC0415
+
+            self._host = NodeHost(imported(app), roster)  # type: ignore[arg-type]
+            if torch := sys.modules.get("torch"):
+                torch.set_num_threads(1)
+
+        def ready(self) -> None:
+            """Answer, which proves that the app was imported."""
+
+        def handle(self, metadata: Metadata, content: RecordDict) -> Message:
+            from leakbed.flower_internals import assembled, task_identity  # noqa: PLC0415
+
+            with task_identity():
+                return self._host.handle(assembled(metadata, content))
+
+    return Worker

@@ -1,0 +1,167 @@
+"""The answer key: the private truth behind a trace, in a second folder never copied with it.
+
+Only the oracle opens it. It holds private and test images with their labels, the rows of every
+batch of every round, and the bottoms a server never saw.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from leakbed.events import Arrays, Phase
+from leakbed.oracle.truth import Truth
+from leakbed.views import Target
+
+CANDIDATES = 1000  # identification is among this many private samples, or all there are
+_ABOUT, _IMAGES, _BOTTOM = "answers.json", "images.safetensors", "bottom.safetensors"
+_FORMAT = "leakbed-answers"
+
+
+class AnswerKeyError(ValueError):
+    """A folder that holds no answer key, or one that does not belong to the trace."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AnswerKey:
+    """What the oracle knows of one training run.
+
+    Attributes:
+        images: Private images of all nodes, pixel values in [0, 1].
+        labels: Their labels.
+        test_images: Held-out images, in test order.
+        test_labels: Their labels.
+        order: Rows of ``images`` in each batch, by (node, round, step).
+        num_classes: Number of labels.
+        public_images: What the adversary owns, for evidence-free baselines.
+        public_labels: Their labels.
+        bottom: The victim's last bottom, where the protocol has one.
+    """
+
+    images: Float[Tensor, " rows channels height width"]
+    labels: Int[Tensor, " rows"]
+    test_images: Float[Tensor, " test channels height width"]
+    test_labels: Int[Tensor, " test"]
+    order: Mapping[tuple[int, int, int], Sequence[int]]
+    num_classes: int
+    public_images: Float[Tensor, " public channels height width"]
+    public_labels: Int[Tensor, " public"]
+    bottom: Arrays | None = None
+
+    def write(self, folder: Path) -> None:
+        """Write the key to a new folder, readable by its owner only.
+
+        Args:
+            folder: Made if absent.
+        """
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        tensors = {
+            "images": _small(self.images),
+            "labels": self.labels,
+            "test_images": _small(self.test_images),
+            "test_labels": self.test_labels,
+            "public_images": _small(self.public_images),
+            "public_labels": self.public_labels,
+        }
+        save_file({k: v.contiguous() for k, v in tensors.items()}, folder / _IMAGES)
+        if self.bottom is not None:
+            bottom = {k: torch.from_numpy(np.array(v)) for k, v in self.bottom.items()}
+            save_file(bottom, folder / _BOTTOM)
+        order = [[*place, list(map(int, rows))] for place, rows in self.order.items()]
+        about = {"format": _FORMAT, "num_classes": self.num_classes, "order": order}
+        (folder / _ABOUT).write_text(json.dumps(about))
+        for file in folder.iterdir():
+            file.chmod(0o600)
+
+    @classmethod
+    def read(cls, folder: Path) -> "AnswerKey":
+        """Open an answer key.
+
+        Args:
+            folder: Where :meth:`write` put it.
+
+        Returns:
+            The key.
+
+        Raises:
+            AnswerKeyError: If there is none.
+        """
+        path = folder / _ABOUT
+        if not path.is_file():
+            raise AnswerKeyError(f"{folder} holds no answer key: there is no {_ABOUT}")
+        about: dict[str, Any] = json.loads(path.read_text())
+        if about.get("format") != _FORMAT:
+            raise AnswerKeyError(f"{path} is format {about.get('format')!r}, not {_FORMAT!r}")
+        tensors = load_file(folder / _IMAGES)
+        bottom = folder / _BOTTOM
+        arrays = {k: v.numpy() for k, v in load_file(bottom).items()} if bottom.is_file() else None
+        order = {(node, round_, step): rows for node, round_, step, rows in about["order"]}
+        images = {k: _large(v) if "images" in k else v for k, v in tensors.items()}
+        return cls(**images, order=order, num_classes=about["num_classes"], bottom=arrays)
+
+    def truth(self, targets: Sequence[Target]) -> Truth:
+        """Return the truth behind some targets.
+
+        Args:
+            targets: All of one phase.
+
+        Returns:
+            Their images and labels among up to 1,000 candidates.
+
+        Raises:
+            AnswerKeyError: If a target's batch is not in the key.
+        """
+        testing = targets[0].phase == Phase.EVALUATE
+        images = self.test_images if testing else self.images
+        labels = self.test_labels if testing else self.labels
+        try:
+            rows = torch.tensor([self._rows(target) for target in targets])
+        except KeyError as missing:
+            raise AnswerKeyError(
+                f"the answer key knows no batch {missing} (node, round, step); is it another run's?"
+            ) from None
+        hidden = rows.unique()
+        others = torch.tensor([i for i in range(len(images)) if i not in set(hidden.tolist())])
+        pool = torch.cat([hidden, others[: max(0, CANDIDATES - len(hidden))].long()])
+        place = {int(row): index for index, row in enumerate(pool)}
+        return Truth(
+            images=images[rows],
+            labels=labels[rows],
+            num_classes=self.num_classes,
+            candidates=images[pool],
+            positions=torch.tensor([[place[int(row)] for row in each] for each in rows]),
+            public_images=self.public_images if len(self.public_images) else None,
+            public_labels=self.public_labels if len(self.public_labels) else None,
+        )
+
+    def _rows(self, target: Target) -> list[int]:
+        """Return the rows one target hides."""
+        if target.phase == Phase.EVALUATE:
+            return [target.step + int(target.row or 0)]
+        if target.row is not None:
+            return [int(self.order[target.node, target.round, target.step][target.row])]
+        rows: list[int] = []
+        step = 0
+        while (target.node, target.round, step) in self.order:
+            rows += self.order[target.node, target.round, step]
+            step += 1
+        if not rows:
+            raise KeyError((target.node, target.round, 0))
+        return rows
+
+
+def _small(images: Tensor) -> Tensor:
+    """Return 8-bit images as such, which is exact, and others unchanged."""
+    eight = (images * 255).round().to(torch.uint8)
+    return eight if torch.equal(_large(eight), images) else images
+
+
+def _large(images: Tensor) -> Tensor:
+    return images.to(torch.float32) / 255 if images.dtype == torch.uint8 else images

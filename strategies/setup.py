@@ -1,0 +1,86 @@
+"""What a protocol is made from, and what it gives back: the contract of the catalogue."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from flwr.app import ArrayRecord
+from flwr.serverapp.strategy import Strategy
+from jaxtyping import Int
+from torch import Tensor
+
+from leakbed.contracts import Defense
+from leakbed.events import Arrays
+from leakbed.models import Architecture
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Setup:
+    """Everything a protocol's server part is made from.
+
+    Attributes:
+        architecture: The network; its ``cut`` parts it, where the protocol does.
+        init_stream: The ``victim-init`` stream of the first weights.
+        optimiser: Makes the server's optimiser over its parameters.
+        nodes: How many nodes there are.
+        fraction: Share of them that train in a round.
+        bottoms: ``"sealed"`` or ``"relayed"``.
+        labels: Labels of each node's rows by Flower node id, where the server holds them.
+        test_labels: Labels of the held-out rows.
+        evaluate_rounds: Rounds that end with an evaluation through both parts.
+        defences: Those that protect the cut gradient, which the server sends.
+        defence_stream: The secret seed of their noise.
+        timeout: Seconds to wait for each reply.
+        device: Where the server computes.
+    """
+
+    architecture: Architecture
+    init_stream: int
+    optimiser: Callable[[Any], torch.optim.Optimizer]
+    nodes: int
+    fraction: float
+    bottoms: str
+    labels: Mapping[int, Int[Tensor, " rows"]] | None
+    test_labels: Int[Tensor, " test"]
+    evaluate_rounds: Collection[int]
+    defences: tuple[Defense, ...]
+    defence_stream: int
+    timeout: float | None
+    device: torch.device
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Built:
+    """A protocol ready to start.
+
+    Attributes:
+        strategy: For ``strategy.start(grid, arrays, ...)``.
+        arrays: What the server may read of the first weights.
+        bottom: Returns the bottom as it stands, for the answer key; None where nothing is cut.
+    """
+
+    strategy: Strategy
+    arrays: ArrayRecord
+    bottom: Callable[[], Arrays] | None = None
+
+
+class Build(Protocol):
+    """A function that builds a protocol's server part."""
+
+    def __call__(self, setup: Setup) -> Built:
+        """Return the strategy and its first arrays."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A line of the catalogue.
+
+    Attributes:
+        exchanges: What crosses the wire: whole weights, or smashed data and cut gradients.
+        build: Makes the server's part.
+    """
+
+    exchanges: Literal["weights", "split"]
+    build: Build
