@@ -1,7 +1,7 @@
 """The attacks, one published method per file. Listing one in ``ATTACKS`` puts it under test."""
 
 from attacks.constant_image import ConstantImage
-
+from attacks.deep_leakage_from_model import DeepLeakageFromModel
 from attacks.deep_leakage_from_model_plus import DeepLeakageFromModelPlus
 from attacks.majority_label import MajorityLabel
 from attacks.mean_image import MeanImage
@@ -12,7 +12,7 @@ from leakbed.contracts import Attack
 
 ATTACKS: dict[str, type[Attack]] = {
     "constant-image": ConstantImage,
-
+    "dlm": DeepLeakageFromModel,
     "dlm-plus": DeepLeakageFromModelPlus,
     "majority-label": MajorityLabel,
     "mean-image": MeanImage,
@@ -24,7 +24,7 @@ ATTACKS: dict[str, type[Attack]] = {
 __all__ = [
     "ATTACKS",
     "ConstantImage",
-
+    "DeepLeakageFromModel",
     "DeepLeakageFromModelPlus",
     "MajorityLabel",
     "MeanImage",

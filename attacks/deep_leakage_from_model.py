@@ -32,7 +32,7 @@ from leakbed.contracts import UnfitViewError
 from leakbed.naming import unknown
 
 INERTIA = 100.0  # k moves by 1 / INERTIA of its start per unit of its variable, as published
-SHARES = (1.0, 0.8)  # starts of k, by try, as shares of its upper bound; see `_bound`
+SHARES = (1.0, 0.8, 0.6, 0.4)  # starts of k, by try, as shares of its upper bound; see `_bound`
 SCALES = ("last-bias", "published", "closed-form")
 
 

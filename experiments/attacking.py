@@ -15,7 +15,7 @@ from torch import Tensor
 
 from attacks import ATTACKS
 from experiments.settings import AttackSettings
-from leakbed.contracts import Attack, Guess
+from leakbed.contracts import Attack, Guess, Knowledge
 from leakbed.events import Arrays
 from leakbed.models import resolve_device
 from leakbed.oracle import (
@@ -66,7 +66,14 @@ def make_attack(settings: AttackSettings) -> Attack:
     return kind(**own)
 
 
-def attack_run(trace: Path, settings: AttackSettings, *, stream: int, device: str) -> Attacked:
+def attack_run(
+    trace: Path,
+    settings: AttackSettings,
+    *,
+    stream: int,
+    device: str,
+    answers: Path | None = None,
+) -> Attacked:
     """Attack a recorded run.
 
     A run without the messages the attack reads raises :class:`~leakbed.views.MisfitError`.
@@ -76,6 +83,7 @@ def attack_run(trace: Path, settings: AttackSettings, *, stream: int, device: st
         settings: The attack's.
         stream: The adversary's.
         device: As for :func:`leakbed.models.resolve_device`.
+        answers: Opened only for an attack whose threat model declares that it is given labels.
 
     Returns:
         The guess of the restart with the lowest objective of the attack's own, target by target.
@@ -85,7 +93,10 @@ def attack_run(trace: Path, settings: AttackSettings, *, stream: int, device: st
     attack = make_attack(settings)
     targets = pick_targets(evidences, attack.threat, when=settings.when, count=settings.targets)
     where = resolve_device(device)
-    view = build_view(recorded, evidences, attack.threat, targets, device=where)
+    labels = None
+    if Knowledge.LABELS in attack.threat.needs and answers is not None:
+        labels = AnswerKey.read(answers).truth(targets).labels
+    view = build_view(recorded, evidences, attack.threat, targets, device=where, labels=labels)
     repeats = 1 if "restarts" in _fields(type(attack)) else settings.restarts or 1
     started = perf_counter()
     guess = attack.run(view, seed=derive(stream, "restart/0"))

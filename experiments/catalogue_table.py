@@ -1,6 +1,6 @@
 """What is implemented, as the tables between two markers of README.md.
 
-The rows are read from the catalogues, so a new attack or defence documents itself; a test asserts
+The rows are read from the catalogues, so a new protocol, attack or defence documents itself; a test asserts
 that README.md is current. ``make readme`` writes it again.
 """
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from attacks import ATTACKS
 from defenses import DEFENSES
+from strategies import PROTOCOLS
 
 BEGIN = "<!-- catalogue: written by `make readme` -->"
 END = "<!-- end of catalogue -->"
@@ -21,17 +22,23 @@ class MissingMarkersError(ValueError):
 
 
 def tables() -> str:
-    """Return the tables of attacks and defences, in the order of their catalogues."""
+    """Return the tables of protocols, attacks (published ones first, then baselines), defences."""
     attacks = [
         (f"`{name}`", _summary(kind), kind().threat.in_words(), _link(kind.source))
-        for name, kind in ATTACKS.items()
+        for name, kind in sorted(
+            ATTACKS.items(), key=lambda entry: "https://" not in entry[1].source
+        )
     ]
     defences = [
         (f"`{name}`", _summary(kind), ", ".join(sorted(kind.protects)), _link(kind.source))
         for name, kind in DEFENSES.items()
     ]
+    protocols = [
+        (f"`{name}`", _summary(inspect.getmodule(entry.build))) for name, entry in PROTOCOLS.items()
+    ]
     return "\n\n".join(
         [
+            _table(("protocol", "what it does"), protocols),
             _table(("attack", "what it does", "threat model", "source"), attacks),
             _table(("defence", "what it does", "protects", "source"), defences),
         ]
@@ -64,8 +71,8 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     )
 
 
-def _summary(kind: type) -> str:
-    return (inspect.getdoc(kind) or "").partition("\n")[0].rstrip(".")
+def _summary(documented: object) -> str:
+    return (inspect.getdoc(documented) or "").partition("\n")[0].rstrip(".")
 
 
 def _link(source: str) -> str:

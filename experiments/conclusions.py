@@ -40,7 +40,7 @@ def conclusions(cards: Iterable[Card], *, samples: Mapping[str, str] | None = No
     if not attacks:
         return ["No attack was scored, so nothing can be said about leakage."]
     said: list[str] = []
-    for block in _grouped(attacks, lambda cell: (cell.first.model, cell.first.data)):
+    for block in _grouped(attacks, _network):
         plain = [cell for cell in block if cell.first.defense == "none"]
         for same in _grouped(plain, _named):
             said.append(_leak(same))
@@ -56,6 +56,13 @@ def _grouped(found: Iterable[Cell], by: Callable[[Cell], Key]) -> list[list[Cell
     for cell in found:
         groups.setdefault(by(cell), []).append(cell)
     return list(groups.values())
+
+
+def _network(cell: Cell) -> tuple[str, str, str]:
+    """Return data and network of a cell, wherever it is cut."""
+    model = cell.first.settings.get("model")
+    kept = {k: v for k, v in model.items() if k != "cut"} if isinstance(model, dict) else {}
+    return cell.first.model, cell.first.data, json.dumps(kept, sort_keys=True)
 
 
 def _named(cell: Cell) -> tuple[str, str]:
@@ -158,10 +165,10 @@ def _count(scores: Mapping[str, object], name: str) -> int:
 
 def _strength(pair: tuple[Cell, Cell]) -> tuple[float, ...]:
     """Order pairs so that each family is represented by its strongest attack."""
-    own = [cell.measures.get(metric) for cell in pair for metric in ("abs_pearson",)]
-    labels = [cell.measures.get("label_accuracy") for cell in pair]
-    both = [measure.mean if measure else 0.0 for measure in own]
-    return sum(both), sum(measure.mean if measure else 0.0 for measure in labels)
+    return tuple(
+        sum(cell.measures[metric].mean for cell in pair if metric in cell.measures)
+        for metric in ("abs_pearson", "label_accuracy")
+    )
 
 
 def _comparison(weights: Cell, split: Cell) -> str:

@@ -162,6 +162,7 @@ class _Runner:
                 cell.attack,
                 stream=derive(seed, f"adversary/{name}"),
                 device=cell.training.device,
+                answers=trained.answers,
             )
         except UNFIT as error:
             return _unfit(cell, key, self._source, str(error))

@@ -214,6 +214,7 @@ def _about(prepared: Prepared) -> dict[str, Any]:
         "local_steps": protocol.local_steps,
         "nodes": prepared.data.nodes,
         "data": prepared.data.name,
+        "defense": prepared.settings.defense.name,
         "architecture": asdict(prepared.architecture),
     }
 

@@ -117,13 +117,19 @@ def misses(attacks: Sequence[Cell]) -> list[str]:
             own = cell.measures.get(metric)
             if own is None or metric not in METRIC_IN_WORDS:
                 continue
-            short = difference(Measure(mean=figure, stderr=0.0), own)
-            missed = short is not None and (short > 0) == HIGHER_LEAKS_MORE.get(metric, True)
             said.append(
-                f"{_called(cell)} {'misses' if missed else 'reaches'} the published "
+                f"{_called(cell)} {_reached(metric, own, figure)} the published "
                 f"{METRIC_IN_WORDS[metric]} of {value_text(metric, figure)}: {text(metric, own)}."
             )
     return said
+
+
+def _reached(metric: str, own: Measure, figure: float) -> str:
+    """Return the verb for a measure beside a published figure."""
+    higher = HIGHER_LEAKS_MORE.get(metric, True)
+    if (own.mean >= figure) == higher or own.mean == figure:
+        return "reaches"
+    return "misses" if difference(own, Measure(mean=figure, stderr=0.0)) else "may reach"
 
 
 def published(card: Card) -> dict[str, float]:
@@ -135,7 +141,7 @@ def published(card: Card) -> dict[str, float]:
 
 
 def caveats(scored: Sequence[Cell]) -> list[str]:
-    """Say which numbers should not be believed, and why.
+    """Say which numbers should not be believed and why, and which targets failed.
 
     Args:
         scored: Scored cells, attacks or not.
@@ -145,22 +151,25 @@ def caveats(scored: Sequence[Cell]) -> list[str]:
     """
     reasons: dict[str, list[str]] = {}
     for cell in scored:
-        if cell.control_within is False:
-            above = ", ".join(METRIC_IN_WORDS.get(name, name) for name in _above(cell))
-            reasons.setdefault(
-                f"its negative control beats the baselines in {above}, so its scores measure "
-                "something other than the evidence",
-                [],
-            ).append(_called(cell))
-        for reason in cell.unreliable:
-            reasons.setdefault(f"marked unreliable: {reason}", []).append(_called(cell))
-        if cell.failures:
-            reasons.setdefault(
-                f"{cell.failures} of {cell.targets} targets broke down and count as failures", []
-            ).append(_called(cell))
-    return [
-        f"Not to be trusted as it stands, {_crowd(who)}: {why}." for why, who in reasons.items()
-    ]
+        for reason in _doubts(cell):
+            reasons.setdefault(reason, []).append(_called(cell))
+    said = [f"Do not trust {_crowd(names)}: {reason}." for reason, names in reasons.items()]
+    broken = [cell for cell in scored if cell.failures]
+    if broken:
+        counts = [f"{cell.failures} of {cell.targets} in {_called(cell)}" for cell in broken]
+        said.append(f"Targets that broke down count as failures: {_crowd(counts)}.")
+    return said
+
+
+def _doubts(cell: Cell) -> list[str]:
+    found = [f"marked unreliable ({reason})" for reason in cell.unreliable]
+    if cell.control_within is False:
+        above = ", ".join(METRIC_IN_WORDS.get(name, name) for name in _above(cell))
+        found.append(
+            f"the negative control beats the baselines in {above}, so the scores measure "
+            "something other than the evidence"
+        )
+    return found
 
 
 def _above(cell: Cell) -> list[str]:

@@ -104,7 +104,7 @@ def ssim(
         )
     # torchmetrics pads by int(3.5 sigma + 0.5) pixels of reflection, which must be under the side.
     sigma = min(1.5, (side - 1) / 3.5)
-    # float32: ten times faster than float64 and equal to 1e-6.
+    # float32 is ten times faster; it is off by up to 1e-4 on flat images, by 1e-7 on digits.
     similarity: Tensor = structural_similarity_index_measure(
         guess.float(), truth.float(), sigma=sigma, data_range=1.0, reduction="none"
     )

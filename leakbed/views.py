@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from leakbed.contracts import Evidence, Knowledge, ThreatModel, View
@@ -116,6 +117,7 @@ def build_view(
     targets: Sequence[Target],
     *,
     device: torch.device,
+    labels: Int[Tensor, " targets rows"] | None = None,
 ) -> View:
     """Grant a threat model's seat what it may read, and nothing else.
 
@@ -125,9 +127,13 @@ def build_view(
         threat: The attack's.
         targets: From :func:`pick_targets`.
         device: Where the attack computes.
+        labels: The targets' true labels, granted only to a threat model that says it needs them.
 
     Returns:
         The view.
+
+    Raises:
+        MisfitError: If it needs labels that neither the protocol nor the caller gives.
     """
     architecture = architecture_of(trace.about)
     granted: dict[str, Any] = {}
@@ -139,6 +145,10 @@ def build_view(
         granted |= _public(trace, device)
     if Knowledge.ARCHITECTURE in threat.needs:
         granted["architecture"] = architecture
+    if Knowledge.LABELS in threat.needs and granted.get("labels") is None:
+        if labels is None:
+            raise MisfitError("the attack is given true labels; it needs the answer key for them")
+        granted["labels"] = labels.to(device)
     whole = targets[0].row is None
     return View(
         seat=threat.seat,
@@ -237,7 +247,7 @@ def _cut(
         granted["smashed"] = torch.stack(picked).to(device)
     if Evidence.CUT_GRADIENT in threat.evidence:
         granted["cut_gradient"] = _gradients(evidences, targets).to(device)
-    if Knowledge.LABELS in threat.needs or all(event.labels is not None for event in events):
+    if all(event.labels is not None for event in events):
         granted["labels"] = _labels(events, rows).to(device)
     return granted
 
@@ -254,8 +264,6 @@ def _gradients(evidences: Evidences, targets: Sequence[Target]) -> Tensor:
 
 def _labels(events: Sequence[SmashedUp], rows: Sequence[int]) -> Tensor:
     labels = [e.labels[row] for e, row in zip(events, rows, strict=True) if e.labels is not None]
-    if len(labels) < len(rows):
-        raise MisfitError("the attack needs labels, which this seat was not sent")
     return torch.as_tensor(labels).reshape(-1, 1)
 
 

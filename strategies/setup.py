@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from flwr.app import ArrayRecord
@@ -65,12 +65,8 @@ class Built:
     bottom: Callable[[], Arrays] | None = None
 
 
-class Build(Protocol):
-    """A function that builds a protocol's server part."""
-
-    def __call__(self, setup: Setup) -> Built:
-        """Return the strategy and its first arrays."""
-        ...
+Build = Callable[[Setup], Built]
+"""Makes a protocol's server part."""
 
 
 @dataclass(frozen=True, kw_only=True)

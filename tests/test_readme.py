@@ -71,7 +71,7 @@ def test_every_other_block_runs_in_order(tmp_path: Path) -> None:
     write_photos(tmp_path / "photos")
     for block in BLOCKS:
         if block.file:
-            (tmp_path / block.file).parent.mkdir(exist_ok=True)
+            (tmp_path / block.file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / block.file).write_text(block.text)
         if block.language == "python":
             run(

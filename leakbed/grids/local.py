@@ -69,7 +69,9 @@ class LocalGrid(ResidentGrid):
     def _answer(self, message: Message, deadline: float | None) -> Message:
         node = message.metadata.dst_node_id
         if node not in self.roster:
-            return unavailable(message, f"no such node; this grid has {list(self.roster)}")
+            return unavailable(
+                message, f"no such node; this grid has nodes 1 to {len(self.roster)}"
+            )
         if (late := overran()) is not None:
             return unavailable(message, f"{late} overran and still runs in this process")
         # FedAvg puts one RecordDict into every node's message: each node gets its own.

@@ -150,7 +150,9 @@ class RayGrid(ResidentGrid):
         """Return a reference to the reply: from the node's worker, or an error at once."""
         partition = self.roster.get(message.metadata.dst_node_id)
         if partition is None:
-            return ray.put(unavailable(message, f"no such node; this grid has {list(self.roster)}"))
+            return ray.put(
+                unavailable(message, f"no such node; this grid has nodes 1 to {len(self.roster)}")
+            )
         actor = self._actors[partition % self.workers]
         return actor.handle.remote(message.metadata, content)
 

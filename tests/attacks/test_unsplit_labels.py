@@ -49,11 +49,10 @@ def with_(view: View, **changes: object) -> View:
 
 
 def test_every_label_from_the_heads_weight_gradient() -> None:
-    for stream in (50, 51):
-        view, labels = online_run(100, stream)
-        guess = UnSplitLabels().run(view, seed=SEED)
-        assert torch.equal(guess.labels[:, 0], labels)
-        assert not guess.failed.any()
+    view, labels = online_run(100, 50)
+    guess = UnSplitLabels().run(view, seed=SEED)
+    assert torch.equal(guess.labels[:, 0], labels)
+    assert not guess.failed.any()
 
 
 def test_chance_from_the_cut_gradient() -> None:

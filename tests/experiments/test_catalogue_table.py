@@ -7,6 +7,7 @@ import pytest
 from attacks import ATTACKS
 from defenses import DEFENSES
 from experiments.catalogue_table import BEGIN, END, MissingMarkersError, current, tables
+from strategies import PROTOCOLS
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,7 +19,13 @@ def test_the_readme_is_current() -> None:
 
 def test_every_entry_has_one_row() -> None:
     names = [line.split("|")[1].strip() for line in tables().splitlines() if line.startswith("| `")]
-    assert names == [f"`{name}`" for name in [*ATTACKS, *DEFENSES]]
+    assert sorted(names) == sorted(f"`{name}`" for name in [*PROTOCOLS, *ATTACKS, *DEFENSES])
+
+
+def test_baselines_stand_below_published_attacks() -> None:
+    _, attacks, _ = tables().split("\n\n")
+    linked = ["https://" in line for line in attacks.splitlines()[2:]]
+    assert linked == sorted(linked, reverse=True)
 
 
 def test_every_row_has_as_many_cells_as_its_head() -> None:
@@ -27,11 +34,11 @@ def test_every_row_has_as_many_cells_as_its_head() -> None:
 
 
 def test_text_outside_the_markers_stays() -> None:
-    page = f"above\n{BEGIN}\nold\n{END}\nbelow\n"
+    page = f"above\n{BEGIN}\nstale\n{END}\nbelow\n"
     written = current(page)
     assert written.startswith(f"above\n{BEGIN}\n")
     assert written.endswith(f"\n{END}\nbelow\n")
-    assert "old" not in written
+    assert "stale" not in written
     assert current(written) == written
 
 

@@ -46,7 +46,7 @@ def test_psnr_with_the_published_constants_reads_eleven_decibels_more() -> None:
 def test_ssim_is_one_for_equal_images_and_matches_the_formula_on_constants() -> None:
     low, high = torch.full((1, 1, 12, 12), 0.2), torch.full((1, 1, 12, 12), 0.6)
     luminance = (2 * 0.2 * 0.6 + 1e-4) / (0.2**2 + 0.6**2 + 1e-4)
-    assert ssim(low, high).item() == pytest.approx(luminance, abs=1e-5)
+    assert ssim(low, high).item() == pytest.approx(luminance, abs=2e-4)
     assert ssim(images(1), images(1)).item() == pytest.approx(1)
 
 

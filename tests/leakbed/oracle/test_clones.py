@@ -1,5 +1,7 @@
 """Stolen bottoms are worth what they do under the server's own top."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -87,3 +89,20 @@ def test_a_clone_that_is_not_finite_predicts_one_class(
         stream=3,
     )
     assert found.accuracy.mean == pytest.approx((labels == 0).double().mean().item())
+
+
+def test_the_numbers_become_plain_json(
+    parts: tuple[nn.Module, nn.Module, torch.Tensor, torch.Tensor],
+) -> None:
+    bottom, top, images, labels = parts
+    found = score_clones(
+        clones_of(bottom),
+        architecture=ARCHITECTURE,
+        victim_bottom=bottom,
+        server_top=top,
+        images=images,
+        labels=labels,
+        stream=3,
+    ).as_dict()
+    assert json.loads(json.dumps(found)) == found
+    assert found["agreement"]["values"] == [1]

@@ -1,0 +1,22 @@
+"""Reading the catalogues from source says the same as importing them."""
+
+from dataclasses import fields
+
+import pytest
+
+from attacks import ATTACKS
+from defenses import DEFENSES
+from experiments.plugins import plugin_fields, protocol_names
+from strategies import PROTOCOLS
+
+
+@pytest.mark.parametrize(("package", "catalogue"), [("attacks", ATTACKS), ("defenses", DEFENSES)])
+def test_source_says_what_the_classes_say(package: str, catalogue: dict[str, type]) -> None:
+    read = plugin_fields(package)
+    assert set(read) == set(catalogue)
+    for name, kind in catalogue.items():
+        assert set(read[name].settings) == {field.name for field in fields(kind)}, name
+
+
+def test_protocols_are_those_of_the_catalogue() -> None:
+    assert set(protocol_names()) == set(PROTOCOLS)

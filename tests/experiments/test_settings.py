@@ -1,0 +1,81 @@
+"""Settings refuse what is not legal, and say what would be."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from experiments.settings import Settings
+
+ATTACK = {"name": "constant-image"}
+
+
+def settings(**changes: Any) -> Settings:
+    return Settings.model_validate({"name": "x", "attack": [ATTACK], **changes})
+
+
+def test_defaults_are_one_undefended_case() -> None:
+    plain = settings()
+    assert [each.name for each in plain.defense] == ["none"]
+    assert plain.case == ()
+    assert plain.data.name == "mnist-5k"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"sede": 1}, "unknown key 'sede'; did you mean 'seed'"),
+        ({"data": {"nodse": 4}}, "unknown key 'nodse'; did you mean 'nodes'"),
+        ({"protocol": {"name": "fedavgg"}}, "unknown protocol 'fedavgg'; did you mean 'fedavg'"),
+        ({"attack": [{"name": "unsplitt"}]}, "unknown attack 'unsplitt'; did you mean 'unsplit'"),
+        ({"attack": [{"name": "unsplit", "outer_step": 3}]}, "did you mean 'outer_steps'"),
+        ({"attack": [{"name": "dlm", "restart": 3}]}, "did you mean 'restarts'"),
+        ({"defense": [{"name": "weight-nose"}]}, "did you mean 'weight-noise'"),
+        ({"defense": [{"name": "weight-noise", "scal": 1}]}, "did you mean 'scale'"),
+        ({"sweep": {"model.cutt": [1]}}, "unknown dotted key 'model.cutt'; did you mean"),
+        ({"sweep": {"model.cut": []}}, "has no values"),
+        ({"case": [{"protocol.name": "fedavg"}]}, "needs a name"),
+        ({"case": [{"name": "a", "protocol": {"nme": "fedavg"}}]}, "did you mean 'protocol.name'"),
+        ({"protocol": {"rounds": 0}}, "greater than or equal to 1"),
+        ({"data": {"public": 1.0}}, "less than 1"),
+        ({"attack": []}, "at least 1"),
+    ],
+)
+def test_refuses_what_is_not_legal(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        settings(**changes)
+    assert told in str(error.value)
+
+
+def test_an_attack_keeps_its_own_settings_apart() -> None:
+    (attack,) = settings(attack=[{"name": "unsplit", "targets": 3, "tv": 0.5}]).attack
+    assert (attack.targets, attack.own) == (3, {"tv": 0.5})
+
+
+def test_defences_stack_in_order() -> None:
+    stack = [{"name": "weight-noise", "scale": 0.1}, {"name": "weight-sparsification"}]
+    (defense,) = settings(defense=[{"stack": stack}]).defense
+    assert defense.name == "weight-noise+weight-sparsification"
+    assert defense.stack[0] == ("weight-noise", {"scale": 0.1})
+
+
+def test_a_case_may_nest_its_overrides() -> None:
+    nested = settings(case=[{"name": "a", "protocol": {"name": "fedavg", "rounds": 2}}])
+    dotted = settings(case=[{"name": "a", "protocol.name": "fedavg", "protocol.rounds": 2}])
+    assert nested.case == dotted.case
+
+
+def test_checking_settings_needs_no_torch() -> None:
+    root = Path(__file__).parents[2]
+    code = (
+        "import sys; from experiments.settings import Settings\n"
+        "Settings.model_validate({'name': 'x', 'attack': [{'name': 'dlm', 'restarts': 2}]})\n"
+        "print([m for m in ('torch', 'ray', 'torchvision', 'flwr') if m in sys.modules])"
+    )
+    done = subprocess.run(  # noqa: S603  our own interpreter on our own code
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

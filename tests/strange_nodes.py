@@ -1,0 +1,88 @@
+"""Nodes that misbehave on request; a module of its own, so that Ray's workers can import it."""
+
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+app = ClientApp()
+release = threading.Event()  # lets a node that hangs in this process go, so that a test can end
+
+
+def message(node: int, kind: str, records: RecordDict | None = None) -> Message:
+    return Message(records or RecordDict(), dst_node_id=node, message_type=f"query.{kind}")
+
+
+def said(reply: Message) -> dict[str, Any]:
+    """What a node answered."""
+    return dict(reply.content.config_records["said"])
+
+
+def _answer(message: Message, **values: Any) -> Message:
+    return Message(RecordDict({"said": ConfigRecord(values)}), reply_to=message)
+
+
+@app.query("roster")
+def roster(message: Message, context: Context) -> Message:
+    partition = ConfigRecord({"partition": int(context.node_config["partition-id"])})
+    return Message(RecordDict({"roster": partition}), reply_to=message)
+
+
+@app.query("count")
+def count(message: Message, context: Context) -> Message:
+    live: dict[str, int] = context.live  # type: ignore[attr-defined]
+    live["calls"] = live.get("calls", 0) + 1
+    return _answer(message, calls=live["calls"], process=os.getpid(), node=context.node_id)
+
+
+@app.query("place")
+def place(message: Message, context: Context) -> Message:
+    return _answer(
+        message,
+        folder=str(Path.cwd()),
+        data=os.environ.get("LEAKBED_DATA", ""),
+        cuda=os.environ.get("CUDA_VISIBLE_DEVICES", "unset"),
+        gpus=torch.cuda.device_count(),
+        threads=torch.get_num_threads(),
+        leakbed=str(sys.modules["leakbed"].__file__),
+        app=__file__,
+    )
+
+
+@app.query("change")
+def change(message: Message, context: Context) -> Message:
+    """Change in place what came, and tell what it was before."""
+    records = message.content
+    before = int(records.config_records["config"]["value"])  # type: ignore[arg-type]
+    size = len(records.array_records["arrays"])
+    records.config_records["config"]["value"] = before + 1
+    records.array_records["arrays"].clear()
+    return _answer(message, before=before, size=size)
+
+
+@app.query("raise")
+def fail(message: Message, context: Context) -> Message:
+    raise ZeroDivisionError("no reason at all")
+
+
+@app.query("unsendable")
+def unsendable(message: Message, context: Context) -> Message:
+    reply = _answer(message)
+    reply.content.__dict__["lock"] = threading.Lock()
+    return reply
+
+
+@app.query("hang")
+def hang(message: Message, context: Context) -> Message:
+    release.wait()
+    return _answer(message)
+
+
+@app.query("die")
+def die(message: Message, context: Context) -> Message:
+    os._exit(3)
