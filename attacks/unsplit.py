@@ -19,6 +19,7 @@ Departures:
 """
 
 from dataclasses import dataclass
+from functools import reduce
 from math import prod
 from typing import ClassVar, NamedTuple
 
@@ -127,9 +128,7 @@ class UnSplit:
             self._attempt(smashed, architecture, seed=derive(seed, f"restart/{restart}"))
             for restart in range(self.restarts)
         ]
-        best = fits[0]
-        for fit in fits[1:]:
-            best = _better(best, fit)
+        best = reduce(_better, fits)
         return Guess(
             images=best.images.unsqueeze(1),
             objective=best.objective,
@@ -169,7 +168,8 @@ class UnSplit:
         fixed = {name: each.detach() for name, each in weights.items()}  # the same memory
         input_adam = Adam([images], lr=self.input_rate, amsgrad=True, fused=True)
         model_adam = Adam(weights.values(), lr=self.model_rate, amsgrad=True, fused=True)
-        kept = _Fit(images.detach().clone(), readable, _copied(start), torch.empty(0))
+        objective = smashed.new_full((len(smashed),), torch.inf)
+        kept = _Fit(images.detach().clone(), readable, start, objective)
         for _ in range(self.outer_steps):
             for _ in range(self.input_steps):
                 images.grad = self._input_gradient(run, fixed, images, smashed)
@@ -207,12 +207,8 @@ class UnSplit:
         for axis in (-2, -1):
             objective = objective + self.tv * _mean_square(fit.images.diff(dim=axis))
         finite = fit.finite & objective.isfinite()
-        return _Fit(
-            images=fit.images,
-            finite=finite,
-            clones=_for_each(fit.clones, len(smashed)),
-            objective=torch.where(finite, objective, torch.inf),
-        )
+        objective = torch.where(finite, objective, torch.inf)
+        return _Fit(fit.images, finite, _for_each(fit.clones, len(smashed)), objective)
 
 
 def _granted(view: View) -> tuple[Tensor, Architecture]:
@@ -221,6 +217,11 @@ def _granted(view: View) -> tuple[Tensor, Architecture]:
         raise MissingKnowledgeError(
             "unsplit reads smashed data and needs the bottom's architecture; the view lacks "
             f"{'smashed' if view.smashed is None else 'architecture'}: attack a split protocol"
+        )
+    if not list(view.architecture.bottom(0).parameters()):
+        raise UnfitViewError(
+            "the bottom has no weights to steal, so smashed data are the images themselves; cut "
+            "after a layer with weights, or use smashed-as-image"
         )
     sent, made = tuple(view.smashed.shape[1:]), view.architecture.smashed_shape
     if sent != made:
@@ -247,12 +248,8 @@ def _set_gradients(
 
 
 def _for_each(weights: Weights, targets: int) -> Weights:
-    """Return one set of weights per target, the same one where all share a clone."""
+    """Return one set of weights per target, for a shared clone the same one."""
     return {name: each.expand(targets, *each.shape[1:]) for name, each in weights.items()}
-
-
-def _copied(weights: Weights) -> Weights:
-    return {name: each.clone() for name, each in weights.items()}
 
 
 def _finite_rows(tensor: Float[Tensor, " rows *shape"]) -> Bool[Tensor, " rows"]:
@@ -272,7 +269,7 @@ def _last_finite(kept: _Fit, images: Tensor, weights: Weights) -> _Fit:
     """Return the new state where it is finite; a target that broke down stays where it was."""
     sound = torch.stack([_finite_rows(each) for each in weights.values()]).all(0)
     finite = kept.finite & _finite_rows(images) & sound
-    moved = finite if len(sound) == len(finite) else sound
+    moved = finite if len(sound) == len(finite) else sound  # a shared clone is nobody's own
     clones = {
         name: torch.where(_along(moved, each), each, kept.clones[name])
         for name, each in weights.items()

@@ -1,7 +1,7 @@
 """What is implemented, as the tables between two markers of README.md.
 
-The rows are read from the catalogues, so a new protocol, attack or defence documents itself; a test asserts
-that README.md is current. ``make readme`` writes it again.
+The rows are read from the catalogues, so a new protocol, attack or defence documents itself; a test
+asserts that README.md is current. ``make readme`` writes it again.
 """
 
 import inspect
@@ -23,23 +23,22 @@ class MissingMarkersError(ValueError):
 
 def tables() -> str:
     """Return the tables of protocols, attacks (published ones first, then baselines), defences."""
+    protocols = [
+        (f"`{name}`", _summary(inspect.getmodule(entry.build))) for name, entry in PROTOCOLS.items()
+    ]
     attacks = [
         (f"`{name}`", _summary(kind), kind().threat.in_words(), _link(kind.source))
-        for name, kind in sorted(
-            ATTACKS.items(), key=lambda entry: "https://" not in entry[1].source
-        )
+        for name, kind in ATTACKS.items()
     ]
     defences = [
         (f"`{name}`", _summary(kind), ", ".join(sorted(kind.protects)), _link(kind.source))
         for name, kind in DEFENSES.items()
     ]
-    protocols = [
-        (f"`{name}`", _summary(inspect.getmodule(entry.build))) for name, entry in PROTOCOLS.items()
-    ]
+    published_first = sorted(attacks, key=lambda row: "https://" not in row[-1])
     return "\n\n".join(
         [
             _table(("protocol", "what it does"), protocols),
-            _table(("attack", "what it does", "threat model", "source"), attacks),
+            _table(("attack", "what it does", "threat model", "source"), published_first),
             _table(("defence", "what it does", "protects", "source"), defences),
         ]
     )

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from experiments.measures import Measure, difference, text, value_text
 from experiments.report_cells import FAMILY_IN_WORDS, METRIC_IN_WORDS, Cell, cells
-from experiments.verdicts import caveats, misses, place, shortfalls
+from experiments.verdicts import caveats, misses, place, shortfall
 from leakbed.cards import Card
 from leakbed.metrics import HIGHER_LEAKS_MORE
 
@@ -40,15 +40,20 @@ def conclusions(cards: Iterable[Card], *, samples: Mapping[str, str] | None = No
     if not attacks:
         return ["No attack was scored, so nothing can be said about leakage."]
     said: list[str] = []
-    for block in _grouped(attacks, _network):
+    for block in sorted(_grouped(attacks, _network), key=_breadth):
         plain = [cell for cell in block if cell.first.defense == "none"]
-        for same in _grouped(plain, _named):
-            said.append(_leak(same))
-            said += shortfalls(same, scored)
         said += _families(block, samples)
-        for same in _grouped([cell for cell in block if cell not in plain], _protected):
-            said.append(_defence(same, plain))
-    return [sentence for sentence in [*said, *misses(attacks), *caveats(scored)] if sentence]
+        said += [f"{_leak(same)} {shortfall(same, scored)}" for same in _grouped(plain, _named)]
+        protected = [cell for cell in block if cell.first.defense != "none"]
+        said += [_defence(same, plain) for same in _grouped(protected, _protected)]
+    return [
+        sentence.strip() for sentence in [*said, *misses(attacks), *caveats(scored)] if sentence
+    ]
+
+
+def _breadth(block: Sequence[Cell]) -> int:
+    """Put networks that both families ran on first."""
+    return -len({cell.family for cell in block})
 
 
 def _grouped(found: Iterable[Cell], by: Callable[[Cell], Key]) -> list[list[Cell]]:
@@ -77,14 +82,14 @@ def _leak(same: Sequence[Cell]) -> str:
     """Say what one attack recovers without a defence, setting by setting if they are few."""
     card = same[0].first
     opening = (
-        f"{FAMILY_IN_WORDS[same[0].family].capitalize()} ({card.protocol}, {card.model} on "
-        f"{card.data}), no defence: {card.attack}"
+        f"{card.attack} on {FAMILY_IN_WORDS[same[0].family]} ({card.protocol}; {card.model}, "
+        f"{card.data}), no defence"
     )
     if len(same) == 1:
-        return f"{opening} reaches {_scores(same[0])}."
+        return f"{opening}: {_scores(same[0])}."
     if len(same) <= _FEW:
         parts = [f"{place(cell, same)}, {_scores(cell)}" for cell in same]
-        return f"{opening} reaches, {'; '.join(parts)}."
+        return f"{opening}: {'; '.join(parts)}."
     return f"{opening}, over {len(same)} settings: {_range(same)}."
 
 
@@ -97,7 +102,7 @@ def _scores(cell: Cell) -> str:
             if metric == "identification":
                 part += f" among {_candidates(cell)}"
             if metric == "ssim" and (skill := cell.measures.get("ssim_skill")) is not None:
-                part += f", skill {value_text('ssim_skill', skill.mean)}"
+                part += f" (skill {value_text('ssim_skill', skill.mean)})"
             parts.append(part)
     return ", ".join(parts) or "no leading score"
 
@@ -130,17 +135,18 @@ def _families(block: Sequence[Cell], samples: Mapping[str, str] | None) -> list[
     for same in _grouped(block, lambda cell: cell.first.defense):
         weights = [cell for cell in same if cell.family == "weights"]
         split = [cell for cell in same if cell.family == "split"]
-        by_cut = _grouped(split, lambda cell: cell.first.cut)
-        # One sentence for each cut without a defence; with one, the strongest cut speaks for all.
-        for rivals in by_cut if same[0].first.defense == "none" else [split]:
-            pairs = [(a, b) for a in weights for b in rivals if _same_samples(a, b, samples)]
-            if pairs:
-                said.append(_comparison(*max(pairs, key=_strength)))
-            elif weights and rivals:
-                said.append(
-                    f"Weight exchange and {place(rivals[0], rivals) or 'split learning'} "
-                    "attacked different private samples here, so they are not compared."
-                )
+        pairs = [(a, b) for a in weights for b in split if _same_samples(a, b, samples)]
+        if pairs:
+            strongest = max((a for a, _ in pairs), key=_strength)
+            rivals = [b for a, b in pairs if a is strongest]
+            by_cut = _grouped(rivals, lambda cell: cell.cut)
+            said.append(_comparison(strongest, [max(each, key=_strength) for each in by_cut]))
+        elif weights and split:
+            said.append(
+                f"Weight exchange and split learning ({weights[0].first.model}, "
+                f"{weights[0].first.data}) attacked different private samples "
+                f"{_under(same[0])}, so they are not compared."
+            )
     return said
 
 
@@ -163,44 +169,61 @@ def _count(scores: Mapping[str, object], name: str) -> int:
     return value if isinstance(value, int) else 1
 
 
-def _strength(pair: tuple[Cell, Cell]) -> tuple[float, ...]:
-    """Order pairs so that each family is represented by its strongest attack."""
+def _strength(cell: Cell) -> tuple[float, ...]:
+    """Order attacks by what speaks for a family: pictures first, then labels."""
     return tuple(
-        sum(cell.measures[metric].mean for cell in pair if metric in cell.measures)
+        cell.measures[metric].mean if metric in cell.measures else -1.0
         for metric in ("abs_pearson", "label_accuracy")
     )
 
 
-def _comparison(weights: Cell, split: Cell) -> str:
-    """Say in which scores one family leaks more than the other."""
-    verdicts: dict[str, list[str]] = {"more": [], "less": [], "equal": []}
-    for metric in LEADING:
-        own, other = weights.measures.get(metric), split.measures.get(metric)
+def _comparison(weights: Cell, rivals: Sequence[Cell]) -> str:
+    """Say in which scores weight exchange leaks more than split learning, cut by cut."""
+    found = {metric: _against(metric, weights, rivals) for metric in LEADING}
+    verdicts = {verdict for each in found.values() for verdict, _ in each}
+    if not verdicts:
+        return ""
+    overall = {
+        frozenset({"more"}): "leaks more than split learning",
+        frozenset({"less"}): "leaks less than split learning",
+        frozenset[str](): "does not differ from split learning by more than two standard errors",
+    }.get(frozenset(verdicts - {"equal"}), "leaks more than split learning in some scores only")
+    clauses = [
+        f"{METRIC_IN_WORDS[metric]} {value_text(metric, weights.measures[metric].mean)} against "
+        + ", ".join(text for _, text in each)
+        for metric, each in found.items()
+        if each
+    ]
+    attacks = " or ".join(dict.fromkeys(cell.first.attack for cell in rivals))
+    return (
+        f"On the same private samples and the same network ({weights.first.model}, "
+        f"{weights.first.data}), {_under(weights)}, weight exchange {overall}: "
+        f"{'; '.join(clauses)} ({weights.first.attack} against {attacks})."
+    )
+
+
+def _against(metric: str, weights: Cell, rivals: Sequence[Cell]) -> list[tuple[str, str]]:
+    """Return for each rival that has a metric the verdict and the rival's value."""
+    found = []
+    own = weights.measures.get(metric)
+    for rival in rivals:
+        other = rival.measures.get(metric)
         if own is None or other is None:
             continue
         gap = difference(own, other)
         verdict = "equal" if gap is None else "more" if gap > 0 else "less"
-        numbers = f"{value_text(metric, own.mean)} against {value_text(metric, other.mean)}"
-        verdicts[verdict].append(f"{METRIC_IN_WORDS[metric]} {numbers}")
-    clauses = [
-        f"{phrase} ({', '.join(verdicts[verdict])})"
-        for verdict, phrase in (
-            ("more", "leaks more than"),
-            ("less", "leaks less than"),
-            ("equal", "does not differ by more than two standard errors from"),
-        )
-        if verdicts[verdict]
-    ]
-    if not clauses:
-        return ""
-    defense = split.first.defense
-    cut = "" if split.first.cut is None else f", cut {split.first.cut}"
-    return (
-        f"On the same private samples and the same network ({weights.first.model}), "
-        f"{'without a defence' if defense == 'none' else f'with {defense}'}, weight exchange "
-        f"({weights.first.attack}) {'; it '.join(clauses)} split learning "
-        f"({split.first.attack}{cut})."
-    )
+        notes = [
+            f"cut {rival.cut}" if len(rivals) > 1 else "",
+            {"equal": "no clear difference", "less": "more"}.get(verdict, ""),
+        ]
+        note = ", ".join(part for part in notes if part)
+        value = value_text(metric, other.mean)
+        found.append((verdict, f"{value} ({note})" if note else value))
+    return found
+
+
+def _under(cell: Cell) -> str:
+    return "without a defence" if cell.first.defense == "none" else f"with {cell.first.defense}"
 
 
 def _defence(same: Sequence[Cell], plain: Sequence[Cell]) -> str:
@@ -233,7 +256,7 @@ def _effect(bare: Cell, cell: Cell) -> str:
         for metric in LEADING
         if (change := _change(metric, bare.measures.get(metric), cell.measures.get(metric)))
     ]
-    where = "" if cell.first.cut is None else f" at cut {cell.first.cut}"
+    where = "" if cell.cut is None else f" at cut {cell.cut}"
     if not changes:
         return f"{cell.first.attack}{where} changes by no more than two standard errors"
     return f"{cell.first.attack}{where}: {', '.join(changes)}"

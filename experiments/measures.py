@@ -17,6 +17,7 @@ from leakbed.metrics import binomial_interval
 RATES = frozenset({"identification", "label_accuracy"})
 """Metrics that are shares of samples, shown in percent."""
 
+_SMALL = 0.005  # errors under this would print as 0.00
 _ROUNDING = 1e-9  # differences under this are arithmetic, not findings
 
 
@@ -111,10 +112,12 @@ def _summary(entry: object) -> dict[str, Any] | None:
 def value_text(metric: str, value: float) -> str:
     """Return a value as a report prints it: rates in percent, small errors in scientific form."""
     if metric in RATES:
-        return f"{100 * value:.0f} %"
-    if metric == "psnr":
-        return f"{value:.1f} dB"
-    return f"{value:.2g}" if metric.endswith("mse") else f"{value:.2f}"
+        shown = f"{100 * value:.0f} %"
+    elif metric == "psnr":
+        shown = f"{value:.1f} dB"
+    else:
+        shown = f"{value:.2g}" if metric.endswith("mse") else f"{value:.2f}"
+    return shown.replace("-0.00", "0.00").replace("-", "\N{MINUS SIGN}")
 
 
 def error_text(metric: str, measure: Measure) -> str:
@@ -124,7 +127,8 @@ def error_text(metric: str, measure: Measure) -> str:
         return f"{low} to {high} %"
     if measure.stderr is None:
         return "one target"
-    return f"± {value_text(metric, 2 * measure.stderr)}"
+    both = 2 * measure.stderr
+    return f"± {both:.1g}" if 0 < both < _SMALL else f"± {value_text(metric, both)}"
 
 
 def text(metric: str, measure: Measure) -> str:

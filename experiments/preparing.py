@@ -11,7 +11,7 @@ from torch import Tensor
 from clients.cell import Cell, TrainingPlan
 from defenses import DEFENSES
 from experiments.cells import Training
-from leakbed.contracts import Protects
+from leakbed.contracts import Defense, Protects
 from leakbed.data.recipe import DataRecipe
 from leakbed.events import Arrays
 from leakbed.models import Architecture, resolve_device
@@ -119,6 +119,11 @@ def prepare(training: Training, *, root: str | None) -> Prepared:
         prepared.cell(partition).batches(1, len(rows))
     resolve_device(training.device)
     return prepared
+
+
+def make_defenses(training: Training) -> tuple[Defense, ...]:
+    """Return a run's defences; values out of range raise the defence's own errors."""
+    return tuple(DEFENSES[name](**own) for name, own in training.defense.stack)
 
 
 def misfit(training: Training) -> str | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ from experiments.measures import Measure, number, pooled
 from leakbed.cards import Card
 from leakbed.metrics import HIGHER_LEAKS_MORE
 from leakbed.oracle import NEEDS_TRUTH
+from strategies import PROTOCOLS
 
 Family = Literal["weights", "split"]
 
@@ -63,6 +65,11 @@ class Cell:
     def family(self) -> Family:
         """What its protocol exchanges."""
         return family(self.first)
+
+    @property
+    def cut(self) -> int | None:
+        """Where its network is cut; ``None`` for a protocol that does not cut."""
+        return None if self.family == "weights" else self.first.cut
 
     @property
     def is_attack(self) -> bool:
@@ -139,10 +146,13 @@ def cells(cards: Iterable[Card]) -> list[Cell]:
         cards: Of one experiment.
 
     Returns:
-        Weight exchange first, then by model, data, case, cut, defence (none first) and attack.
+        By network and data (what most cards have first), weight exchange before split, then by cut,
+        case, defence (none first) and attack.
     """
     groups: dict[str, list[Card]] = {}
-    for card in sorted(cards, key=_order):
+    cards = list(cards)
+    sizes = Counter((card.model, card.data) for card in cards)
+    for card in sorted(cards, key=lambda card: (-sizes[card.model, card.data], *_order(card))):
         groups.setdefault(_identity(card), []).append(card)
     found = [Cell(cards=tuple(group)) for group in groups.values()]
     names: dict[tuple[object, ...], list[Cell]] = {}
@@ -154,13 +164,11 @@ def cells(cards: Iterable[Card]) -> list[Cell]:
 
 
 def family(card: Card) -> Family:
-    """Return what a card's protocol exchanges."""
-    evidence = set(card.threat.evidence) if card.threat else set()
-    if "update" in evidence:
-        return "weights"
-    if evidence & {"smashed", "cut-gradient", "head-weight-gradient"}:
-        return "split"
-    return "weights" if card.cut is None else "split"
+    """Return what a card's protocol exchanges; a foreign one is judged by what was read."""
+    if card.protocol in PROTOCOLS:
+        return PROTOCOLS[card.protocol].exchanges
+    evidence = card.threat.evidence if card.threat else ()
+    return "weights" if "update" in evidence or card.cut is None else "split"
 
 
 def unseeded(case: str) -> str:
@@ -173,7 +181,7 @@ def _order(card: Card) -> tuple[object, ...]:
         card.model,
         card.data,
         family(card) == "split",
-        -1 if card.cut is None else card.cut,
+        card.cut if card.cut is not None else -1,
         unseeded(card.case),
         card.defense != "none",
         card.defense,

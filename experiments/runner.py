@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 from clients import node_app
 from experiments.attacking import attack_run, judge, keep_guess, keep_truth, make_attack
 from experiments.cells import CellSettings, Training, cells
-from experiments.preparing import misfit, prepare
+from experiments.preparing import make_defenses, misfit, prepare
 from experiments.settings import JsonObject, Settings
 from experiments.settings_file import load_settings
 from experiments.training import TrainingRun, train
@@ -84,7 +84,8 @@ def run(
     folder = Path("runs") / checked.name if out is None else Path(out)
     wanted = cells(checked)
     for cell in wanted:
-        make_attack(cell.attack)  # refuse bad values before anything is trained
+        make_attack(cell.attack)  # bad values are refused before anything is trained
+        make_defenses(cell.training)
     source = source_hash()
     done = {card.key: card for card in read_cards(folder)} if (folder / "cards").is_dir() else {}
     if progress is not None:

@@ -17,8 +17,7 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from defenses import DEFENSES
-from experiments.preparing import Prepared, answer_key
+from experiments.preparing import Prepared, answer_key, make_defenses
 from experiments.soundness import RefuseNonFinite
 from leakbed.contracts import Defense, Protects
 from leakbed.grids import Canonical
@@ -182,7 +181,7 @@ def _setup(prepared: Prepared, roster: Mapping[int, int]) -> Setup:
 
 
 def _gradient_defences(prepared: Prepared) -> tuple[Defense, ...]:
-    chosen = [DEFENSES[name](**own) for name, own in prepared.defenses]
+    chosen = make_defenses(prepared.settings)
     return tuple(d for d in chosen if Protects.CUT_GRADIENT in d.protects)
 
 

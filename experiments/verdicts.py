@@ -15,7 +15,7 @@ from leakbed.metrics import HIGHER_LEAKS_MORE
 _RIVALRY = ("identification", "abs_pearson", "ssim", "label_accuracy")
 _PICTURE = "smashed-as-image"
 _NEAREST = "nearest-public"
-_FEW = 3  # losses that one sentence lists; more are counted
+_FEW = 2  # losses that one sentence lists; more are counted
 
 
 def place(cell: Cell, among: Sequence[Cell]) -> str:
@@ -29,16 +29,17 @@ def place(cell: Cell, among: Sequence[Cell]) -> str:
         A phrase such as ``at cut 3``; empty for a single cell.
     """
     parts = []
-    if len({each.first.cut for each in among}) > 1:
-        parts.append("uncut" if cell.first.cut is None else f"at cut {cell.first.cut}")
-    if len({(each.case, each.first.cut) for each in among}) > len({e.first.cut for e in among}):
+    cuts = {each.cut for each in among}
+    if len(cuts) > 1:
+        parts.append(f"at cut {cell.cut}")
+    if len({(each.case, each.cut) for each in among}) > len(cuts):
         parts.append(f"in {cell.case}")
     if cell.variant:
         parts.append(f"with {cell.variant}")
     return " ".join(parts)
 
 
-def shortfalls(same: Sequence[Cell], scored: Sequence[Cell]) -> list[str]:
+def shortfall(same: Sequence[Cell], scored: Sequence[Cell]) -> str:
     """Say where one attack does not beat what needs no attack.
 
     Args:
@@ -46,7 +47,8 @@ def shortfalls(same: Sequence[Cell], scored: Sequence[Cell]) -> list[str]:
         scored: Every scored cell, the ``smashed-as-image`` ones among them.
 
     Returns:
-        One sentence per rival that it does not beat everywhere; one for all if it beats them.
+        One sentence that names every rival it does not beat everywhere; that it beats them all,
+        if it does; empty where there is nothing to compare with.
     """
     losses: dict[str, list[str]] = {}
     contests = 0
@@ -56,23 +58,18 @@ def shortfalls(same: Sequence[Cell], scored: Sequence[Cell]) -> list[str]:
             contests += 1
             own = cell.measures[metric]
             if not _beats(metric, own, theirs):
-                numbers = (
-                    f"{value_text(metric, own.mean)} against {value_text(metric, theirs.mean)}"
-                )
-                losses.setdefault(rival, []).append(
-                    f"{METRIC_IN_WORDS[metric]} {numbers}{where and f' {where}'}"
-                )
-    attack = same[0].first.attack
-    if not losses:
-        return [f"{attack} beats everything that needs no attack, in every leading score."] * (
-            contests > 0
-        )
-    return [f"{attack} does not beat {rival}: {_listed(lost)}." for rival, lost in losses.items()]
+                numbers = f"{METRIC_IN_WORDS[metric]} {value_text(metric, own.mean)}"
+                against = f"against {value_text(metric, theirs.mean)} {where}".rstrip()
+                losses.setdefault(rival, []).append(f"{numbers} {against}")
+    if losses:
+        rivals = ", ".join(f"{rival} ({_listed(lost)})" for rival, lost in losses.items())
+        return f"By two standard errors, it does not beat {rivals}."
+    return "It beats everything that needs no attack, in every leading score." * (contests > 0)
 
 
 def _listed(lost: Sequence[str]) -> str:
     more = len(lost) - _FEW
-    return ", ".join(lost[:_FEW]) + (f", and in {more} more comparisons" if more > 0 else "")
+    return "; ".join(lost[:_FEW]) + (f"; and {more} more comparisons" if more > 0 else "")
 
 
 def _contests(cell: Cell, scored: Sequence[Cell]) -> Iterable[tuple[str, str, Measure]]:
@@ -84,7 +81,7 @@ def _contests(cell: Cell, scored: Sequence[Cell]) -> Iterable[tuple[str, str, Me
         if picture is not None and metric in picture.measures:
             yield "the smashed map shown as a picture", metric, picture.measures[metric]
         if (free := cell.baseline(metric)) is not None:
-            yield f"the baseline {free[0]}", metric, Measure(mean=free[1], stderr=0.0)
+            yield f"the {free[0]} baseline", metric, Measure(mean=free[1], stderr=0.0)
         if (nearest := cell.baselines(metric).get(_NEAREST)) is not None and metric == "ssim":
             yield "the nearest public image", metric, Measure(mean=nearest, stderr=0.0)
 
@@ -106,13 +103,13 @@ def misses(attacks: Sequence[Cell]) -> list[str]:
     """Say which published figures were not reached, and which were.
 
     Args:
-        attacks: Scored cells; a card's ``reported`` is read where it is a table of our metrics.
+        attacks: Scored cells, of which the undefended count; a card's ``reported`` is read where it is a table of our metrics.
 
     Returns:
         One sentence per figure.
     """
     said = []
-    for cell in attacks:
+    for cell in (each for each in attacks if each.first.defense == "none"):
         for metric, figure in published(cell.first).items():
             own = cell.measures.get(metric)
             if own is None or metric not in METRIC_IN_WORDS:
@@ -151,7 +148,7 @@ def caveats(scored: Sequence[Cell]) -> list[str]:
     """
     reasons: dict[str, list[str]] = {}
     for cell in scored:
-        for reason in _doubts(cell):
+        for reason in doubts(cell):
             reasons.setdefault(reason, []).append(_called(cell))
     said = [f"Do not trust {_crowd(names)}: {reason}." for reason, names in reasons.items()]
     broken = [cell for cell in scored if cell.failures]
@@ -161,15 +158,14 @@ def caveats(scored: Sequence[Cell]) -> list[str]:
     return said
 
 
-def _doubts(cell: Cell) -> list[str]:
-    found = [f"marked unreliable ({reason})" for reason in cell.unreliable]
-    if cell.control_within is False:
+def doubts(cell: Cell) -> list[str]:
+    """Return why a cell should not be believed; failed targets are counted elsewhere."""
+    reasons = [reason for text in cell.unreliable for reason in text.split("; ")]
+    found = [reason for reason in reasons if not reason.endswith("targets failed")]
+    if cell.control_within is False and not any("negative control" in each for each in found):
         above = ", ".join(METRIC_IN_WORDS.get(name, name) for name in _above(cell))
-        found.append(
-            f"the negative control beats the baselines in {above}, so the scores measure "
-            "something other than the evidence"
-        )
-    return found
+        found.append(f"the negative control beats its baseline in {above}")
+    return list(dict.fromkeys(found))
 
 
 def _above(cell: Cell) -> list[str]:
@@ -188,7 +184,7 @@ def _crowd(names: Sequence[str]) -> str:
 
 def _called(cell: Cell) -> str:
     card = cell.first
-    cut = "" if card.cut is None else f", cut {card.cut}"
+    cut = "" if cell.cut is None else f", cut {cell.cut}"
     defense = "" if card.defense == "none" else f", {card.defense}"
     variant = f", {cell.variant}" if cell.variant else ""
     return f"{card.attack} ({cell.case}, {card.model} on {card.data}{cut}{defense}{variant})"

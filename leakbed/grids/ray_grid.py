@@ -17,7 +17,7 @@ from flwr.clientapp import ClientApp
 
 from leakbed.flower_internals import CLIENT_RAISED
 from leakbed.grids.nodes import MessageIds, describe, unavailable
-from leakbed.grids.ray_workers import fitting_workers, start_ray, start_workers, stop
+from leakbed.grids.ray_workers import fitting_workers, start_ray, start_workers, stop, stop_ray
 from leakbed.grids.resident import ResidentGrid
 from leakbed.wire.records import count_bytes
 
@@ -133,7 +133,7 @@ class RayGrid(ResidentGrid):
         self._pending.clear()
         if self._own_ray:
             self._own_ray = False
-            ray.shutdown()
+            stop_ray()
 
     def __enter__(self) -> Self:
         return self

@@ -87,8 +87,15 @@ def start_ray(address: str | None, *, cpus: int | None) -> bool:
     return True
 
 
+def stop_ray() -> None:
+    """Disconnect from Ray, and end it if this process started it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # Ray lets go of processes it has ended
+        ray.shutdown()
+
+
 def fitting_workers(nodes: int, *, num_gpus: float) -> int:
-    """Return how many workers of one CPU each Ray has room for, at most one per node.
+    """Return how many workers of one CPU each fit into all of Ray, at most one per node.
 
     Args:
         nodes: Nodes of the grid.
@@ -97,10 +104,11 @@ def fitting_workers(nodes: int, *, num_gpus: float) -> int:
     Returns:
         At least 1: whether that one fits shows when it starts.
     """
-    free = ray.available_resources()
-    room = int(free.get("CPU", 0))
+    # Not what is free at this moment: Ray takes a while to count a closed grid's CPUs as free.
+    there = ray.cluster_resources()
+    room = int(there.get("CPU", 0))
     if num_gpus:
-        room = min(room, int(free.get("GPU", 0) / num_gpus))
+        room = min(room, int(there.get("GPU", 0) / num_gpus))
     return max(1, min(nodes, room))
 
 
@@ -122,6 +130,7 @@ def start_workers(
         NoWorkersError: If Ray has no room for them, or one does not start.
     """
     environment = {k: v for k, v in os.environ.items() if k.startswith("LEAKBED_")}
+    environment["OMP_NUM_THREADS"] = "1"  # for a torch that a handler imports later
     path = [os.path.abspath(entry) for entry in sys.path]  # noqa: PTH100  Path("") is no cwd
     there = str(app) if isinstance(app, str) else app_path(app)
     kind = ray.remote(_worker_class()).options(num_cpus=1, num_gpus=num_gpus)
@@ -161,7 +170,10 @@ def _worker_class() -> type:
             import os  # noqa: PLC0415  all of them: this code arrives before its imports can be found
             import sys  # noqa: PLC0415
 
-            sys.path[:] = [*path, *(entry for entry in sys.path if entry not in path)]
+            # A package anywhere on the path hides a folder of its name that is no package, so
+            # what Ray adds (the folder it was started in) must go; the interpreter's own may stay.
+            own = [entry for entry in sys.path if entry.startswith((sys.prefix, sys.base_prefix))]
+            sys.path[:] = [*path, *(entry for entry in own if entry not in path)]
             os.environ.update(environment)
 
             from leakbed.grids.nodes import NodeHost  # noqa: PLC0415

@@ -1,9 +1,12 @@
 """UnSplit against a slow literal reading of the paper, and what it must not do."""
 
 import os
+import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -146,7 +149,7 @@ def test_shared_clone_steps_on_the_mean_over_targets() -> None:
 def test_final_quality_is_the_literal_readings() -> None:
     view, layers = small_view(cut=2, targets=4), architecture(2)
     attack = UnSplit(
-        outer_steps=15, input_steps=10, model_steps=10, input_rate=0.01, model_rate=0.01
+        outer_steps=12, input_steps=5, model_steps=5, input_rate=0.01, model_rate=0.01
     )
     guess = attack.run(view, seed=SEED)
     for target, row in enumerate(view.smashed):
@@ -226,21 +229,22 @@ def test_restarts_keep_the_lowest_objective() -> None:
     assert (thrice.objective < once).any()
 
 
-def test_what_is_missing_or_does_not_fit_is_said() -> None:
+def weightless() -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+
+
+def test_what_is_missing_or_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     bare = View(seat=Seat.SERVER, image_shape=DIGIT, num_classes=10, targets=3)
     with pytest.raises(MissingKnowledgeError, match="lacks smashed"):
         QUICK.run(bare, seed=0)
     view = small_view(cut=2)
-    wrong = View(
-        seat=Seat.SERVER,
-        image_shape=DIGIT,
-        num_classes=10,
-        targets=3,
-        smashed=view.smashed,
-        architecture=architecture(1),
-    )
+    wrong = replace(view, architecture=architecture(1))
     with pytest.raises(UnfitViewError, match=r"\(8, 12, 12\).*\(8, 24, 24\)"):
         QUICK.run(wrong, seed=0)
+    flat = Architecture(name="tests_unsplit_flat:network", image_shape=DIGIT, num_classes=10, cut=0)
+    monkeypatch.setitem(sys.modules, "tests_unsplit_flat", SimpleNamespace(network=weightless))
+    with pytest.raises(UnfitViewError, match="no weights to steal"):
+        QUICK.run(replace(view, architecture=flat), seed=0)
     with pytest.raises(ValueError, match="did you mean 'fresh'"):
         UnSplit(clone="fersh")
     with pytest.raises(ValueError, match="outer_steps is 0"):

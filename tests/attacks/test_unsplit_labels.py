@@ -1,5 +1,7 @@
 """UnSplit's label inference: certain from the head's weights, chance from the cut."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from scipy.stats import binom
@@ -42,10 +44,6 @@ def online_run(count: int, stream: int, layers: Architecture = HEAD) -> tuple[Vi
         architecture=layers,
     )
     return view, labels
-
-
-def with_(view: View, **changes: object) -> View:
-    return View(**{**vars(view), **changes})  # type: ignore[arg-type]
 
 
 def test_every_label_from_the_heads_weight_gradient() -> None:
@@ -108,7 +106,7 @@ def test_two_private_layers_are_matched_at_the_first() -> None:
 
 def test_an_unknown_scale_changes_no_guess_when_only_directions_count() -> None:
     view, labels = online_run(40, 90)
-    scaled = with_(view, head_gradient=view.head_gradient * 1e-4)
+    scaled = replace(view, head_gradient=view.head_gradient * 1e-4)
     attack = UnSplitLabels(scale="unknown")
     assert torch.equal(attack.run(scaled, seed=SEED).labels[:, 0], labels)
     assert torch.equal(attack.run(view, seed=SEED).labels[:, 0], labels)
@@ -118,10 +116,10 @@ def test_a_gradient_that_is_not_finite_fails_alone_and_teaches_nothing() -> None
     view, _ = online_run(10, 95)
     poisoned = view.head_gradient.clone()
     poisoned[4] = torch.nan
-    guess = UnSplitLabels().run(with_(view, head_gradient=poisoned), seed=SEED)
+    guess = UnSplitLabels().run(replace(view, head_gradient=poisoned), seed=SEED)
     assert guess.failed.nonzero().tolist() == [[4]]
     keep = [index for index in range(10) if index != 4]
-    without = with_(
+    without = replace(
         view, targets=9, smashed=view.smashed[keep], head_gradient=view.head_gradient[keep]
     )
     alone = UnSplitLabels().run(without, seed=SEED)
@@ -138,14 +136,14 @@ def test_the_threat_follows_the_mode() -> None:
 def test_what_does_not_fit_is_said() -> None:
     view, _ = online_run(2, 99)
     with pytest.raises(UnfitViewError, match="batch size 1"):
-        UnSplitLabels().run(with_(view, rows=4), seed=0)
+        UnSplitLabels().run(replace(view, rows=4), seed=0)
     with pytest.raises(MissingKnowledgeError, match="'cut-gradient'"):
-        UnSplitLabels(mode="cut-gradient").run(with_(view, cut_gradient=None), seed=0)
+        UnSplitLabels(mode="cut-gradient").run(replace(view, cut_gradient=None), seed=0)
     with pytest.raises(UnfitViewError, match=r"\(10, 3\).*\(10, 84\)"):
-        UnSplitLabels().run(with_(view, head_gradient=torch.zeros(2, 10, 3)), seed=0)
+        UnSplitLabels().run(replace(view, head_gradient=torch.zeros(2, 10, 3)), seed=0)
     convolutional = Architecture(name="mnistnet", image_shape=(1, 28, 28), num_classes=10, cut=2)
     with pytest.raises(UnfitViewError, match="starts with Conv2d"):
-        UnSplitLabels().run(with_(view, architecture=convolutional), seed=0)
+        UnSplitLabels().run(replace(view, architecture=convolutional), seed=0)
     with pytest.raises(ValueError, match="unknown mode"):
         UnSplitLabels(mode="weights")
     with pytest.raises(ValueError, match="unknown scale"):

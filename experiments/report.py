@@ -1,0 +1,216 @@
+"""The report of a results folder: one self-contained HTML file for the owner of the private data.
+
+It reads the cards, the guesses and the truths that a run left, and says first what the numbers say.
+The file loads nothing, runs nothing and is readable by its owner only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from experiments.conclusions import conclusions as say
+from experiments.report_cells import FAMILY_IN_WORDS, Cell, cells
+from experiments.report_charts import charts, legend
+from experiments.report_pictures import Block, blocks, samples
+from experiments.report_tables import setting, stolen, tables
+from experiments.report_template import PAGE, STYLE
+from leakbed import __version__
+from leakbed.cards import Card, read_cards
+
+Conclusions = Callable[..., list[str]]
+
+GLOSSARY: tuple[tuple[str, str], ...] = (
+    (
+        "identification",
+        "Share of reconstructions nearer to their own original than to any other private image "
+        "among the candidates. Higher leaks more; 0 % means that nobody is recognised.",
+    ),
+    (
+        "|Pearson|",
+        "Correlation of a reconstruction with its original, whatever the brightness, contrast or "
+        "polarity, from 0 to 1. Higher leaks more. It finds shapes that raw errors call failures.",
+    ),
+    (
+        "SSIM, and its skill",
+        "Structural similarity, at most 1; higher leaks more. Another image of the same kind often "
+        "reaches a third, so the skill gives the share of the way from the best evidence-free "
+        "guess (0) to a perfect one (1); below 0, the attack did worse than guessing.",
+    ),
+    (
+        "label accuracy",
+        "Share of private labels that were guessed. Higher leaks more; compare with chance and "
+        "with always guessing the commonest label.",
+    ),
+    (
+        "MSE, PSNR, affine MSE",
+        "Mean squared error (lower leaks more); the same in decibels with peak 1 (higher leaks "
+        "more); the error after the best map of intensities (lower leaks more).",
+    ),
+    (
+        "baselines",
+        "What a guess scores that read no message: a constant image, the mean image, another "
+        "sample, chance, the commonest label. The nearest public image looks at the truth to "
+        "choose, so it is shown as what owning the distribution is worth and never enters a skill.",
+    ),
+    (
+        "control",
+        "The same guesses scored against samples they were not made from. They must stay within "
+        "two standard errors of the baselines; otherwise the score measures something else.",
+    ),
+    (
+        "utility and cost",
+        "What was left of the task, and what the run took: seconds of training and of the attack, "
+        "bytes from and to the nodes, peak memory.",
+    ),
+)
+
+
+class ReportError(ValueError):
+    """There is nothing to report in a folder; the message says what was looked for."""
+
+
+def write_report(folder: Path, *, conclusions: Conclusions = say) -> Path:
+    """Write ``report.html`` into a results folder, whole or not at all.
+
+    A card that cannot be read is a :class:`leakbed.cards.CardError` that names the file. Guesses
+    or truths that are missing or broken are said where their pictures would be.
+
+    Args:
+        folder: Holds ``cards``, and beside it ``guesses`` and ``truths``.
+        conclusions: Makes the sentences at the top from the cards and their samples.
+
+    Returns:
+        The file, readable by its owner only.
+
+    Raises:
+        ReportError: The folder holds no card.
+    """
+    folder = Path(folder)
+    cards = read_cards(folder)
+    if not cards:
+        raise ReportError(
+            f"no results in {folder}: it has no cards/*.json; give the folder that `leakbed run` "
+            "or `leakbed compare` wrote with --out"
+        )
+    page = Environment(autoescape=True, undefined=StrictUndefined).from_string(PAGE)
+    text = page.render(_content(folder, cards, conclusions))
+    return _written(folder / "report.html", text)
+
+
+def _content(folder: Path, cards: Sequence[Card], conclusions: Conclusions) -> dict[str, Any]:
+    """Return everything the page shows."""
+    found = cells(cards)
+    attacked = [cell for cell in found if cell.first.status != "unfit"]
+    scored = [cell for cell in attacked if cell.first.status == "done"]
+    demo = any(card.demo for card in cards)
+    return {
+        "style": Markup(STYLE),  # noqa: S704  a constant of ours
+        "title": folder.resolve().name,
+        "ran": _ran(folder, cards, found),
+        "demo": demo
+        and "The budget was cut so that it ends in minutes: few targets, short training, few "
+        "steps. The figures show what a report is, not what the attacks can do.",
+        "warnings": _warnings(cards),
+        "sentences": conclusions(cards, samples=samples(folder, cards)),
+        "blocks": [_laid(block) for block in blocks(folder, attacked)],
+        "charts": [Markup(chart) for chart in charts(scored)],  # noqa: S704  matplotlib escapes
+        "legend": legend(scored),
+        "tables": tables(scored),
+        "stolen": stolen(scored),
+        "threats": _threats(found),
+        "unfit": [
+            {"name": f"{cell.first.attack}, {setting(cell)}", "why": _why(cell.first)}
+            for cell in found
+            if cell.first.status != "done"
+        ],
+        "glossary": GLOSSARY,
+        "made": f"Written by Leakbed {__version__} on {_day(datetime.now(tz=UTC))}.",
+    }
+
+
+def _ran(folder: Path, cards: Sequence[Card], found: Sequence[Cell]) -> str:
+    """Say what was run and when, by the times at which the cards were written."""
+    times = [(folder / "cards" / f"{card.key}.json").stat().st_mtime for card in cards]
+    first, last = (datetime.fromtimestamp(time, tz=UTC) for time in (min(times), max(times)))
+    when = _day(first) if _day(first) == _day(last) else f"{_day(first)} to {_day(last)}"
+    families = " and ".join(dict.fromkeys(FAMILY_IN_WORDS[cell.family] for cell in found))
+    seeds = len({card.seed for card in cards})
+    listed = [
+        _listed("network", [card.model for card in cards]),
+        _listed("data", [card.data for card in cards]),
+        _listed("nodes", [str(card.nodes) for card in cards]),
+    ]
+    count = f"{len(cards)} {'card' if len(cards) == 1 else 'cards'}"
+    of_seeds = f" of {seeds} seeds" if seeds > 1 else ""
+    return f"{families[0].upper()}{families[1:]}; {'; '.join(listed)}. {count}{of_seeds}, {when}."
+
+
+def _listed(name: str, values: Sequence[str]) -> str:
+    return f"{name} {', '.join(dict.fromkeys(sorted(values)))}"
+
+
+def _day(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _warnings(cards: Sequence[Card]) -> list[str]:
+    """Warn of cards that different code wrote."""
+    sources = {card.source for card in cards}
+    if len(sources) == 1:
+        return []
+    return [
+        f"These cards come from {len(sources)} different versions of the code "
+        f"({', '.join(sorted(sources))}); numbers of one version are not pooled with another's."
+    ]
+
+
+def _laid(block: Block) -> Mapping[str, Any]:
+    """Return a block of pictures as the page wants it."""
+    first = block.strips[0].cell.first
+    title = f"{first.model} on {first.data}" if block.originals else "Without pictures"
+    strips = [
+        {
+            "attack": strip.cell.first.attack,
+            "setting": setting(strip.cell),
+            "pictures": strip.pictures,
+            "note": strip.note,
+        }
+        for strip in block.strips
+    ]
+    return {"title": title, "originals": block.originals, "strips": strips}
+
+
+def _threats(found: Sequence[Cell]) -> list[dict[str, str]]:
+    """Return every threat model in words, with the attacks that have it."""
+    said: dict[str, dict[str, None]] = {}
+    for cell in found:
+        if cell.first.threat is not None:
+            said.setdefault(cell.first.threat.in_words, {})[cell.first.attack] = None
+    return [{"attacks": ", ".join(attacks), "words": words} for words, attacks in said.items()]
+
+
+def _why(card: Card) -> str:
+    if card.status == "unscored":
+        return "Attacked without an answer key, so the guesses have no scores."
+    return card.why or ""
+
+
+def _written(target: Path, text: str) -> Path:
+    """Write a private file, whole or not at all."""
+    # Beside the target, since a rename is atomic only within one file system.
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return target

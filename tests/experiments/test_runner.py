@@ -1,0 +1,137 @@
+"""A whole experiment on small data: cards, resuming, sharing runs, failures, misfits."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+
+from experiments import runner
+from experiments.runner import run
+from leakbed.grids import LocalGrid, NodeFailed
+from leakbed.models import IllegalCutError
+from leakbed.order import BatchTooLargeError
+
+TABLE: dict[str, Any] = {
+    "name": "small",
+    "data": {"name": "mnist-5k", "size": 400, "nodes": 2},
+    "model": {"name": "mlp2", "cut": 1},
+    "protocol": {"name": "vanilla-split", "batch_size": 16, "local_steps": 3},
+    "attack": [{"name": "smashed-as-image", "targets": 4}, {"name": "constant-image"}],
+}
+
+
+class Told:
+    def __init__(self) -> None:
+        self.total, self.done, self.notes = 0, list[str](), list[str]()
+
+    def start(self, total: int) -> None:
+        self.total = total
+
+    def advance(self, label: str) -> None:
+        self.done.append(label)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_writes_a_card_per_cell_and_keeps_what_it_needs(tmp_path: Path) -> None:
+    told = Told()
+    cards = run(TABLE, out=tmp_path, progress=told)
+    assert [card.status for card in cards] == ["done", "done"]
+    assert (told.total, len(told.done)) == (2, 2)
+    first = cards[0]
+    pearson = [card.scores["abs_pearson"]["mean"] for card in cards]  # type: ignore[index,call-overload]
+    assert pearson[0] > pearson[1] == 0, "a constant correlates with nothing"
+    assert 0 <= float(str(first.utility["test_accuracy"])) <= 1
+    assert min(float(str(first.cost[way])) for way in ("bytes_up", "bytes_down")) > 0
+    assert first.threat is not None
+    assert {"constant", "mean-public", "nearest-public", "chance"} <= set(first.baselines)
+    for card in cards:
+        written = json.loads((tmp_path / "cards" / f"{card.key}.json").read_text())
+        assert written["attack"] == card.attack
+        for folder in ("guesses", "truths"):
+            assert (tmp_path / folder / f"{card.key}.safetensors").stat().st_mode & 0o077 == 0
+    assert len(list((tmp_path / "runs").iterdir())) == 1, "both attacks share one run"
+
+
+def test_a_finished_cell_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = run(TABLE, out=tmp_path)
+    monkeypatch.setattr(runner, "train", pytest.fail)
+    monkeypatch.setattr(runner, "attack_run", pytest.fail)
+    assert run(TABLE, out=tmp_path) == before
+
+
+def test_a_missing_card_is_attacked_again_without_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = run(TABLE, out=tmp_path)
+    (tmp_path / "cards" / f"{before[0].key}.json").unlink()
+    monkeypatch.setattr(runner, "train", pytest.fail)
+    again = run(TABLE, out=tmp_path)
+    assert again[0].scores == before[0].scores
+
+
+def test_the_same_settings_give_the_same_scores(tmp_path: Path) -> None:
+    first, second = (run(TABLE, out=tmp_path / name) for name in ("a", "b"))
+    assert [card.scores for card in first] == [card.scores for card in second]
+    other = run(TABLE, out=tmp_path / "c", overrides=["seed=1"])
+    assert other[0].scores != first[0].scores
+
+
+def test_pairs_that_do_not_fit_are_cards_that_say_why(tmp_path: Path) -> None:
+    table = {
+        **TABLE,
+        "attack": [{"name": "dlm-plus"}],
+        "defense": [{"name": "none"}, {"name": "weight-noise"}],
+    }
+    attack, defense = run(table, out=tmp_path)
+    assert attack.status == defense.status == "unfit"
+    assert "'fedavg'" in str(attack.why)
+    assert "use smashed-noise" in str(defense.why)
+
+
+def test_federated_weights_go_through_the_same_runner(tmp_path: Path) -> None:
+    protocol = {"name": "fedavg", "batch_size": 1, "local_steps": 1, "learning_rate": 0.1}
+    attack = {"name": "dlm-plus", "targets": 2, "iterations": 40, "restarts": 1}
+    table = {
+        **TABLE,
+        "model": {"name": "mlp2", "activation": "sigmoid", "initialisation": "uniform"},
+        "protocol": protocol,
+        "attack": [attack, {"name": "mean-image", "targets": 2}],
+    }
+    cards = run(table, out=tmp_path)
+    assert [card.status for card in cards] == ["done", "done"]
+    assert cards[0].scores["label_accuracy"] is not None
+
+
+def test_what_cannot_run_is_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "train", pytest.fail)
+    with pytest.raises(IllegalCutError):
+        run(TABLE, out=tmp_path, overrides=["model.cut=9"])
+    with pytest.raises(BatchTooLargeError, match="batch_size is 1000"):
+        run(TABLE, out=tmp_path, overrides=["protocol.batch_size=1000"])
+    with pytest.raises(ValueError, match="ratio"):
+        run({**TABLE, "defense": [{"name": "weight-sparsification", "ratio": 2.0}]}, out=tmp_path)
+
+
+def test_a_failing_node_stops_the_run_and_leaves_no_half_run(tmp_path: Path) -> None:
+    run(TABLE, out=tmp_path)
+    broken = ClientApp()
+
+    @contextmanager
+    def grids(nodes: int) -> Iterator[tuple[Grid, Mapping[int, int]]]:
+        grid = LocalGrid(broken, nodes=nodes)
+        yield grid, grid.roster
+
+    with pytest.raises(NodeFailed, match=r"node 0 failed on 'query.setup'"):
+        run(TABLE, out=tmp_path, grids=grids, overrides=["seed=4"])
+    assert len(list((tmp_path / "cards").iterdir())) == 2, "cards already written stay"
+    finished = [run for run in (tmp_path / "runs").iterdir() if run.suffix != ".unfinished"]
+    assert len(finished) == 1

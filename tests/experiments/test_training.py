@@ -1,0 +1,114 @@
+"""A training run keeps a trace an adversary may have and answers only the oracle may open."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from clients import node_app
+from experiments.cells import Training, cells
+from experiments.preparing import prepare
+from experiments.settings_file import load_settings
+from experiments.soundness import NonFiniteError
+from experiments.training import NodeCountError, TrainingRun, train
+from leakbed.events import Bottom, Sealed, SmashedUp
+from leakbed.flower_internals import task_identity
+from leakbed.grids import LocalGrid, NodeFailed
+from leakbed.oracle.answer_key import AnswerKey
+from leakbed.trace import Trace
+
+TABLE = {
+    "name": "small",
+    "data": {"size": 400, "nodes": 2},
+    "model": {"name": "mlp2", "cut": 1},
+    "protocol": {"name": "vanilla-split", "batch_size": 16, "local_steps": 3, "rounds": 2},
+    "attack": [{"name": "constant-image"}],
+}
+
+
+@pytest.fixture(autouse=True)
+def identity() -> Iterator[None]:
+    with task_identity():
+        yield
+
+
+def training(*overrides: str) -> Training:
+    return cells(load_settings(TABLE, overrides))[0].training
+
+
+def trained(folder: Path, *overrides: str, nodes: int = 2) -> TrainingRun:
+    grid = LocalGrid(node_app, nodes=nodes)
+    prepared = prepare(training(*overrides), root=None)
+    return train(prepared, grid, folder, roster=grid.roster)
+
+
+def test_the_trace_tells_what_an_adversary_may_know_and_nothing_else(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run", "protocol.learning_rate=0.0625")
+    about = Trace(run.trace).about
+    assert about["architecture"]["name"] == "mlp2"
+    text = (run.trace / "index.jsonl").read_text()
+    for secret in ("seed", "stream", "0.0625", "learning"):
+        assert secret not in text
+
+
+def test_private_rows_are_in_the_answers_and_not_in_the_trace(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run")
+    answers = AnswerKey.read(run.answers)
+    private = {image.numpy().tobytes() for image in answers.images}
+    trace = Trace(run.trace)
+    for event in trace.events(SmashedUp):
+        assert not private & {row.tobytes() for row in event.smashed}  # type: ignore[attr-defined]
+    public = trace.holding("adversary", "public")
+    assert public is not None
+    assert not private & {image.tobytes() for image in public["images"]}
+
+
+@pytest.mark.parametrize("bottoms", ["sealed", "relayed"])
+def test_only_a_relayed_bottom_can_be_read(tmp_path: Path, bottoms: str) -> None:
+    run = trained(tmp_path / "run", f"protocol.bottoms={bottoms}")
+    trace = Trace(run.trace)
+    assert bool(list(trace.events(Sealed))) == (bottoms == "sealed")
+    assert bool(list(trace.events(Bottom))) == (bottoms == "relayed")
+
+
+def test_who_holds_the_labels_changes_no_number(tmp_path: Path) -> None:
+    shared = trained(tmp_path / "a")
+    server = trained(tmp_path / "b", "protocol.labels=server")
+    held = [Trace(run.trace).holding("server", "model/round-2") for run in (shared, server)]
+    assert held[0] is not None
+    assert held[1] is not None
+    for name in held[0]:
+        np.testing.assert_array_equal(held[0][name], held[1][name])
+    assert all(e.labels is None for e in Trace(server.trace).events(SmashedUp))  # type: ignore[attr-defined]
+
+
+def test_smashed_rows_are_those_the_answer_key_says(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run")
+    answers = AnswerKey.read(run.answers)
+    events = [e for e in Trace(run.trace).events(SmashedUp) if e.phase == "train"]  # type: ignore[attr-defined]
+    for event in events:
+        rows = answers.order[event.node, event.round, event.step]
+        assert isinstance(event, SmashedUp)
+        assert event.labels is not None
+        assert answers.labels[torch.tensor(rows)].tolist() == event.labels.tolist()
+
+
+def test_a_run_is_read_back_and_an_unfinished_one_is_not(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run")
+    again = TrainingRun.read(tmp_path / "run")
+    assert again is not None
+    assert (again.utility, again.cost) == (run.utility, run.cost)
+    assert TrainingRun.read(tmp_path / "other") is None
+
+
+def test_another_number_of_nodes_prints_the_flag_to_use(tmp_path: Path) -> None:
+    with pytest.raises(NodeCountError, match='--federation-config "num-supernodes=2"'):
+        trained(tmp_path / "run", nodes=3)
+
+
+def test_training_that_diverges_says_where(tmp_path: Path) -> None:
+    with pytest.raises((NonFiniteError, NodeFailed), match=r"round 1.*learning_rate"):
+        trained(tmp_path / "run", "protocol.learning_rate=1e30")
+    assert TrainingRun.read(tmp_path / "run") is None

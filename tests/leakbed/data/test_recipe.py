@@ -1,0 +1,38 @@
+import pytest
+import torch
+
+from leakbed.data import load, split
+from leakbed.data.recipe import DataRecipe
+from tests import tiny
+
+
+def test_rows_are_those_of_the_data_and_the_split_it_names() -> None:
+    recipe = tiny.recipe(3, partition="dirichlet", partition_settings=(("alpha", 5.0),))
+    dataset = load("tests.tiny:images")
+    assert torch.equal(recipe.dataset().images, dataset.images)
+    expected = split(
+        dataset,
+        nodes=3,
+        stream=recipe.stream,
+        partition="dirichlet",
+        alpha=5.0,
+        public=0.2,
+        test=0.1,
+    )
+    found = recipe.split()
+    assert all(torch.equal(a, b) for a, b in zip(found.nodes, expected.nodes, strict=True))
+    assert torch.equal(found.public, expected.public)
+    assert torch.equal(found.test, expected.test)
+
+
+def test_data_are_decoded_once_for_all_seeds_and_shares() -> None:
+    one = tiny.recipe(2)
+    two = DataRecipe(name=one.name, nodes=3, stream=one.stream + 1, public=0.4, test=0.2)
+    assert one.dataset() is two.dataset()
+    assert one.split() is tiny.recipe(2).split()
+    assert not torch.equal(one.split().test, two.split().test[: len(one.split().test)])
+
+
+@pytest.mark.parametrize("size", [None, 30])
+def test_size_keeps_so_many_rows(size: int | None) -> None:
+    assert len(tiny.recipe(size=size).dataset()) == (size or 60)

@@ -1,0 +1,271 @@
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import ray
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from leakbed.flower_internals import CLIENT_RAISED, NODE_UNAVAILABLE, task_identity
+from leakbed.grids.ray_grid import RayGrid
+from leakbed.grids.ray_workers import (
+    AppNotImportableError,
+    NoWorkersError,
+    app_path,
+    fitting_workers,
+    start_ray,
+    stop_ray,
+)
+from tests import strange_nodes
+from tests.strange_nodes import message, said
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def running_ray() -> Iterator[None]:
+    assert start_ray(None, cpus=4)
+    yield
+    stop_ray()
+
+
+@pytest.fixture(autouse=True)
+def identity() -> Iterator[None]:
+    with task_identity():
+        yield
+
+
+@pytest.fixture(scope="module")
+def grid(running_ray: None) -> Iterator[RayGrid]:
+    with RayGrid(strange_nodes.app, nodes=5, workers=2) as made:
+        yield made
+
+
+@pytest.fixture
+def fragile(running_ray: None) -> Iterator[RayGrid]:
+    """A grid to break, beside the other."""
+    with RayGrid(strange_nodes.app, nodes=5, workers=2) as made:
+        yield made
+
+
+@pytest.mark.runtime
+def test_nodes_stay_on_their_worker_and_keep_their_memory(grid: RayGrid) -> None:
+    order = [1, 2, 3, 4, 5, 3, 1]
+    sent = [message(node, "count") for node in order]
+    replies = [said(reply) for reply in grid.send_and_receive(sent, timeout=60)]
+    assert [reply["node"] for reply in replies] == order
+    assert [reply["calls"] for reply in replies] == [1, 1, 1, 1, 1, 2, 2]
+    process = {reply["node"]: reply["process"] for reply in replies}
+    assert process[1] == process[3] == process[5] != process[2] == process[4]
+    assert os.getpid() not in process.values()
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize("values", [3, 100_000], ids=["with the call", "through the store"])
+def test_each_node_gets_its_own_copy_of_a_shared_record(grid: RayGrid, values: int) -> None:
+    arrays = ArrayRecord({"x": Array(np.arange(float(values)))})
+    records = RecordDict({"arrays": arrays, "config": ConfigRecord({"value": 1})})
+    sent = [message(node, "change", records) for node in grid.get_node_ids()]
+    replies = [said(reply) for reply in grid.send_and_receive(sent)]
+    assert replies == [{"before": 1, "size": 1}] * 5
+    assert records.config_records["config"]["value"] == 1
+
+
+@pytest.mark.runtime
+def test_a_large_shared_record_is_stored_once(
+    grid: RayGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored: list[object] = []
+    put = ray.put
+    monkeypatch.setattr(ray, "put", lambda value: (stored.append(value), put(value))[1])
+    arrays = ArrayRecord({"x": Array(np.arange(100_000.0))})
+    records = RecordDict({"arrays": arrays, "config": ConfigRecord({"value": 1})})
+    alone = RecordDict(dict(records))
+    sent = [message(node, "change", records) for node in (1, 2, 3)]
+    assert len(list(grid.send_and_receive([*sent, message(4, "change", alone)]))) == 4
+    assert stored == [records]
+
+
+@pytest.mark.runtime
+def test_push_and_pull_give_each_reply_once(grid: RayGrid) -> None:
+    first, second = grid.push_messages([message(1, "count"), message(2, "count")])
+    found: list[int] = []
+    while len(found) < 2:
+        found += [said(reply)["node"] for reply in grid.pull_messages([first, second, "unknown"])]
+        time.sleep(0.01)
+    assert sorted(found) == [1, 2]
+    assert list(grid.pull_messages([first, second])) == []
+
+
+@pytest.mark.runtime
+def test_a_late_reply_is_missing_and_does_not_hold_the_others_up(fragile: RayGrid) -> None:
+    started = time.monotonic()
+    sent = [message(1, "hang"), message(2, "count")]
+    replies = list(fragile.send_and_receive(sent, timeout=2))
+    assert [said(reply)["node"] for reply in replies] == [2]
+    assert time.monotonic() - started < 20
+    assert not fragile._pending
+
+
+@pytest.mark.runtime
+def test_a_dead_worker_answers_with_errors_and_the_other_goes_on(fragile: RayGrid) -> None:
+    died, alive = fragile.send_and_receive([message(1, "die"), message(2, "count")])
+    assert died.error.code == NODE_UNAVAILABLE
+    assert str(died.error.reason).startswith("worker 0 is gone")
+    assert said(alive)["calls"] == 1
+    later, other = fragile.send_and_receive([message(3, "count"), message(4, "count")])
+    assert later.error.code == NODE_UNAVAILABLE
+    assert later.metadata.src_node_id == 3
+    assert said(other)["calls"] == 1
+
+
+@pytest.mark.runtime
+def test_what_cannot_be_sent_back_is_an_error_reply(grid: RayGrid) -> None:
+    (reply,) = grid.send_and_receive([message(1, "unsendable")])
+    assert reply.error.code == CLIENT_RAISED
+    assert "lock" in str(reply.error.reason)
+    (reply,) = grid.send_and_receive([message(1, "count")])
+    assert not reply.has_error()
+
+
+@pytest.mark.runtime
+def test_an_unknown_node_is_an_error_reply(grid: RayGrid) -> None:
+    (reply,) = grid.send_and_receive([message(9, "count")])
+    assert reply.error.reason == "no such node; this grid has nodes 1 to 5"
+
+
+@pytest.mark.runtime
+def test_workers_use_one_thread_and_no_gpu_unless_given_a_share(grid: RayGrid) -> None:
+    place = said(next(iter(grid.send_and_receive([message(1, "place")]))))
+    assert (place["threads"], place["gpus"], place["cuda"]) == (1, 0, "")
+
+
+@pytest.mark.runtime
+def test_a_closed_grid_refuses_messages_and_closes_twice(running_ray: None) -> None:
+    grid = RayGrid(strange_nodes.app, nodes=1)
+    grid.close()
+    grid.close()
+    assert ray.is_initialized()  # it was running before
+    with pytest.raises(RuntimeError, match="this RayGrid is closed"):
+        grid.send_and_receive([message(1, "count")])
+
+
+@pytest.mark.runtime
+def test_a_grid_never_has_more_workers_than_nodes(running_ray: None) -> None:
+    with RayGrid("tests.strange_nodes:app", nodes=1, workers=2) as grid:
+        assert grid.workers == 1
+        assert list(grid.get_node_ids()) == [1]
+
+
+@pytest.mark.runtime
+def test_an_app_the_workers_cannot_import_is_refused_with_the_reason(running_ray: None) -> None:
+    with pytest.raises(NoWorkersError, match=r"unknown name in tests.strange_nodes 'ap'"):
+        RayGrid("tests.strange_nodes:ap", nodes=1)
+
+
+@pytest.mark.runtime
+def test_more_workers_than_fit_are_refused_instead_of_awaited(
+    running_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("leakbed.grids.ray_workers._START_SECONDS", 1.0)
+    with pytest.raises(NoWorkersError, match=r"5 workers of 1 CPU and 0.0 GPU did not start"):
+        RayGrid(strange_nodes.app, nodes=5, workers=5)
+    with pytest.raises(NoWorkersError, match=r"1 workers of 1 CPU and 0.5 GPU.*smaller num_gpus"):
+        RayGrid(strange_nodes.app, nodes=3, num_gpus=0.5)
+
+
+def test_workers_fit_cpus_gpu_shares_and_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 2.0})
+    assert fitting_workers(100, num_gpus=0) == 16
+    assert fitting_workers(100, num_gpus=0.25) == 8
+    assert fitting_workers(3, num_gpus=0.25) == 3
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    assert fitting_workers(3, num_gpus=0.25) == 1
+
+
+def test_no_nodes_or_no_workers_are_refused_before_ray_starts() -> None:
+    with pytest.raises(ValueError, match="at least one node"):
+        RayGrid(strange_nodes.app, nodes=0)
+    with pytest.raises(ValueError, match="at least one worker, got workers=0"):
+        RayGrid(strange_nodes.app, nodes=1, workers=0)
+
+
+def test_the_app_is_found_by_name() -> None:
+    assert app_path(strange_nodes.app) == "tests.strange_nodes:app"
+
+
+def test_an_app_of_the_running_script_is_refused_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    app = ClientApp()
+    script = ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", script)
+    with pytest.raises(AppNotImportableError, match=r"of the modules that have it \(none\)"):
+        app_path(app)
+    script.app = app  # type: ignore[attr-defined]
+    with pytest.raises(AppNotImportableError, match=r"the script that is running \(__main__\)"):
+        app_path(app)
+
+
+def test_an_app_of_a_module_that_is_nowhere_on_the_path_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ghost = ModuleType("no_such_module_anywhere")
+    ghost.app = ClientApp()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "no_such_module_anywhere", ghost)
+    with pytest.raises(AppNotImportableError, match=r"none is on sys.path"):
+        app_path(ghost.app)
+
+
+def test_the_grids_package_imports_without_ray() -> None:
+    code = "import leakbed.grids, sys; assert not {'ray', 'torch'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)  # noqa: S603
+
+
+SCRIPT = """
+import json, sys
+sys.path.insert(0, {root!r})
+import ray
+from leakbed.flower_internals import task_identity
+from leakbed.grids.ray_grid import RayGrid
+from tests.strange_nodes import app, message, said
+
+with task_identity(), RayGrid(app, nodes=2, workers=1) as grid:
+    place = said(list(grid.send_and_receive([message(1, "place")], timeout=60))[0])
+assert not ray.is_initialized()
+print(json.dumps(place))
+"""
+
+
+@pytest.mark.runtime
+def test_workers_run_the_drivers_own_files_wherever_it_was_started(tmp_path: Path) -> None:
+    """A package of ours that only looks like it lies in the folder the driver is started in."""
+    for name in ("leakbed", "tests"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise ImportError('the wrong one')")
+    (tmp_path / "scripts").mkdir()
+    script = tmp_path / "scripts" / "driver.py"
+    script.write_text(SCRIPT.format(root=str(ROOT)))
+    environment = dict(os.environ) | {"LEAKBED_DATA": "/some/folder"}
+    environment.pop("PYTHONPATH", None)
+    run = subprocess.run(  # noqa: S603
+        [sys.executable, str(script)],
+        cwd=tmp_path,
+        env=environment,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    place = json.loads(run.stdout.splitlines()[-1])
+    assert place["data"] == "/some/folder"
+    assert Path(place["leakbed"]).parent == ROOT / "leakbed"
+    assert Path(place["app"]) == ROOT / "tests" / "strange_nodes.py"
+    assert Path(place["folder"]) == tmp_path

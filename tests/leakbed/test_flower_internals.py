@@ -1,0 +1,120 @@
+"""These fail, and say so, when Flower moves what the one file that touches its internals uses."""
+
+import importlib
+import sys
+from collections.abc import Iterator
+
+import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+import leakbed.flower_internals
+from leakbed.flower_internals import (
+    FlowerMovedError,
+    assembled,
+    set_message_id,
+    task_identity,
+    with_content,
+)
+
+NAMES = ("_run_id", "_task_id", "_node_id")
+
+
+@pytest.fixture(autouse=True)
+def unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in NAMES:
+        monkeypatch.setattr(TaskIdentity, name, None)
+
+
+@pytest.fixture
+def message() -> Iterator[Message]:
+    with task_identity():
+        yield Message(RecordDict(), dst_node_id=7, message_type="train")
+
+
+def test_flower_still_refuses_messages_without_an_identity() -> None:
+    with pytest.raises(RuntimeError, match=r"TaskIdentity\.\w+ is not set"):
+        Message(RecordDict(), dst_node_id=7, message_type="train")
+
+
+def test_an_identity_is_lent_and_taken_back() -> None:
+    with task_identity():
+        Message(RecordDict(), dst_node_id=7, message_type="train")
+        assert (TaskIdentity.run_id, TaskIdentity.node_id) == (0, 1)
+    assert [getattr(TaskIdentity, name) for name in NAMES] == [None, None, None]
+
+
+def test_an_identity_that_is_set_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inside `flwr run` it is the run's own."""
+    monkeypatch.setattr(TaskIdentity, "_run_id", 42)
+    with task_identity():
+        assert TaskIdentity.run_id == 42
+        with task_identity():
+            pass
+        assert TaskIdentity.task_id == 0
+    assert TaskIdentity.run_id == 42
+    assert TaskIdentity._task_id is None
+
+
+def test_an_identity_is_taken_back_after_an_error() -> None:
+    with pytest.raises(KeyError), task_identity():
+        raise KeyError
+    assert TaskIdentity._run_id is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_identity_that_moved_is_said_to_have_moved(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(TaskIdentity, name)
+    with (
+        pytest.raises(FlowerMovedError, match=r"TaskIdentity is not what it was.*flwr>=1.41,<1.42"),
+        task_identity(),
+    ):
+        pass
+
+
+def test_a_message_gets_its_id(message: Message) -> None:
+    set_message_id(message, "local-3")
+    assert message.metadata.message_id == "local-3"
+    reply = Message(RecordDict(), reply_to=message)
+    assert reply.metadata.reply_to_message_id == "local-3"
+    assert reply.metadata.src_node_id == 7
+
+
+def test_an_id_that_moved_is_said_to_have_moved(
+    message: Message, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(message.metadata), "message_id", property(lambda _: "elsewhere"))
+    with pytest.raises(FlowerMovedError, match=r"flwr\.app\.Metadata is not what it was"):
+        set_message_id(message, "local-3")
+
+
+def test_other_content_keeps_the_metadata_and_changes_nothing(message: Message) -> None:
+    set_message_id(message, "a")
+    other = with_content(message, RecordDict({"x": ConfigRecord({"y": 1})}))
+    assert list(other.content) == ["x"]
+    assert list(message.content) == []
+    assert other.metadata.message_id == "a"
+    assert other.metadata.message_type == "train"
+
+
+def test_metadata_that_moved_are_said_to_have_moved(
+    message: Message, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise TypeError("no argument 'metadata'")
+
+    monkeypatch.setattr(leakbed.flower_internals, "Message", refuse)
+    with pytest.raises(FlowerMovedError, match=r"flwr\.app\.Message \(no argument 'metadata'\)"):
+        assembled(message.metadata, RecordDict())
+
+
+def test_a_module_that_moved_is_said_to_have_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flwr.supercore.task_identity", None)
+    monkeypatch.delitem(sys.modules, "leakbed.flower_internals")
+    with pytest.raises(Exception, match=r"task_identity.* is not what it was in flwr 1\.41") as e:
+        importlib.import_module("leakbed.flower_internals")
+    assert type(e.value).__name__ == "FlowerMovedError"
+    monkeypatch.undo()
+    monkeypatch.setattr(leakbed, "flower_internals", sys.modules["leakbed.flower_internals"])

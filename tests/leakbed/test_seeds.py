@@ -1,0 +1,61 @@
+import hashlib
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from leakbed.seeds import derive, generator, guarded, scoped
+
+
+def draws() -> tuple[float, float, float]:
+    return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
+
+
+def test_streams_are_a_pure_function_of_seed_and_role() -> None:
+    digest = hashlib.sha256(b"3/node/1").digest()
+    assert derive(3, "node/1") == int.from_bytes(digest[:8], "little") % 2**63
+    roles = [derive(seed, role) for seed in range(20) for role in ("a", "b", "node/1", "node/11")]
+    assert len(set(roles)) == 80
+    assert all(0 <= stream < 2**63 for stream in roles)
+
+
+def test_seed_and_role_do_not_run_into_each_other() -> None:
+    assert derive(1, "1/x") != derive(11, "/x")
+
+
+def test_a_generator_stands_at_the_start_of_its_stream() -> None:
+    one, two = (torch.rand(5, generator=generator(2**63 - 1)) for _ in range(2))
+    assert torch.equal(one, two)
+    assert not torch.equal(one, torch.rand(5, generator=generator(0)))
+
+
+@pytest.mark.parametrize("stream", [0, 2**63 - 1])
+def test_scoped_seeds_every_global_generator(stream: int) -> None:
+    with scoped(stream):
+        one = draws()
+    with scoped(stream):
+        two = draws()
+    with scoped(stream // 2 + 1):
+        other = draws()
+    assert one == two
+    assert all(a != b for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("manager", [guarded, lambda: scoped(4)])
+def test_leaving_restores_what_was_there_also_after_an_error(manager: object) -> None:
+    with scoped(1):
+        expected = draws()
+    with scoped(1):
+        with pytest.raises(KeyError), manager():  # type: ignore[operator]
+            draws()
+            torch.manual_seed(9)
+            raise KeyError
+        assert draws() == expected
+
+
+def test_guarded_does_not_seed() -> None:
+    with scoped(1):
+        expected = draws()
+    with scoped(1), guarded():
+        assert draws() == expected
