@@ -6,7 +6,7 @@ from clients import cell, split, weights
 from leakbed.mods import defend
 
 # Flower binds mods when a handler is registered, so the cell's defences are looked up at call time.
-node_app = ClientApp(mods=[defend(cell.cell_defenses)])
+node_app = ClientApp(mods=[cell.one_torch_thread, defend(cell.cell_defenses)])
 for family in (cell, weights, split):
     family.register(node_app)
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -188,6 +189,23 @@ def cell_defenses(context: Context) -> tuple[tuple[Defense, ...], int]:
     return chosen, cell.defence_stream
 
 
+def one_torch_thread(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Run a handler on one torch thread, which fixes the order of every sum.
+
+    At every message, since OpenMP counts its threads anew in each thread that Python starts.
+
+    Args:
+        message: For the handler.
+        context: The node's.
+        call_next: The handler.
+
+    Returns:
+        Its reply.
+    """
+    torch.set_num_threads(1)
+    return call_next(message, context)
+
+
 def live(context: Context) -> dict[str, Any] | None:
     """Return what a sticky context keeps in memory, or None on Flower's own runtimes."""
     memory: dict[str, Any] | None = getattr(context, "live", None)
@@ -209,7 +227,6 @@ def register(app: ClientApp) -> None:
     @app.query("setup")
     def setup(message: Message, context: Context) -> Message:
         """Forget everything, take the new cell, and prove that its batches can be had."""
-        torch.set_num_threads(1)
         for key in list(context.state):
             del context.state[key]
         if (memory := live(context)) is not None:

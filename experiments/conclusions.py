@@ -88,18 +88,20 @@ def _leak(same: Sequence[Cell]) -> str:
     if len(same) == 1:
         return f"{opening}: {_scores(same[0])}."
     if len(same) <= _FEW:
-        parts = [f"{place(cell, same)}, {_scores(cell)}" for cell in same]
+        parts = [
+            f"{place(cell, same)}, {_scores(cell, brief=cell is not same[0])}" for cell in same
+        ]
         return f"{opening}: {'; '.join(parts)}."
     return f"{opening}, over {len(same)} settings: {_range(same)}."
 
 
-def _scores(cell: Cell) -> str:
+def _scores(cell: Cell, *, brief: bool = False) -> str:
     """Return the leading scores of a cell with their errors."""
     parts = []
     for metric in LEADING:
         if (measure := cell.measures.get(metric)) is not None:
             part = f"{METRIC_IN_WORDS[metric]} {text(metric, measure)}"
-            if metric == "identification":
+            if metric == "identification" and not brief:
                 part += f" among {_candidates(cell)}"
             if metric == "ssim" and (skill := cell.measures.get("ssim_skill")) is not None:
                 part += f" (skill {value_text('ssim_skill', skill.mean)})"
@@ -236,7 +238,7 @@ def _defence(same: Sequence[Cell], plain: Sequence[Cell]) -> str:
     clauses = [f"{_effect(bare, cell)}" for bare, cell in pairs]
     shown = "; ".join(clauses[:_FEW])
     rest = f"; {len(clauses) - _FEW} more settings are in the table" if clauses[_FEW:] else ""
-    return f"{card.defense}{strength} on {card.protocol}: {shown}{rest}{_price(*pairs[0])}."
+    return f"With {card.defense}{strength} on {card.protocol}, {shown}{rest}{_price(*pairs[0])}."
 
 
 def _undefended(cell: Cell, plain: Sequence[Cell]) -> Cell | None:

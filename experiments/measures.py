@@ -112,7 +112,7 @@ def _summary(entry: object) -> dict[str, Any] | None:
 def value_text(metric: str, value: float) -> str:
     """Return a value as a report prints it: rates in percent, small errors in scientific form."""
     if metric in RATES:
-        shown = f"{100 * value:.0f} %"
+        shown = f"{100 * value:.0f}%"
     elif metric == "psnr":
         shown = f"{value:.1f} dB"
     else:
@@ -124,7 +124,7 @@ def error_text(metric: str, measure: Measure) -> str:
     """Return what is known of a measure's error: an interval of a rate, else two errors."""
     if measure.interval is not None:
         low, high = (f"{100 * end:.0f}" for end in measure.interval)
-        return f"{low} to {high} %"
+        return f"{low} to {high}%"
     if measure.stderr is None:
         return "one target"
     both = 2 * measure.stderr
@@ -132,7 +132,7 @@ def error_text(metric: str, measure: Measure) -> str:
 
 
 def text(metric: str, measure: Measure) -> str:
-    """Return a value and its error, such as ``0.97 ± 0.02`` or ``94 % (79 to 99 %)``."""
+    """Return a value and its error, such as ``0.97 ± 0.02`` or ``94% (79 to 99%)``."""
     error = error_text(metric, measure)
     value = value_text(metric, measure.mean)
     return f"{value} {error}" if error.startswith("±") else f"{value} ({error})"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.attacking import Attacked, Verdict, attack_run, judge, keep_guess, keep_truth
+from experiments.pictures import write_pictures
 from experiments.settings import AttackSettings
 from experiments.settings_file import load_settings
 from leakbed import __version__
@@ -48,6 +49,8 @@ def attack_trace(
     key = card_key(asked, source_hash())
     keep_guess(attacked, folder / "guesses" / f"{key}.safetensors")
     verdict = _judged(attacked, answers, trace, folder / "truths" / f"{key}.safetensors", seed)
+    if attacked.guess.images is not None:
+        write_pictures(attacked.guess.images, folder / "pictures" / f"{key}.png")
     card = _card(attack, attacked, about, verdict, key=key, seed=seed)
     write_card(card, folder)
     return card

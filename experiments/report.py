@@ -30,7 +30,7 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     (
         "identification",
         "Share of reconstructions nearer to their own original than to any other private image "
-        "among the candidates. Higher leaks more; 0 % means that nobody is recognised.",
+        "among the candidates. Higher leaks more; 0% means that nobody is recognised.",
     ),
     (
         "|Pearson|",
@@ -174,7 +174,7 @@ def _warnings(cards: Sequence[Card]) -> list[str]:
 def _laid(block: Block) -> Mapping[str, Any]:
     """Return a block of pictures as the page wants it."""
     first = block.strips[0].cell.first
-    title = f"{first.model} on {first.data}" if block.originals else "Without pictures"
+    title = f"{first.model} on {first.data}" if block.originals else "Without originals"
     strips = [
         {
             "attack": strip.cell.first.attack,

@@ -48,7 +48,7 @@ class Strip:
     Attributes:
         cell: The cell.
         pictures: In the order of the originals.
-        note: Why there are no pictures.
+        note: Why there are no pictures, or nothing to compare them with.
     """
 
     cell: Cell
@@ -91,12 +91,15 @@ def blocks(folder: Path, found: Sequence[Cell]) -> list[Block]:
         found: The cells to show, in order.
 
     Returns:
-        Blocks with pictures first, then one of the cells that have none, each with its reason.
+        Blocks with originals first, then one of the cells without, each with the reason.
     """
     groups: list[list[tuple[Cell, _Evidence]]] = []
     without: list[Strip] = []
     for cell in found:
         try:
+            if cell.first.status == "unscored":
+                without.append(_unscored(folder, cell))
+                continue
             files = _evidence(folder, cell.first)
         except _NothingToShowError as reason:
             without.append(Strip(cell=cell, note=str(reason)))
@@ -132,6 +135,14 @@ def samples(folder: Path, cards: Iterable[Card]) -> dict[str, str]:
     return found
 
 
+def _unscored(folder: Path, cell: Cell) -> Strip:
+    """Show the guesses of a cell that was attacked without an answer key."""
+    images = _tensor(folder / "guesses" / f"{cell.first.key}.safetensors", "images")
+    shown = images.float().nan_to_num(0.5, 0.5, 0.5).flatten(0, 1)[:SHOWN]
+    pictures = tuple(Picture(png(_stretched(image)), "") for image in shown)
+    return Strip(cell=cell, pictures=pictures, note="Attacked without an answer key.")
+
+
 def _evidence(folder: Path, card: Card) -> _Evidence:
     """Read a cell's guesses and truths, matched and flattened, or raise what is wrong with them."""
     guesses, truths = (folder / part / f"{card.key}.safetensors" for part in ("guesses", "truths"))
@@ -161,7 +172,7 @@ def _tensor(file: Path, name: str) -> Tensor:
     tensors = _load(file)
     if name not in tensors:
         held = ", ".join(sorted(tensors)) or "nothing"
-        raise _NothingToShowError(f"no images were guessed or kept: {_short(file)} holds {held}")
+        raise _NothingToShowError(f"no pictures: {_short(file)} holds {held} only")
     return tensors[name]
 
 

@@ -47,6 +47,7 @@ ol.said li.lead { border-color: var(--accent); }
 .strip .name { font-size: .88rem; line-height: 1.35; }
 .strip .name b { display: block; font-weight: 600; }
 .strip .name span { color: var(--soft); }
+.strip .row + .note { grid-column: 2; }
 .row { display: grid; grid-template-columns: repeat(8, minmax(0, 1fr)); gap: .4rem;
        max-width: 46rem; }
 .row figure { margin: 0; text-align: center; }
@@ -85,6 +86,7 @@ code { font: .88em ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
   body { padding: 1.5rem 1rem 3rem; }
   h1 { font-size: 1.6rem; } h2 { margin-top: 2.5rem; }
   .strip { grid-template-columns: 1fr; gap: .4rem; padding: .8rem 0; }
+  .strip .row + .note { grid-column: 1; }
   .row { grid-template-columns: repeat(4, minmax(0, 1fr)); }
   table.scores thead { display: none; }
   table.scores, table.scores tbody, table.scores tr, table.scores th, table.scores td {
@@ -125,14 +127,15 @@ samples beside what was recovered from them. It is as private as the data itself
 <p class="soft">Generated from the cards. A difference is claimed only if it exceeds two standard
 errors.</p>
 <ol class="said">{% for sentence in sentences %}
-<li>{{ sentence }}</li>{% endfor %}
+<li{% if loop.first %} class="lead"{% endif %}>{{ sentence }}</li>{% endfor %}
 </ol>
 </section>
 
 {% if blocks %}<section>
 <h2>Originals beside reconstructions</h2>
 <p class="soft">The first private samples of each cell, not chosen ones; below each reconstruction
-its |Pearson| with the original. Reconstructions are shown over their own full range of
+its |Pearson| with the original, where that is known. Reconstructions are shown over their own full
+range of
 intensities, and nothing else is done to them.</p>
 {% for block in blocks %}
 {% if block.title %}<h3>{{ block.title }}</h3>{% endif %}
@@ -148,7 +151,8 @@ intensities, and nothing else is done to them.</p>
 {% if strip.pictures %}<div class="row">{% for picture in strip.pictures %}
 <figure><img src="{{ picture.source }}" alt="reconstruction {{ loop.index }} by {{ strip.attack }}">
 <figcaption>{{ picture.caption }}</figcaption></figure>{% endfor %}
-</div>{% else %}<div class="soft">{{ strip.note }}</div>{% endif %}
+</div>{% endif %}
+{% if strip.note %}<div class="note soft">{{ strip.note }}</div>{% endif %}
 </div>
 {% endfor %}</div>
 {% endfor %}</section>{% endif %}
@@ -167,7 +171,7 @@ attack.</p>
 
 {% if tables %}<section>
 <h2>All scores</h2>
-<p class="soft">Below each score its error (of rates the exact 95 % interval, else two standard
+<p class="soft">Below each score its error (of rates the exact 95% interval, else two standard
 errors) and the best guess that needed no message. The cost is the attack's time, then the
 training's, and the bytes from and to the nodes.</p>
 {% for table in tables %}

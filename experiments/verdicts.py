@@ -103,7 +103,8 @@ def misses(attacks: Sequence[Cell]) -> list[str]:
     """Say which published figures were not reached, and which were.
 
     Args:
-        attacks: Scored cells, of which the undefended count; a card's ``reported`` is read where it is a table of our metrics.
+        attacks: Scored cells, of which the undefended count; a card's ``reported`` is read where
+            it is a table of our metrics.
 
     Returns:
         One sentence per figure.

@@ -4,6 +4,7 @@ A worker imports the ClientApp by name, from the driver's own folders in the dri
 it runs the same files. Sent by value instead, an app would travel with every message.
 """
 
+import gc
 import logging
 import os
 import sys
@@ -84,6 +85,7 @@ def start_ray(address: str | None, *, cpus: int | None) -> bool:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+        gc.collect()  # some of those files lie in cycles
     return True
 
 
@@ -92,6 +94,7 @@ def stop_ray() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # Ray lets go of processes it has ended
         ray.shutdown()
+        gc.collect()
 
 
 def fitting_workers(nodes: int, *, num_gpus: float) -> int:

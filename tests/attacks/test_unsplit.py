@@ -148,9 +148,7 @@ def test_shared_clone_steps_on_the_mean_over_targets() -> None:
 
 def test_final_quality_is_the_literal_readings() -> None:
     view, layers = small_view(cut=2, targets=4), architecture(2)
-    attack = UnSplit(
-        outer_steps=12, input_steps=5, model_steps=5, input_rate=0.01, model_rate=0.01
-    )
+    attack = UnSplit(outer_steps=12, input_steps=5, model_steps=5, input_rate=0.01, model_rate=0.01)
     guess = attack.run(view, seed=SEED)
     for target, row in enumerate(view.smashed):
         clone = first_clone(layers, target)

@@ -41,5 +41,7 @@ def test_the_order_is_a_pure_function_of_stream_and_round() -> None:
 def test_a_full_batch_is_legal_and_one_more_is_not() -> None:
     assert [len(batch) for batch in order(batch_size=10)] == [10]
     for steps in (None, 2):
-        with pytest.raises(BatchTooLargeError, match=r"batch_size is 11 .*only 10 samples.*most 10"):
+        with pytest.raises(
+            BatchTooLargeError, match=r"batch_size is 11 .*only 10 samples.*most 10"
+        ):
             order(batch_size=11, steps=steps)

@@ -56,9 +56,7 @@ def split(settings: Any, *, rounds: int, model: str = "plain", **more: Any) -> d
 def test_one_node_is_training_the_uncut_model_bit_for_bit(
     optimizer: str, labels: str, bottoms: str, steps: int | None
 ) -> None:
-    settings = tiny.plan(
-        **OPTIMISERS[optimizer], labels=labels, bottoms=bottoms, local_steps=steps
-    )
+    settings = tiny.plan(**OPTIMISERS[optimizer], labels=labels, bottoms=bottoms, local_steps=steps)
     trained = split(settings, rounds=3)
     assert tiny.same(trained, uncut(settings, rounds=3))
 

@@ -87,7 +87,7 @@ def test_flowers_draw_depends_on_the_stream_and_the_exchanges_alone() -> None:
 
 def test_a_missing_reply_names_the_node_and_the_message() -> None:
     grid = Canonical(shuffled(0, frozenset({6})), stream=1, roster={n + 1: n for n in range(NODES)})
-    with pytest.raises(NodeFailed, match="node 5 failed on 'query.count': no reply within 9 s"):
+    with pytest.raises(NodeFailed, match=r"node 5 failed on 'query.count': no reply within 9 s"):
         grid.send_and_receive([message(2, "count"), message(6, "count")], timeout=9)
 
 

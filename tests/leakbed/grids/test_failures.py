@@ -88,7 +88,7 @@ def test_a_node_that_overran_locally_keeps_others_out_until_it_returns() -> None
     grid = LocalGrid(strange_nodes.app, nodes=3)
     assert list(grid.send_and_receive([message(2, "hang"), message(1, "count")], timeout=0.1)) == []
     other = LocalGrid(strange_nodes.app, nodes=3)
-    with pytest.raises(NodeFailed, match="node 1 on 'query.hang' overran and still runs"):
+    with pytest.raises(NodeFailed, match=r"node 1 on 'query.hang' overran and still runs"):
         canonical(other).send_and_receive([message(1, "count")])
     strange_nodes.release.set()
     while overran():

@@ -1,0 +1,182 @@
+"""What the command line shows: progress with the time that remains, and the table at the end.
+
+Progress goes to standard error and is a moving bar only on a terminal; in a log it is one line per
+cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+from leakbed.api import Catalogue
+from leakbed.cards import Card
+
+COLUMNS = {
+    "identification": "identified",
+    "abs_pearson": "|Pearson|",
+    "ssim": "SSIM",
+    "label_accuracy": "labels",
+}
+"""The leading scores; of all of them more is a greater leak."""
+
+_RATES = ("identification", "label_accuracy")
+_NEEDS_TRUTH = "nearest-public"
+_PATIENCE = 3600.0  # seconds over which the speed is averaged: a cell may take many minutes
+_NOTHING = "\N{EN DASH}"
+
+
+class Bars:
+    """Progress on a console; a context manager."""
+
+    def __init__(self, console: Console) -> None:
+        """Prepare a bar.
+
+        Args:
+            console: Where to draw, or on anything but a terminal to write lines.
+        """
+        self._console = console
+        self._done, self._total = 0, 0
+        self._bars = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("remaining"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            speed_estimate_period=_PATIENCE,
+        )
+        self._task = self._bars.add_task("starting", total=None)
+
+    def __enter__(self) -> Bars:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+    def start(self, total: int) -> None:
+        """Say how many cells there are."""
+        self._done, self._total = 0, total
+        self._bars.update(self._task, total=total)
+
+    def advance(self, label: str) -> None:
+        """Say that one more cell is done."""
+        self._done += 1
+        self._bars.update(self._task, advance=1, description=escape(label))
+        if not self._console.is_terminal:
+            self._console.print(f"[{self._done}/{self._total}] {label}", markup=False)
+
+    def note(self, text: str) -> None:
+        """Say what is happening."""
+        self._bars.update(self._task, description=escape(text))
+        if not self._console.is_terminal:
+            self._console.print(text, markup=False)
+
+
+def summary(cards: Sequence[Card]) -> Table:
+    """Return the leading scores of every card, each beside the best evidence-free baseline.
+
+    Args:
+        cards: Of one experiment.
+
+    Returns:
+        One row per card; a pair that did not fit says so.
+    """
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("setting", "attack", "defence"):
+        table.add_column(name, overflow="fold")
+    shown = [name for name in COLUMNS if any(name in card.scores for card in cards)]
+    for name in shown:
+        table.add_column(f"{COLUMNS[name]} (baseline)", justify="right")
+    table.add_column("control")
+    table.add_column("utility", justify="right")
+    for card in cards:
+        table.add_row(*map(escape, _row(card, shown)))
+    return table
+
+
+def listing(found: Catalogue) -> Iterable[Table]:
+    """Yield one table for each kind of thing that is implemented.
+
+    Args:
+        found: From :func:`leakbed.api.catalogue`.
+
+    Yields:
+        Name, what it is, and its settings with their defaults.
+    """
+    for kind, entries in found.items():
+        table = Table(title=kind, title_justify="left", title_style="bold", box=None)
+        table.show_header = False
+        table.add_column(no_wrap=True, style="bold")
+        table.add_column(overflow="fold")
+        for name, entry in entries.items():
+            settings = ", ".join(f"{key}={value}" for key, value in entry["settings"].items())
+            words = "\n".join(part for part in (entry["line"], settings) if part)
+            table.add_row(escape(name), escape(words))
+        yield table
+
+
+def _row(card: Card, shown: Sequence[str]) -> list[str]:
+    case = card.case if card.protocol in card.case else f"{card.case} ({card.protocol})"
+    setting = case if card.cut is None or "cut=" in case else f"{case} cut {card.cut}"
+    scores = [_score(card, name) for name in shown]
+    if card.status != "done":
+        scores = [card.status, *([""] * (len(shown) - 1))] if shown else []
+    return [setting, card.attack, card.defense, *scores, _control(card), _utility(card.utility)]
+
+
+def _score(card: Card, metric: str) -> str:
+    """Return a score and, in brackets, the best baseline that needs neither evidence nor truth."""
+    entry = card.scores.get(metric)
+    mean = _number(entry.get("mean")) if isinstance(entry, dict) else None
+    if mean is None:
+        return _NOTHING
+    free = [
+        value
+        for name, table in card.baselines.items()
+        if name != _NEEDS_TRUTH and (value := table.get(metric)) is not None
+    ]
+    return f"{_shown(metric, mean)} ({_shown(metric, max(free)) if free else _NOTHING})"
+
+
+def _shown(metric: str, value: float) -> str:
+    return f"{100 * value:.0f}%" if metric in _RATES else f"{value:.2f}"
+
+
+def _control(card: Card) -> str:
+    if card.unreliable is not None:
+        return "unreliable"
+    within = (card.control or {}).get("within")
+    return _NOTHING if within is None else "holds" if within else "fails"
+
+
+def _utility(utility: Mapping[str, Any]) -> str:
+    for name in ("test_accuracy", "accuracy", *utility):
+        if (value := _number(utility.get(name))) is not None:
+            return _shown("label_accuracy", value)
+    return _NOTHING
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) else None

@@ -1,0 +1,40 @@
+"""The project's own nodes, each answering after a random time; Ray's workers can import it."""
+
+import random
+import time
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable
+from torch import nn
+
+from clients import cell, split, weights
+from leakbed.mods import defend
+
+_chance = random.SystemRandom()  # takes nothing from the generators a training might use
+
+
+def _late(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    reply = call_next(message, context)
+    time.sleep(_chance.uniform(0, 0.02) * (int(context.node_config["partition-id"]) + 1))
+    return reply
+
+
+app = ClientApp(mods=[_late, defend(cell.cell_defenses)])
+for family in (cell, weights, split):
+    family.register(app)
+
+
+def stateful() -> nn.Sequential:
+    """BatchNorm and dropout on both sides of cut 3."""
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.Dropout(0.25),
+        nn.ReLU(),
+        nn.Conv2d(4, 3, 3),
+        nn.BatchNorm2d(3),
+        nn.Flatten(),
+        nn.Dropout(0.25),
+        nn.Linear(12, 3),
+    )
