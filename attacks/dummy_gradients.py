@@ -60,6 +60,9 @@ class Clues(NamedTuple):
 
         Args:
             targets: Which.
+
+        Returns:
+            A new tuple.
         """
         return Clues(
             weights={name: tensor[targets] for name, tensor in self.weights.items()},
@@ -79,8 +82,7 @@ def clues(view: View, *, labels: Labels) -> Clues:
         The same, as the attacks compute with it.
 
     Raises:
-        MissingKnowledgeError: The view lacks weights or labels.
-        UnfitViewError: Labels cannot be read off these updates.
+        MissingKnowledgeError: The view lacks weights.
     """
     if view.before is None or view.after is None:
         raise MissingKnowledgeError(
@@ -167,8 +169,12 @@ class Dummies:
 
         Args:
             point: Pixels, label scores, other unknowns.
+
+        Returns:
+            Any range, as the search is not bound to [0, 1].
         """
-        return point[..., : self.sizes[0]].unflatten(-1, (self.rows, *self.image_shape))
+        images: Tensor = point[..., : self.sizes[0]].unflatten(-1, (self.rows, *self.image_shape))
+        return images
 
     def soft_labels(
         self, point: Float[Tensor, " *stack size"], clues: Clues
@@ -178,17 +184,24 @@ class Dummies:
         Args:
             point: Pixels, label scores, other unknowns.
             clues: About the same target or targets.
+
+        Returns:
+            Rows that sum to 1.
         """
         if clues.labels.shape[-1]:
             return clues.labels
         pixels, size = self.sizes
-        return point[..., pixels:size].unflatten(-1, (self.rows, self.num_classes)).softmax(-1)
+        scores: Tensor = point[..., pixels:size].unflatten(-1, (self.rows, self.num_classes))
+        return scores.softmax(-1)
 
     def draw(self, stream: int) -> Float[Tensor, " size"]:
         """Return random dummies: pixels and label scores from N(0, 1).
 
         Args:
             stream: Seed of the draw.
+
+        Returns:
+            A point without other unknowns, on the CPU.
         """
         return torch.randn(self.sizes[1], generator=generator(stream), dtype=PRECISION)
 
@@ -224,5 +237,5 @@ class Dummies:
         labels: Float[Tensor, " rows classes"],
     ) -> Float[Tensor, ""]:
         """Return the mean cross-entropy between soft labels and predictions."""
-        logits = functional_call(self.network, weights, (images,))
+        logits: Tensor = functional_call(self.network, weights, (images,))
         return -(labels * logits.log_softmax(-1)).sum(-1).mean()

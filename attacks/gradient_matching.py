@@ -20,6 +20,7 @@ Departures:
   gradients taken along the line from the received to the returned weights.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -98,7 +99,7 @@ class GradientMatching:
 
     @property
     def threat(self) -> ThreatModel:
-        """A server that follows FedAvg, and knows the layers and how much data lies behind an update."""
+        """A server that follows FedAvg, and knows the layers and the number of samples."""
         needs = {Knowledge.ARCHITECTURE, Knowledge.BATCH_PLAN}
         return ThreatModel(
             seat=Seat.SERVER,
@@ -112,6 +113,9 @@ class GradientMatching:
         Args:
             clues: About the targets.
             attempt: Number of the try, from 0.
+
+        Returns:
+            One row per target.
         """
         del attempt
         return clues.last_bias.new_empty(len(clues.last_bias), 0)
@@ -125,6 +129,9 @@ class GradientMatching:
             gradient: Of the dummy images and labels.
             update: The weights the victim started from less those it sent.
             unknowns: The other variables of the search.
+
+        Returns:
+            Lower is better.
 
         Raises:
             NotImplementedError: Each attack has its own.
@@ -140,6 +147,9 @@ class GradientMatching:
             gradient: Of the dummy images and labels where the try ended.
             update: The weights the victim started from less those it sent.
             objective: Its value there.
+
+        Returns:
+            Lower is better.
         """
         del gradient, update
         return objective
@@ -174,23 +184,38 @@ class GradientMatching:
         self, dummies: Dummies, clues: Clues, *, targets: Int[Tensor, " targets"], seed: int
     ) -> tuple[Float[Tensor, " targets size"], Float[Tensor, " targets"]]:
         """Return the best of several tries at a stack of targets, and its mismatch."""
-        best: Tensor | None = None
-        mismatch = clues.last_bias.new_full((len(targets),), torch.inf)
-        for attempt in range(self.restarts):
+        streams = [derive(seed, f"target/{target}") for target in targets.tolist()]
+        point, mismatch = self._try(dummies, clues, streams=streams, attempt=0)
+        for attempt in range(1, self.restarts):
             unsolved = torch.nonzero(mismatch > self.solved).squeeze(1)
             if not len(unsolved):
                 break
-            some = clues.of(unsolved)
-            names = [f"target/{target}/try/{attempt}" for target in targets[unsolved].tolist()]
-            drawn = torch.stack([dummies.draw(derive(seed, name)) for name in names])
-            start = torch.cat([drawn.to(targets.device), self.unknowns(some, attempt)], dim=1)
-            end = self._minimise(self._problems(dummies, some), start)
-            found = self._judge(dummies, some, end)
-            best = end.point if best is None else best
+            again, found = self._try(
+                dummies,
+                clues.of(unsolved),
+                streams=[streams[row] for row in unsolved.tolist()],
+                attempt=attempt,
+            )
             better = found < mismatch[unsolved]
-            best = best.index_copy(0, unsolved[better], end.point[better])
+            point = point.index_copy(0, unsolved[better], again[better])
             mismatch = mismatch.index_copy(0, unsolved[better], found[better])
-        return best if best is not None else mismatch, mismatch
+        return point, mismatch
+
+    def _try(
+        self, dummies: Dummies, clues: Clues, *, streams: Sequence[int], attempt: int
+    ) -> tuple[Float[Tensor, " targets size"], Float[Tensor, " targets"]]:
+        """Return where the search ends from one random start per target, and its mismatch."""
+        drawn = [dummies.draw(derive(stream, f"try/{attempt}")) for stream in streams]
+        extra = self.unknowns(clues, attempt)
+        start = torch.cat([torch.stack(drawn).to(extra.device), extra], dim=1)
+        end = self._minimise(self._problems(dummies, clues), start)
+
+        def judged(point: Tensor, clues: Clues, value: Tensor) -> Tensor:
+            return self.mismatch(dummies.gradient(point, clues), clues.update, objective=value)
+
+        mismatch = vmap(judged)(end.point, clues, end.value)
+        usable = end.value.isfinite() & mismatch.isfinite()
+        return end.point, mismatch.where(usable, torch.inf)
 
     def _problems(self, dummies: Dummies, clues: Clues) -> Problems:
         """Return the objective of each target, stacked as the optimisers want it."""
@@ -228,12 +253,3 @@ class GradientMatching:
             guard=self.guard,
         )
         return minimise(problems, start, lbfgs)
-
-    def _judge(self, dummies: Dummies, clues: Clues, end: Minimum) -> Float[Tensor, " targets"]:
-        """Return the mismatch of every end of a try; infinite where it broke down."""
-
-        def one(point: Tensor, clues: Clues, value: Tensor) -> Tensor:
-            return self.mismatch(dummies.gradient(point, clues), clues.update, objective=value)
-
-        mismatch = vmap(one)(end.point, clues, end.value)
-        return mismatch.where(end.value.isfinite() & mismatch.isfinite(), torch.inf)

@@ -209,8 +209,10 @@ def _rebuilt(cell: Cell, context: Context, request: SplitRequest) -> BottomTrain
 def _store(trainer: BottomTrainer, context: Context, *, pending: SplitRequest | None) -> None:
     context.state[_BOTTOM] = pack(trainer.bottom_arrays())
     context.state[_OPTIMISER] = pack(trainer.optimiser_arrays())
-    place = {} if pending is None else {ROUND: pending.round, "step": pending.step}
-    context.state[_PENDING] = ConfigRecord(place)
+    place = ConfigRecord()
+    if pending is not None:
+        place[ROUND], place["step"] = pending.round, pending.step
+    context.state[_PENDING] = place
 
 
 def _check_finite(cell: Cell, request: SplitRequest, what: str, arrays: Arrays) -> None:

@@ -29,8 +29,9 @@ from leakbed.oracle import (
 )
 from leakbed.oracle.answer_key import AnswerKey
 from leakbed.seeds import derive
+from leakbed.targets import Evidences, Target, pick_targets
 from leakbed.trace import Trace
-from leakbed.views import Evidences, Target, architecture_of, build_view, pick_targets
+from leakbed.views import architecture_of, build_view
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,7 +77,7 @@ def attack_run(
 ) -> Attacked:
     """Attack a recorded run.
 
-    A run without the messages the attack reads raises :class:`~leakbed.views.MisfitError`.
+    A run without the messages the attack reads raises :class:`~leakbed.targets.MisfitError`.
 
     Args:
         trace: Its trace.

@@ -16,7 +16,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from experiments.conclusions import conclusions as say
-from experiments.report_cells import FAMILY_IN_WORDS, Cell, cells
+from experiments.report_cells import FAMILY_IN_WORDS, Cell, cells, family, superseded
 from experiments.report_charts import charts, legend
 from experiments.report_pictures import Block, blocks, samples
 from experiments.report_tables import setting, stolen, tables
@@ -99,12 +99,21 @@ def write_report(folder: Path, *, conclusions: Conclusions = say) -> Path:
             f"no results in {folder}: it has no cards/*.json; give the folder that `leakbed run` "
             "or `leakbed compare` wrote with --out"
         )
+    written = {card.key: _written_at(folder, card) for card in cards}
+    old = superseded(cards, written)
+    current = [card for card in cards if card not in old]
     page = Environment(autoescape=True, undefined=StrictUndefined).from_string(PAGE)
-    text = page.render(_content(folder, cards, conclusions))
-    return _written(folder / "report.html", text)
+    said = conclusions(current, samples=samples(folder, current))
+    text = page.render(
+        _content(folder, current),
+        ran=_ran(current, [written[card.key] for card in current]),
+        warnings=_warnings(current, old),
+        sentences=said,
+    )
+    return _kept(folder / "report.html", text)
 
 
-def _content(folder: Path, cards: Sequence[Card], conclusions: Conclusions) -> dict[str, Any]:
+def _content(folder: Path, cards: Sequence[Card]) -> dict[str, Any]:
     """Return everything the page shows."""
     found = cells(cards)
     attacked = [cell for cell in found if cell.first.status != "unfit"]
@@ -113,12 +122,9 @@ def _content(folder: Path, cards: Sequence[Card], conclusions: Conclusions) -> d
     return {
         "style": Markup(STYLE),  # noqa: S704  a constant of ours
         "title": folder.resolve().name,
-        "ran": _ran(folder, cards, found),
         "demo": demo
         and "The budget was cut so that it ends in minutes: few targets, short training, few "
         "steps. The figures show what a report is, not what the attacks can do.",
-        "warnings": _warnings(cards),
-        "sentences": conclusions(cards, samples=samples(folder, cards)),
         "blocks": [_laid(block) for block in blocks(folder, attacked)],
         "charts": [Markup(chart) for chart in charts(scored)],  # noqa: S704  matplotlib escapes
         "legend": legend(scored),
@@ -135,12 +141,15 @@ def _content(folder: Path, cards: Sequence[Card], conclusions: Conclusions) -> d
     }
 
 
-def _ran(folder: Path, cards: Sequence[Card], found: Sequence[Cell]) -> str:
+def _written_at(folder: Path, card: Card) -> float:
+    return (folder / "cards" / f"{card.key}.json").stat().st_mtime
+
+
+def _ran(cards: Sequence[Card], times: Sequence[float]) -> str:
     """Say what was run and when, by the times at which the cards were written."""
-    times = [(folder / "cards" / f"{card.key}.json").stat().st_mtime for card in cards]
     first, last = (datetime.fromtimestamp(time, tz=UTC) for time in (min(times), max(times)))
     when = _day(first) if _day(first) == _day(last) else f"{_day(first)} to {_day(last)}"
-    families = " and ".join(dict.fromkeys(FAMILY_IN_WORDS[cell.family] for cell in found))
+    families = " and ".join(dict.fromkeys(FAMILY_IN_WORDS[family(card)] for card in cards))
     seeds = len({card.seed for card in cards})
     listed = [
         _listed("network", [card.model for card in cards]),
@@ -160,15 +169,18 @@ def _day(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%d %H:%M UTC")
 
 
-def _warnings(cards: Sequence[Card]) -> list[str]:
+def _warnings(cards: Sequence[Card], old: Sequence[Card]) -> list[str]:
     """Warn of cards that different code wrote."""
+    said = []
     sources = {card.source for card in cards}
-    if len(sources) == 1:
-        return []
-    return [
-        f"These cards come from {len(sources)} different versions of the code "
-        f"({', '.join(sorted(sources))}); numbers of one version are not pooled with another's."
-    ]
+    if len(sources) > 1:
+        said.append(
+            f"These cards come from {len(sources)} versions of the code "
+            f"({', '.join(sorted(sources))}); numbers of one are not pooled with another's."
+        )
+    if old:
+        said.append(f"{len(old)} older cards of cells that were run again are left out.")
+    return said
 
 
 def _laid(block: Block) -> Mapping[str, Any]:
@@ -202,7 +214,7 @@ def _why(card: Card) -> str:
     return card.why or ""
 
 
-def _written(target: Path, text: str) -> Path:
+def _kept(target: Path, text: str) -> Path:
     """Write a private file, whole or not at all."""
     # Beside the target, since a rename is atomic only within one file system.
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")

@@ -163,6 +163,22 @@ def cells(cards: Iterable[Card]) -> list[Cell]:
     ]
 
 
+def superseded(cards: Sequence[Card], written: Mapping[str, float]) -> list[Card]:
+    """Return the cards of cells that were run again later, by other code.
+
+    Args:
+        cards: All cards of a folder.
+        written: When each was written, by its key.
+
+    Returns:
+        Those of which there is a newer one with equal settings and seed.
+    """
+    newest: dict[str, Card] = {}
+    for card in sorted(cards, key=lambda card: written[card.key]):
+        newest[json.dumps([_name(card), card.settings, card.seed], sort_keys=True)] = card
+    return [card for card in cards if card not in newest.values()]
+
+
 def family(card: Card) -> Family:
     """Return what a card's protocol exchanges; a foreign one is judged by what was read."""
     if card.protocol in PROTOCOLS:

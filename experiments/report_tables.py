@@ -26,7 +26,7 @@ def setting(cell: Cell) -> str:
     card = cell.first
     parts = [
         cell.case if card.protocol in cell.case else f"{cell.case} ({card.protocol})",
-        "" if cell.cut is None else f"cut {cell.cut}",
+        "" if cell.cut is None or "cut=" in cell.case else f"cut {cell.cut}",
         "no defence" if card.defense == "none" else card.defense,
         cell.variant,
         f"{len(cell.cards)} seeds" if len(cell.cards) > 1 else "",

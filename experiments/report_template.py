@@ -223,7 +223,7 @@ nothing was fitted to and the victim's own.</p>
 </section>{% endif %}
 
 {% if unfit %}<section>
-<h2>What did not run</h2>
+<h2>What has no scores</h2>
 <dl>{% for cell in unfit %}<dt>{{ cell.name }}</dt><dd>{{ cell.why }}</dd>{% endfor %}</dl>
 </section>{% endif %}
 

@@ -28,7 +28,7 @@ from leakbed.flower_internals import task_identity
 from leakbed.grids import LocalGrid
 from leakbed.oracle.answer_key import AnswerKey
 from leakbed.seeds import derive
-from leakbed.views import MisfitError
+from leakbed.targets import MisfitError
 
 UNFIT = (MisfitError, MissingKnowledgeError, UnfitViewError)
 

@@ -29,7 +29,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
 )
 
 Out = Annotated[Path | None, typer.Option(help="Results folder.", show_default=False)]
@@ -69,7 +69,7 @@ def run(
     overrides: Overrides = None,
     verbose: Verbose = False,
 ) -> None:
-    """Run an experiment; finished cells are not run again."""
+    """Run the experiment of a TOML file; finished cells are not run again."""
     with expected():
         _experiment(file, out=out, overrides=overrides or (), verbose=verbose)
 
@@ -87,7 +87,7 @@ def attack(
     overrides: Overrides = None,
     verbose: Verbose = False,
 ) -> None:
-    """Attack a recorded trace, with or without its answers."""
+    """Attack the folder of a recorded trace, with or without its answers."""
     with expected():
         settings = dict(map(_pair, overrides or ()))
         # A typing mistake should be answered before torch is imported.
@@ -102,7 +102,7 @@ def attack(
 def report(
     folder: Annotated[Path, typer.Argument(help="A results folder.", show_default=False)],
 ) -> None:
-    """Write report.html into a results folder."""
+    """Write report.html into a results folder (the --out of a run)."""
     with expected():
         typer.echo(f"Report: {api.report(folder).resolve()}")
 
@@ -152,9 +152,8 @@ def _show(cards: Sequence[Card], folder: Path) -> None:
 
     console = _console()
     console.print(summary(cards))
-    for card in cards:
-        if card.why:
-            console.print(f"{card.attack} / {card.defense}: {card.why}", markup=False)
+    for why in dict.fromkeys(f"{card.attack} is unfit: {card.why}" for card in cards if card.why):
+        console.print(why, markup=False)
     typer.echo(f"Report: {api.report(folder).resolve()}")
 
 

@@ -103,16 +103,19 @@ def summary(cards: Sequence[Card]) -> Table:
     Returns:
         One row per card; a pair that did not fit says so.
     """
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("setting", "attack", "defence"):
-        table.add_column(name, overflow="fold")
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("attack", no_wrap=True)
+    table.add_column("setting", overflow="fold", min_width=12)
     shown = [name for name in COLUMNS if any(name in card.scores for card in cards)]
     for name in shown:
-        table.add_column(f"{COLUMNS[name]} (baseline)", justify="right")
-    table.add_column("control")
-    table.add_column("utility", justify="right")
+        table.add_column(COLUMNS[name], justify="right", no_wrap=True)
+    table.add_column("control", no_wrap=True)
+    table.add_column("utility", justify="right", no_wrap=True)
     for card in cards:
         table.add_row(*map(escape, _row(card, shown)))
+    if shown:
+        table.caption = "In brackets the best guess that needed no message."
+        table.caption_justify = "left"
     return table
 
 
@@ -138,12 +141,19 @@ def listing(found: Catalogue) -> Iterable[Table]:
 
 
 def _row(card: Card, shown: Sequence[str]) -> list[str]:
-    case = card.case if card.protocol in card.case else f"{card.case} ({card.protocol})"
-    setting = case if card.cut is None or "cut=" in case else f"{case} cut {card.cut}"
-    scores = [_score(card, name) for name in shown]
-    if card.status != "done":
-        scores = [card.status, *([""] * (len(shown) - 1))] if shown else []
-    return [setting, card.attack, card.defense, *scores, _control(card), _utility(card.utility)]
+    setting = [
+        card.case,
+        "" if card.protocol in card.case else card.protocol,
+        "" if card.cut is None or "cut=" in card.case else f"cut {card.cut}",
+        "" if card.defense == "none" else card.defense,
+    ]
+    return [
+        card.attack,
+        ", ".join(part for part in setting if part),
+        *(_score(card, name) for name in shown),
+        _control(card) if card.status == "done" else card.status,
+        _utility(card.utility),
+    ]
 
 
 def _score(card: Card, metric: str) -> str:

@@ -106,7 +106,8 @@ class View:
         buffers: Non-trainable state (BatchNorm statistics) each victim started from.
         smashed: Activations at the cut, one row per target.
         cut_gradient: The loss gradient with respect to ``smashed``, same shape.
-        head_gradient: Weight gradient of the linear layer that reads ``smashed``.
+        head_gradient: Weight gradient of the linear layer that reads ``smashed``; read off an
+            update it is known up to a positive factor.
         labels: True labels, where the protocol or the threat model gives them.
         architecture: The network's layers without weights; its ``cut`` tells the parts apart.
         public_images: Images the adversary owns.

@@ -1,11 +1,6 @@
-"""Views: from a trace and a threat model to exactly what one attack may read.
-
-Targets are picked the same way in every protocol family, so that both families attack the same
-private samples: the last round's messages, first rows of every node first.
-"""
+"""Views: from a trace and a threat model to exactly what one attack may read."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,101 +8,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from leakbed.contracts import Evidence, Knowledge, ThreatModel, View
-from leakbed.events import Arrays, CutGradientDown, Phase, SmashedUp, UpdateUp
+from leakbed.events import Arrays, Phase, SmashedUp
 from leakbed.models import Architecture
+from leakbed.targets import Evidences, MisfitError, Target
 from leakbed.trace import Trace
 
 ADVERSARY, PUBLIC = "adversary", "public"
-
-
-class MisfitError(ValueError):
-    """An attack needs messages that the recorded protocol does not send; says what would fit."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """Which private samples one attacked message hides; says nothing about them.
-
-    Attributes:
-        node: Partition id.
-        round: Server round.
-        step: Step of the smashed batch, or its first test row when evaluating; 0 for an update.
-        row: Row within the batch; None for all rows of an update.
-        phase: Training or evaluation.
-    """
-
-    node: int
-    round: int
-    step: int
-    row: int | None
-    phase: Phase
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Evidences:
-    """The last round's messages of a trace, by kind.
-
-    Attributes:
-        updates: One per node that trained.
-        smashed: Training batches by node and step.
-        gradients: Cut gradients by node and step.
-        evaluated: Smashed test batches.
-    """
-
-    updates: Sequence[UpdateUp]
-    smashed: Mapping[tuple[int, int], SmashedUp]
-    gradients: Mapping[tuple[int, int], CutGradientDown]
-    evaluated: Sequence[SmashedUp]
-
-    @classmethod
-    def of(cls, trace: Trace) -> "Evidences":
-        """Read the last round of a trace."""
-        last = max((int(r.fields.get("round", 0)) for r in trace.records), default=0)
-        events = [e for e in trace.events(UpdateUp, SmashedUp, CutGradientDown) if e.round == last]
-        batches = [e for e in events if isinstance(e, SmashedUp)]
-        training = [e for e in batches if e.phase == Phase.TRAIN]
-        gradients = [e for e in events if isinstance(e, CutGradientDown)]
-        return cls(
-            updates=[e for e in events if isinstance(e, UpdateUp)],
-            smashed={(e.node, e.step): e for e in training},
-            gradients={(e.node, e.step): e for e in gradients},
-            evaluated=[e for e in batches if e.phase == Phase.EVALUATE],
-        )
-
-
-def pick_targets(
-    evidences: Evidences, threat: ThreatModel, *, when: str, count: int
-) -> list[Target]:
-    """Return the attacked messages.
-
-    Args:
-        evidences: The last round.
-        threat: Says which kind of message is attacked; one without evidence takes what is there.
-        when: ``"training"`` or ``"inference"``: which smashed rows are attacked.
-        count: How many at most.
-
-    Returns:
-        At least one, in the order first rows of all nodes, second rows, and so on.
-
-    Raises:
-        MisfitError: If the trace holds no such message.
-    """
-    reads_cut = threat.evidence & {Evidence.SMASHED, Evidence.CUT_GRADIENT}
-    if evidences.updates and not reads_cut:
-        return [_of_update(event) for event in evidences.updates[:count]]
-    if Evidence.UPDATE in threat.evidence or not evidences.smashed:
-        has = "updates (weights)" if evidences.updates else "smashed data and cut gradients"
-        wants = ", ".join(sorted(threat.evidence))
-        raise MisfitError(
-            f"the attack reads {wants} but this protocol exchanges {has}; use "
-            + ("'vanilla-split'" if evidences.updates else "'fedavg'")
-        )
-    if when == "inference":
-        if not evidences.evaluated:
-            raise MisfitError("no test rows were evaluated in this run; use when = 'training'")
-        rows = [(e, row) for e in evidences.evaluated for row in range(len(e.smashed))]
-        return [_of_row(event, row) for event, row in rows[:count]]
-    return _interleaved(evidences)[:count]
 
 
 def build_view(
@@ -139,7 +45,9 @@ def build_view(
     granted: dict[str, Any] = {}
     if Evidence.UPDATE in threat.evidence:
         granted |= _weights(evidences, targets, architecture, device)
-    if threat.evidence & {Evidence.SMASHED, Evidence.CUT_GRADIENT}:
+    if Evidence.HEAD_WEIGHT_GRADIENT in threat.evidence:
+        granted |= _head(evidences, targets, architecture, device)
+    elif threat.evidence & {Evidence.SMASHED, Evidence.CUT_GRADIENT}:
         granted |= _cut(evidences, targets, threat, device)
     if Knowledge.PUBLIC_IMAGES in threat.needs:
         granted |= _public(trace, device)
@@ -167,25 +75,6 @@ def architecture_of(about: Mapping[str, Any]) -> Architecture:
     fields = dict(about["architecture"])
     fields["image_shape"] = tuple(fields["image_shape"])
     return Architecture(**fields)
-
-
-def _of_update(event: UpdateUp) -> Target:
-    return Target(node=event.node, round=event.round, step=0, row=None, phase=Phase.TRAIN)
-
-
-def _of_row(event: SmashedUp, row: int) -> Target:
-    return Target(node=event.node, round=event.round, step=event.step, row=row, phase=event.phase)
-
-
-def _interleaved(evidences: Evidences) -> list[Target]:
-    """Return every smashed training row: all nodes' first rows, then their second rows, ..."""
-    place: dict[int, int] = {}
-    rows: list[tuple[int, int, Target]] = []
-    for (node, _), event in sorted(evidences.smashed.items()):
-        start = place.get(node, 0)
-        place[node] = start + len(event.smashed)
-        rows += [(start + row, node, _of_row(event, row)) for row in range(len(event.smashed))]
-    return [target for _, _, target in sorted(rows, key=lambda item: item[:2])]
 
 
 def _rows(evidences: Evidences) -> int:
@@ -218,6 +107,38 @@ def _weights(
             if name not in trainable
         },
     }
+
+
+def _head(
+    evidences: Evidences,
+    targets: Sequence[Target],
+    architecture: Architecture,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Return what an update over one sample says of its last layer.
+
+    Row c of the weights moves by (p_c - y_c) u and entry c of the bias by p_c - y_c, both times the
+    unknown learning rate: so the features u are their quotient, and the gradient is known up to a
+    factor.
+    """
+    if _rows(evidences) != 1:
+        raise MisfitError(
+            "a head's gradient says one label only where one sample stands behind an update; set "
+            "protocol.batch_size = 1 and protocol.local_steps = 1"
+        )
+    names = [name for name, _ in architecture.top(0).named_parameters()]
+    if len(names) != 2:  # noqa: PLR2004  weight and bias
+        raise MisfitError("the head must be one linear layer; set model.cut to the layer before it")
+    by_node = {event.node: event for event in evidences.updates}
+    events = [by_node[target.node] for target in targets]
+    weight, bias = (
+        torch.stack([torch.from_numpy(e.before[name] - e.after[name]) for e in events])
+        for name in names
+    )
+    surest = bias.abs().argmax(1)
+    each = torch.arange(len(events))
+    features = weight[each, surest] / bias[each, surest].unsqueeze(1)
+    return {"smashed": features.to(device), "head_gradient": weight.to(device)}
 
 
 def _stacked(

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.serde import (
     context_from_proto,
     context_to_proto,
@@ -18,12 +18,17 @@ from flwr.common.serde import (
 from torch import Tensor, nn
 
 import clients.cell
-import leakbed.data.recipe
 from clients import node_app
 from clients.cell import Cell, DataRecipe, TrainingPlan
-from leakbed.flower_internals import set_message_id, task_identity, with_content
+from leakbed.flower_internals import (
+    CLIENT_RAISED,
+    set_message_id,
+    task_identity,
+    with_content,
+)
 from leakbed.grid_wrapper import GridWrapper
 from leakbed.grids import LocalGrid
+from leakbed.grids.nodes import describe
 from leakbed.models import Architecture
 from leakbed.seeds import derive
 from leakbed.wire.messages import SETUP
@@ -130,13 +135,14 @@ class Forgetful(GridWrapper):
     def _answer(self, message: Message) -> Message:
         clients.cell._parsed.cache_clear()
         clients.cell._rows.cache_clear()
-        leakbed.data.recipe._split.cache_clear()
-        leakbed.data.recipe._dataset.cache_clear()
         self._count += 1
         set_message_id(message, f"forgetful-{self._count}")
         node = message.metadata.dst_node_id
         context = context_from_proto(self._stored[node]) if node in self._stored else _new(node)
-        reply = node_app(_sent(message), context)
+        try:
+            reply = node_app(_sent(message), context)
+        except Exception as error:  # noqa: BLE001  Flower's runtimes answer with it too
+            return Message(Error(CLIENT_RAISED, describe(error)), reply_to=message)
         self._stored[node] = context_to_proto(context)
         return _sent(reply)
 

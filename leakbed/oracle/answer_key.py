@@ -18,7 +18,7 @@ from torch import Tensor
 
 from leakbed.events import Arrays, Phase
 from leakbed.oracle.truth import Truth
-from leakbed.views import Target
+from leakbed.targets import Target
 
 CANDIDATES = 1000  # identification is among this many private samples, or all there are
 _ABOUT, _IMAGES, _BOTTOM = "answers.json", "images.safetensors", "bottom.safetensors"

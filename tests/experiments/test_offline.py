@@ -10,7 +10,7 @@ from experiments.offline import attack_trace
 from experiments.runner import run
 from experiments.settings import SettingsError
 from leakbed.trace import TraceError
-from leakbed.views import MisfitError
+from leakbed.targets import MisfitError
 
 TABLE = {
     "name": "small",

@@ -1,6 +1,6 @@
-"""Views grant what a threat model names, for the same samples in both families."""
+"""Views grant what a threat model names, and nothing else."""
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,58 +8,15 @@ import pytest
 import torch
 
 from leakbed.contracts import Evidence, Knowledge, Seat, ThreatModel
-from leakbed.events import CutGradientDown, Event, Phase, SmashedUp, UpdateUp
-from leakbed.trace import Recorder, Trace
-from leakbed.views import Evidences, MisfitError, build_view, pick_targets
-
-ABOUT = {
-    "local_steps": 1,
-    "architecture": {"name": "mlp2", "image_shape": [1, 4, 4], "num_classes": 3, "cut": 1},
-}
-CPU = torch.device("cpu")
-UPDATE = ThreatModel(seat=Seat.SERVER, evidence=frozenset({Evidence.UPDATE}))
-SMASHED = ThreatModel(seat=Seat.SERVER, evidence=frozenset({Evidence.SMASHED}))
-Make = Callable[[list[Event]], Trace]
+from leakbed.events import CutGradientDown, UpdateUp
+from leakbed.targets import Evidences, MisfitError, pick_targets
+from leakbed.views import build_view
+from tests.small_traces import CPU, SMASHED, UPDATE, Make, make_trace, smashed, update
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    def made(events: list[Event]) -> Trace:
-        with Recorder(tmp_path / "trace", about=ABOUT) as recorder:
-            recorder.hold(
-                "adversary",
-                "public",
-                {"images": np.zeros((2, 1, 4, 4), np.float32), "labels": np.arange(2)},
-            )
-            for event in events:
-                recorder(event)
-        return Trace(tmp_path / "trace")
-
-    return made
-
-
-def smashed(node: int, step: int, *, rows: int = 2, phase: Phase = Phase.TRAIN) -> SmashedUp:
-    values = np.full((rows, 32), 100 * node + 10 * step, np.float32) + np.arange(rows)[:, None]
-    return SmashedUp(
-        node=node,
-        round=2,
-        step=step,
-        smashed=values.astype(np.float32),
-        labels=np.arange(rows),
-        phase=phase,
-    )
-
-
-def update(node: int, *, examples: int = 1) -> UpdateUp:
-    shapes = {"0.weight": (32, 16), "0.bias": (32,), "2.weight": (3, 32), "2.bias": (3,)}
-    names = {name: np.full(shape, float(node), np.float32) for name, shape in shapes.items()}
-    return UpdateUp(
-        node=node,
-        round=2,
-        before=names,
-        after={k: v + 1 for k, v in names.items()},
-        examples=examples,
-    )
+    return partial(make_trace, tmp_path / "trace")
 
 
 def test_first_rows_of_all_nodes_come_first(make: Make) -> None:
@@ -77,27 +34,6 @@ def test_first_rows_of_all_nodes_come_first(make: Make) -> None:
     assert view.smashed is not None
     assert view.smashed[:, 0].tolist() == [0, 100, 1, 101, 10, 110]
     assert view.labels is not None, "this protocol shares them"
-
-
-def test_only_the_last_round_is_attacked(make: Make) -> None:
-    early = SmashedUp(node=0, round=1, step=0, smashed=np.zeros((2, 32), np.float32))
-    targets = pick_targets(
-        Evidences.of(make([early, smashed(0, 0)])), SMASHED, when="training", count=9
-    )
-    assert {target.round for target in targets} == {2}
-
-
-def test_inference_attacks_the_evaluated_rows(make: Make) -> None:
-    trace = make([smashed(0, 0), smashed(0, 4, rows=3, phase=Phase.EVALUATE)])
-    targets = pick_targets(Evidences.of(trace), SMASHED, when="inference", count=9)
-    assert [(t.step, t.row, t.phase) for t in targets] == [(4, r, Phase.EVALUATE) for r in range(3)]
-    with pytest.raises(MisfitError, match="no test rows"):
-        pick_targets(
-            Evidences(updates=[], smashed={(0, 0): smashed(0, 0)}, gradients={}, evaluated=[]),
-            SMASHED,
-            when="inference",
-            count=1,
-        )
 
 
 def test_nothing_is_granted_that_is_not_named(make: Make) -> None:
@@ -149,14 +85,6 @@ def test_updates_over_different_numbers_of_samples_are_refused(make: Make) -> No
         build_view(trace, evidences, UPDATE, targets, device=CPU)
 
 
-def test_the_wrong_family_says_which_fits(make: Make) -> None:
-    with pytest.raises(MisfitError, match="'fedavg'"):
-        pick_targets(Evidences.of(make([smashed(0, 0)])), UPDATE, when="training", count=1)
-    evidences = Evidences(updates=[update(0)], smashed={}, gradients={}, evaluated=[])
-    with pytest.raises(MisfitError, match="'vanilla-split'"):
-        pick_targets(evidences, SMASHED, when="training", count=1)
-
-
 def test_labels_are_given_only_where_declared(make: Make) -> None:
     trace = make([update(0)])
     evidences = Evidences.of(trace)
@@ -170,3 +98,30 @@ def test_labels_are_given_only_where_declared(make: Make) -> None:
     view = build_view(trace, evidences, given, targets, device=CPU, labels=labels)
     assert view.labels is not None
     assert build_view(trace, evidences, UPDATE, targets, device=CPU, labels=labels).labels is None
+
+
+def test_an_update_over_one_sample_gives_its_heads_gradient_and_features_away(make: Make) -> None:
+    features, error = np.arange(1, 33, dtype=np.float32), np.array([0.2, -0.7, 0.5], np.float32)
+    moved = {"2.weight": 0.1 * np.outer(error, features), "2.bias": 0.1 * error}
+    start = update(0).before
+    after = {name: value - moved.get(name, 0) for name, value in start.items()}
+    event = UpdateUp(node=0, round=1, before=start, after=after, examples=1)
+    head = ThreatModel(seat=Seat.SERVER, evidence=frozenset({Evidence.HEAD_WEIGHT_GRADIENT}))
+    trace = make([event])
+    evidences = Evidences.of(trace)
+    targets = pick_targets(evidences, head, when="training", count=1)
+    view = build_view(trace, evidences, head, targets, device=CPU)
+    assert view.smashed is not None
+    assert view.head_gradient is not None
+    torch.testing.assert_close(view.smashed[0], torch.from_numpy(features), rtol=1e-3, atol=1e-3)
+    expected = torch.from_numpy(np.outer(error, features))
+    torch.testing.assert_close(view.head_gradient[0] / 0.1, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_heads_gradient_needs_one_sample_per_update(make: Make) -> None:
+    head = ThreatModel(seat=Seat.SERVER, evidence=frozenset({Evidence.HEAD_WEIGHT_GRADIENT}))
+    trace = make([update(0, examples=2)])
+    evidences = Evidences.of(trace)
+    targets = pick_targets(evidences, head, when="training", count=1)
+    with pytest.raises(MisfitError, match="local_steps = 1"):
+        build_view(trace, evidences, head, targets, device=CPU)

@@ -9,7 +9,7 @@ import torch
 
 from leakbed.events import Phase
 from leakbed.oracle.answer_key import AnswerKey, AnswerKeyError
-from leakbed.views import Target
+from leakbed.targets import Target
 
 IMAGES = torch.randint(0, 256, (1200, 1, 2, 2), generator=torch.Generator().manual_seed(0)) / 255
 

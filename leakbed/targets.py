@@ -1,0 +1,122 @@
+"""Targets: which recorded messages are attacked, picked the same way in every protocol family.
+
+Always the last round's messages, first rows of every node first: so both families attack the same
+private samples.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from leakbed.contracts import Evidence, ThreatModel
+from leakbed.events import CutGradientDown, Phase, SmashedUp, UpdateUp
+from leakbed.trace import Trace
+
+
+class MisfitError(ValueError):
+    """An attack needs messages that the recorded protocol does not send; says what would fit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Which private samples one attacked message hides; says nothing about them.
+
+    Attributes:
+        node: Partition id.
+        round: Server round.
+        step: Step of the smashed batch, or its first test row when evaluating; 0 for an update.
+        row: Row within the batch; None for all rows of an update.
+        phase: Training or evaluation.
+    """
+
+    node: int
+    round: int
+    step: int
+    row: int | None
+    phase: Phase
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evidences:
+    """The last round's messages of a trace, by kind.
+
+    Attributes:
+        updates: One per node that trained.
+        smashed: Training batches by node and step.
+        gradients: Cut gradients by node and step.
+        evaluated: Smashed test batches.
+    """
+
+    updates: Sequence[UpdateUp]
+    smashed: Mapping[tuple[int, int], SmashedUp]
+    gradients: Mapping[tuple[int, int], CutGradientDown]
+    evaluated: Sequence[SmashedUp]
+
+    @classmethod
+    def of(cls, trace: Trace) -> "Evidences":
+        """Read the last round of a trace."""
+        last = max((int(r.fields.get("round", 0)) for r in trace.records), default=0)
+        events = [e for e in trace.events(UpdateUp, SmashedUp, CutGradientDown) if e.round == last]
+        batches = [e for e in events if isinstance(e, SmashedUp)]
+        training = [e for e in batches if e.phase == Phase.TRAIN]
+        gradients = [e for e in events if isinstance(e, CutGradientDown)]
+        return cls(
+            updates=[e for e in events if isinstance(e, UpdateUp)],
+            smashed={(e.node, e.step): e for e in training},
+            gradients={(e.node, e.step): e for e in gradients},
+            evaluated=[e for e in batches if e.phase == Phase.EVALUATE],
+        )
+
+
+def pick_targets(
+    evidences: Evidences, threat: ThreatModel, *, when: str, count: int
+) -> list[Target]:
+    """Return the attacked messages.
+
+    Args:
+        evidences: The last round.
+        threat: Says which kind of message is attacked; one without evidence takes what is there.
+        when: ``"training"`` or ``"inference"``: which smashed rows are attacked.
+        count: How many at most.
+
+    Returns:
+        At least one, in the order first rows of all nodes, second rows, and so on.
+
+    Raises:
+        MisfitError: If the trace holds no such message.
+    """
+    reads_head = Evidence.HEAD_WEIGHT_GRADIENT in threat.evidence
+    reads_cut = threat.evidence & {Evidence.SMASHED, Evidence.CUT_GRADIENT} and not reads_head
+    if evidences.updates and not reads_cut:
+        return [_of_update(event) for event in evidences.updates[:count]]
+    if reads_head or Evidence.UPDATE in threat.evidence or not evidences.smashed:
+        has = "updates (weights)" if evidences.updates else "smashed data and cut gradients"
+        wants = ", ".join(sorted(threat.evidence))
+        raise MisfitError(
+            f"the attack reads {wants} but this protocol exchanges {has}; use "
+            + ("'vanilla-split'" if evidences.updates else "'fedavg'")
+        )
+    if when == "inference":
+        if not evidences.evaluated:
+            raise MisfitError("no test rows were evaluated in this run; use when = 'training'")
+        rows = [(e, row) for e in evidences.evaluated for row in range(len(e.smashed))]
+        return [_of_row(event, row) for event, row in rows[:count]]
+    return _interleaved(evidences)[:count]
+
+
+def _of_update(event: UpdateUp) -> Target:
+    return Target(node=event.node, round=event.round, step=0, row=None, phase=Phase.TRAIN)
+
+
+def _of_row(event: SmashedUp, row: int) -> Target:
+    return Target(node=event.node, round=event.round, step=event.step, row=row, phase=event.phase)
+
+
+def _interleaved(evidences: Evidences) -> list[Target]:
+    """Return every smashed training row: all nodes' first rows, then their second rows, ..."""
+    place: dict[int, int] = {}
+    rows: list[tuple[int, int, Target]] = []
+    for (node, _), event in sorted(evidences.smashed.items()):
+        start = place.get(node, 0)
+        place[node] = start + len(event.smashed)
+        rows += [(start + row, node, _of_row(event, row)) for row in range(len(event.smashed))]
+    return [target for _, _, target in sorted(rows, key=lambda item: item[:2])]

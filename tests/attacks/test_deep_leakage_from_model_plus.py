@@ -1,0 +1,103 @@
+"""DLM+ against a slow literal reading of the paper, on small victims, and on the paper's network."""
+
+import os
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import log_softmax
+
+from attacks.deep_leakage_from_model_plus import DeepLeakageFromModelPlus
+from leakbed.models import Architecture
+from leakbed.seeds import derive, generator
+from tests.attacks.weight_updates import Victims, small_victims, train
+
+SEED = 6
+
+
+def literal(victims: Victims, target: int, *, iterations: int) -> Tensor:
+    """Return DLM+'s dummy image after some L-BFGS iterations, one victim, as the paper has it."""
+    view = victims.view
+    assert view.before is not None
+    assert view.after is not None
+    assert view.architecture is not None
+    model = view.architecture.build(0).double()
+    model.load_state_dict({name: tensor[target].double() for name, tensor in view.before.items()})
+    parameters = dict(model.named_parameters())
+    moved = [view.before[n][target].double() - view.after[n][target].double() for n in parameters]
+    start = torch.randn(
+        148, generator=generator(derive(derive(SEED, f"target/{target}"), "try/0")), dtype=torch.float64
+    )
+    image = start[:144].view(1, 1, 12, 12).clone().requires_grad_()
+    score = start[144:].view(1, 4).clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([image, score], lr=1, max_iter=iterations + 1)
+    seen: list[tuple[float, Tensor]] = []
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = -(score.softmax(-1) * log_softmax(model(image), -1)).sum(-1).mean()
+        gradients = torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
+        mean_gradient = torch.stack([g.norm() for g in gradients]).mean()
+        mean_moved = torch.stack([m.norm() for m in moved]).mean()
+        gap = sum(
+            ((g / mean_gradient - m / mean_moved) ** 2).sum()
+            for g, m in zip(gradients, moved, strict=True)
+        )
+        assert isinstance(gap, Tensor)
+        gap.backward()
+        seen.append((gap.item(), image.detach().clone()))
+        return gap
+
+    optimizer.step(closure)
+    return min(seen, key=lambda pair: pair[0])[1]
+
+
+@pytest.mark.parametrize("iterations", [1, 3, 10])
+def test_the_first_iterations_are_those_of_the_paper(iterations: int) -> None:
+    victims = small_victims(3)
+    attack = DeepLeakageFromModelPlus(
+        guard=False, iterations=iterations, restarts=1, patience=None, good_enough=0.0
+    )
+    images = attack.run(victims.view, seed=SEED).images
+    assert images is not None
+    for target in range(3):
+        expected = literal(victims, target, iterations=iterations)
+        torch.testing.assert_close(images[target].double(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("scaling", ["mean", "each"])
+@pytest.mark.parametrize("learning_rate", [0.01, 0.5])
+def test_images_and_labels_come_back_at_any_learning_rate(
+    scaling: str, learning_rate: float
+) -> None:
+    victims = small_victims(6, learning_rate=learning_rate)
+    attack = DeepLeakageFromModelPlus(restarts=3, scaling=scaling)  # type: ignore[arg-type]
+    guess = attack.run(victims.view, seed=SEED)
+    assert (victims.errors(guess) < 1e-3).sum() >= 5
+    assert guess.labels is not None
+    assert (guess.labels == victims.labels).sum() >= 5
+
+
+def test_an_update_of_other_images_gives_other_images() -> None:
+    victims = small_victims(3)
+    view = victims.view
+    guess = DeepLeakageFromModelPlus(restarts=1).run(view, seed=SEED)
+    assert guess.images is not None
+    others = Victims(view=view, images=victims.images.roll(1, 0), labels=victims.labels)
+    assert (others.errors(guess) > 1e-2).all()
+
+
+def test_an_unknown_scaling_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown scaling 'max'"):
+        DeepLeakageFromModelPlus(scaling="max")  # type: ignore[arg-type]
+
+
+def test_a_vanished_gradient_is_a_failure_and_no_crash() -> None:
+    victims = small_victims(2)
+    view = victims.view
+    assert view.before is not None
+    guess = DeepLeakageFromModelPlus(restarts=1, iterations=3).run(
+        type(view)(**{**vars(view), "after": view.before}), seed=SEED
+    )
+    assert guess.failed is not None
+    assert guess.failed.all()

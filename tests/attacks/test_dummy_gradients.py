@@ -1,0 +1,90 @@
+"""What a view says about an update, and the gradients of dummies."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, one_hot
+
+from attacks.dummy_gradients import PRECISION, Clues, Dummies, clues
+from leakbed.contracts import MissingKnowledgeError, UnfitViewError
+from tests.attacks.weight_updates import Victims, small_victims
+
+
+def truth(victims: Victims, *, target: int = 0, sure: float = 60.0) -> Tensor:
+    """Return the point of the true images and (nearly) hard true labels."""
+    scores = sure * one_hot(victims.labels[target], victims.view.num_classes).to(PRECISION)
+    return torch.cat([victims.images[target].to(PRECISION).flatten(), scores.flatten()])
+
+
+def first(told: Clues) -> Clues:
+    """Return the clues about the first target, without the leading axis."""
+    return Clues(
+        weights={name: tensor[0] for name, tensor in told.weights.items()},
+        update={name: tensor[0] for name, tensor in told.update.items()},
+        labels=told.labels[0],
+    )
+
+
+def flat(weights: dict[str, Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in weights.values()])
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_truth_explains_a_step_of_sgd_to_the_rounding_of_the_weights(rows: int) -> None:
+    victims = small_victims(1, rows=rows, learning_rate=0.05)
+    told = first(clues(victims.view, labels="inferred"))
+    gradient = Dummies.of(victims.view, path="start").gradient(truth(victims), told)
+    for name, tensor in gradient.items():
+        torch.testing.assert_close(0.05 * tensor, told.update[name], rtol=0, atol=1e-7)
+
+
+def test_gradients_between_explain_several_steps_better_than_at_the_start() -> None:
+    victims = small_victims(1, rows=4, local_steps=4, learning_rate=0.5)
+    told = first(clues(victims.view, labels="inferred"))
+    update = flat(dict(told.update))
+    angles = {}
+    for path in ("start", "between"):
+        gradient = flat(Dummies.of(victims.view, path=path).gradient(truth(victims), told))
+        angles[path] = 1 - cosine_similarity(gradient, update, dim=0).item()
+    assert angles["between"] < 0.5 * angles["start"]
+
+
+def test_buffers_reach_the_network_and_its_own_weights_do_not() -> None:
+    victims = small_victims(1)
+    told = first(clues(victims.view, labels="inferred"))
+    dummies = Dummies.of(victims.view, path="start")
+    expected = dummies.gradient(truth(victims), told)
+    with torch.no_grad():
+        for parameter in dummies.network.parameters():
+            parameter.fill_(torch.nan)
+    again = dummies.gradient(truth(victims), told)
+    assert torch.equal(flat(expected), flat(again))
+
+
+def test_a_label_is_read_off_the_last_bias() -> None:
+    victims = small_victims(6)
+    told = clues(victims.view, labels="analytic")
+    assert torch.equal(told.labels.argmax(-1), victims.labels)
+
+
+def test_given_labels_are_those_of_the_view() -> None:
+    victims = small_victims(2)
+    told = clues(replace(victims.view, labels=victims.labels), labels="given")
+    assert torch.equal(told.labels.argmax(-1), victims.labels)
+    with pytest.raises(MissingKnowledgeError, match="labels = 'given'"):
+        clues(victims.view, labels="given")
+
+
+def test_several_labels_cannot_be_read_off_one_bias() -> None:
+    with pytest.raises(UnfitViewError, match="one sample per update, not 2"):
+        clues(small_victims(1, rows=2).view, labels="analytic")
+
+
+def test_missing_knowledge_is_named() -> None:
+    view = small_victims(1).view
+    with pytest.raises(MissingKnowledgeError, match="no weights before and after"):
+        clues(replace(view, after=None), labels="inferred")
+    with pytest.raises(MissingKnowledgeError, match="no architecture"):
+        Dummies.of(replace(view, architecture=None), path="start")

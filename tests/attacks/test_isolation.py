@@ -1,0 +1,72 @@
+"""Every attack runs where data cannot be opened and the truth cannot be imported."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from attacks import ATTACKS
+
+FENCE = """
+import sys
+import importlib.abc
+
+FORBIDDEN = ("leakbed.data", "leakbed.oracle", "leakbed.wire", "leakbed.grids", "flwr", "ray")
+
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name in FORBIDDEN or name.startswith(tuple(f + "." for f in FORBIDDEN)):
+            raise ImportError(f"an attack imported {name}")
+
+sys.meta_path.insert(0, Refuse())
+from attacks import ATTACKS
+from tests.attacks.views import quick_attack, view_for
+
+ready = {name: (quick_attack(name), view_for(quick_attack(name))) for name in sorted(ATTACKS)}
+
+def refuse(event, arguments):
+    if event == "open" and not str(arguments[0]).endswith((".py", ".pyc")):
+        raise PermissionError(f"an attack opened {arguments[0]}")
+
+sys.addaudithook(refuse)
+
+def fenced(name, act):
+    try:
+        act()
+    except Exception as error:
+        print(name, "|", error)
+    else:
+        print(name, "| ran")
+"""
+
+ATTACKING = """
+for name, (attack, view) in ready.items():
+    fenced(name, lambda: attack.run(view, seed=0))
+"""
+
+TRESPASSING = """
+fenced("oracle", lambda: __import__("leakbed.oracle"))
+fenced("flower", lambda: __import__("flwr"))
+fenced("file", lambda: open("private.npy"))
+"""
+
+
+def said(acts: str) -> dict[str, str]:
+    """Return what became of every act in a fenced process."""
+    done = subprocess.run(  # noqa: S603  our own interpreter on our own code
+        [sys.executable, "-c", FENCE + acts],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return dict(line.split(" | ", 1) for line in done.stdout.splitlines())
+
+
+def test_no_attack_needs_data_or_flower() -> None:
+    assert said(ATTACKING) == dict.fromkeys(sorted(ATTACKS), "ran")
+
+
+def test_the_fence_holds() -> None:
+    became = said(TRESPASSING)
+    assert set(became) == {"oracle", "flower", "file"}
+    assert all("an attack" in reason for reason in became.values())

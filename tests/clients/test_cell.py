@@ -1,0 +1,137 @@
+import json
+from collections.abc import Iterator
+
+import pytest
+import torch
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from clients import node_app
+from clients.cell import Cell, NoCellError, TrainingPlan, cell_defenses, one_torch_thread
+from defenses import SmashedNoise, WeightNoise
+from leakbed.grids import LocalGrid, ask_roster
+from leakbed.wire.messages import SETUP
+from tests import tiny
+
+
+@pytest.fixture(autouse=True)
+def identity() -> Iterator[None]:
+    with tiny.identity():
+        yield
+
+
+def context() -> Context:
+    return Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+
+
+def told(cell: Cell) -> Context:
+    kept = context()
+    kept.state["leakbed.cell"] = cell.record()
+    return kept
+
+
+def setup(grid: LocalGrid, cell: Cell) -> Message:
+    records = RecordDict({"cell": cell.record()})
+    (reply,) = grid.send_and_receive([Message(records, dst_node_id=1, message_type=SETUP)])
+    return reply
+
+
+def test_a_cell_survives_its_record() -> None:
+    cell = tiny.cell(
+        1,
+        2,
+        data=tiny.recipe(2, partition="dirichlet", partition_settings=(("alpha", 0.1),)),
+        plan=tiny.plan(local_steps=None, learning_rate=0.1 + 0.2),
+        defenses=(("weight-noise", {"scale": 0.1}), ("smashed-noise", {"sigma": 1.0})),
+    )
+    assert Cell.of(told(cell)) == cell
+    assert cell.stream > 2**53  # more than a float holds
+
+
+def test_a_cell_names_its_defences() -> None:
+    cell = tiny.cell(defenses=(("weight-noise", {"scale": 0.1}), ("smashed-noise", {})))
+    defences, stream = cell_defenses(told(cell))
+    assert defences == (WeightNoise(scale=0.1), SmashedNoise())
+    assert stream == cell.defence_stream
+    assert cell_defenses(context()) == ((), 0)
+
+
+def test_nothing_works_before_the_setup() -> None:
+    with pytest.raises(NoCellError, match=r"no query\.setup before"):
+        Cell.of(context())
+
+
+def test_rows_are_the_partitions_and_test_rows_nobodys() -> None:
+    dataset, split = tiny.recipe(2).dataset(), tiny.recipe(2).split()
+    for node in range(2):
+        images, labels = tiny.cell(node, 2).rows()
+        assert torch.equal(images, dataset.images[split.nodes[node]])
+        assert torch.equal(labels, dataset.labels[split.nodes[node]])
+    assert torch.equal(tiny.cell().test_images(1, 3), dataset.images[split.test[1:3]])
+
+
+def test_setup_answers_with_the_rows_and_forgets_the_cell_before() -> None:
+    grid = LocalGrid(node_app, nodes=1)
+    assert setup(grid, tiny.cell()).content["ready"]["rows"] == 43
+    kept = grid._host._contexts[1]
+    kept.state["leakbed.optimiser"] = tiny.cell().record()
+    kept.live["bottom"] = object()
+    assert setup(grid, tiny.cell(model="stateful")).content["ready"]["rows"] == 43
+    assert set(kept.state) == {"leakbed.cell"}
+    assert kept.live == {}
+    assert Cell.of(kept).architecture == tiny.architecture("stateful")
+
+
+def test_setup_refuses_a_batch_larger_than_the_partition() -> None:
+    reply = setup(LocalGrid(node_app, nodes=1), tiny.cell(plan=tiny.plan(batch_size=44)))
+    assert "BatchTooLargeError: batch_size is 44 but a node has only 43" in reply.error.reason
+
+
+def test_the_roster_is_asked_of_the_nodes() -> None:
+    assert ask_roster(LocalGrid(node_app, nodes=3)) == {1: 0, 2: 1, 3: 2}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"optimizer": "SGD"}, "unknown optimizer 'SGD'; did you mean 'sgd'"),
+        ({"labels": "sever"}, "unknown labels 'sever'; did you mean 'server'"),
+        ({"bottoms": "open"}, "unknown bottoms 'open'; legal: relayed, sealed"),
+    ],
+)
+def test_a_plan_refuses_names_it_does_not_know(wrong: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny.plan(**wrong)
+
+
+def test_a_plan_makes_the_optimiser_it_names() -> None:
+    weights = [torch.nn.Parameter(torch.zeros(2))]
+    sgd = tiny.plan(learning_rate=0.3, momentum=0.5, weight_decay=0.1).optimiser(weights)
+    assert isinstance(sgd, torch.optim.SGD)
+    assert [sgd.defaults[k] for k in ("lr", "momentum", "weight_decay")] == [0.3, 0.5, 0.1]
+    adam = TrainingPlan(batch_size=1, local_steps=1, optimizer="adam").optimiser(weights)
+    assert isinstance(adam, torch.optim.Adam)
+
+
+def test_every_handler_runs_on_one_thread_in_whatever_thread_it_is_called() -> None:
+    seen = []
+    app = ClientApp(mods=[one_torch_thread])
+
+    @app.query("count")
+    def count(message: Message, context: Context) -> Message:
+        seen.append(torch.get_num_threads())
+        return Message(RecordDict(), reply_to=message)
+
+    torch.set_num_threads(2)
+    try:
+        message = Message(RecordDict(), dst_node_id=1, message_type="query.count")
+        list(LocalGrid(app, nodes=1).send_and_receive([message], timeout=60))
+    finally:
+        torch.set_num_threads(1)
+    assert seen == [1]
+
+
+def test_the_record_is_plain_json() -> None:
+    fields = json.loads(str(tiny.cell().record()["json"]))
+    assert fields["plan"]["batch_size"] == 8
+    assert fields["architecture"]["name"] == "tests.tiny:plain"

@@ -1,0 +1,45 @@
+"""Targets are the last round's messages, the same samples in both families."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from leakbed.events import Phase, SmashedUp
+from leakbed.targets import Evidences, MisfitError, pick_targets
+from tests.small_traces import SMASHED, UPDATE, Make, make_trace, smashed, update
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    return partial(make_trace, tmp_path / "trace")
+
+
+def test_only_the_last_round_is_attacked(make: Make) -> None:
+    early = SmashedUp(node=0, round=1, step=0, smashed=np.zeros((2, 32), np.float32))
+    targets = pick_targets(
+        Evidences.of(make([early, smashed(0, 0)])), SMASHED, when="training", count=9
+    )
+    assert {target.round for target in targets} == {2}
+
+
+def test_inference_attacks_the_evaluated_rows(make: Make) -> None:
+    trace = make([smashed(0, 0), smashed(0, 4, rows=3, phase=Phase.EVALUATE)])
+    targets = pick_targets(Evidences.of(trace), SMASHED, when="inference", count=9)
+    assert [(t.step, t.row, t.phase) for t in targets] == [(4, r, Phase.EVALUATE) for r in range(3)]
+    with pytest.raises(MisfitError, match="no test rows"):
+        pick_targets(
+            Evidences(updates=[], smashed={(0, 0): smashed(0, 0)}, gradients={}, evaluated=[]),
+            SMASHED,
+            when="inference",
+            count=1,
+        )
+
+
+def test_the_wrong_family_says_which_fits(make: Make) -> None:
+    with pytest.raises(MisfitError, match="'fedavg'"):
+        pick_targets(Evidences.of(make([smashed(0, 0)])), UPDATE, when="training", count=1)
+    evidences = Evidences(updates=[update(0)], smashed={}, gradients={}, evaluated=[])
+    with pytest.raises(MisfitError, match="'vanilla-split'"):
+        pick_targets(evidences, SMASHED, when="training", count=1)
