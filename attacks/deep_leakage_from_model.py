@@ -20,7 +20,7 @@ Departures, beside those of :mod:`attacks.gradient_matching`:
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -48,7 +48,7 @@ class DeepLeakageFromModel(GradientMatching):
     name: ClassVar[str] = "dlm"
     source: ClassVar[str] = "Zhao, Luo, Ding, CPAL 2024, https://arxiv.org/abs/2206.04887"
 
-    scale: Literal["last-bias", "published", "closed-form"] = "last-bias"
+    scale: str = "last-bias"
     sweep: tuple[float, ...] = (60, 80, 100, 120, 140, 160, 180, 200, 220, 240)
 
     def __post_init__(self) -> None:
@@ -76,17 +76,17 @@ class DeepLeakageFromModel(GradientMatching):
         Raises:
             UnfitViewError: The last layer has no bias to start k from.
         """
-        targets = len(clues.last_bias)
+        targets = len(clues.last)
         if self.scale == "closed-form":
-            return clues.last_bias.new_empty(targets, 0)
+            return clues.last.new_empty(targets, 0)
         if self.scale == "published":
             k = self.sweep[attempt % len(self.sweep)]
-            return clues.last_bias.new_full((targets, 1), k)
-        if clues.last_bias.dim() != 2:  # noqa: PLR2004  targets x classes
+            return clues.last.new_full((targets, 1), k)
+        if clues.last.dim() != 2:  # noqa: PLR2004  targets x classes
             raise UnfitViewError(
                 "scale = 'last-bias' needs a last layer with a bias; use scale = 'published'"
             )
-        return clues.last_bias.new_full((targets, 1), INERTIA * SHARES[attempt % len(SHARES)])
+        return clues.last.new_full((targets, 1), INERTIA * SHARES[attempt % len(SHARES)])
 
     def objective(
         self, gradient: Weights, update: Weights, *, unknowns: Float[Tensor, " unknowns"]

@@ -15,7 +15,7 @@ Departures:
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -29,8 +29,6 @@ from leakbed.seeds import generator
 Weights = Mapping[str, Tensor]
 """One tensor per weight, by name; gradients and differences of weights have the same form."""
 
-Labels = Literal["inferred", "analytic", "given"]
-Path = Literal["start", "between"]
 
 PRECISION = torch.float64  # in float32 more random starts get lost: 81 against 94 % solved
 
@@ -51,8 +49,11 @@ class Clues(NamedTuple):
     labels: Tensor
 
     @property
-    def last_bias(self) -> Float[Tensor, " targets classes"]:
-        """The update of the last bias: the learning rate times the sum of (prediction - label)."""
+    def last(self) -> Float[Tensor, " targets classes *features"]:
+        """The update of the last tensor, in most networks a bias.
+
+        Of a bias it is the learning rate times the mean of (prediction - label).
+        """
         return list(self.update.values())[-1]
 
     def of(self, targets: Int[Tensor, " some"]) -> "Clues":
@@ -71,12 +72,12 @@ class Clues(NamedTuple):
         )
 
 
-def clues(view: View, *, labels: Labels) -> Clues:
+def clues(view: View, *, labels: str) -> Clues:
     """Read a view.
 
     Args:
         view: With ``before`` and ``after``, and ``labels`` if they are given.
-        labels: Where the labels come from.
+        labels: ``"inferred"``, ``"analytic"`` or ``"given"``.
 
     Returns:
         The same, as the attacks compute with it.
@@ -93,7 +94,7 @@ def clues(view: View, *, labels: Labels) -> Clues:
     return Clues(weights=weights, update=update, labels=_labels(view, update, labels=labels))
 
 
-def _labels(view: View, update: Weights, *, labels: Labels) -> Float[Tensor, " targets rows known"]:
+def _labels(view: View, update: Weights, *, labels: str) -> Float[Tensor, " targets rows known"]:
     """Return the labels the adversary need not search for, one-hot."""
     if labels == "inferred":
         return torch.empty(view.targets, view.rows, 0, device=view.device, dtype=PRECISION)
@@ -120,23 +121,19 @@ class Dummies:
         image_shape: Channels, height, width.
         rows: Samples behind a target.
         num_classes: Number of labels.
-        steps: Gradients whose mean explains the update, each of an equal share of the samples;
-            step i is taken i / ``steps`` of the way from the received to the returned weights.
     """
 
     network: nn.Module
     image_shape: tuple[int, int, int]
     rows: int
     num_classes: int
-    steps: int
 
     @classmethod
-    def of(cls, view: View, *, path: Path) -> "Dummies":
+    def of(cls, view: View) -> "Dummies":
         """Return the dummies of a view.
 
         Args:
             view: With ``architecture``; its buffers are those of every target.
-            path: Where the gradients of several local steps are taken.
 
         Returns:
             Their layout and the network they pass through.
@@ -155,7 +152,6 @@ class Dummies:
             image_shape=view.image_shape,
             rows=view.rows,
             num_classes=view.num_classes,
-            steps=view.local_steps if path == "between" else 1,
         )
 
     @property
@@ -215,20 +211,11 @@ class Dummies:
         Returns:
             One tensor per weight, by name.
         """
-        images = self.images(point)
         labels = self.soft_labels(point, clues)
-        gradients = []
-        for step in range(self.steps):
-            way = step / self.steps
-            weights = {
-                name: tensor - way * clues.update[name] for name, tensor in clues.weights.items()
-            }
-            share = slice(step * self.rows // self.steps, (step + 1) * self.rows // self.steps)
-            gradients.append(grad(self._loss)(weights, images[share], labels[share]))
-        return {
-            name: torch.stack([gradient[name] for gradient in gradients]).mean(0)
-            for name in clues.weights
-        }
+        gradient: dict[str, Tensor] = grad(self._loss)(
+            dict(clues.weights), self.images(point), labels
+        )
+        return gradient
 
     def _loss(
         self,

@@ -29,7 +29,7 @@ class SmashedNoise(Defense):
     """
 
     name: ClassVar[str] = "smashed-noise"
-    source: ClassVar[str] = "https://arxiv.org/abs/2104.05743"
+    source: ClassVar[str] = "Titcombe et al., 2021, https://arxiv.org/abs/2104.05743"
     protects: ClassVar[frozenset[Protects]] = frozenset({Protects.SMASHED})
 
     sigma: float = 0.5

@@ -21,8 +21,10 @@ import torch
 from torch import Tensor
 
 from leakbed.contracts import Defense, DefenseState, Protects
+from leakbed.naming import unknown
 
 _ROW_NORM = 0.2  # the published code's constant
+_LEGAL = {"form": ("published", "corrected"), "distribution": ("normal", "laplace")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,7 @@ class WeightNoise(Defense):
     """
 
     name: ClassVar[str] = "weight-noise"
-    source: ClassVar[str] = "https://arxiv.org/abs/2206.04887"
+    source: ClassVar[str] = "Zhao, Luo, Ding, CPAL 2024, https://arxiv.org/abs/2206.04887"
     protects: ClassVar[frozenset[Protects]] = frozenset({Protects.UPDATE})
 
     scale: float = 0.01
@@ -54,8 +56,11 @@ class WeightNoise(Defense):
         """Check the settings.
 
         Raises:
-            ValueError: If one is out of its range.
+            ValueError: If one is out of its range or has no such name.
         """
+        for setting, legal in _LEGAL.items():
+            if (value := getattr(self, setting)) not in legal:
+                raise ValueError(unknown(setting, value, legal))
         if self.scale < 0 or self.clip <= 0:
             raise ValueError(
                 f"weight-noise needs scale >= 0 and clip > 0, got {self.scale} and {self.clip}"

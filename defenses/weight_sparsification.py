@@ -21,6 +21,9 @@ import torch
 from torch import Tensor
 
 from leakbed.contracts import Defense, DefenseState, Protects
+from leakbed.naming import unknown
+
+_FORMS = ("published", "corrected")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +36,7 @@ class WeightSparsification(Defense):
     """
 
     name: ClassVar[str] = "weight-sparsification"
-    source: ClassVar[str] = "https://arxiv.org/abs/2206.04887"
+    source: ClassVar[str] = "Zhao, Luo, Ding, CPAL 2024, https://arxiv.org/abs/2206.04887"
     protects: ClassVar[frozenset[Protects]] = frozenset({Protects.UPDATE})
 
     ratio: float = 0.5
@@ -43,8 +46,10 @@ class WeightSparsification(Defense):
         """Check the settings.
 
         Raises:
-            ValueError: If the ratio is not in [0, 1).
+            ValueError: If the ratio is not in [0, 1), or there is no such form.
         """
+        if self.form not in _FORMS:
+            raise ValueError(unknown("form", self.form, _FORMS))
         if not 0 <= self.ratio < 1:
             raise ValueError(f"weight-sparsification needs 0 <= ratio < 1, got {self.ratio}")
 

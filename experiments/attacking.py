@@ -149,7 +149,7 @@ def judge(
         result["stolen_model"] = _stolen(guess.clones, answers, trace, stream).as_dict()
     verdict = Verdict(
         scores=result,
-        baselines={name: each.means() for name, each in found.items()},
+        baselines={name: {**each.means()} for name, each in found.items()},
         control=control,
         unreliable="; ".join(reasons) or None,
     )
@@ -267,5 +267,5 @@ def _on_cpu(guess: Guess) -> Guess:
     return replace(guess, **changes)
 
 
-def _fields(kind: type[Attack]) -> set[str]:
-    return {each.name for each in fields(kind)}  # type: ignore[arg-type]  a frozen dataclass
+def _fields(kind: Any) -> set[str]:  # noqa: ANN401  a dataclass, which a Protocol cannot say
+    return {each.name for each in fields(kind)}

@@ -17,7 +17,7 @@ from leakbed.metrics import binomial_interval
 RATES = frozenset({"identification", "label_accuracy"})
 """Metrics that are shares of samples, shown in percent."""
 
-_SMALL = 0.005  # errors under this would print as 0.00
+_SMALL = 0.01  # errors under this would be rounded to half or twice their size
 _ROUNDING = 1e-9  # differences under this are arithmetic, not findings
 
 

@@ -10,6 +10,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from experiments.report import write_report
 from experiments.runner import run
+from experiments.settings_file import load_settings
 
 app = ServerApp()
 
@@ -29,7 +30,8 @@ def main(grid: Grid, context: Context) -> None:
     """
     config = {key: str(value) for key, value in context.run_config.items()}
     experiment = _BUNDLE / config["experiment"]  # an absolute path replaces the bundle's
-    out = Path(config["out"]) if config.get("out") else _HOME / experiment.parent.name
+    settings = load_settings(experiment)
+    out = Path(config["out"]) if config.get("out") else _HOME / settings.name
     _refuse_relative(out)
 
     @contextmanager
@@ -38,7 +40,7 @@ def main(grid: Grid, context: Context) -> None:
         yield grid, None
 
     cards = run(
-        experiment, out=out, progress=_Log(), grids=flower, root=config.get("data-root") or None
+        settings, out=out, progress=_Log(), grids=flower, root=config.get("data-root") or None
     )
     report = write_report(out)
     log(_INFO, "%d cards in %s; report: %s", len(cards), out, report)

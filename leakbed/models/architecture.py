@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from leakbed.models.cutting import (
     IllegalCutError,
@@ -183,6 +184,11 @@ def _own(architecture: Architecture) -> nn.Sequential:
     if not isinstance(model, nn.Module):
         raise ModelMismatchError(
             f"model {architecture.name!r} gave a {type(model).__name__}, not a torch.nn.Module"
+        )
+    if any(isinstance(each, UninitializedParameter) for each in model.parameters()):
+        raise ModelMismatchError(
+            f"model {architecture.name!r} has lazy layers, whose weights no stream has drawn; "
+            "give every layer its input size"
         )
     try:
         layers = sequence(model)

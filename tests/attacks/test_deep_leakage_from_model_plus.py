@@ -1,16 +1,13 @@
-"""DLM+ against a slow literal reading of the paper, on small victims, and on the paper's network."""
-
-import os
+"""DLM+ against a slow literal reading of the paper, on small victims and on digits."""
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from attacks.deep_leakage_from_model_plus import DeepLeakageFromModelPlus
-from leakbed.models import Architecture
 from leakbed.seeds import derive, generator
-from tests.attacks.weight_updates import Victims, small_victims, train
+from tests.attacks.weight_updates import Victims, digit_victims, small_victims
 
 SEED = 6
 
@@ -26,7 +23,9 @@ def literal(victims: Victims, target: int, *, iterations: int) -> Tensor:
     parameters = dict(model.named_parameters())
     moved = [view.before[n][target].double() - view.after[n][target].double() for n in parameters]
     start = torch.randn(
-        148, generator=generator(derive(derive(SEED, f"target/{target}"), "try/0")), dtype=torch.float64
+        148,
+        generator=generator(derive(derive(SEED, f"target/{target}"), "try/0")),
+        dtype=torch.float64,
     )
     image = start[:144].view(1, 1, 12, 12).clone().requires_grad_()
     score = start[144:].view(1, 4).clone().requires_grad_()
@@ -65,23 +64,22 @@ def test_the_first_iterations_are_those_of_the_paper(iterations: int) -> None:
         torch.testing.assert_close(images[target].double(), expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("scaling", ["mean", "each"])
-@pytest.mark.parametrize("learning_rate", [0.01, 0.5])
+@pytest.mark.parametrize(("scaling", "learning_rate"), [("mean", 0.01), ("each", 0.5)])
 def test_images_and_labels_come_back_at_any_learning_rate(
     scaling: str, learning_rate: float
 ) -> None:
-    victims = small_victims(6, learning_rate=learning_rate)
-    attack = DeepLeakageFromModelPlus(restarts=3, scaling=scaling)  # type: ignore[arg-type]
+    victims = small_victims(4, learning_rate=learning_rate)
+    attack = DeepLeakageFromModelPlus(restarts=2, scaling=scaling)
     guess = attack.run(victims.view, seed=SEED)
-    assert (victims.errors(guess) < 1e-3).sum() >= 5
+    assert (victims.errors(guess) < 1e-3).sum() >= 3
     assert guess.labels is not None
-    assert (guess.labels == victims.labels).sum() >= 5
+    assert (guess.labels == victims.labels).sum() >= 3
 
 
 def test_an_update_of_other_images_gives_other_images() -> None:
     victims = small_victims(3)
     view = victims.view
-    guess = DeepLeakageFromModelPlus(restarts=1).run(view, seed=SEED)
+    guess = DeepLeakageFromModelPlus(restarts=1, iterations=150).run(view, seed=SEED)
     assert guess.images is not None
     others = Victims(view=view, images=victims.images.roll(1, 0), labels=victims.labels)
     assert (others.errors(guess) > 1e-2).all()
@@ -89,7 +87,7 @@ def test_an_update_of_other_images_gives_other_images() -> None:
 
 def test_an_unknown_scaling_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown scaling 'max'"):
-        DeepLeakageFromModelPlus(scaling="max")  # type: ignore[arg-type]
+        DeepLeakageFromModelPlus(scaling="max")
 
 
 def test_a_vanished_gradient_is_a_failure_and_no_crash() -> None:
@@ -101,3 +99,27 @@ def test_a_vanished_gradient_is_a_failure_and_no_crash() -> None:
     )
     assert guess.failed is not None
     assert guess.failed.all()
+
+
+@pytest.mark.reproduces
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("learning_rate", [0.01, 0.1])
+def test_digits_come_back_without_labels_or_learning_rate(learning_rate: float) -> None:
+    victims = digit_victims(learning_rate=learning_rate)
+    guess = DeepLeakageFromModelPlus().run(victims.view, seed=SEED)
+    assert (victims.errors(guess) < 1e-3).float().mean() >= 0.90
+    assert guess.labels is not None
+    assert (guess.labels == victims.labels).float().mean() >= 0.95
+
+
+@pytest.mark.reproduces
+@pytest.mark.timeout(3600)
+def test_equal_weight_for_every_tensor_undoes_small_initial_weights() -> None:
+    victims = digit_victims(16, learning_rate=0.01, initialisation="default")
+    solved = {
+        scaling: (victims.errors(attack.run(victims.view, seed=SEED)) < 1e-3).float().mean()
+        for scaling in ("mean", "each")
+        for attack in [DeepLeakageFromModelPlus(scaling=scaling)]
+    }
+    assert solved["each"] >= 0.8
+    assert solved["mean"] <= 0.5

@@ -34,7 +34,7 @@ def without(view: View, target: int) -> View:
 @pytest.mark.parametrize("attack", BOTH)
 def test_a_poisoned_target_fails_alone(attack: type[GradientMatching], optimizer: str) -> None:
     view = small_victims(3).view
-    settings = attack(iterations=12, restarts=2, optimizer=optimizer)  # type: ignore[arg-type]
+    settings = attack(iterations=12, restarts=2, optimizer=optimizer)
     sound = settings.run(view, seed=1)
     hurt = settings.run(without(view, 1), seed=1)
     for before, after in zip(seen(sound), seen(hurt), strict=True):
@@ -80,9 +80,7 @@ def test_targets_split_over_stacks_start_where_they_would_in_one() -> None:
 
 def test_several_images_and_steps_have_their_shapes() -> None:
     view = small_victims(2, rows=4, local_steps=2).view
-    images, labels, _ = seen(
-        DeepLeakageFromModelPlus(iterations=4, restarts=1, path="between").run(view, seed=1)
-    )
+    images, labels, _ = seen(DeepLeakageFromModelPlus(iterations=4, restarts=1).run(view, seed=1))
     assert images.shape == (2, 4, 1, 12, 12)
     assert labels.shape == (2, 4)
 
@@ -99,7 +97,6 @@ def test_true_labels_are_declared_where_they_are_used(attack: type[GradientMatch
     ("settings", "message"),
     [
         ({"labels": "known"}, "unknown labels 'known'"),
-        ({"path": "begin"}, "unknown path 'begin'"),
         ({"optimizer": "sgd"}, "unknown optimizer 'sgd'"),
         ({"restarts": 0}, "restarts is 0"),
     ],

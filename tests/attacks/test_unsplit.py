@@ -206,8 +206,18 @@ def test_a_target_that_is_not_finite_stands_still_and_disturbs_no_other() -> Non
         assert torch.equal(each[others], sound.clones[name][others])
     assert (broken.images[2] == 0.5).all()
     assert broken.objective[2].isinf()
-    shared = UnSplit(outer_steps=2, input_steps=2, model_steps=2, clone="shared")
-    assert shared.run(view, seed=SEED).failed.tolist() == [False, False, True, False]
+
+
+def test_a_shared_clone_ignores_a_target_that_is_not_finite() -> None:
+    view = small_view(targets=4)
+    view.smashed[2, 0, 3, 3] = torch.nan
+    shared = UnSplit(outer_steps=2, input_steps=2, model_steps=9, model_rate=0.05, clone="shared")
+    guess = shared.run(view, seed=SEED)
+    assert guess.failed.tolist() == [False, False, True, False]
+    others = [0, 1, 3]
+    without = shared.run(replace(view, targets=3, smashed=view.smashed[others]), seed=SEED)
+    for name, each in without.clones.items():
+        torch.testing.assert_close(guess.clones[name][0], each[0], rtol=0, atol=1e-4)
 
 
 def test_a_target_that_overflows_keeps_its_last_finite_state() -> None:

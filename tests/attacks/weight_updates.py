@@ -1,7 +1,11 @@
 """Small FedAvg victims for the tests of the weight-update attacks, and how to score guesses."""
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
@@ -84,6 +88,38 @@ def small_victims(
         architecture=architecture,
         local_steps=local_steps,
         learning_rate=learning_rate,
+    )
+
+
+def digit_victims(
+    targets: int = 32,
+    *,
+    learning_rate: float,
+    model: str = "lenet-sigmoid",
+    activation: str | None = None,
+    initialisation: str = "uniform",
+) -> Victims:
+    """Return victims on MNIST's test images, or skip where the files are missing."""
+    root = os.environ.get("LEAKBED_DATA")
+    folder = Path(root or "") / "MNIST" / "raw"
+    if root is None or not folder.is_dir():
+        pytest.skip("LEAKBED_DATA holds no MNIST/raw")
+    pixels = np.fromfile(folder / "t10k-images-idx3-ubyte", np.uint8)[16:].reshape(-1, 1, 28, 28)
+    classes = np.fromfile(folder / "t10k-labels-idx1-ubyte", np.uint8)[8:]
+    drawn = torch.randperm(len(classes), generator=generator(2206))[:targets]
+    architecture = Architecture(
+        name=model,
+        image_shape=(1, 28, 28),
+        num_classes=10,
+        activation=activation,
+        initialisation=initialisation,
+    )
+    return train(
+        torch.from_numpy(pixels)[drawn].unsqueeze(1) / 255,
+        torch.from_numpy(classes).long()[drawn].unsqueeze(1),
+        architecture=architecture,
+        learning_rate=learning_rate,
+        stream=4887,
     )
 
 

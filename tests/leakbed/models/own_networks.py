@@ -61,3 +61,10 @@ def no_module() -> str:
 Builtin = dict
 
 NOT_CALLABLE = 3
+
+
+class Lazy(nn.Sequential):
+    """Its first layer learns its size from the first input."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(nn.Flatten(), nn.LazyLinear(num_classes))

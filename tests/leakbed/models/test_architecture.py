@@ -138,6 +138,7 @@ def test_own_staged_module_runs_in_stage_order() -> None:
         ("Hoarder", {}, "'extra.bias' outside its stages"),
         ("Mistaken", {}, "names 'hiden'.*output, hidden, act, flatten"),
         ("Stageless", {}, "give it an attribute `stages`"),
+        ("Lazy", {}, "has lazy layers"),
         ("Builtin", {}, "no signature found"),
         ("no_module", {}, "gave a str, not a torch"),
     ],

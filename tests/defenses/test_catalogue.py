@@ -1,0 +1,55 @@
+import ast
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+import defenses
+from defenses import DEFENSES
+from leakbed.contracts import Defense, Protects
+
+FOLDER = Path(defenses.__file__).parent
+
+
+def test_every_file_is_in_the_catalogue_under_its_own_name() -> None:
+    files = {path.stem.replace("_", "-") for path in FOLDER.glob("*.py")} - {"--init--"}
+    assert set(DEFENSES) == files
+    assert list(DEFENSES) == sorted(DEFENSES)
+    assert all(defence.name == name for name, defence in DEFENSES.items())
+
+
+@pytest.mark.parametrize("defence", DEFENSES.values(), ids=list(DEFENSES))
+class TestEveryDefence:
+    def test_it_is_frozen_settings_with_defaults(self, defence: type[Defense]) -> None:
+        assert dataclasses.is_dataclass(defence)
+        assert defence() == defence()
+        name = dataclasses.fields(defence)[0].name
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(defence(), name, 1)
+
+    def test_it_names_a_source_its_docstring_names_too(self, defence: type[Defense]) -> None:
+        text = (FOLDER / f"{defence.name.replace('-', '_')}.py").read_text()
+        assert defence.source in (ast.get_docstring(ast.parse(text)) or "")
+
+    def test_it_overrides_the_hook_of_what_it_protects(self, defence: type[Defense]) -> None:
+        hooks = {
+            Protects.UPDATE: "protect_update",
+            Protects.SMASHED: "protect_smashed",
+            Protects.CUT_GRADIENT: "protect_cut_gradient",
+        }
+        overridden = {kind for kind, hook in hooks.items() if hook in vars(defence)}
+        assert overridden == defence.protects != frozenset()
+
+    def test_it_changes_no_tensor_it_was_given(self, defence: type[Defense]) -> None:
+        tensor, other = torch.arange(12.0).reshape(3, 4), torch.ones(3, 4)
+        kept, chosen = tensor.clone(), defence()
+        state = chosen.begin(1)
+        torch.manual_seed(0)
+        generators = torch.get_rng_state()
+        chosen.protect_update(state, {"w": other}, {"w": tensor})
+        chosen.protect_smashed(state, tensor)
+        chosen.protect_cut_gradient(state, tensor)
+        assert torch.equal(tensor, kept)
+        assert torch.equal(other, torch.ones(3, 4))
+        assert torch.equal(torch.get_rng_state(), generators)

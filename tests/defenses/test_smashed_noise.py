@@ -1,0 +1,52 @@
+import pytest
+import torch
+
+from defenses import SmashedNoise
+from leakbed.seeds import derive, generator
+
+SMASHED = torch.randn(20, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+def protected(defence: SmashedNoise, smashed: torch.Tensor, *, stream: int = 7) -> torch.Tensor:
+    state, sent = defence.protect_smashed(defence.begin(stream), smashed)
+    assert state.messages == 0  # whoever carries the defence counts
+    return sent
+
+
+def test_noise_of_zero_strength_changes_no_bit() -> None:
+    assert torch.equal(protected(SmashedNoise(sigma=0), SMASHED), SMASHED)
+
+
+def test_noise_is_sigma_times_the_streams_normal_numbers() -> None:
+    noise = torch.randn(SMASHED.shape, generator=generator(derive(7, "message/0")))
+    assert torch.equal(protected(SmashedNoise(sigma=0.25), SMASHED), SMASHED + 0.25 * noise)
+
+
+def test_noise_has_the_deviation_it_says() -> None:
+    zeros = torch.zeros(1000, 100)
+    noise = protected(SmashedNoise(sigma=0.7), zeros)
+    assert noise.std().item() == pytest.approx(0.7, rel=0.01)  # 100,000 draws: 0.2 %
+    assert abs(noise.mean().item()) < 0.01
+    # The privacy of one row needs the same deviation whatever the row's size.
+    assert protected(SmashedNoise(sigma=0.7, clip=0.1), zeros).std() == noise.std()
+
+
+def test_rows_above_the_clip_shrink_to_it_and_others_stay() -> None:
+    rows = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])
+    sent = protected(SmashedNoise(sigma=0, clip=1.0), rows)
+    torch.testing.assert_close(sent, torch.tensor([[0.6, 0.8], [0.3, 0.4], [0.0, 0.0]]))
+    sent = protected(SmashedNoise(sigma=0, clip=2.0), SMASHED)
+    norms, before = sent.flatten(1).norm(dim=1), SMASHED.flatten(1).norm(dim=1)
+    torch.testing.assert_close(norms, before.clamp_max(2.0))
+    assert (norms <= 2.0 * (1 + 1e-6)).all()
+
+
+def test_the_type_of_the_activations_is_kept() -> None:
+    for dtype in (torch.float16, torch.float64):
+        assert protected(SmashedNoise(), SMASHED.to(dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize("wrong", [{"sigma": -0.1}, {"clip": 0.0}, {"clip": -1.0}])
+def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="smashed-noise needs sigma >= 0 and clip > 0, got"):
+        SmashedNoise(**wrong)

@@ -1,0 +1,74 @@
+from typing import Any
+
+import pytest
+import torch
+
+from defenses import WeightSparsification
+from defenses.weight_sparsification import kept
+
+BEFORE = torch.tensor([1.0, -5.0, 3.0, 0.5])
+AFTER = torch.tensor([1.5, -5.0, 0.25, -4.0])
+
+
+def protected(
+    before: torch.Tensor = BEFORE, after: torch.Tensor = AFTER, **settings: Any
+) -> torch.Tensor:
+    defence = WeightSparsification(**settings)
+    buffer = torch.tensor(7)
+    state = defence.begin(1)
+    same, sent = defence.protect_update(state, {"w": before, "n": buffer}, {"w": after, "n": buffer})
+    assert same is state
+    assert sent["n"] is buffer
+    return sent["w"]
+
+
+def test_the_smallest_share_is_dropped_rounded_down() -> None:
+    values = torch.tensor([[1.0, -5.0], [3.0, 0.5]])
+    assert kept(values, 0.5).tolist() == [[False, True], [True, False]]
+    assert kept(values, 0.49).tolist() == [[True, True], [True, False]]
+    assert kept(values, 0.24).all()
+    assert kept(values, 0.99).tolist() == [[False, True], [False, False]]
+    ties = torch.ones(10)
+    assert kept(ties, 0.3).sum() == 7
+
+
+def test_the_published_difference_is_that_of_two_sparse_snapshots() -> None:
+    # Sparse before: 0 -5 3 0; sparse after: 0 -5 0 -4; difference: 0 0 -3 -4.
+    sent = protected(ratio=0.5)
+    assert (sent - BEFORE).tolist() == [0, 0, -3, -4]
+
+
+def test_the_corrected_form_keeps_the_largest_changes_as_they_are() -> None:
+    # Changes: 0.5 0 -2.75 -4.5.
+    assert protected(ratio=0.5, form="corrected").tolist() == [1.0, -5.0, 0.25, -4.0]
+    assert protected(ratio=0.75, form="corrected").tolist() == [1.0, -5.0, 3.0, -4.0]
+
+
+@pytest.mark.parametrize("form", ["published", "corrected"])
+def test_a_ratio_of_zero_changes_no_bit(form: Any) -> None:
+    draw = torch.Generator().manual_seed(0)
+    before, after = (torch.randn(50, 3, generator=draw) for _ in range(2))
+    assert torch.equal(protected(before, after, ratio=0.0, form=form), after)
+
+
+@pytest.mark.parametrize("form", ["published", "corrected"])
+def test_the_ratio_is_what_it_says(form: Any) -> None:
+    draw = torch.Generator().manual_seed(0)
+    before = torch.zeros(1000)
+    after = torch.randn(1000, generator=draw)
+    sent = protected(before, after, ratio=0.9, form=form)
+    assert (sent != 0).sum() == 100
+    assert sent.abs()[sent != 0].min() >= after.abs().quantile(0.9)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"ratio": 1.0}, "needs 0 <= ratio < 1, got 1.0"),
+        ({"ratio": -0.1}, "needs 0 <= ratio < 1"),
+        ({"form": "correct"}, "unknown form 'correct'; did you mean 'corrected'"),
+    ],
+)
+def test_illegal_settings_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        WeightSparsification(**wrong)

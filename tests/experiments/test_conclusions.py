@@ -1,0 +1,148 @@
+"""The sentences claim what the numbers bear, and no more."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from experiments.conclusions import conclusions
+from leakbed.cards import Card
+
+MakeCard = Callable[..., Card]
+Scores = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def weights(make_card: MakeCard) -> Callable[..., Card]:
+    """A FedAvg card."""
+
+    def made(**changes: Any) -> Card:
+        return make_card(**({"protocol": "fedavg", "attack": "dlm", "cut": None} | changes))
+
+    return made
+
+
+def said(cards: list[Card], **more: Any) -> str:
+    return "\n".join(conclusions(cards, **more))
+
+
+def test_the_families_are_compared_on_the_same_samples(
+    make_card: MakeCard, weights: Callable[..., Card]
+) -> None:
+    cards = [
+        weights(means={"identification": 1.0, "abs_pearson": 0.97, "ssim": 0.9}),
+        make_card(cut=1, means={"identification": 1.0, "abs_pearson": 0.97, "ssim": 0.5}),
+        make_card(cut=3, means={"identification": 0.0, "abs_pearson": 0.3, "ssim": 0.1}),
+    ]
+    first = conclusions(cards)[0]
+    assert first == (
+        "On the same private samples and the same network (mnistnet, mnist-5k), without a defence, "
+        "weight exchange leaks more than split learning: identification 100% against 100% (cut 1, "
+        "no clear difference), 0% (cut 3); |Pearson| 0.97 against 0.97 (cut 1, no clear "
+        "difference), 0.30 (cut 3); SSIM 0.90 against 0.50 (cut 1), 0.10 (cut 3) "
+        "(dlm against unsplit)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("own", "verdict"),
+    [
+        (0.2, "leaks less than split learning:"),
+        (0.5, "does not differ from split learning by more than two standard errors:"),
+        (0.9, "leaks more than split learning:"),
+    ],
+)
+def test_the_verdict_follows_the_numbers(
+    make_card: MakeCard, weights: Callable[..., Card], own: float, verdict: str
+) -> None:
+    text = conclusions([weights(means={"ssim": own}), make_card(means={"ssim": 0.5})])[0]
+    assert f"weight exchange {verdict}" in text
+
+
+def test_a_mixed_verdict_is_called_mixed(make_card: MakeCard, weights: Callable[..., Card]) -> None:
+    cards = [
+        weights(means={"abs_pearson": 0.9, "ssim": 0.2}),
+        make_card(means={"abs_pearson": 0.5, "ssim": 0.6}),
+    ]
+    text = conclusions(cards)[0]
+    assert "leaks more than split learning in some scores only" in text
+    assert "SSIM 0.20 against 0.60 (more)" in text
+
+
+def test_other_samples_or_another_network_are_not_compared(
+    make_card: MakeCard, weights: Callable[..., Card]
+) -> None:
+    cards = [weights(), make_card()]
+    same = dict.fromkeys([card.key for card in cards], "samples")
+    assert "On the same private samples" in said(cards, samples=same)
+    apart = {card.key: card.key for card in cards}
+    assert "attacked different private samples without a defence" in said(cards, samples=apart)
+    relu = make_card(settings={"model": {"name": "mnistnet", "activation": "relu"}})
+    assert "On the same private samples" not in said([weights(), relu], samples=None)
+
+
+def test_without_truths_equal_seeds_and_counts_stand_for_equal_samples(
+    make_card: MakeCard, weights: Callable[..., Card], scores: Scores
+) -> None:
+    assert "On the same" in said([weights(), make_card()])
+    assert "On the same" not in said([weights(), make_card(seed=1)])
+    fewer = make_card(scores=scores(targets=8, ssim=0.5))
+    assert "On the same" not in said([weights(), fewer])
+
+
+def test_every_attack_is_stated_with_its_errors(make_card: MakeCard) -> None:
+    text = said([make_card(means={"identification": 0.5, "abs_pearson": 0.7, "ssim": 0.8})])
+    assert (
+        "unsplit on split learning (vanilla-split; mnistnet, mnist-5k), no defence: identification "
+        "50% (25 to 75%) among 1,000 candidates, |Pearson| 0.70 ± 0.005, SSIM 0.80 ± 0.005."
+    ) in text
+
+
+def test_a_few_settings_are_told_one_by_one_and_many_by_their_range(make_card: MakeCard) -> None:
+    few = said([make_card(cut=cut, means={"ssim": 0.1 * cut}) for cut in (1, 2)])
+    assert "at cut 1, SSIM 0.10 ± 0.005; at cut 2, SSIM 0.20 ± 0.005." in few
+    many = said([make_card(cut=cut, means={"ssim": 0.1 * cut}) for cut in range(1, 7)])
+    assert "over 6 settings: SSIM from 0.10 ± 0.005 (at cut 1) to 0.60 ± 0.005 (at cut 6)." in many
+    alike = said([make_card(cut=cut, means={"ssim": 0.5}) for cut in range(1, 7)])
+    assert "no more apart than chance allows" in alike
+    mixed = [make_card(cut=cut, means={"ssim": 0.5}) for cut in range(1, 6)]
+    assert "no score that all of them have" in said(
+        [*mixed, make_card(cut=9, means={"label_accuracy": 0.5})]
+    )
+
+
+def test_a_defence_is_set_beside_its_price(make_card: MakeCard) -> None:
+    bare = make_card(means={"identification": 1.0, "ssim": 0.8})
+    noisy = make_card(
+        defense="smashed-noise",
+        means={"identification": 1.0, "ssim": 0.2},
+        utility={"test_accuracy": 0.71},
+    )
+    assert (
+        "With smashed-noise on vanilla-split, unsplit at cut 1: SSIM falls from 0.80 to 0.20 "
+        "(test accuracy 0.71 with it, 0.95 without)."
+    ) in conclusions([bare, noisy])
+    useless = make_card(defense="smashed-noise", means={"identification": 1.0, "ssim": 0.801})
+    assert "unsplit at cut 1 changes by no more than two standard errors" in said([bare, useless])
+    assert "With smashed-noise" not in said([noisy])
+
+
+def test_strengths_of_one_defence_are_told_apart(make_card: MakeCard) -> None:
+    strengths = [
+        make_card(
+            defense="smashed-noise",
+            settings={"defense": {"stack": [["smashed-noise", {"sigma": sigma}]], "sigma": sigma}},
+            means={"ssim": 0.5 - sigma},
+        )
+        for sigma in (0.1, 0.4)
+    ]
+    text = said([make_card(means={"ssim": 0.8}), *strengths])
+    assert "SSIM falls from 0.80 to 0.40" in text
+    assert "SSIM falls from 0.80 to 0.10" in text
+
+
+def test_entries_without_an_attack_are_not_called_attacks(make_card: MakeCard) -> None:
+    assert conclusions([make_card(attack="smashed-as-image")]) == [
+        "No attack was scored, so nothing can be said about leakage."
+    ]
+    assert conclusions([make_card(status="unfit", why="no")]) == conclusions([])

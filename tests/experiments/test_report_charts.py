@@ -1,0 +1,46 @@
+"""Charts show the cells that have both a score and a utility, in the legend's colours."""
+
+from collections.abc import Callable
+
+from experiments.report_cells import cells
+from experiments.report_charts import charts, legend
+from leakbed.cards import Card
+
+MakeCard = Callable[..., Card]
+
+
+def test_two_metrics_are_drawn_at_most(make_card: MakeCard) -> None:
+    means = {"identification": 0.5, "abs_pearson": 0.5, "label_accuracy": 0.5}
+    drawn = charts(cells([make_card(means=means)]))
+    assert [">identification<" in each for each in drawn] == [True, False]
+    assert ">|Pearson|<" in drawn[1]
+    (labels,) = charts(cells([make_card(means={"label_accuracy": 0.5})]))
+    assert ">label accuracy<" in labels
+
+
+def test_without_utility_nothing_is_drawn(make_card: MakeCard) -> None:
+    bare = cells([make_card(utility={})])
+    assert charts(bare) == []
+    assert legend(bare) == [[], []]
+
+
+def test_the_legend_names_colours_and_shapes(make_card: MakeCard) -> None:
+    found = cells(
+        [
+            make_card(),
+            make_card(attack="smashed-as-image"),
+            make_card(defense="smashed-noise"),
+        ]
+    )
+    attacks, defenses = legend(found)
+    assert [(entry["name"], entry["glyph"]) for entry in attacks] == [
+        ("unsplit", "●"),
+        ("smashed-as-image", "○"),
+    ]
+    assert [(entry["name"], entry["glyph"]) for entry in defenses] == [
+        ("no defence", "●"),
+        ("smashed-noise", "■"),
+    ]
+    assert len({entry["color"] for entry in attacks}) == 2
+    drawn = charts(found)[0]
+    assert all(entry["color"] in drawn for entry in attacks)

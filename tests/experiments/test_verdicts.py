@@ -1,0 +1,119 @@
+"""What speaks against a number is said."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from experiments.report_cells import cells
+from experiments.verdicts import caveats, doubts, misses, place, published, shortfall
+from leakbed.cards import Card
+
+MakeCard = Callable[..., Card]
+
+
+def fell_short(*cards: Card) -> str:
+    found = cells(cards)
+    return shortfall([cell for cell in found if cell.is_attack], found)
+
+
+def test_an_attack_that_beats_everything_is_said_to(make_card: MakeCard) -> None:
+    strong = {"identification": 1.0, "abs_pearson": 0.99, "ssim": 0.95}
+    assert fell_short(make_card(means=strong)) == (
+        "It beats everything that needs no attack, in every leading score."
+    )
+
+
+def test_the_picture_of_the_same_smashed_map_is_a_rival(make_card: MakeCard) -> None:
+    attack = make_card(means={"abs_pearson": 0.74})
+    picture = make_card(attack="smashed-as-image", means={"abs_pearson": 0.77})
+    assert fell_short(attack, picture) == (
+        "By two standard errors, it does not beat the smashed map shown as a picture "
+        "(|Pearson| 0.74 against 0.77)."
+    )
+    elsewhere = make_card(attack="smashed-as-image", cut=2, means={"abs_pearson": 0.77})
+    assert fell_short(attack, elsewhere).startswith("It beats everything")
+
+
+def test_baselines_and_the_nearest_public_image_are_rivals(make_card: MakeCard) -> None:
+    text = fell_short(make_card(means={"abs_pearson": 0.5, "ssim": 0.6}))
+    assert "the mean-public baseline (|Pearson| 0.50 against 0.55)" in text
+    assert "the nearest public image (SSIM 0.60 against 0.77)" in text
+    assert "another-row" not in text
+
+
+def test_a_lead_within_two_errors_is_no_lead(make_card: MakeCard) -> None:
+    text = fell_short(make_card(means={"ssim": 0.774}))
+    assert "the nearest public image (SSIM 0.77 against 0.77)" in text
+
+
+def test_long_lists_are_counted(make_card: MakeCard) -> None:
+    cards = [make_card(cut=cut, means={"ssim": 0.1}) for cut in range(1, 6)]
+    assert "and 3 more comparisons" in fell_short(*cards)
+
+
+def test_a_score_without_a_rival_says_nothing(make_card: MakeCard) -> None:
+    assert fell_short(make_card(means={"ssim": 0.5}, baselines={"x": {"psnr": 1.0}})) == ""
+
+
+@pytest.mark.parametrize(
+    ("figure", "verb"), [(0.99, "misses"), (0.8, "reaches"), (0.804, "may reach")]
+)
+def test_published_figures_are_missed_or_reached(
+    make_card: MakeCard, figure: float, verb: str
+) -> None:
+    (cell,) = cells([make_card(means={"ssim": 0.8}, reported={"ssim": figure})])
+    assert misses([cell]) == [
+        f"unsplit (split, mnistnet on mnist-5k, cut 1) {verb} the published SSIM of "
+        f"{figure:.2f}: 0.80 ± 0.005."
+    ]
+
+
+def test_a_lower_error_reaches_a_published_error(make_card: MakeCard) -> None:
+    (cell,) = cells([make_card(means={"mse": 0.05}, reported={"mse": 0.5})])
+    assert "reaches the published MSE" in misses([cell])[0]
+
+
+@pytest.mark.parametrize("reported", [None, "see the paper", 0.9, {"speed": 3, "ssim": "high"}])
+def test_figures_that_are_no_metric_are_left_to_the_table(
+    make_card: MakeCard, reported: Any
+) -> None:
+    card = make_card(reported=reported)
+    assert misses(cells([card])) == []
+    assert set(published(card)) <= {"speed"}
+
+
+def test_defended_cells_are_not_held_against_the_source(make_card: MakeCard) -> None:
+    assert misses(cells([make_card(defense="smashed-noise", reported={"ssim": 1.0})])) == []
+
+
+def test_doubts_and_failures_are_named(make_card: MakeCard) -> None:
+    card = make_card(
+        unreliable="diverged; 3 of 16 targets failed",
+        control={"within": False, "above": ["abs_pearson"]},
+    )
+    card = card.model_copy(update={"scores": {**card.scores, "failures": 3}})
+    (cell,) = cells([card])
+    assert doubts(cell) == ["diverged", "the negative control beats its baseline in |Pearson|"]
+    name = "unsplit (split, mnistnet on mnist-5k, cut 1)"
+    assert caveats([cell]) == [
+        f"Do not trust {name}: diverged.",
+        f"Do not trust {name}: the negative control beats its baseline in |Pearson|.",
+        f"Targets that broke down count as failures: 3 of 16 in {name}.",
+    ]
+
+
+def test_a_control_that_the_card_names_is_not_named_twice(make_card: MakeCard) -> None:
+    reason = "the negative control beats its baseline in ssim"
+    (cell,) = cells([make_card(unreliable=reason, control={"within": False, "above": ["ssim"]})])
+    assert doubts(cell) == [reason]
+
+
+def test_places_name_only_what_tells_apart(make_card: MakeCard) -> None:
+    one, two = cells([make_card(cut=1), make_card(cut=2)])
+    assert place(one, [one]) == ""
+    assert place(two, [one, two]) == "at cut 2"
+    named = cells([make_card(case="a"), make_card(case="b")])
+    assert [place(cell, named) for cell in named] == ["in a", "in b"]
+    varied = cells([make_card(settings={"steps": 1}), make_card(settings={"steps": 2})])
+    assert sorted(place(cell, varied) for cell in varied) == ["with steps 1", "with steps 2"]

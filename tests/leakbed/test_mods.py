@@ -1,0 +1,209 @@
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from torch import Tensor
+
+from defenses import SmashedNoise, WeightNoise
+from leakbed.contracts import Defense, DefenseState, Protects
+from leakbed.mods import defend
+from leakbed.wire.messages import EvaluateRequest, SplitReply, SplitRequest
+from leakbed.wire.records import pack, unpack
+from tests import tiny
+
+
+@pytest.fixture(autouse=True)
+def identity() -> Iterator[None]:
+    with tiny.identity():
+        yield
+
+
+X = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remember(Defense):
+    """Adds the sum of everything it saw before: a defence with state of its own."""
+
+    name: ClassVar[str] = "remember"
+    source: ClassVar[str] = "nowhere"
+    protects: ClassVar[frozenset[Protects]] = frozenset({Protects.SMASHED})
+
+    def protect_smashed(
+        self, state: DefenseState, smashed: Tensor
+    ) -> tuple[DefenseState, Tensor]:
+        before = state.tensors.get("sum", torch.zeros(()))
+        tensors = {"sum": before + smashed.sum()}
+        return replace(state, tensors=tensors), smashed + before
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut(Defense):
+    name: ClassVar[str] = "cut"
+    source: ClassVar[str] = "nowhere"
+    protects: ClassVar[frozenset[Protects]] = frozenset({Protects.CUT_GRADIENT})
+
+
+def context() -> Context:
+    return Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+
+
+def call(mod: Any, message: Message, kept: Context, **reply: Any) -> Message:
+    """Run one message through a mod and a handler that answers with the given records."""
+
+    def handler(message: Message, context: Context) -> Message:
+        return Message(RecordDict(reply), reply_to=message)
+
+    answer: Message = mod(message, kept, handler)
+    return answer
+
+
+def train(arrays: Mapping[str, Any] | None = None, **records: Any) -> Message:
+    content = {"arrays": pack(arrays or {"w": X})} | records
+    return Message(RecordDict(content), dst_node_id=1, message_type="train")
+
+
+def smash(mod: Any, kept: Context, smashed: Any = X, kind: str = "train.split") -> Any:
+    request: Any = SplitRequest(round=1, step=0)
+    if kind == "evaluate.split":
+        request = EvaluateRequest(round=1, start=0, stop=2, bottom={"w": X})
+    message = Message(request.records(), dst_node_id=1, message_type=kind)
+    records = SplitReply(steps=1, examples=2, smashed=smashed, labels=np.array([4, 5])).records()
+    reply = SplitReply.of(call(mod, message, kept, **dict(records)))
+    assert reply.labels.tolist() == [4, 5]
+    return reply.smashed
+
+
+def test_every_message_gets_its_own_noise_and_the_same_again() -> None:
+    mod = defend(SmashedNoise(sigma=1.0), stream=7)
+    kept = context()
+    noise = [smash(mod, kept) - X for _ in range(3)]
+    assert not np.array_equal(noise[0], noise[1])
+    assert not np.array_equal(noise[1], noise[2])
+    again = context()
+    assert all(np.array_equal(smash(mod, again) - X, one) for one in noise)
+    other = smash(defend(SmashedNoise(sigma=1.0), stream=8), context()) - X
+    assert not np.array_equal(other, noise[0])
+
+
+def test_the_state_lives_in_the_context_and_holds_tensors() -> None:
+    mod = defend(Remember(), stream=7)
+    kept = context()
+    assert np.array_equal(smash(mod, kept), X)
+    assert np.array_equal(smash(mod, kept), X + 15)
+    assert np.array_equal(smash(mod, kept), X + 30)
+    assert kept.state["leakbed.defence.0"]["messages"] == 3
+    assert unpack(kept.state["leakbed.defence.0.tensors"])["sum"] == 45
+
+
+def test_updates_are_protected_and_integer_buffers_pass() -> None:
+    weights = {"w": X, "count": np.array(3)}
+    after = {"w": X + 1, "count": np.array(4)}
+    mod = defend(WeightNoise(scale=0.5), stream=7)
+    metrics = ConfigRecord({"kept": True})
+    reply = call(mod, train(weights), context(), arrays=pack(after), m=metrics)
+    sent = unpack(reply.content["arrays"])
+    assert sent["count"] == 4
+    assert (sent["count"].dtype, sent["count"].shape) == (after["count"].dtype, ())
+    assert np.abs(sent["w"] - after["w"]).min() > 0
+    assert reply.content["m"] == metrics
+
+
+def test_the_handlers_reply_and_the_message_are_not_changed_in_place() -> None:
+    arrays = pack({"w": X + 1})
+    message = train()
+    call(defend(WeightNoise(scale=0.5), stream=7), message, context(), arrays=arrays)
+    assert np.array_equal(unpack(arrays)["w"], X + 1)
+    assert np.array_equal(unpack(message.content["arrays"])["w"], X)
+
+
+def test_a_single_defence_needs_its_stream() -> None:
+    with pytest.raises(ValueError, match=r"needs stream=\.\.\., the secret seed"):
+        defend(SmashedNoise())
+
+
+def test_defences_are_looked_up_at_call_time_and_apply_in_order() -> None:
+    chosen: list[Any] = [()]
+    mod = defend(lambda _: (chosen[0], 7))
+    kept = context()
+    assert np.array_equal(smash(mod, kept), X)
+    chosen[0] = (Remember(), Remember())
+    assert np.array_equal(smash(mod, kept), X)
+    # The first adds 15; the second saw 15, too, and adds it to what the first gives it.
+    assert np.array_equal(smash(mod, kept), X + 30)
+
+
+def test_stacked_defences_draw_different_noise() -> None:
+    one = smash(defend(SmashedNoise(sigma=1.0), stream=7), context()) - X
+    twice = (SmashedNoise(sigma=1.0), SmashedNoise(sigma=1.0))
+    both = smash(defend(lambda _: (twice, 7)), context()) - X
+    assert not np.allclose(both, 2 * one)
+
+
+def refusal(mod: Any, message: Message, **reply: Any) -> str:
+    with pytest.raises(ValueError, match=r".") as caught:
+        call(mod, message, context(), **reply)
+    assert type(caught.value).__name__ == "IllegalCombinationError"
+    return str(caught.value)
+
+
+def test_a_misfit_says_what_why_and_what_instead() -> None:
+    said = refusal(defend(SmashedNoise(), stream=7), train(), arrays=pack({"w": X}))
+    assert said == (
+        "smashed-noise protects smashed messages but this app sends update; "
+        "use a defence that protects update"
+    )
+    with pytest.raises(ValueError, match="weight-noise protects update .* use .* smashed"):
+        smash(defend(WeightNoise(), stream=7), context())
+
+
+def test_a_cut_gradient_is_the_servers_to_protect_and_fits_no_weights() -> None:
+    assert np.array_equal(smash(defend(Cut(), stream=7), context()), X)
+    assert "cut protects cut-gradient messages but this app sends update" in refusal(
+        defend(Cut(), stream=7), train(), arrays=pack({"w": X})
+    )
+
+
+def test_weights_the_mod_cannot_read_are_refused_and_not_sent_unprotected() -> None:
+    mod, arrays = defend(WeightNoise(), stream=7), pack({"w": X})
+    assert "reads one ArrayRecord each way" in refusal(mod, train(), a=arrays, b=arrays)
+    assert "reads one ArrayRecord each way" in refusal(mod, train(more=arrays), arrays=arrays)
+    assert "needs the same arrays each way" in refusal(mod, train(), arrays=pack({"v": X}))
+    assert "needs the same arrays each way" in refusal(mod, train(), arrays=pack({"w": X.T}))
+
+
+@pytest.mark.parametrize("kind", ["query", "evaluate", "train"])
+def test_messages_without_weights_pass(kind: str) -> None:
+    message = Message(RecordDict(), dst_node_id=1, message_type=kind)
+    kept = context()
+    reply = call(defend(WeightNoise(), stream=7), message, kept, m=ConfigRecord({"a": 1}))
+    assert reply.content["m"]["a"] == 1
+    assert dict(kept.state) == {}
+
+
+def test_errors_and_closing_replies_pass() -> None:
+    mod = defend(SmashedNoise(), stream=7)
+    message = Message(SplitRequest(round=1, step=1).records(), dst_node_id=1, message_type="train")
+    error = mod(message, context(), lambda m, c: Message(Error(0, "no"), reply_to=m))
+    assert error.error.reason == "no"
+    request = SplitRequest(round=1, step=1, gradient=X)
+    closing = Message(request.records(), dst_node_id=1, message_type="train.split")
+    records = SplitReply(steps=1, examples=2, bottom={"w": X}).records()
+    reply = SplitReply.of(call(mod, closing, context(), **dict(records)))
+    assert np.array_equal(reply.bottom["w"], X)
+
+
+def test_a_cells_defences_protect_what_its_node_sends() -> None:
+    def trained(**settings: Any) -> Any:
+        grid = tiny.ready(plan=tiny.plan(), **settings)
+        return tiny.train_split(grid, tiny.split_strategy(settings=tiny.plan()))
+
+    noisy = {"defenses": (("smashed-noise", {"sigma": 0.5}),)}
+    assert tiny.same(trained(**noisy), trained(**noisy))
+    assert tiny.same(trained(**noisy), trained(**noisy, resident=False))
+    assert not tiny.same(trained(**noisy), trained())
+    assert not tiny.same(trained(**noisy), trained(**noisy, defence_stream=3))
