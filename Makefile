@@ -45,7 +45,7 @@ coverage: setup  ## refuse a branch coverage under 90 % in the last `make test`
 check: lint test coverage  ## every gate, as in .ci/run
 
 bench: setup  ## measure speed; prints a table
-	for file in benchmarks/*.py; do $(BIN)/python "$$file" || exit 1; done
+	for file in benchmarks/*.py; do $(BIN)/python -m "benchmarks.$$(basename "$$file" .py)" || exit 1; done
 
 readme: setup  ## write the catalogue table of README.md again
 	$(BIN)/python -m experiments.catalogue_table README.md

@@ -15,7 +15,7 @@ Departures from the source:
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -48,8 +48,8 @@ class WeightNoise(Defense):
     protects: ClassVar[frozenset[Protects]] = frozenset({Protects.UPDATE})
 
     scale: float = 0.01
-    form: Literal["published", "corrected"] = "published"
-    distribution: Literal["normal", "laplace"] = "normal"
+    form: str = "published"
+    distribution: str = "normal"
     clip: float = 1.0
 
     def __post_init__(self) -> None:

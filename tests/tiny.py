@@ -1,4 +1,4 @@
-"""A cell small enough for unit tests: 60 images of 6x6 pixels, and networks with every kind of state.
+"""A cell small enough for unit tests: 60 images of 6x6 pixels, networks with every kind of state.
 
 Data set and networks are reached by import path, as a user's own would be.
 """

@@ -291,13 +291,13 @@ def pearson(guess: Guess, private: Tensor) -> Tensor:
 
 @pytest.mark.reproduces
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize(("cut", "bar"), [(1, 0.98), (2, 0.70)])
-def test_mean_correlation_on_digits(cut: int, bar: float) -> None:
+@pytest.mark.parametrize(("cut", "restarts", "bar"), [(1, 3, 0.98), (2, 1, 0.70)])
+def test_mean_correlation_on_digits(cut: int, restarts: int, bar: float) -> None:
     victim = trained_victim()
     private, labels = digits("t10k")
     assert (victim(private).argmax(1) == labels).float().mean() > 0.965
     view = view_of(victim[: cut + 1], private[:32], architecture(cut))
-    guess = UnSplit(outer_steps=300).run(view, seed=11)
+    guess = UnSplit(outer_steps=300, restarts=restarts).run(view, seed=11)
     assert pearson(guess, private[:32]).mean() >= bar
     assert pearson(SmashedAsImage().run(view, seed=0), private[:32]).mean() > 0.7
 

@@ -30,7 +30,9 @@ class TestEveryDefence:
 
     def test_it_names_a_source_its_docstring_names_too(self, defence: type[Defense]) -> None:
         text = (FOLDER / f"{defence.name.replace('-', '_')}.py").read_text()
-        assert defence.source in (ast.get_docstring(ast.parse(text)) or "")
+        link = defence.source.split()[-1]
+        assert link.startswith("https://")
+        assert link in (ast.get_docstring(ast.parse(text)) or "")
 
     def test_it_overrides_the_hook_of_what_it_protects(self, defence: type[Defense]) -> None:
         hooks = {

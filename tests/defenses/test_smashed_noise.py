@@ -14,7 +14,7 @@ def protected(defence: SmashedNoise, smashed: torch.Tensor, *, stream: int = 7) 
 
 
 def test_noise_of_zero_strength_changes_no_bit() -> None:
-    assert torch.equal(protected(SmashedNoise(sigma=0), SMASHED), SMASHED)
+    assert torch.equal(protected(SmashedNoise(sigma=0.0), SMASHED), SMASHED)
 
 
 def test_noise_is_sigma_times_the_streams_normal_numbers() -> None:
@@ -33,9 +33,9 @@ def test_noise_has_the_deviation_it_says() -> None:
 
 def test_rows_above_the_clip_shrink_to_it_and_others_stay() -> None:
     rows = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])
-    sent = protected(SmashedNoise(sigma=0, clip=1.0), rows)
+    sent = protected(SmashedNoise(sigma=0.0, clip=1.0), rows)
     torch.testing.assert_close(sent, torch.tensor([[0.6, 0.8], [0.3, 0.4], [0.0, 0.0]]))
-    sent = protected(SmashedNoise(sigma=0, clip=2.0), SMASHED)
+    sent = protected(SmashedNoise(sigma=0.0, clip=2.0), SMASHED)
     norms, before = sent.flatten(1).norm(dim=1), SMASHED.flatten(1).norm(dim=1)
     torch.testing.assert_close(norms, before.clamp_max(2.0))
     assert (norms <= 2.0 * (1 + 1e-6)).all()

@@ -8,8 +8,16 @@ from defenses.weight_noise import _factor
 from leakbed.seeds import derive, generator
 
 # Largest rows: 5 before, 10 after; factors 25 and 50. Vectors below 0.2 keep the factor 1.
-BEFORE = {"w": torch.tensor([[3.0, 4.0], [0.0, 0.0]]), "b": torch.tensor([0.1]), "n": torch.tensor(3)}
-AFTER = {"w": torch.tensor([[6.0, 8.0], [1.0, 0.0]]), "b": torch.tensor([0.0]), "n": torch.tensor(4)}
+BEFORE = {
+    "w": torch.tensor([[3.0, 4.0], [0.0, 0.0]]),
+    "b": torch.tensor([0.1]),
+    "n": torch.tensor(3),
+}
+AFTER = {
+    "w": torch.tensor([[6.0, 8.0], [1.0, 0.0]]),
+    "b": torch.tensor([0.0]),
+    "n": torch.tensor(4),
+}
 
 
 def protected(defence: WeightNoise, before: Any = BEFORE, after: Any = AFTER) -> dict[str, Any]:
@@ -40,7 +48,7 @@ def test_the_published_upload_carries_the_noise_of_both_snapshots() -> None:
 
 @pytest.mark.parametrize("distribution", ["normal", "laplace"])
 def test_published_noise_of_zero_strength_changes_no_bit(distribution: Any) -> None:
-    sent = protected(WeightNoise(scale=0, distribution=distribution))
+    sent = protected(WeightNoise(scale=0.0, distribution=distribution))
     assert all(torch.equal(sent[name], AFTER[name]) for name in AFTER)
 
 
@@ -75,10 +83,10 @@ def test_the_corrected_form_clips_the_whole_update() -> None:
     whole = move(AFTER)
     assert whole.norm().item() == pytest.approx((9 + 16 + 1 + 0.01) ** 0.5)
     for clip in (0.5, 2.0):
-        clipped = move(protected(WeightNoise(scale=0, form="corrected", clip=clip)))
+        clipped = move(protected(WeightNoise(scale=0.0, form="corrected", clip=clip)))
         assert clipped.norm().item() == pytest.approx(clip, rel=1e-5)
         torch.testing.assert_close(clipped, whole * clip / whole.norm())
-    kept = protected(WeightNoise(scale=0, form="corrected", clip=100.0))
+    kept = protected(WeightNoise(scale=0.0, form="corrected", clip=100.0))
     torch.testing.assert_close(move(kept), whole)
 
 
@@ -95,15 +103,15 @@ def test_the_corrected_noise_has_scale_times_clip_and_does_not_depend_on_the_dat
 
 
 def test_an_update_of_nothing_is_not_divided_by_zero() -> None:
-    sent = protected(WeightNoise(scale=0, form="corrected"), BEFORE, BEFORE)
+    sent = protected(WeightNoise(scale=0.0, form="corrected"), BEFORE, BEFORE)
     assert all(torch.equal(sent[name], BEFORE[name]) for name in BEFORE)
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"scale": -1}, "needs scale >= 0 and clip > 0, got -1 and 1.0"),
-        ({"clip": 0}, "needs scale >= 0 and clip > 0"),
+        ({"scale": -1.0}, "needs scale >= 0 and clip > 0, got -1.0 and 1.0"),
+        ({"clip": 0.0}, "needs scale >= 0 and clip > 0"),
         ({"form": "corrected", "distribution": "laplace"}, "the corrected form is normal"),
         ({"form": "correct"}, "unknown form 'correct'; did you mean 'corrected'"),
         ({"distribution": "gauss"}, "unknown distribution 'gauss'; legal: laplace, normal"),

@@ -16,7 +16,9 @@ def protected(
     defence = WeightSparsification(**settings)
     buffer = torch.tensor(7)
     state = defence.begin(1)
-    same, sent = defence.protect_update(state, {"w": before, "n": buffer}, {"w": after, "n": buffer})
+    same, sent = defence.protect_update(
+        state, {"w": before, "n": buffer}, {"w": after, "n": buffer}
+    )
     assert same is state
     assert sent["n"] is buffer
     return sent["w"]

@@ -33,9 +33,7 @@ class Remember(Defense):
     source: ClassVar[str] = "nowhere"
     protects: ClassVar[frozenset[Protects]] = frozenset({Protects.SMASHED})
 
-    def protect_smashed(
-        self, state: DefenseState, smashed: Tensor
-    ) -> tuple[DefenseState, Tensor]:
+    def protect_smashed(self, state: DefenseState, smashed: Tensor) -> tuple[DefenseState, Tensor]:
         before = state.tensors.get("sum", torch.zeros(()))
         tensors = {"sum": before + smashed.sum()}
         return replace(state, tensors=tensors), smashed + before
@@ -157,7 +155,7 @@ def test_a_misfit_says_what_why_and_what_instead() -> None:
         "smashed-noise protects smashed messages but this app sends update; "
         "use a defence that protects update"
     )
-    with pytest.raises(ValueError, match="weight-noise protects update .* use .* smashed"):
+    with pytest.raises(ValueError, match=r"weight-noise protects update .* use .* smashed"):
         smash(defend(WeightNoise(), stream=7), context())
 
 

@@ -1,3 +1,6 @@
+import functools
+import operator
+
 import pytest
 import torch
 
@@ -13,14 +16,14 @@ def order(**settings: object) -> list[list[int]]:
 def test_one_pass_visits_every_row_once_and_ends_in_a_smaller_batch() -> None:
     passed = order()
     assert [len(batch) for batch in passed] == [4, 4, 2]
-    assert sorted(sum(passed, [])) == list(range(10))
+    assert sorted(functools.reduce(operator.iadd, passed, [])) == list(range(10))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7])
 def test_steps_are_full_batches_and_a_new_pass_follows_a_finished_one(steps: int) -> None:
     passed = order(steps=steps)
     assert [len(batch) for batch in passed] == [4] * steps
-    rows = sum(passed, [])
+    rows = functools.reduce(operator.iadd, passed, [])
     for start in range(0, len(rows) - 9, 10):
         assert sorted(rows[start : start + 10]) == list(range(10))
 

@@ -182,7 +182,7 @@ def flipped(line: bytes, old: bytes, new: bytes) -> bytes:
         (lambda ls: [*ls[:-2], ls[-1]], "truncated: record 4 is missing"),
         (lambda ls: ls[:2] + ls[3:], "truncated: record 1 is missing"),
         (lambda ls: ls[:2] + ls[2:3] * 2 + ls[3:], "truncated: record 2 is missing"),
-        (lambda ls: ls[:2] + [ls[3], ls[2]] + ls[4:], "truncated: record 1 is missing"),
+        (lambda ls: [*ls[:2], ls[3], ls[2], *ls[4:]], "truncated: record 1 is missing"),
         (lambda ls: [*ls, ls[-1]], "truncated: record 6 is missing"),
         (
             lambda ls: [*ls[:3], flipped(ls[3], b'"step":2', b'"step":1'), *ls[4:]],

@@ -1,72 +1,33 @@
 import logging
 import random
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
 from leakbed.events import (
-    CutGradientDown,
     Event,
     Failed,
     Foreign,
-    SmashedUp,
     UpdateUp,
     WeightsDown,
-    arrays_of,
 )
 from leakbed.grid_wrapper import GridWrapper
-from leakbed.grids import LocalGrid
 from leakbed.seeds import derive
-from leakbed.wire.messages import SplitReply, SplitRequest
 from leakbed.wire.records import pack, unpack
 from leakbed.wiretap import Wiretap
 from tests import tiny
+from tests.stranger import X, grid, mutate, out, split, square, train
 
 
 @pytest.fixture(autouse=True)
 def identity() -> Iterator[None]:
     with tiny.identity():
         yield
-
-
-X = np.arange(6, dtype=np.float32).reshape(2, 3)
-
-
-def stranger() -> ClientApp:
-    """Somebody's app: adds one to its weights, squares its query, fails or is silent on demand."""
-    app = ClientApp()
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        if "fail" in message.content:
-            raise RuntimeError("disk full")
-        weights = {k: v + 1 for k, v in unpack(message.content["arrays"]).items()}
-        return Message(RecordDict({"arrays": pack(weights)}), reply_to=message)
-
-    @app.query("square")
-    def square(message: Message, context: Context) -> Message:
-        squared = {k: v**2 for k, v in unpack(message.content["in"]).items()}
-        return Message(RecordDict({"out": pack(squared)}), reply_to=message)
-
-    @app.train("split")
-    def split(message: Message, context: Context) -> Message:
-        request = SplitRequest.of(message)
-        smashed = X if request.gradient is None else request.gradient
-        return Message(SplitReply(steps=9, examples=2, smashed=smashed).records(), reply_to=message)
-
-    @app.query("setup")
-    def setup(message: Message, context: Context) -> Message:
-        return Message(message.content, reply_to=message)
-
-    return app
 
 
 class Silent(GridWrapper):
@@ -77,28 +38,6 @@ class Silent(GridWrapper):
     ) -> Iterable[Message]:
         replies = list(self._grid.send_and_receive(messages, timeout=timeout))
         return [reply for index, reply in enumerate(replies) if index != 1]
-
-
-def grid(nodes: int = 2) -> LocalGrid:
-    return LocalGrid(stranger(), nodes=nodes)
-
-
-def train(node: int = 1, *, value: float = 0.0, **records: Any) -> Message:
-    content = {"arrays": pack({"w": X + value}), "config": ConfigRecord({"server-round": 1})}
-    return Message(RecordDict(content | records), dst_node_id=node, message_type="train")
-
-
-def square(node: int = 1) -> Message:
-    return Message(RecordDict({"in": pack({"x": X})}), dst_node_id=node, message_type="query.square")
-
-
-def split(*, step: int = 1) -> Message:
-    request = SplitRequest(round=1, step=step, gradient=X if step else None)
-    return Message(request.records(), dst_node_id=1, message_type="train.split")
-
-
-def out(reply: Message, key: str = "arrays", name: str = "w") -> Any:
-    return unpack(reply.content.array_records[key])[name]
 
 
 def test_hooks_see_both_directions_under_the_rosters_names() -> None:
@@ -124,21 +63,6 @@ def test_pushing_and_pulling_shows_the_same() -> None:
     assert [type(event) for event in events[2:]] == [Foreign, UpdateUp]
     assert list(tap.pull_messages(ids)) == []
     assert len(events) == 4
-
-
-def mutate(event: Event) -> None:
-    """Do everything to an event that a hook must not be able to do to the training."""
-    if isinstance(event, Foreign):
-        for record in event.content.values():
-            record.clear()
-        event.content.clear()
-    for group in arrays_of(event).values():
-        for array in group.values():
-            array[...] = -7
-    random.random()
-    np.random.rand()  # noqa: NPY002
-    torch.rand(1)
-    torch.manual_seed(3)
 
 
 def test_a_passive_hook_changes_nothing() -> None:
@@ -217,130 +141,6 @@ def test_bytes_are_counted_both_ways_without_the_harness() -> None:
     (reply,) = tap.send_and_receive([setup])
     assert np.array_equal(out(reply, "a", "x"), X)
     assert (tap.bytes_down, tap.bytes_up, events) == (0, 0, [])
-
-
-def test_an_active_hook_stands_at_the_server() -> None:
-    """Down: everyone behind it sees the forgery. Up: the passive hooks see the wire's truth."""
-    wire: list[Event] = []
-    met: list[Event] = []
-
-    def forge(event: Event) -> Event | None:
-        met.append(event)
-        if isinstance(event, CutGradientDown):
-            return replace(event, gradient=event.gradient * 10)
-        if isinstance(event, SmashedUp):
-            return replace(event, smashed=event.smashed + 0.5)
-        return None
-
-    tap = Wiretap(grid(), [wire.append], active=forge, strict=True)
-    message = split()
-    (reply,) = tap.send_and_receive([message])
-    assert np.array_equal(wire[0].gradient, 10 * X)  # type: ignore[attr-defined]
-    assert np.array_equal(wire[1].smashed, 10 * X)  # type: ignore[attr-defined]
-    assert np.array_equal(SplitReply.of(reply).smashed, 10 * X + 0.5)
-    assert np.array_equal(met[0].gradient, X)  # type: ignore[attr-defined]
-    assert np.array_equal(SplitRequest.of(message).gradient, X)  # the strategy's own is unchanged
-    assert SplitReply.of(reply).steps == 9
-
-
-def test_an_active_hook_that_returns_nothing_changes_nothing() -> None:
-    tap = Wiretap(grid(), active=lambda event: mutate(event))
-    message, asked = train(), square()
-    (reply,) = tap.send_and_receive([message])
-    (answer,) = tap.send_and_receive([asked])
-    assert np.array_equal(out(reply), X + 1)
-    assert np.array_equal(out(answer, "out", "x"), X**2)
-    assert np.array_equal(out(message), X)
-
-
-def test_an_active_hooks_exception_always_stops_the_run() -> None:
-    def bad(event: Event) -> Event | None:
-        raise ValueError("not today")
-
-    with pytest.raises(ValueError, match="not today"):
-        Wiretap(grid(), active=bad).send_and_receive([train()])
-
-
-def test_one_record_shared_by_many_messages_is_forged_for_one() -> None:
-    shared = RecordDict({"arrays": pack({"w": X})})
-    sent = [Message(shared, dst_node_id=node, message_type="train") for node in (1, 2)]
-
-    def forge(event: Event) -> Event | None:
-        chosen = isinstance(event, WeightsDown) and event.node == 2
-        return replace(event, arrays={"w": -X}) if chosen else None  # type: ignore[call-arg]
-
-    one, two = Wiretap(grid(), active=forge).send_and_receive(sent)
-    assert np.array_equal(out(one), X + 1)
-    assert np.array_equal(out(two), -X + 1)
-    assert np.array_equal(unpack(shared["arrays"])["w"], X)
-
-
-def run_threads(work: Callable[[int], None], count: int) -> None:
-    errors: list[BaseException] = []
-
-    def guarded(index: int) -> None:
-        try:
-            work(index)
-        except BaseException as error:  # noqa: BLE001  shown to the test below
-            errors.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(index,)) for index in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
-
-
-class Slow(GridWrapper):
-    """A grid that lets other threads run in the middle of each exchange."""
-
-    def __init__(self, inner: LocalGrid) -> None:
-        super().__init__(inner)
-        self._one = threading.Lock()  # LocalGrid itself makes no promise about threads
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        with self._one:
-            return list(self._grid.push_messages(messages))
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        with self._one:
-            return list(self._grid.pull_messages(message_ids))
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        return self.pull_messages(self.push_messages(messages))
-
-
-def test_many_threads_lose_and_mix_up_nothing() -> None:
-    inside, seen = threading.Lock(), []
-
-    def hook(event: Event) -> None:
-        assert inside.acquire(blocking=False), "two hooks ran at once"
-        seen.append(event)
-        inside.release()
-
-    tap = Wiretap(Slow(grid(8)), [hook], strict=True)
-
-    def work(index: int) -> None:
-        for turn in range(20):
-            value = 100.0 * index + turn
-            message = train(index + 1, value=value)
-            if turn % 2:
-                (reply,) = tap.send_and_receive([message])
-            else:
-                (reply,) = tap.pull_messages(tap.push_messages([message]))
-            assert np.array_equal(out(reply), X + value + 1)
-
-    run_threads(work, 8)
-    updates = [event for event in seen if isinstance(event, UpdateUp)]
-    assert len(seen) == 2 * len(updates) == 320
-    assert all(np.array_equal(e.after["w"], e.before["w"] + 1) for e in updates)
-    assert all(e.before["w"][0, 0] // 100 == e.node - 1 for e in updates)
-    size = train().content["arrays"].count_bytes()
-    assert (tap.bytes_down, tap.bytes_up) == (160 * size, 160 * size)
-    assert tap._pending == {}
 
 
 def test_flowers_own_strategy_trains_to_the_same_bits_when_tapped() -> None:

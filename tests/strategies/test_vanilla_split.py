@@ -4,6 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from flwr.app import Message, RecordDict
 from torch import nn
 
 from leakbed.events import Bottom, Event, Sealed, SmashedUp, arrays_of
@@ -96,9 +97,8 @@ def watched(bottoms: str) -> tuple[list[Event], list[dict[str, Any]]]:
 
     def look(event: Event) -> None:
         events.append(event)
-        for context in inner._host._contexts.values():
-            if (trainer := context.live.get("bottom")) is not None:
-                there.append(trainer.bottom_arrays())
+        trainers = [context.live.get("bottom") for context in inner._host._contexts.values()]
+        there.extend(trainer.bottom_arrays() for trainer in trainers if trainer is not None)
 
     strategy = tiny.split_strategy(
         settings=settings, test_labels=tiny.recipe(2).dataset().labels[:4], evaluate_rounds=[1, 2]
@@ -157,13 +157,8 @@ def test_a_round_of_n_steps_costs_n_plus_one_exchanges() -> None:
     tiny.train_split(tap, tiny.split_strategy(settings=settings), rounds=1)
     smashed = [event.step for event in sent if isinstance(event, SmashedUp)]
     assert smashed == [0, 1, 2]
-    assert grid._ids.stamp(tiny_message()).endswith("-5")  # setup, three steps, the closing one
-
-
-def tiny_message() -> Any:
-    from flwr.app import Message, RecordDict
-
-    return Message(RecordDict(), dst_node_id=1, message_type="query.nothing")
+    message = Message(RecordDict(), dst_node_id=1, message_type="query.nothing")
+    assert grid._ids.stamp(message).endswith("-5")  # setup, three steps, the closing one
 
 
 def test_evaluation_goes_through_both_parts_in_evaluation_mode() -> None:

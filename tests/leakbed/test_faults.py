@@ -1,0 +1,88 @@
+"""Expected errors have a code and lines; bugs keep their traceback."""
+
+import errno
+from dataclasses import dataclass
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from leakbed.api import MissingTestbedError
+from leakbed.cards import CardError
+from leakbed.faults import BAD_INPUT, FAILED, INTERRUPTED, verdict
+from leakbed.grids.failures import NodeFailed
+
+
+def test_an_interrupt_says_that_cells_stay() -> None:
+    assert verdict(KeyboardInterrupt()) == (
+        INTERRUPTED,
+        ["interrupted: finished cells stay; the same command resumes"],
+    )
+
+
+def test_our_value_errors_are_bad_input_with_every_line() -> None:
+    assert verdict(CardError("one\ntwo")) == (BAD_INPUT, ["error: one", "error: two"])
+
+
+def test_our_other_errors_are_failed_runs() -> None:
+    assert verdict(NodeFailed(3, "train.step", "it died")) == (
+        FAILED,
+        ["error: node 3 failed on 'train.step': it died"],
+    )
+    assert verdict(MissingTestbedError("no torch")) == (FAILED, ["error: no torch"])
+
+
+def test_every_fault_of_a_validation_is_a_line() -> None:
+    class Strict(BaseModel):
+        nodes: int
+        name: str
+
+    with pytest.raises(ValidationError) as caught:
+        Strict.model_validate({"nodes": "many"})
+    code, lines = verdict(caught.value) or (0, [])
+    assert code == BAD_INPUT
+    assert len(lines) == 2
+    assert lines[0].startswith("error: nodes: Input should be a valid integer")
+    assert lines[0].endswith("(got 'many')")
+    assert lines[1].startswith("error: name: Field required")
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(errno.ENOSPC, FAILED), (errno.EACCES, FAILED), (errno.ENOTDIR, BAD_INPUT), (errno.EIO, None)],
+)
+def test_the_machines_own_refusals_name_the_file(number: int, code: int | None) -> None:
+    found = verdict(OSError(number, "refused", "some/file"))
+    assert found == (None if code is None else (code, ["error: refused: some/file"]))
+    assert verdict(OSError(number, "refused")) is None
+
+
+@pytest.mark.parametrize("bug", [ValueError("x"), TypeError("x"), RuntimeError("x"), KeyError("x")])
+def test_anything_else_is_a_bug(bug: Exception) -> None:
+    assert verdict(bug) is None
+
+
+def raised(module: str) -> ValueError:
+    """The error of a dataclass of some module that refuses its settings."""
+
+    @dataclass
+    class Refusing:
+        value: int
+
+        def __post_init__(self) -> None:
+            raise ValueError("value is 3")
+
+    scope = Refusing.__post_init__.__globals__
+    here = scope["__name__"]
+    scope["__name__"] = module
+    try:
+        with pytest.raises(ValueError, match="value is 3") as caught:
+            Refusing(3)
+        found = verdict(caught.value)
+    finally:
+        scope["__name__"] = here
+    return ValueError(found)
+
+
+def test_a_plugin_that_refuses_its_settings_is_bad_input() -> None:
+    assert raised("attacks.constant_image").args == ((BAD_INPUT, ["error: value is 3"]),)
+    assert raised("numpy.core").args == (None,)

@@ -1,0 +1,90 @@
+import threading
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import pytest
+from flwr.app import Message
+
+from leakbed.events import (
+    Event,
+    UpdateUp,
+)
+from leakbed.grid_wrapper import GridWrapper
+from leakbed.grids import LocalGrid
+from leakbed.wiretap import Wiretap
+from tests import tiny
+from tests.stranger import X, grid, out, train
+
+
+@pytest.fixture(autouse=True)
+def identity() -> Iterator[None]:
+    with tiny.identity():
+        yield
+
+
+def run_threads(work: Callable[[int], None], count: int) -> None:
+    errors: list[BaseException] = []
+
+    def guarded(index: int) -> None:
+        try:
+            work(index)
+        except BaseException as error:  # noqa: BLE001  shown to the test below
+            errors.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(index,)) for index in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+class Slow(GridWrapper):
+    """A grid that lets other threads run in the middle of each exchange."""
+
+    def __init__(self, inner: LocalGrid) -> None:
+        super().__init__(inner)
+        self._one = threading.Lock()  # LocalGrid itself makes no promise about threads
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        with self._one:
+            return list(self._grid.push_messages(messages))
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        with self._one:
+            return list(self._grid.pull_messages(message_ids))
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        return self.pull_messages(self.push_messages(messages))
+
+
+def test_many_threads_lose_and_mix_up_nothing() -> None:
+    inside, seen = threading.Lock(), []
+
+    def hook(event: Event) -> None:
+        assert inside.acquire(blocking=False), "two hooks ran at once"
+        seen.append(event)
+        inside.release()
+
+    tap = Wiretap(Slow(grid(8)), [hook], strict=True)
+
+    def work(index: int) -> None:
+        for turn in range(20):
+            value = 100.0 * index + turn
+            message = train(index + 1, value=value)
+            if turn % 2:
+                (reply,) = tap.send_and_receive([message])
+            else:
+                (reply,) = tap.pull_messages(tap.push_messages([message]))
+            assert np.array_equal(out(reply), X + value + 1)
+
+    run_threads(work, 8)
+    updates = [event for event in seen if isinstance(event, UpdateUp)]
+    assert len(seen) == 2 * len(updates) == 320
+    assert all(np.array_equal(e.after["w"], e.before["w"] + 1) for e in updates)
+    assert all(e.before["w"][0, 0] // 100 == e.node - 1 for e in updates)
+    size = train().content["arrays"].count_bytes()
+    assert (tap.bytes_down, tap.bytes_up) == (160 * size, 160 * size)
+    assert tap._pending == {}
