@@ -15,7 +15,7 @@ Departures:
   one clone to all targets at once and is ours.
 - The published stolen model is scored as victim bottom + clone top, which was never fitted; the
   clone bottoms returned here belong under the victim's top.
-- No min-max rescaling of the images before scoring, as published for CIFAR-10.
+- Images are not stretched to [0, 1] for scoring, as the published code does on CIFAR-10.
 """
 
 from dataclasses import dataclass
@@ -124,11 +124,8 @@ class UnSplit:
             Images, clones and the objective (activation error plus image priors) per target.
         """
         smashed, architecture = _granted(view)
-        fits = [
-            self._attempt(smashed, architecture, seed=derive(seed, f"restart/{restart}"))
-            for restart in range(self.restarts)
-        ]
-        best = reduce(_better, fits)
+        streams = [derive(seed, f"restart/{restart}") for restart in range(self.restarts)]
+        best = reduce(_better, [self._attempt(smashed, architecture, each) for each in streams])
         return Guess(
             images=best.images.unsqueeze(1),
             objective=best.objective,
@@ -136,7 +133,7 @@ class UnSplit:
             clones=best.clones,
         )
 
-    def _attempt(self, smashed: Tensor, architecture: Architecture, *, seed: int) -> _Fit:
+    def _attempt(self, smashed: Tensor, architecture: Architecture, seed: int) -> _Fit:
         """Fit every target once, with the clones this setting asks for."""
         run = stacked(architecture.bottom(seed).to(smashed))
         clones = len(smashed) if self.clone == "fresh" else 1

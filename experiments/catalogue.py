@@ -20,7 +20,7 @@ def catalogue() -> Catalogue:
     """Return data sets, models, protocols, attacks and defences by name."""
     return {
         "data sets": {name: _entry(line) for name, line in DATASETS.items()},
-        "models": {name + "x": _entry(network.words) for name, network in MODELS.items()},
+        "models": {name: _entry(network.words) for name, network in MODELS.items()},
         "protocols": {name: _entry(_module(entry.build)) for name, entry in PROTOCOLS.items()},
         "attacks": {name: _plugin(kind) for name, kind in ATTACKS.items()},
         "defences": {name: _plugin(kind) for name, kind in DEFENSES.items()},

@@ -125,6 +125,21 @@ class Cell:
                     found.setdefault(name, []).append(value)
         return {name: fmean(values) for name, values in found.items()}
 
+    def baseline_error(self, metric: str) -> float:
+        """Return a bound on the standard error of a metric's baselines, 0 where none is known.
+
+        A card gives none, but its control's limit is two errors of a difference of which the
+        baseline is one part.
+        """
+        found = [0.0]
+        for card in self.cards:
+            table = (card.control or {}).get("baseline")
+            entry = table.get(metric) if isinstance(table, dict) else None
+            if isinstance(entry, dict):
+                value, limit = number(entry.get("value")), number(entry.get("limit"))
+                found.append((limit - value) / 2 if value is not None and limit is not None else 0)
+        return max(found)
+
     def utility(self) -> tuple[str, Measure] | None:
         """Return the name and value of what was left of the task, if it was measured."""
         for name in ("test_accuracy", "accuracy", *self.first.utility):

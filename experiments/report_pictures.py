@@ -221,7 +221,19 @@ def _block(members: Sequence[tuple[Cell, _Evidence]]) -> Block:
         )
         for cell, files in members
     ]
-    return Block(originals=tuple(originals), strips=tuple(strips))
+    return Block(originals=tuple(originals), strips=_once(strips))
+
+
+def _once(strips: Sequence[Strip]) -> tuple[Strip, ...]:
+    """Leave out what needs no message and shows the same as it did in another setting."""
+    shown: dict[tuple[str, tuple[Picture, ...]], Strip] = {}
+    kept = []
+    for strip in strips:
+        same = (strip.cell.first.attack, strip.pictures)
+        if strip.cell.is_attack or same not in shown:
+            kept.append(strip)
+        shown.setdefault(same, strip)
+    return tuple(kept)
 
 
 def _picture(files: _Evidence, index: int) -> Picture:

@@ -63,7 +63,7 @@ def shortfall(same: Sequence[Cell], scored: Sequence[Cell]) -> str:
                 losses.setdefault(rival, []).append(f"{numbers} {against}")
     if losses:
         rivals = ", ".join(f"{rival} ({_listed(lost)})" for rival, lost in losses.items())
-        return f"By two standard errors, it does not beat {rivals}."
+        return f"It does not beat, by two standard errors, {rivals}."
     return "It beats everything that needs no attack, in every leading score." * (contests > 0)
 
 
@@ -80,10 +80,11 @@ def _contests(cell: Cell, scored: Sequence[Cell]) -> Iterable[tuple[str, str, Me
             continue
         if picture is not None and metric in picture.measures:
             yield "the smashed map shown as a picture", metric, picture.measures[metric]
+        error = cell.baseline_error(metric)
         if (free := cell.baseline(metric)) is not None:
-            yield f"the {free[0]} baseline", metric, Measure(mean=free[1], stderr=0.0)
+            yield f"the {free[0]} baseline", metric, Measure(mean=free[1], stderr=error)
         if (nearest := cell.baselines(metric).get(_NEAREST)) is not None and metric == "ssim":
-            yield "the nearest public image", metric, Measure(mean=nearest, stderr=0.0)
+            yield "the nearest public image", metric, Measure(mean=nearest, stderr=error)
 
 
 def _is_picture_of(other: Cell, cell: Cell) -> bool:

@@ -151,9 +151,8 @@ def _show(cards: Sequence[Card], folder: Path) -> None:
     from leakbed.console import summary  # noqa: PLC0415  as above
 
     console = _console()
-    console.print(summary(cards))
-    for why in dict.fromkeys(f"{card.attack} is unfit: {card.why}" for card in cards if card.why):
-        console.print(why, markup=False)
+    for part in summary(cards):
+        console.print(part)
     typer.echo(f"Report: {api.report(folder).resolve()}")
 
 

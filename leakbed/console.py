@@ -6,6 +6,7 @@ cell.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -21,6 +22,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as RichProgress
 from rich.table import Table
+from rich.text import Text
 
 from leakbed.api import Catalogue
 from leakbed.cards import Card
@@ -94,29 +96,39 @@ class Bars:
             self._console.print(text, markup=False)
 
 
-def summary(cards: Sequence[Card]) -> Table:
-    """Return the leading scores of every card, each beside the best evidence-free baseline.
+def summary(cards: Sequence[Card]) -> Iterable[Table | Text | str]:
+    """Yield the leading scores, setting by setting, and why pairs have none.
 
     Args:
         cards: Of one experiment.
 
-    Returns:
-        One row per card; a pair that did not fit says so.
+    Yields:
+        One table for each setting, one row per attack, each score beside the best evidence-free
+        baseline; then one line for each reason for which a pair did not fit.
     """
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("attack", no_wrap=True)
-    table.add_column("setting", overflow="fold", min_width=12)
-    shown = [name for name in COLUMNS if any(name in card.scores for card in cards)]
-    for name in shown:
-        table.add_column(COLUMNS[name], justify="right", no_wrap=True)
-    table.add_column("control", no_wrap=True)
-    table.add_column("utility", justify="right", no_wrap=True)
+    settings: dict[str, list[Card]] = {}
     for card in cards:
-        table.add_row(*map(escape, _row(card, shown)))
+        if card.status != "unfit":
+            settings.setdefault(_setting(card), []).append(card)
+    shown = [name for name in COLUMNS if any(name in card.scores for card in cards)]
+    for setting, rows in settings.items():
+        table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 1, 0, 0))
+        table.add_column("attack", no_wrap=True, min_width=16)
+        for name in shown:
+            table.add_column(COLUMNS[name], justify="right", no_wrap=True, min_width=11)
+        table.add_column("control", no_wrap=True, min_width=7)
+        table.add_column("utility", justify="right", no_wrap=True)
+        for card in rows:
+            table.add_row(*map(escape, _row(card, shown)))
+        # Not the table's own title, which would wrap at the table's width.
+        yield Text(setting, style="bold")
+        yield table
     if shown:
-        table.caption = "In brackets the best guess that needed no message."
-        table.caption_justify = "left"
-    return table
+        yield "In brackets the best guess that needed no message."
+    unfit = Counter(card.why for card in cards if card.status == "unfit")
+    yield from (
+        Text(f"Unfit, {count} of {len(cards)} cells: {why}") for why, count in unfit.items()
+    )
 
 
 def listing(found: Catalogue) -> Iterable[Table]:
@@ -140,20 +152,21 @@ def listing(found: Catalogue) -> Iterable[Table]:
         yield table
 
 
-def _row(card: Card, shown: Sequence[str]) -> list[str]:
-    setting = [
+def _setting(card: Card) -> str:
+    """Return what a card's training run is called."""
+    parts = [
         card.case,
         "" if card.protocol in card.case else card.protocol,
         "" if card.cut is None or "cut=" in card.case else f"cut {card.cut}",
-        "" if card.defense == "none" else card.defense,
+        "no defence" if card.defense == "none" else card.defense,
     ]
-    return [
-        card.attack,
-        ", ".join(part for part in setting if part),
-        *(_score(card, name) for name in shown),
-        _control(card) if card.status == "done" else card.status,
-        _utility(card.utility),
-    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _row(card: Card, shown: Sequence[str]) -> list[str]:
+    scores = [_score(card, name) for name in shown]
+    control = _control(card) if card.status == "done" else card.status
+    return [card.attack, *scores, control, _utility(card.utility)]
 
 
 def _score(card: Card, metric: str) -> str:
@@ -176,7 +189,7 @@ def _shown(metric: str, value: float) -> str:
 
 def _control(card: Card) -> str:
     if card.unreliable is not None:
-        return "unreliable"
+        return "doubted"
     within = (card.control or {}).get("within")
     return _NOTHING if within is None else "holds" if within else "fails"
 

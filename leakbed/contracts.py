@@ -239,6 +239,9 @@ class Defense:
 
         Args:
             stream: Seed of the defence's own random stream.
+
+        Returns:
+            The state.
         """
         return DefenseState(stream=stream)
 

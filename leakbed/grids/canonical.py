@@ -8,14 +8,19 @@ own. It also turns an error reply, or a reply that never came, into :class:`Node
 
 import random
 from collections.abc import Iterable, Mapping
+from time import monotonic, sleep
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from leakbed.grid_wrapper import GridWrapper
 from leakbed.grids.failures import NodeFailed
+from leakbed.grids.resident import ResidentGrid
 from leakbed.seeds import derive
 from leakbed.wire.messages import ROSTER
+
+_PATIENCE = 60.0  # seconds for nodes to connect; a deployment's take about 10 on one machine
+_POLL = 0.1  # seconds; Flower's grids tell of no arrival, so that there is nothing to wait on
 
 
 class RosterError(RuntimeError):
@@ -35,6 +40,7 @@ class Canonical(GridWrapper):
         *,
         stream: int,
         roster: Mapping[int, int] | None = None,
+        nodes: int = 1,
         timeout: float | None = None,
     ) -> None:
         """Wrap a grid.
@@ -43,12 +49,13 @@ class Canonical(GridWrapper):
             grid: Any Flower grid.
             stream: Where Flower's node sampling draws from.
             roster: Partition id by node id; asked of the nodes if None.
+            nodes: How many nodes to wait for before they are asked.
             timeout: Seconds to wait for the roster.
         """
         super().__init__(grid)
         self._stream = stream
         self._exchanges = 0
-        asked = ask_roster(grid, timeout=timeout) if roster is None else roster
+        asked = ask_roster(grid, nodes=nodes, timeout=timeout) if roster is None else roster
         self.roster = dict(sorted(asked.items(), key=lambda item: item[1]))
 
     def get_node_ids(self) -> Iterable[int]:
@@ -113,21 +120,25 @@ class Canonical(GridWrapper):
         return self.roster.get(flower_id, flower_id)
 
 
-def ask_roster(grid: Grid, *, timeout: float | None = None) -> dict[int, int]:
+def ask_roster(grid: Grid, *, nodes: int = 1, timeout: float | None = None) -> dict[int, int]:
     """Ask every node of a grid which partition it is.
 
     Args:
         grid: Nodes must run a ClientApp that answers ``query.roster``.
-        timeout: Seconds to wait.
+        nodes: How many nodes to wait for: Flower starts a ServerApp before its nodes connect.
+        timeout: Seconds to wait for the answers.
 
     Returns:
         Partition id by node id.
 
     Raises:
         NodeFailed: If a node answers with an error.
-        RosterError: If nodes are silent, two claim the same partition, or one claims none.
+        RosterError: If no node connects, nodes are silent, two claim the same partition, or one
+            claims none.
     """
-    ids = list(grid.get_node_ids())
+    ids = _connected(grid, nodes)
+    if not ids:
+        raise RosterError(f"no node connected within {_PATIENCE} s")
     messages = [Message(RecordDict(), dst_node_id=i, message_type=ROSTER) for i in ids]
     roster: dict[int, int] = {}
     for reply in grid.send_and_receive(messages, timeout=timeout):
@@ -142,3 +153,15 @@ def ask_roster(grid: Grid, *, timeout: float | None = None) -> dict[int, int]:
     if len(set(roster.values())) < len(roster):
         raise RosterError(f"several nodes claim one partition: {sorted(roster.values())}")
     return roster
+
+
+def _connected(grid: Grid, nodes: int) -> list[int]:
+    """Return the nodes once there are enough and nobody has just joined, or those there are."""
+    ids = list(grid.get_node_ids())
+    if isinstance(grid, ResidentGrid):
+        return ids  # all of them are there from the start
+    deadline, before = monotonic() + _PATIENCE, -1
+    while (len(ids) < nodes or len(ids) != before) and monotonic() < deadline:
+        sleep(_POLL)
+        before, ids = len(ids), list(grid.get_node_ids())
+    return ids

@@ -59,6 +59,14 @@ def test_cells_of_the_same_samples_share_their_originals(
     assert block.strips[1].pictures == block.strips[0].pictures
 
 
+def test_what_reads_no_message_is_shown_once(make_card: MakeCard, leave: Leave) -> None:
+    cards = [make_card(attack="mean-image", cut=cut) for cut in (1, 2)]
+    for card in cards:
+        folder = leave(card)
+    (block,) = blocks(folder, cells(cards))
+    assert len(block.strips) == 1
+
+
 def test_other_samples_or_networks_get_originals_of_their_own(
     make_card: MakeCard, leave: Leave, private: Tensor
 ) -> None:

@@ -28,7 +28,7 @@ def test_the_picture_of_the_same_smashed_map_is_a_rival(make_card: MakeCard) -> 
     attack = make_card(means={"abs_pearson": 0.74})
     picture = make_card(attack="smashed-as-image", means={"abs_pearson": 0.77})
     assert fell_short(attack, picture) == (
-        "By two standard errors, it does not beat the smashed map shown as a picture "
+        "It does not beat, by two standard errors, the smashed map shown as a picture "
         "(|Pearson| 0.74 against 0.77)."
     )
     elsewhere = make_card(attack="smashed-as-image", cut=2, means={"abs_pearson": 0.77})
@@ -45,6 +45,12 @@ def test_baselines_and_the_nearest_public_image_are_rivals(make_card: MakeCard) 
 def test_a_lead_within_two_errors_is_no_lead(make_card: MakeCard) -> None:
     text = fell_short(make_card(means={"ssim": 0.774}))
     assert "the nearest public image (SSIM 0.77 against 0.77)" in text
+
+
+def test_the_baselines_own_error_counts(make_card: MakeCard) -> None:
+    control = {"within": True, "baseline": {"abs_pearson": {"value": 0.55, "limit": 0.65}}}
+    assert fell_short(make_card(means={"abs_pearson": 0.6})).startswith("It beats")
+    assert "mean-public" in fell_short(make_card(means={"abs_pearson": 0.6}, control=control))
 
 
 def test_long_lists_are_counted(make_card: MakeCard) -> None:

@@ -99,8 +99,7 @@ def test_run_shows_progress_summary_reasons_and_report(
     assert (name, checked.data.nodes, checked.seed) == ("run", 3, 7)
     assert options == {"out": Path("runs/tried")}
     assert "[1/1] tried: constant-image" in result.stderr
-    assert "unfit" in result.stdout
-    assert result.stdout.count("constant-image is unfit: the parts do not fit") == 1
+    assert result.stdout.count("Unfit, 2 of 2 cells: the parts do not fit") == 1
     assert result.stdout.endswith(f"Report: {tmp_path / 'runs/tried/report.html'}\n")
     assert testbed.asked[1] == ("report", (Path("runs/tried"),), {})
 

@@ -45,7 +45,8 @@ def card(**changes: Any) -> Card:
 
 def printed(*cards: Card) -> list[str]:
     on = console()
-    on.print(summary(cards))
+    for part in summary(cards):
+        on.print(part)
     return [" ".join(line.split()) for line in written(on).splitlines()]
 
 
@@ -77,9 +78,14 @@ def test_a_terminal_has_a_bar_with_the_time_that_remains() -> None:
 
 
 def test_scores_stand_beside_the_best_evidence_free_baseline() -> None:
-    assert printed(card()) == [
-        "attack setting identified SSIM control utility",
-        "unsplit split, vanilla-split, cut 1 50% (0%) 0.62 (0.37) holds 95%",
+    assert printed(card(), card(attack="mean-image"), card(defense="noise")) == [
+        "split, vanilla-split, cut 1, no defence",
+        "attack identified SSIM control utility",
+        "unsplit 50% (0%) 0.62 (0.37) holds 95%",
+        "mean-image 50% (0%) 0.62 (0.37) holds 95%",
+        "split, vanilla-split, cut 1, noise",
+        "attack identified SSIM control utility",
+        "unsplit 50% (0%) 0.62 (0.37) holds 95%",
         "In brackets the best guess that needed no message.",
     ]
 
@@ -89,29 +95,36 @@ def test_what_is_wrong_with_a_card_shows() -> None:
         card(control={"within": False}),
         card(unreliable="diverged"),
         card(control=None, scores={"ssim": {"mean": None}}, utility={}),
-        card(status="unfit", why="no", scores={}, baselines={}, control=None, defense="noise"),
-    )[1:5]
+        *[card(status="unfit", why="no", scores={}, baselines={}, control=None)] * 2,
+    )
     dash = "\N{EN DASH}"
-    assert rows[0].endswith("fails 95%")
-    assert rows[1].endswith("unreliable 95%")
-    assert rows[2].endswith(f"{dash} {dash} {dash} {dash}")
-    assert rows[3] == f"unsplit split, vanilla-split, cut 1, noise {dash} {dash} unfit 95%"
+    assert rows[2:] == [
+        "unsplit 50% (0%) 0.62 (0.37) fails 95%",
+        "unsplit 50% (0%) 0.62 (0.37) doubted 95%",
+        f"unsplit {dash} {dash} {dash} {dash}",
+        "In brackets the best guess that needed no message.",
+        "Unfit, 2 of 5 cells: no",
+    ]
 
 
 def test_without_scores_there_are_no_score_columns() -> None:
-    rows = printed(card(status="unscored", scores={}, case="split cut=1", cut=1))
-    assert rows == [
-        "attack setting control utility",
-        "unsplit split cut=1, vanilla-split unscored 95%",
+    assert printed(card(status="unscored", scores={}, case="split cut=1")) == [
+        "split cut=1, vanilla-split, no defence",
+        "attack control utility",
+        "unsplit unscored 95%",
     ]
 
 
 def test_the_summary_fits_a_narrow_terminal() -> None:
     on = console(width=80)
-    scores = {name: {"mean": 0.5} for name in ("identification", "abs_pearson", "ssim")}
-    on.print(summary([card(attack="smashed-as-image", scores=scores)]))
+    names = ("identification", "abs_pearson", "ssim", "label_accuracy")
+    baselines = {"b": dict.fromkeys(names, 0.5)}
+    scores = {name: {"mean": 0.5} for name in names}
+    for part in summary([card(attack="smashed-as-image", scores=scores, baselines=baselines)]):
+        on.print(part)
     text = written(on)
-    assert "smashed-as-image" in text
+    assert text.count("smashed-as-image") == 1
+    assert "95%" in text
     assert "…" not in text
 
 

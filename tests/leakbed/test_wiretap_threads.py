@@ -1,4 +1,5 @@
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -65,6 +66,7 @@ def test_many_threads_lose_and_mix_up_nothing() -> None:
 
     def hook(event: Event) -> None:
         assert inside.acquire(blocking=False), "two hooks ran at once"
+        time.sleep(0.0005)  # lets other threads run, here of all places
         seen.append(event)
         inside.release()
 

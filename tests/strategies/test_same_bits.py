@@ -43,7 +43,7 @@ def recipe() -> Any:
 @contextmanager
 def tapped(grid: Grid, architecture: Architecture, seen: list[Event]) -> Iterator[Wiretap]:
     """The grid as the runner uses it, its nodes told their cell."""
-    canonical = Canonical(grid, stream=derive(tiny.SEED, "sampling"), timeout=120.0)
+    canonical = Canonical(grid, stream=derive(tiny.SEED, "sampling"), nodes=NODES, timeout=120.0)
     setup = []
     for node, partition in canonical.roster.items():
         cell = tiny.cell(

@@ -97,6 +97,35 @@ def test_a_roster_that_is_given_is_not_asked_for() -> None:
     assert list(grid.get_node_ids()) == [9, 4]
 
 
+class Arriving(GridWrapper):
+    """Flower's ServerApp starts before its nodes have connected; one more comes with each look."""
+
+    def __init__(self) -> None:
+        super().__init__(LocalGrid(strange_nodes.app, nodes=3))
+        self._looks = 0
+
+    def get_node_ids(self) -> Iterable[int]:
+        self._looks += 1
+        return list(super().get_node_ids())[: self._looks - 1]
+
+
+def test_the_roster_waits_until_all_nodes_have_connected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leakbed.grids.canonical._POLL", 0.01)
+    assert Canonical(Arriving(), stream=1, nodes=3).roster == {1: 0, 2: 1, 3: 2}
+    assert (
+        len(Canonical(Arriving(), stream=1).roster) == 3
+    )  # nor is one who comes a little later lost
+
+
+def test_nodes_that_never_connect_are_not_awaited_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leakbed.grids.canonical._POLL", 0.01)
+    monkeypatch.setattr("leakbed.grids.canonical._PATIENCE", 0.2)
+    assert len(ask_roster(Arriving(), nodes=4)) == 3
+    monkeypatch.setattr(Arriving, "get_node_ids", lambda _: [])
+    with pytest.raises(RosterError, match=r"no node connected within 0\.2 s"):
+        ask_roster(Arriving())
+
+
 def test_silent_nodes_leave_the_roster_incomplete() -> None:
     with pytest.raises(RosterError, match=f"only {NODES - 2} of {NODES} nodes said"):
         ask_roster(shuffled(0, frozenset({1, 2})))
