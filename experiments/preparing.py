@@ -70,7 +70,7 @@ def prepare(training: Training, *, root: str | None) -> Prepared:
         The run's ingredients.
     """
     chosen, model, protocol = training.data, training.model, training.protocol
-    own = dict(chosen.partition_settings)
+    own = {key: _hashable(value) for key, value in chosen.partition_settings.items()}
     if chosen.alpha is not None:
         own["alpha"] = chosen.alpha
     data = DataRecipe(
@@ -119,6 +119,11 @@ def prepare(training: Training, *, root: str | None) -> Prepared:
         prepared.cell(partition).batches(1, len(rows))
     resolve_device(training.device)
     return prepared
+
+
+def _hashable(value: object) -> object:
+    """Return a setting that a recipe can be cached by: TOML's lists become tuples."""
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
 def make_defenses(training: Training) -> tuple[Defense, ...]:

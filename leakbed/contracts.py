@@ -205,7 +205,11 @@ class DefenseState:
         return replace(self, messages=self.messages + 1)
 
     def generator(self) -> torch.Generator:
-        """Return the generator of the current message's noise (on the CPU)."""
+        """Return the generator of the current message's noise (on the CPU).
+
+        torch keeps 32 bits of a seed: enough to measure what noise does, not to hide it from an
+        adversary who can try them all. A deployment needs a cryptographic source.
+        """
         from leakbed.seeds import derive, generator  # noqa: PLC0415  keeps this module torch-free
 
         return generator(derive(self.stream, f"message/{self.messages}"))

@@ -228,10 +228,9 @@ class Trace:
         return event_type(**values)
 
     def _verified(self, record: Record, name: str, digest: str) -> bytes:
-        path = self.folder / (
-            name if record.kind == "holding" else f"{_BLOBS}/{digest}.safetensors"
-        )
-        if not path.is_file():
+        inside = name if record.kind == "holding" else f"{_BLOBS}/{digest}.safetensors"
+        path = self.folder / inside
+        if not path.is_file() or ".." in Path(inside).parts:
             raise TraceError(f"{self.folder}: {record} is missing its file {path.name}")
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != digest:

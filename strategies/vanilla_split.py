@@ -192,11 +192,12 @@ class VanillaSplit(Strategy):
         return [node for node in everyone if node in set(sampled)]
 
     def _take_bottom(self, reply: Message) -> None:
-        bottom = SplitReply.of(reply).bottom
-        if bottom is None:
+        closing = SplitReply.of(reply)
+        if closing.bottom is None or closing.bottoms != self._bottoms:
             node = reply.metadata.src_node_id
-            raise NodeFailed(node, reply.metadata.message_type, "no bottom in the closing reply")
-        self.bottom = bottom
+            cause = f"no {self._bottoms} bottom in the closing reply"
+            raise NodeFailed(node, reply.metadata.message_type, cause)
+        self.bottom = closing.bottom
 
 
 def build(setup: Setup) -> Built:
