@@ -46,6 +46,7 @@ from leakbed.seeds import derive
 
 MODES = ("head-weight-gradient", "cut-gradient")
 SCALES = ("known", "unknown")
+SEATS = ("server", "client")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +57,14 @@ class UnSplitLabels:
         mode: What is observed, as the module says.
         rate: Adam step size of the clone head, which learns from each guess; 0 never trains it.
         scale: ``"unknown"`` compares directions only, ``"known"`` (published) gradients.
+        seat: The ``"server"`` where nodes keep a head to themselves (published), or the ``"client"``
+            where the server holds the labels and the top is the head.
     """
 
     mode: str = "head-weight-gradient"
     rate: float = 1e-3
     scale: str = "unknown"
+    seat: str = "server"
 
     name: ClassVar[str] = "unsplit-labels"
     source: ClassVar[str] = "Erdogan, Kupcu, Cicek, WPES 2022, https://arxiv.org/abs/2108.09033"
@@ -75,14 +79,16 @@ class UnSplitLabels:
             raise ValueError(unknown("mode", self.mode, MODES))
         if self.scale not in SCALES:
             raise ValueError(unknown("scale", self.scale, SCALES))
+        if self.seat not in SEATS:
+            raise ValueError(unknown("seat", self.seat, SEATS))
         if self.rate < 0:
             raise ValueError(f"rate is {self.rate}; it must not be negative")
 
     @property
     def threat(self) -> ThreatModel:
-        """A server that knows the layers of the head a node keeps to itself."""
+        """A party that knows the layers of the head the other one keeps to itself."""
         return ThreatModel(
-            seat=Seat.SERVER,
+            seat=Seat(self.seat),
             evidence=frozenset({Evidence.SMASHED, Evidence(self.mode)}),
             needs=frozenset({Knowledge.ARCHITECTURE}),
         )

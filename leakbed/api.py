@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +25,10 @@ FLAGSHIP = _ROOT / "experiments" / "fl_vs_split" / "settings.toml"
 
 class MissingTestbedError(ImportError):
     """A package that experiments need is not installed; the message says how to get it."""
+
+
+class ResultsFolderError(ValueError):
+    """Results cannot be written where they should go."""
 
 
 class Progress(Protocol):
@@ -89,7 +94,7 @@ def run(
         The cards of all cells, old and new.
     """
     checked = check(settings, overrides)
-    folder = results_folder(checked) if out is None else Path(out)
+    folder = _writable(results_folder(checked) if out is None else Path(out))
     cards: list[Card] = _testbed("experiments.runner").run(checked, out=folder, progress=progress)
     return cards
 
@@ -139,7 +144,7 @@ def attack_trace(
         Path(trace),
         name,
         answers=None if answers is None else Path(answers),
-        out=None if out is None else Path(out),
+        out=None if out is None else _writable(Path(out)),
         settings=settings,
     )
     return card
@@ -162,6 +167,29 @@ def catalogue() -> Catalogue:
     """Return everything that is implemented: data sets, models, protocols, attacks, defences."""
     found: Catalogue = _testbed("experiments.catalogue").catalogue()
     return found
+
+
+def _writable(folder: Path) -> Path:
+    """Make a results folder, or refuse it before anything has run.
+
+    Args:
+        folder: Where results should go.
+
+    Returns:
+        The same folder, which exists.
+
+    Raises:
+        ResultsFolderError: It cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResultsFolderError(
+            f"results cannot go to {folder}: {error.strerror}; name another folder"
+        ) from error
+    if not os.access(folder, os.W_OK):
+        raise ResultsFolderError(f"results cannot go to {folder}: it is not writable by you")
+    return folder
 
 
 def _testbed(name: str) -> ModuleType:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from leakbed.contracts import Evidence, Knowledge, ThreatModel, View
+from leakbed.contracts import Evidence, Knowledge, Seat, ThreatModel, View
 from leakbed.events import Arrays, Phase, SmashedUp
 from leakbed.models import Architecture
 from leakbed.targets import Evidences, MisfitError, Target
@@ -39,7 +39,7 @@ def build_view(
         The view.
 
     Raises:
-        MisfitError: If it needs labels that neither the protocol nor the caller gives.
+        MisfitError: If this protocol cannot give the seat what it needs.
     """
     architecture = architecture_of(trace.about)
     granted: dict[str, Any] = {}
@@ -48,6 +48,11 @@ def build_view(
     if Evidence.HEAD_WEIGHT_GRADIENT in threat.evidence:
         granted |= _head(evidences, targets, architecture, device)
     elif threat.evidence & {Evidence.SMASHED, Evidence.CUT_GRADIENT}:
+        if Evidence.CUT_GRADIENT in threat.evidence and threat.seat == Seat.SERVER:
+            raise MisfitError(
+                "here the server makes the cut gradient itself, from labels it has; the party that "
+                "receives it is the node: seat = 'client' with protocol.labels = 'server'"
+            )
         granted |= _cut(evidences, targets, threat, device)
     if Knowledge.PUBLIC_IMAGES in threat.needs:
         granted |= _public(trace, device)

@@ -20,7 +20,17 @@ def _late(message: Message, context: Context, call_next: ClientAppCallable) -> M
     return reply
 
 
-app = ClientApp(mods=[_late, defend(cell.cell_defenses)])
+class ByName(ClientApp):
+    """An app that Flower's simulation sends to its workers by name.
+
+    By value, it would send handlers that are wrapped in type checks under pytest, and cannot be.
+    """
+
+    def __reduce__(self) -> str:
+        return "app"
+
+
+app = ByName(mods=[_late, defend(cell.cell_defenses)])
 for family in (cell, weights, split):
     family.register(app)
 

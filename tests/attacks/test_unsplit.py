@@ -1,99 +1,36 @@
 """UnSplit against a slow literal reading of the paper, and what it must not do."""
 
-import os
 import sys
-import time
 from dataclasses import replace
-from pathlib import Path
-from statistics import median
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.func import functional_call
 
-from attacks.smashed_as_image import SmashedAsImage
 from attacks.unsplit import UnSplit
 from leakbed.contracts import (
     Attack,
-    Guess,
     MissingKnowledgeError,
     Seat,
     UnfitViewError,
     View,
 )
 from leakbed.models import Architecture
-from leakbed.seeds import derive, generator
-
-SEED = 4
-DIGIT = (1, 28, 28)
-
-
-def architecture(cut: int, name: str = "mnistnet") -> Architecture:
-    shape = (3, 8, 8) if name == "cifarnet" else DIGIT
-    return Architecture(name=name, image_shape=shape, num_classes=10, cut=cut)
-
-
-def images(count: int, shape: tuple[int, int, int] = DIGIT) -> Tensor:
-    coarse = torch.rand(count, shape[0], 7, 7, generator=generator(8))
-    return nn.functional.interpolate(coarse, size=shape[1:], mode="bilinear")
+from tests.attacks.unsplit_reading import (
+    DIGIT,
+    SEED,
+    architecture,
+    first_clone,
+    images,
+    literal,
+    small_view,
+    variation,
+    view_of,
+)
 
 
-def view_of(
-    victim: nn.Module, private: Tensor, layers: Architecture, dtype: torch.dtype = torch.float32
-) -> View:
-    with torch.no_grad():
-        smashed = victim.to(dtype)(private.to(dtype))
-    return View(
-        seat=Seat.SERVER,
-        image_shape=layers.image_shape,
-        num_classes=10,
-        targets=len(private),
-        smashed=smashed,
-        architecture=layers,
-    )
-
-
-def small_view(cut: int = 1, targets: int = 3, dtype: torch.dtype = torch.float32) -> View:
-    layers = architecture(cut)
-    return view_of(layers.bottom(1000), images(targets), layers, dtype)
-
-
-def variation(image: Tensor) -> Tensor:
-    """UnSplit's total variation of one image: squared differences, averaged per direction."""
-    _, channels, height, width = image.shape
-    down = (image[:, :, 1:] - image[:, :, :-1]).square().sum() / (channels * (height - 1) * width)
-    right = (image[..., 1:] - image[..., :-1]).square().sum() / (channels * height * (width - 1))
-    return down + right
-
-
-def literal(clone: nn.Module, row: Tensor, layers: Architecture, attack: UnSplit) -> Tensor:
-    """The paper's algorithm for one target; trains the clone it is given."""
-    image = torch.full((1, *layers.image_shape), 0.5, dtype=row.dtype, requires_grad=True)
-    on_image = torch.optim.Adam([image], lr=attack.input_rate, amsgrad=True)
-    on_clone = torch.optim.Adam(clone.parameters(), lr=attack.model_rate, amsgrad=True)
-    for _ in range(attack.outer_steps):
-        for _ in range(attack.input_steps):
-            on_image.zero_grad()
-            loss = nn.functional.mse_loss(clone(image), row)
-            loss = loss + attack.tv * variation(image) + attack.l2 * image.square().mean()
-            loss.backward()
-            on_image.step()
-        for _ in range(attack.model_steps):
-            on_clone.zero_grad()
-            nn.functional.mse_loss(clone(image), row).backward()
-            on_clone.step()
-    return image.detach()
-
-
-def first_clone(layers: Architecture, target: int) -> nn.Sequential:
-    return layers.bottom(derive(derive(SEED, "restart/0"), f"clone/{target}"))
-
-
-# Not below mnistnet's second pool: on the published start, a constant image, every window ties, and
-# there rounding decides which pixel gets the gradient.
 @pytest.mark.parametrize(
     ("name", "cut"),
     [
@@ -257,64 +194,3 @@ def test_what_is_missing_or_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch
         UnSplit(clone="fersh")
     with pytest.raises(ValueError, match="outer_steps is 0"):
         UnSplit(outer_steps=0)
-
-
-# What follows repeats published or promised figures; minutes, by hand.
-
-
-def digits(part: str) -> tuple[Tensor, Tensor]:
-    root = os.environ.get("LEAKBED_DATA")
-    folder = Path(root or "") / "MNIST" / "raw"
-    if root is None or not folder.is_dir():
-        pytest.skip("LEAKBED_DATA holds no MNIST/raw")
-    pixels = np.fromfile(folder / f"{part}-images-idx3-ubyte", np.uint8)[16:]
-    labels = np.fromfile(folder / f"{part}-labels-idx1-ubyte", np.uint8)[8:]
-    return torch.from_numpy(pixels).reshape(-1, *DIGIT) / 255, torch.from_numpy(labels).long()
-
-
-def trained_victim() -> nn.Sequential:
-    pixels, labels = digits("train")
-    victim = Architecture(name="mnistnet", image_shape=DIGIT, num_classes=10).build(777)
-    adam = torch.optim.Adam(victim.parameters(), lr=1e-3, amsgrad=True)
-    for batch in torch.randperm(len(pixels), generator=generator(0)).split(64):
-        adam.zero_grad()
-        nn.functional.cross_entropy(victim(pixels[batch]), labels[batch]).backward()
-        adam.step()
-    return victim
-
-
-def pearson(guess: Guess, private: Tensor) -> Tensor:
-    assert guess.images is not None
-    pairs = zip(guess.images.flatten(1), private.flatten(1), strict=True)
-    return torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in pairs]).abs()
-
-
-@pytest.mark.reproduces
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize(("cut", "restarts", "bar"), [(1, 3, 0.98), (2, 1, 0.70)])
-def test_mean_correlation_on_digits(cut: int, restarts: int, bar: float) -> None:
-    victim = trained_victim()
-    private, labels = digits("t10k")
-    assert (victim(private).argmax(1) == labels).float().mean() > 0.965
-    view = view_of(victim[: cut + 1], private[:32], architecture(cut))
-    guess = UnSplit(outer_steps=300, restarts=restarts).run(view, seed=11)
-    assert pearson(guess, private[:32]).mean() >= bar
-    assert pearson(SmashedAsImage().run(view, seed=0), private[:32]).mean() > 0.7
-
-
-@pytest.mark.reproduces
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("cut", [1, 2])
-def test_five_times_the_targets_per_second(cut: int) -> None:
-    view, layers = small_view(cut=cut, targets=64), architecture(cut)
-    attack = UnSplit(outer_steps=5, input_steps=20, model_steps=20)
-    ratios = []
-    for _ in range(3):
-        start = time.perf_counter()
-        for target in range(4):
-            literal(first_clone(layers, target), view.smashed[target][None], layers, attack)
-        one_by_one = (time.perf_counter() - start) / 4
-        start = time.perf_counter()
-        attack.run(view, seed=SEED)
-        ratios.append(one_by_one / ((time.perf_counter() - start) / 64))
-    assert median(ratios) >= 5

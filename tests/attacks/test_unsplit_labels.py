@@ -151,3 +151,10 @@ def test_what_does_not_fit_is_said() -> None:
         UnSplitLabels(scale="any")
     with pytest.raises(ValueError, match="must not be negative"):
         UnSplitLabels(rate=-1.0)
+
+
+def test_the_seat_is_the_party_without_the_labels() -> None:
+    assert UnSplitLabels().threat.seat == "server"
+    assert UnSplitLabels(mode="cut-gradient", seat="client").threat.seat == "client"
+    with pytest.raises(ValueError, match="did you mean 'client'"):
+        UnSplitLabels(seat="clint")

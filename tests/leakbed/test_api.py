@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import os
 import subprocess
 import sys
 from importlib.machinery import ModuleSpec
@@ -13,10 +14,16 @@ import pytest
 
 import leakbed
 from leakbed import api
-from leakbed.api import MissingTestbedError
+from leakbed.api import MissingTestbedError, ResultsFolderError
 
 ROOT = Path(__file__).parents[2]
 SETTINGS: dict[str, Any] = {"name": "tried", "attack": [{"name": "constant-image"}]}
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Work in a folder of one's own: running makes results folders."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
@@ -56,6 +63,20 @@ def test_bad_settings_never_reach_the_runner(
 ) -> None:
     with pytest.raises(ValueError, match="did you mean 'nodes'"):
         api.run(SETTINGS, overrides=["data.nodse=3"])
+    assert calls == []
+
+
+def test_a_folder_that_cannot_be_is_refused_before_anything_runs(
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("file").touch()
+    with pytest.raises(ResultsFolderError, match=r"results cannot go to file: .*File exists"):
+        api.run(SETTINGS, out="file")
+    with pytest.raises(ResultsFolderError, match="Not a directory"):
+        api.attack_trace("t", "dlm", out="file/inside")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(ResultsFolderError, match="not writable"):
+        api.run(SETTINGS, out="mine")
     assert calls == []
 
 

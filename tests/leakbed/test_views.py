@@ -125,3 +125,13 @@ def test_a_heads_gradient_needs_one_sample_per_update(make: Make) -> None:
     targets = pick_targets(evidences, head, when="training", count=1)
     with pytest.raises(MisfitError, match="local_steps = 1"):
         build_view(trace, evidences, head, targets, device=CPU)
+
+
+def test_a_server_does_not_read_the_gradient_it_made(make: Make) -> None:
+    evidence = frozenset({Evidence.SMASHED, Evidence.CUT_GRADIENT})
+    trace = make([smashed(0, 0)])
+    evidences = Evidences.of(trace)
+    server = ThreatModel(seat=Seat.SERVER, evidence=evidence)
+    targets = pick_targets(evidences, server, when="training", count=1)
+    with pytest.raises(MisfitError, match="seat = 'client'"):
+        build_view(trace, evidences, server, targets, device=CPU)
