@@ -22,6 +22,7 @@ from experiments.settings import JsonObject, Settings
 from experiments.settings_file import load_settings
 from experiments.training import TrainingRun, train
 from leakbed import __version__
+from leakbed.api import Progress
 from leakbed.cards import Card, Threat, card_key, peak_memory, read_cards, source_hash, write_card
 from leakbed.contracts import MissingKnowledgeError, UnfitViewError
 from leakbed.flower_internals import task_identity
@@ -29,24 +30,9 @@ from leakbed.grids import LocalGrid
 from leakbed.oracle.answer_key import AnswerKey
 from leakbed.seeds import derive
 from leakbed.targets import MisfitError
+from strategies import PROTOCOLS
 
 UNFIT = (MisfitError, MissingKnowledgeError, UnfitViewError)
-
-
-class Progress(Protocol):
-    """Who is told how far a run is."""
-
-    def start(self, total: int) -> None:
-        """Say how many cells there are."""
-        ...
-
-    def advance(self, label: str) -> None:
-        """Say that one more cell is done."""
-        ...
-
-    def note(self, text: str) -> None:
-        """Say what is happening."""
-        ...
 
 
 class Grids(Protocol):
@@ -192,6 +178,7 @@ class _Runner:
 def _described(cell: CellSettings, key: str, source: str) -> dict[str, Any]:
     """Return what a card says of its cell, whatever became of it."""
     training = cell.training
+    exchanges = PROTOCOLS[training.protocol.name].exchanges
     return {
         "key": key,
         "case": cell.case,
@@ -199,7 +186,7 @@ def _described(cell: CellSettings, key: str, source: str) -> dict[str, Any]:
         "protocol": training.protocol.name,
         "data": training.data.name,
         "model": training.model.name,
-        "cut": training.model.cut,
+        "cut": training.model.cut if exchanges == "split" else None,
         "nodes": training.data.nodes,
         "attack": cell.attack.name,
         "defense": training.defense.name,

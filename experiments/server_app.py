@@ -8,9 +8,8 @@ from flwr.app import Context
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
-from experiments.report import write_report
-from experiments.runner import run
 from experiments.settings_file import load_settings
+from leakbed.api import testbed
 
 app = ServerApp()
 
@@ -39,10 +38,10 @@ def main(grid: Grid, context: Context) -> None:
         del nodes  # the federation has as many as it has; the run checks
         yield grid, None
 
-    cards = run(
+    cards = testbed("experiments.runner").run(
         settings, out=out, progress=_Log(), grids=flower, root=config.get("data-root") or None
     )
-    report = write_report(out)
+    report = testbed("experiments.report").write_report(out)
     log(_INFO, "%d cards in %s; report: %s", len(cards), out, report)
 
 

@@ -87,7 +87,13 @@ def train(
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(mode=0o700, parents=True)
     timeout = prepared.settings.protocol.timeout
-    canonical = Canonical(grid, stream=prepared.stream("sampling"), roster=roster, timeout=timeout)
+    canonical = Canonical(
+        grid,
+        stream=prepared.stream("sampling"),
+        roster=roster,
+        nodes=prepared.data.nodes,
+        timeout=timeout,
+    )
     _check_node_count(canonical, prepared)
     _tell_nodes(canonical, prepared, timeout)
     started = perf_counter()

@@ -95,7 +95,7 @@ def run(
     """
     checked = check(settings, overrides)
     folder = _writable(results_folder(checked) if out is None else Path(out))
-    cards: list[Card] = _testbed("experiments.runner").run(checked, out=folder, progress=progress)
+    cards: list[Card] = testbed("experiments.runner").run(checked, out=folder, progress=progress)
     return cards
 
 
@@ -111,7 +111,7 @@ def check(
     Returns:
         Every key present and legal.
     """
-    checked: Checked = _testbed("experiments.settings_file").load_settings(settings, overrides)
+    checked: Checked = testbed("experiments.settings_file").load_settings(settings, overrides)
     return checked
 
 
@@ -140,7 +140,7 @@ def attack_trace(
     Returns:
         The card.
     """
-    card: Card = _testbed("experiments.offline").attack_trace(
+    card: Card = testbed("experiments.offline").attack_trace(
         Path(trace),
         name,
         answers=None if answers is None else Path(answers),
@@ -159,13 +159,13 @@ def report(folder: str | Path) -> Path:
     Returns:
         The file. It shows private samples and is for the owner of the private data.
     """
-    written: Path = _testbed("experiments.report").write_report(Path(folder))
+    written: Path = testbed("experiments.report").write_report(Path(folder))
     return written
 
 
 def catalogue() -> Catalogue:
     """Return everything that is implemented: data sets, models, protocols, attacks, defences."""
-    found: Catalogue = _testbed("experiments.catalogue").catalogue()
+    found: Catalogue = testbed("experiments.catalogue").catalogue()
     return found
 
 
@@ -192,7 +192,7 @@ def _writable(folder: Path) -> Path:
     return folder
 
 
-def _testbed(name: str) -> ModuleType:
+def testbed(name: str) -> ModuleType:
     """Import a module of the testbed.
 
     Args:
@@ -216,5 +216,6 @@ def _testbed(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         raise MissingTestbedError(
             f"experiments need the package {error.name!r}, which is not installed; run `make "
-            "setup` in Leakbed's repository, or `pip install --editable '.[testbed]'` there"
+            "setup` in Leakbed's repository, or `pip install --editable '.[testbed]'` there (for "
+            "`flwr run`: in the environment that its SuperLink and SuperNodes are started from)"
         ) from error

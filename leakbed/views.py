@@ -42,18 +42,7 @@ def build_view(
         MisfitError: If this protocol cannot give the seat what it needs.
     """
     architecture = architecture_of(trace.about)
-    granted: dict[str, Any] = {}
-    if Evidence.UPDATE in threat.evidence:
-        granted |= _weights(evidences, targets, architecture, device)
-    if Evidence.HEAD_WEIGHT_GRADIENT in threat.evidence:
-        granted |= _head(evidences, targets, architecture, device)
-    elif threat.evidence & {Evidence.SMASHED, Evidence.CUT_GRADIENT}:
-        if Evidence.CUT_GRADIENT in threat.evidence and threat.seat == Seat.SERVER:
-            raise MisfitError(
-                "here the server makes the cut gradient itself, from labels it has; the party that "
-                "receives it is the node: seat = 'client' with protocol.labels = 'server'"
-            )
-        granted |= _cut(evidences, targets, threat, device)
+    granted = _evidence(evidences, targets, threat, architecture, device)
     if Knowledge.PUBLIC_IMAGES in threat.needs:
         granted |= _public(trace, device)
     if Knowledge.ARCHITECTURE in threat.needs:
@@ -80,6 +69,30 @@ def architecture_of(about: Mapping[str, Any]) -> Architecture:
     fields = dict(about["architecture"])
     fields["image_shape"] = tuple(fields["image_shape"])
     return Architecture(**fields)
+
+
+def _evidence(
+    evidences: Evidences,
+    targets: Sequence[Target],
+    threat: ThreatModel,
+    architecture: Architecture,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Return the messages the threat model names, as the attack reads them."""
+    reads = threat.evidence
+    granted: dict[str, Any] = {}
+    if Evidence.UPDATE in reads:
+        granted |= _weights(evidences, targets, architecture, device)
+    if Evidence.HEAD_WEIGHT_GRADIENT in reads:
+        return granted | _head(evidences, targets, architecture, device)
+    if Evidence.CUT_GRADIENT in reads and threat.seat == Seat.SERVER:
+        raise MisfitError(
+            "here the server makes the cut gradient itself, from labels it has; the party that "
+            "receives it is the node: seat = 'client' with protocol.labels = 'server'"
+        )
+    if reads & {Evidence.SMASHED, Evidence.CUT_GRADIENT}:
+        granted |= _cut(evidences, targets, threat, device)
+    return granted
 
 
 def _rows(evidences: Evidences) -> int:

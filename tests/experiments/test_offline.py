@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from experiments.offline import attack_trace
 from experiments.runner import run
 from experiments.settings import SettingsError
-from leakbed.trace import TraceError
 from leakbed.targets import MisfitError
+from leakbed.trace import TraceError
 
 TABLE = {
     "name": "small",
