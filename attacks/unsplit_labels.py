@@ -57,7 +57,7 @@ class UnSplitLabels:
         mode: What is observed, as the module says.
         rate: Adam step size of the clone head, which learns from each guess; 0 never trains it.
         scale: ``"unknown"`` compares directions only, ``"known"`` (published) gradients.
-        seat: The ``"server"`` where nodes keep a head to themselves (published), or the ``"client"``
+        seat: The ``"server"`` where nodes keep a head to themselves (published); the ``"client"``
             where the server holds the labels and the top is the head.
     """
 

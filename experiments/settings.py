@@ -58,7 +58,11 @@ class ModelSettings(_Strict):
 
 
 class ProtocolSettings(_Strict):
-    """How the nodes train; ``local_steps`` None is one pass over a node's data per round."""
+    """How the nodes train.
+
+    ``local_steps`` None is one pass over a node's data per round; ``timeout`` is how many seconds a
+    node may take for one message before the run stops.
+    """
 
     name: str = "fedavg"
     rounds: int = Field(default=1, ge=1)
@@ -71,7 +75,7 @@ class ProtocolSettings(_Strict):
     fraction: float = Field(default=1.0, gt=0, le=1)
     labels: Literal["shared", "server"] = "shared"
     bottoms: Literal["sealed", "relayed"] = "sealed"
-    timeout: float | None = Field(default=None, gt=0)
+    timeout: float = Field(default=3600.0, gt=0)
 
     @field_validator("name")
     @classmethod

@@ -123,7 +123,7 @@ def _check_node_count(grid: Canonical, prepared: Prepared) -> None:
         )
 
 
-def _tell_nodes(grid: Canonical, prepared: Prepared, timeout: float | None) -> None:
+def _tell_nodes(grid: Canonical, prepared: Prepared, timeout: float) -> None:
     messages = [
         Message(
             RecordDict({"cell": prepared.cell(partition).record()}),
@@ -153,7 +153,7 @@ def _start(
             tap,
             built.arrays,
             num_rounds=protocol.rounds,
-            timeout=protocol.timeout or 3600,
+            timeout=protocol.timeout,
             evaluate_fn=keep,
         )
     if entry.exchanges == "weights":
