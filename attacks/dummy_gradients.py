@@ -30,7 +30,7 @@ Weights = Mapping[str, Tensor]
 """One tensor per weight, by name; gradients and differences of weights have the same form."""
 
 
-PRECISION = torch.float64  # in float32 more random starts get lost: 81 against 94 % solved
+PRECISION = torch.float64  # in float32 2 more of 16 random starts got lost
 
 
 class Clues(NamedTuple):

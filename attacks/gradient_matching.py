@@ -73,7 +73,7 @@ class GradientMatching:
     history: int = 100
     restarts: int = 4
     solved: float = 1e-5
-    good_enough: float = 1e-7
+    good_enough: float = 1e-9
     patience: int | None = 100
     stack: int = 64
 

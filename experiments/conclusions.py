@@ -180,48 +180,40 @@ def _strength(cell: Cell) -> tuple[float, ...]:
 
 
 def _comparison(weights: Cell, rivals: Sequence[Cell]) -> str:
-    """Say in which scores weight exchange leaks more than split learning, cut by cut."""
-    found = {metric: _against(metric, weights, rivals) for metric in LEADING}
-    verdicts = {verdict for each in found.values() for verdict, _ in each}
-    if not verdicts:
+    """Say cut by cut which family leaks more, score by score."""
+    clauses = [clause for rival in rivals if (clause := _duel(weights, rival, rivals))]
+    if not clauses:
         return ""
-    overall = {
-        frozenset({"more"}): "leaks more than split learning",
-        frozenset({"less"}): "leaks less than split learning",
-        frozenset[str](): "does not differ from split learning by more than two standard errors",
-    }.get(frozenset(verdicts - {"equal"}), "leaks more than split learning in some scores only")
-    clauses = [
-        f"{METRIC_IN_WORDS[metric]} {value_text(metric, weights.measures[metric].mean)} against "
-        + ", ".join(text for _, text in each)
-        for metric, each in found.items()
-        if each
-    ]
     attacks = " or ".join(dict.fromkeys(cell.first.attack for cell in rivals))
     return (
         f"On the same private samples and the same network ({weights.first.model}, "
-        f"{weights.first.data}), {_under(weights)}, weight exchange {overall}: "
-        f"{'; '.join(clauses)} ({weights.first.attack} against {attacks})."
+        f"{weights.first.data}), {_under(weights)}, {weights.first.attack} on weight exchange and "
+        f"{attacks} on split learning: {'; '.join(clauses)}."
     )
 
 
-def _against(metric: str, weights: Cell, rivals: Sequence[Cell]) -> list[tuple[str, str]]:
-    """Return for each rival that has a metric the verdict and the rival's value."""
-    found = []
-    own = weights.measures.get(metric)
-    for rival in rivals:
-        other = rival.measures.get(metric)
+def _duel(weights: Cell, split: Cell, rivals: Sequence[Cell]) -> str:
+    """Return who leaks more at one cut, in which scores; nothing if they share no score."""
+    more: dict[str, list[str]] = {"weight exchange": [], "split learning": [], "neither": []}
+    for metric in LEADING:
+        own, other = weights.measures.get(metric), split.measures.get(metric)
         if own is None or other is None:
             continue
         gap = difference(own, other)
-        verdict = "equal" if gap is None else "more" if gap > 0 else "less"
-        notes = [
-            f"cut {rival.cut}" if len(rivals) > 1 else "",
-            {"equal": "no clear difference", "less": "more"}.get(verdict, ""),
-        ]
-        note = ", ".join(part for part in notes if part)
-        value = value_text(metric, other.mean)
-        found.append((verdict, f"{value} ({note})" if note else value))
-    return found
+        winner = "neither" if gap is None else "weight exchange" if gap > 0 else "split learning"
+        values = [value_text(metric, each.mean) for each in (own, other)]
+        if winner == "split learning":
+            values.reverse()
+        more[winner].append(f"{METRIC_IN_WORDS[metric]} {' against '.join(values)}")
+    told = [
+        f"{family} leaks more ({', '.join(scores)})"
+        for family, scores in more.items()
+        if scores and family != "neither"
+    ]
+    if more["neither"]:
+        told.append(f"no clear difference ({', '.join(more['neither'])})")
+    where = f"at cut {split.cut} " if len(rivals) > 1 else ""
+    return where + ", ".join(told) if told else ""
 
 
 def _under(cell: Cell) -> str:
@@ -235,10 +227,16 @@ def _defence(same: Sequence[Cell], plain: Sequence[Cell]) -> str:
     if not pairs:
         return ""
     strength = f" ({same[0].variant})" if same[0].variant else ""
-    clauses = [f"{_effect(bare, cell)}" for bare, cell in pairs]
+    prices = [_price(bare, cell) for bare, cell in pairs]
+    alike = len(set(prices)) == 1
+    clauses = [
+        _effect(bare, cell) + ("" if alike else price)
+        for (bare, cell), price in zip(pairs, prices, strict=True)
+    ]
     shown = "; ".join(clauses[:_FEW])
     rest = f"; {len(clauses) - _FEW} more settings are in the table" if clauses[_FEW:] else ""
-    return f"With {card.defense}{strength} on {card.protocol}, {shown}{rest}{_price(*pairs[0])}."
+    price = prices[0] if alike else ""
+    return f"With {card.defense}{strength} on {card.protocol}, {shown}{rest}{price}."
 
 
 def _undefended(cell: Cell, plain: Sequence[Cell]) -> Cell | None:
