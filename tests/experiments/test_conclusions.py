@@ -39,8 +39,8 @@ def test_the_families_are_compared_on_the_same_samples(
         "On the same private samples and the same network (mnistnet, mnist-5k), without a defence, "
         "dlm on weight exchange and unsplit on split learning: at cut 1 weight exchange leaks more "
         "(SSIM 0.90 against 0.50), no clear difference (identification 100% against 100%, "
-        "|Pearson| 0.97 against 0.97); at cut 3 weight exchange leaks more (identification 100% against 0%, "
-        "|Pearson| 0.97 against 0.30, SSIM 0.90 against 0.10)."
+        "|Pearson| 0.97 against 0.97); at cut 3 weight exchange leaks more (identification 100% "
+        "against 0%, |Pearson| 0.97 against 0.30, SSIM 0.90 against 0.10)."
     )
 
 
