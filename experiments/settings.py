@@ -14,6 +14,7 @@ from leakbed.naming import unknown
 
 JsonObject = dict[str, Any]
 SECTIONS = ("data", "model", "protocol")
+_MOST = 1_000_000  # steps or rounds; the order of batches is laid out before training starts
 
 
 class SettingsError(ValueError):
@@ -65,9 +66,9 @@ class ProtocolSettings(_Strict):
     """
 
     name: str = "fedavg"
-    rounds: int = Field(default=1, ge=1)
+    rounds: int = Field(default=1, ge=1, le=_MOST)
     batch_size: int = Field(default=32, ge=1)
-    local_steps: int | None = Field(default=None, ge=1)
+    local_steps: int | None = Field(default=None, ge=1, le=_MOST)
     optimizer: Literal["sgd", "adam"] = "sgd"
     learning_rate: float = Field(default=0.01, gt=0)
     momentum: float = Field(default=0.0, ge=0, lt=1)
