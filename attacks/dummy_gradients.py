@@ -10,9 +10,13 @@ Deep Leakage from Gradients*, 2020, https://arxiv.org/abs/2001.02610.
 
 Departures:
 - The last bias stands for iDLG's last weights: it needs no activation of a known sign.
+- BatchNorm takes the statistics of the dummies, as the victim trained on those of its batch; with
+  several local steps, the dummies are dealt out to the steps in order.
+- What else differs between training and evaluation (dropout) is refused: nobody can repeat it.
 """
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
@@ -20,17 +24,18 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.func import functional_call, grad
+from torch.func import functional_call, grad, replace_all_batch_norm_modules_
 from torch.nn.functional import one_hot
 
 from leakbed.contracts import MissingKnowledgeError, UnfitViewError, View
-from leakbed.seeds import generator
+from leakbed.seeds import generator, scoped
 
 Weights = Mapping[str, Tensor]
 """One tensor per weight, by name; gradients and differences of weights have the same form."""
 
 
 PRECISION = torch.float64  # in float32 2 more of 16 random starts got lost
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class Clues(NamedTuple):
@@ -117,20 +122,25 @@ class Dummies:
     """How the dummy images and labels of one target lie in a point of the search.
 
     Attributes:
-        network: The layers in evaluation mode, with the victims' buffers; its weights are not read.
+        network: The layers with the victims' buffers, computing as in training; its weights are not
+            read.
         image_shape: Channels, height, width.
         rows: Samples behind a target.
         num_classes: Number of labels.
+        batches: How many passes the rows take through the network; matters to BatchNorm alone.
     """
 
     network: nn.Module
     image_shape: tuple[int, int, int]
     rows: int
     num_classes: int
+    batches: int = 1
 
     @classmethod
     def of(cls, view: View) -> "Dummies":
         """Return the dummies of a view.
+
+        A layer that in training computes what no dummy can repeat is an :class:`UnfitViewError`.
 
         Args:
             view: With ``architecture``; its buffers are those of every target.
@@ -147,11 +157,17 @@ class Dummies:
             )
         network = view.architecture.build(0).eval()  # stream 0: these weights are never read
         network.load_state_dict(dict(view.buffers or {}), strict=False)
+        network = network.to(device=view.device, dtype=PRECISION)
+        normalises = any(isinstance(layer, BATCH_NORMS) for layer in network.modules())
+        batches = view.local_steps if normalises else 1
+        replace_all_batch_norm_modules_(network)  # without running statistics: those of the batch
+        _check_training(network, view, rows=max(view.rows // batches, 1))
         return cls(
-            network=network.to(device=view.device, dtype=PRECISION),
+            network=network,
             image_shape=view.image_shape,
             rows=view.rows,
             num_classes=view.num_classes,
+            batches=batches,
         )
 
     @property
@@ -224,5 +240,29 @@ class Dummies:
         labels: Float[Tensor, " rows classes"],
     ) -> Float[Tensor, ""]:
         """Return the mean cross-entropy between soft labels and predictions."""
-        logits: Tensor = functional_call(self.network, weights, (images,))
+        batches = images.chunk(self.batches)
+        logits = torch.cat([functional_call(self.network, weights, (each,)) for each in batches])
         return -(labels * logits.log_softmax(-1)).sum(-1).mean()
+
+
+def _check_training(network: nn.Sequential, view: View, *, rows: int) -> None:
+    """Refuse a network with a layer that does something else in training than it does here."""
+    noise = torch.rand(rows, *view.image_shape, generator=generator(0), dtype=PRECISION)
+    here = noise.to(view.device)
+    for index, layer in enumerate(network):
+        name = f"layer {index} ({type(layer).__name__})"
+        try:
+            with torch.no_grad(), scoped(0):  # two streams: random draws differ in any mode
+                trained = deepcopy(layer).train()(here.clone())
+            with torch.no_grad(), scoped(1):
+                here = deepcopy(layer)(here.clone())
+        except ValueError as error:
+            raise UnfitViewError(
+                f"{name} cannot have trained on batches of {rows}: {error}"
+            ) from error
+        if not torch.allclose(trained, here, equal_nan=True):
+            raise UnfitViewError(
+                f"{name} computes something else in training than dummies can: by random draws "
+                "that only the victim knows, or by statistics of its own; attack an architecture "
+                "without it"
+            )

@@ -30,6 +30,7 @@ class Training:
         protocol: How it trains.
         defense: What protects it.
         device: Where parties compute.
+        keep_rounds: Which rounds its trace keeps.
     """
 
     seed: int
@@ -38,6 +39,7 @@ class Training:
     protocol: ProtocolSettings
     defense: DefenseSettings
     device: str
+    keep_rounds: str = "last"
 
     def as_json(self) -> JsonObject:
         """Return every setting as JSON values."""
@@ -48,10 +50,11 @@ class Training:
             "protocol": self.protocol.model_dump(mode="json"),
             "defense": self.defense.model_dump(mode="json"),
             "device": self.device,
+            "keep_rounds": self.keep_rounds,
         }
 
     def key(self, source: str) -> str:
-        """Return the name of this run's folder: a hash of its settings and of the code."""
+        """Return the name of this run's folder: a hash of its settings and of what it ran on."""
         text = json.dumps([self.as_json(), source], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -131,4 +134,5 @@ def _training(
         protocol=ProtocolSettings(**merged["protocol"]),
         defense=defense,
         device=settings.device,
+        keep_rounds=settings.keep_rounds,
     )

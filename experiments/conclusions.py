@@ -1,26 +1,22 @@
 """What the numbers say, as a few sentences that are generated and therefore say no more.
 
 A difference is claimed only if it exceeds two standard errors; misses, failed controls and attacks
-that do not beat what needs no evidence are named as such. The two families are compared only where
-both attacked the same private samples on the same network.
+that do not beat what needs no evidence are named as such.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Mapping, Sequence
 
+from experiments.comparison import families
 from experiments.measures import Measure, difference, text, value_text
-from experiments.report_cells import FAMILY_IN_WORDS, METRIC_IN_WORDS, Cell, cells
+from experiments.report_cells import FAMILY_IN_WORDS, LEADING, METRIC_IN_WORDS, Cell, cells, grouped
 from experiments.verdicts import caveats, misses, place, shortfall
 from leakbed.cards import Card
 from leakbed.metrics import HIGHER_LEAKS_MORE
 
-LEADING = ("identification", "abs_pearson", "ssim", "label_accuracy")
 _FEW = 4  # settings that one sentence can still tell one by one
-
-Key = TypeVar("Key")
 
 
 def conclusions(cards: Iterable[Card], *, samples: Mapping[str, str] | None = None) -> list[str]:
@@ -40,12 +36,12 @@ def conclusions(cards: Iterable[Card], *, samples: Mapping[str, str] | None = No
     if not attacks:
         return ["No attack was scored, so nothing can be said about leakage."]
     said: list[str] = []
-    for block in sorted(_grouped(attacks, _network), key=_breadth):
+    for block in sorted(grouped(attacks, _network), key=_breadth):
         plain = [cell for cell in block if cell.first.defense == "none"]
-        said += _families(block, samples)
-        said += [f"{_leak(same)} {shortfall(same, scored)}" for same in _grouped(plain, _named)]
+        said += families(block, samples)
+        said += [f"{_leak(same)} {shortfall(same, scored)}" for same in grouped(plain, _named)]
         protected = [cell for cell in block if cell.first.defense != "none"]
-        said += [_defence(same, plain) for same in _grouped(protected, _protected)]
+        said += [_defence(same, plain) for same in grouped(protected, _protected)]
     return [
         sentence.strip() for sentence in [*said, *misses(attacks), *caveats(scored)] if sentence
     ]
@@ -54,13 +50,6 @@ def conclusions(cards: Iterable[Card], *, samples: Mapping[str, str] | None = No
 def _breadth(block: Sequence[Cell]) -> int:
     """Put networks that both families ran on first."""
     return -len({cell.family for cell in block})
-
-
-def _grouped(found: Iterable[Cell], by: Callable[[Cell], Key]) -> list[list[Cell]]:
-    groups: dict[Key, list[Cell]] = {}
-    for cell in found:
-        groups.setdefault(by(cell), []).append(cell)
-    return list(groups.values())
 
 
 def _network(cell: Cell) -> tuple[str, str, str]:
@@ -129,95 +118,6 @@ def _range(same: Sequence[Cell]) -> str:
             f"{text(metric, high)} ({place(ordered[-1], same)})"
         )
     return f"{METRIC_IN_WORDS[metric]} from {ends}"
-
-
-def _families(block: Sequence[Cell], samples: Mapping[str, str] | None) -> list[str]:
-    """Compare the strongest attack of each family on the same samples, defence by defence."""
-    said = []
-    for same in _grouped(block, lambda cell: cell.first.defense):
-        weights = [cell for cell in same if cell.family == "weights"]
-        split = [cell for cell in same if cell.family == "split"]
-        pairs = [(a, b) for a in weights for b in split if _same_samples(a, b, samples)]
-        if pairs:
-            strongest = max((a for a, _ in pairs), key=_strength)
-            rivals = [b for a, b in pairs if a is strongest]
-            by_cut = _grouped(rivals, lambda cell: cell.cut)
-            said.append(_comparison(strongest, [max(each, key=_strength) for each in by_cut]))
-        elif weights and split:
-            said.append(
-                f"Weight exchange and split learning ({weights[0].first.model}, "
-                f"{weights[0].first.data}) attacked different private samples "
-                f"{_under(same[0])}, so they are not compared."
-            )
-    return said
-
-
-def _same_samples(first: Cell, second: Cell, samples: Mapping[str, str] | None) -> bool:
-    return _samples(first, samples) == _samples(second, samples)
-
-
-def _samples(cell: Cell, samples: Mapping[str, str] | None) -> list[object]:
-    """Return what stands for the private samples of a cell, per seed."""
-    if samples is not None:
-        return [samples.get(card.key, card.key) for card in cell.cards]
-    return [
-        (card.seed, card.nodes, _count(card.scores, "targets") * _count(card.scores, "rows"))
-        for card in cell.cards
-    ]
-
-
-def _count(scores: Mapping[str, object], name: str) -> int:
-    value = scores.get(name, 1)
-    return value if isinstance(value, int) else 1
-
-
-def _strength(cell: Cell) -> tuple[float, ...]:
-    """Order attacks by what speaks for a family: pictures first, then labels."""
-    return tuple(
-        cell.measures[metric].mean if metric in cell.measures else -1.0
-        for metric in ("abs_pearson", "label_accuracy")
-    )
-
-
-def _comparison(weights: Cell, rivals: Sequence[Cell]) -> str:
-    """Say cut by cut which family leaks more, score by score."""
-    clauses = [clause for rival in rivals if (clause := _duel(weights, rival, rivals))]
-    if not clauses:
-        return ""
-    attacks = " or ".join(dict.fromkeys(cell.first.attack for cell in rivals))
-    return (
-        f"On the same private samples and the same network ({weights.first.model}, "
-        f"{weights.first.data}), {_under(weights)}, {weights.first.attack} on weight exchange and "
-        f"{attacks} on split learning: {'; '.join(clauses)}."
-    )
-
-
-def _duel(weights: Cell, split: Cell, rivals: Sequence[Cell]) -> str:
-    """Return who leaks more at one cut, in which scores; nothing if they share no score."""
-    more: dict[str, list[str]] = {"weight exchange": [], "split learning": [], "neither": []}
-    for metric in LEADING:
-        own, other = weights.measures.get(metric), split.measures.get(metric)
-        if own is None or other is None:
-            continue
-        gap = difference(own, other)
-        winner = "neither" if gap is None else "weight exchange" if gap > 0 else "split learning"
-        values = [value_text(metric, each.mean) for each in (own, other)]
-        if winner == "split learning":
-            values.reverse()
-        more[winner].append(f"{METRIC_IN_WORDS[metric]} {' against '.join(values)}")
-    told = [
-        f"{family} leaks more ({', '.join(scores)})"
-        for family, scores in more.items()
-        if scores and family != "neither"
-    ]
-    if more["neither"]:
-        told.append(f"no clear difference ({', '.join(more['neither'])})")
-    where = f"at cut {split.cut} " if len(rivals) > 1 else ""
-    return where + ", ".join(told) if told else ""
-
-
-def _under(cell: Cell) -> str:
-    return "without a defence" if cell.first.defense == "none" else f"with {cell.first.defense}"
 
 
 def _defence(same: Sequence[Cell], plain: Sequence[Cell]) -> str:

@@ -6,6 +6,7 @@ all there is to know; a test compares this reading with the classes themselves.
 """
 
 import ast
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,10 +19,10 @@ class PluginFields:
     """What a settings file may say of one plug-in.
 
     Attributes:
-        settings: Names of its dataclass fields.
+        settings: Names of its dataclass fields, each with its type as written.
     """
 
-    settings: tuple[str, ...]
+    settings: Mapping[str, str]
 
 
 @cache
@@ -36,7 +37,7 @@ def plugin_fields(package: str) -> dict[str, PluginFields]:
     """
     catalogue = _parsed(_ROOT / package / "__init__.py")
     return {
-        name: PluginFields(settings=tuple(_fields(catalogue, value.id)))
+        name: PluginFields(settings=_fields(catalogue, value.id))
         for name, value in _entries(catalogue).items()
         if isinstance(value, ast.Name)
     }
@@ -59,31 +60,31 @@ def _entries(catalogue: ast.Module) -> dict[str, ast.expr]:
     }
 
 
-def _fields(module: ast.Module, name: str) -> list[str]:
+def _fields(module: ast.Module, name: str) -> dict[str, str]:
     """Return the annotated fields of a class, its bases' first, class variables excepted."""
     for node in module.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
-            inherited = [
-                field
+            inherited = {
+                field: written
                 for base in node.bases
                 if isinstance(base, ast.Name)
-                for field in _fields(module, base.id)
-            ]
-            return list(dict.fromkeys(inherited + _annotated(node)))
+                for field, written in _fields(module, base.id).items()
+            }
+            return inherited | _annotated(node)
         if isinstance(node, ast.ImportFrom) and name in {alias.name for alias in node.names}:
             path = _ROOT / f"{str(node.module).replace('.', '/')}.py"
-            return _fields(_parsed(path), name) if path.is_file() else []
-    return []
+            return _fields(_parsed(path), name) if path.is_file() else {}
+    return {}
 
 
-def _annotated(node: ast.ClassDef) -> list[str]:
-    return [
-        statement.target.id
+def _annotated(node: ast.ClassDef) -> dict[str, str]:
+    return {
+        statement.target.id: ast.unparse(statement.annotation)
         for statement in node.body
         if isinstance(statement, ast.AnnAssign)
         and isinstance(statement.target, ast.Name)
         and "ClassVar" not in ast.unparse(statement.annotation)
-    ]
+    }
 
 
 def _parsed(path: Path) -> ast.Module:

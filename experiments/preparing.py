@@ -1,8 +1,11 @@
 """A training run's ingredients, checked before anything is sent; and the truth behind it."""
 
+import hashlib
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from jaxtyping import Int
@@ -14,7 +17,8 @@ from experiments.cells import Training
 from leakbed.contracts import Defense, Protects
 from leakbed.data.recipe import DataRecipe
 from leakbed.events import Arrays
-from leakbed.models import Architecture, resolve_device
+from leakbed.models import Architecture, IllegalCutError, resolve_device
+from leakbed.naming import imported
 from leakbed.oracle.answer_key import AnswerKey
 from leakbed.seeds import derive
 from strategies import PROTOCOLS
@@ -37,6 +41,12 @@ class Prepared:
     architecture: Architecture
     plan: TrainingPlan
     defenses: tuple[tuple[str, Mapping[str, Any]], ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """What a run depends on beside settings and our code: its data and the user's code."""
+        own = [name for name in (self.data.name, self.architecture.name) if ":" in name]
+        return ":".join([self.data.digest(), *map(_own_source, own)])
 
     def stream(self, role: str) -> int:
         """Return the stream of a role in this run."""
@@ -70,7 +80,7 @@ def prepare(training: Training, *, root: str | None) -> Prepared:
         The run's ingredients.
     """
     chosen, model, protocol = training.data, training.model, training.protocol
-    own = {key: _hashable(value) for key, value in chosen.partition_settings.items()}
+    own = dict(chosen.partition_settings)
     if chosen.alpha is not None:
         own["alpha"] = chosen.alpha
     data = DataRecipe(
@@ -114,16 +124,28 @@ def prepare(training: Training, *, root: str | None) -> Prepared:
         defenses=training.defense.stack,
     )
     if PROTOCOLS[protocol.name].exchanges == "split":
-        architecture.parts(0)  # an illegal cut is refused here
+        _check_parts(architecture)
     for partition, rows in enumerate(data.split().nodes):
         prepared.cell(partition).batches(1, len(rows))
     resolve_device(training.device)
     return prepared
 
 
-def _hashable(value: object) -> object:
-    """Return a setting that a recipe can be cached by: TOML's lists become tuples."""
-    return tuple(map(_hashable, value)) if isinstance(value, list) else value
+def _check_parts(architecture: Architecture) -> None:
+    """Refuse an illegal cut, and one that leaves a party without weights."""
+    parts = architecture.parts(0)
+    for name, part in (("bottom", parts.bottom), ("top", parts.top)):
+        if not list(part.parameters()):
+            raise IllegalCutError(
+                f"cut {architecture.cut} leaves the {name} nothing to train; set model.cut so that "
+                "layers with weights lie on both sides"
+            )
+
+
+def _own_source(path: str) -> str:
+    """Return a checksum of the file that defines a user's class or function."""
+    file = inspect.getsourcefile(cast("type", inspect.unwrap(cast("Any", imported(path)))))
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else path
 
 
 def make_defenses(training: Training) -> tuple[Defense, ...]:

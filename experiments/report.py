@@ -6,7 +6,9 @@ The file loads nothing, runs nothing and is readable by its owner only.
 
 from __future__ import annotations
 
+import json
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -73,14 +75,15 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
 
 
 class ReportError(ValueError):
-    """There is nothing to report in a folder; the message says what was looked for."""
+    """There is nothing to report in a folder, or its last run cannot be told; says what to do."""
 
 
 def write_report(folder: Path, *, conclusions: Conclusions = say) -> Path:
     """Write ``report.html`` into a results folder, whole or not at all.
 
-    A card that cannot be read is a :class:`leakbed.cards.CardError` that names the file. Guesses
-    or truths that are missing or broken are said where their pictures would be.
+    Where ``last-run.json`` names the last run's cards, earlier ones are left out. A card that
+    cannot be read is a :class:`leakbed.cards.CardError` that names the file. Guesses or truths that
+    are missing or broken are said where their pictures would be.
 
     Args:
         folder: Holds ``cards``, and beside it ``guesses`` and ``truths``.
@@ -90,7 +93,7 @@ def write_report(folder: Path, *, conclusions: Conclusions = say) -> Path:
         The file, readable by its owner only.
 
     Raises:
-        ReportError: The folder holds no card.
+        ReportError: The folder holds no card, or none of its last run.
     """
     folder = Path(folder)
     cards = read_cards(folder)
@@ -99,15 +102,17 @@ def write_report(folder: Path, *, conclusions: Conclusions = say) -> Path:
             f"no results in {folder}: it has no cards/*.json; give the folder that `leakbed run` "
             "or `leakbed compare` wrote with --out"
         )
-    written = {card.key: _written_at(folder, card) for card in cards}
-    old = superseded(cards, written)
-    current = [card for card in cards if card not in old]
+    name, found = _last_run(folder, cards)
+    written = {card.key: _written_at(folder, card) for card in found}
+    old = superseded(found, written)
+    current = [card for card in found if card not in old]
     page = Environment(autoescape=True, undefined=StrictUndefined).from_string(PAGE)
     said = conclusions(current, samples=samples(folder, current))
     text = page.render(
         _content(folder, current),
+        title=name,
         ran=_ran(current, [written[card.key] for card in current]),
-        warnings=_warnings(current, old),
+        warnings=_warnings(current, old=len(old), others=len(cards) - len(found)),
         sentences=said,
     )
     return _kept(folder / "report.html", text)
@@ -121,7 +126,6 @@ def _content(folder: Path, cards: Sequence[Card]) -> dict[str, Any]:
     demo = any(card.demo for card in cards)
     return {
         "style": Markup(STYLE),  # noqa: S704  a constant of ours
-        "title": folder.resolve().name,
         "demo": demo
         and "The budget was cut so that it ends in minutes: few targets, short training, few "
         "steps. The figures show what a report is, not what the attacks can do.",
@@ -141,6 +145,27 @@ def _content(folder: Path, cards: Sequence[Card]) -> dict[str, Any]:
     }
 
 
+def _last_run(folder: Path, cards: Sequence[Card]) -> tuple[str, list[Card]]:
+    """Return the name and the cards of the last run, or the folder's where no run is noted."""
+    note = folder / "last-run.json"
+    if not note.is_file():
+        return folder.resolve().name, list(cards)
+    try:
+        noted = json.loads(note.read_text(encoding="utf-8"))
+        name, keys = str(noted["name"]), {str(key) for key in noted["keys"]}
+    except (ValueError, LookupError, TypeError) as error:
+        raise ReportError(
+            f"{note} does not tell the last run ({error}); delete it to report every card"
+        ) from error
+    found = [card for card in cards if card.key in keys]
+    if not found:
+        raise ReportError(
+            f"none of the last run's {len(keys)} results is in {folder}: repeat the run, or delete "
+            f"{note.name} to report the {len(cards)} cards that are there"
+        )
+    return name, found
+
+
 def _written_at(folder: Path, card: Card) -> float:
     return (folder / "cards" / f"{card.key}.json").stat().st_mtime
 
@@ -156,9 +181,18 @@ def _ran(cards: Sequence[Card], times: Sequence[float]) -> str:
         _listed("data", [card.data for card in cards]),
         _listed("nodes", [str(card.nodes) for card in cards]),
     ]
-    count = f"{len(cards)} {'card' if len(cards) == 1 else 'cards'}"
     of_seeds = f" of {seeds} seeds" if seeds > 1 else ""
-    return f"{families[0].upper()}{families[1:]}; {'; '.join(listed)}. {count}{of_seeds}, {when}."
+    ran = f"{families[0].upper()}{families[1:]}; {'; '.join(listed)}"
+    return f"{ran}. {_counted(cards)}{of_seeds}, {when}."
+
+
+def _counted(cards: Sequence[Card]) -> str:
+    """Count the results, and apart from them what came to none."""
+    counts = Counter(card.status for card in cards)
+    results = f"{counts['done']} {'result' if counts['done'] == 1 else 'results'}"
+    unscored = f", {counts['unscored']} attacked without answers" if counts["unscored"] else ""
+    unfit = f", {counts['unfit']} unfit" if counts["unfit"] else ""
+    return f"{results}{unscored}{unfit}"
 
 
 def _listed(name: str, values: Sequence[str]) -> str:
@@ -169,8 +203,8 @@ def _day(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%d %H:%M UTC")
 
 
-def _warnings(cards: Sequence[Card], old: Sequence[Card]) -> list[str]:
-    """Warn of cards that different code wrote."""
+def _warnings(cards: Sequence[Card], *, old: int, others: int) -> list[str]:
+    """Warn of cards that different code wrote, and of those that are left out."""
     said = []
     sources = {card.source for card in cards}
     if len(sources) > 1:
@@ -179,7 +213,9 @@ def _warnings(cards: Sequence[Card], old: Sequence[Card]) -> list[str]:
             f"({', '.join(sorted(sources))}); numbers of one are not pooled with another's."
         )
     if old:
-        said.append(f"{len(old)} older cards of cells that were run again are left out.")
+        said.append(f"{old} older cards of cells that were run again are left out.")
+    if others:
+        said.append(f"{others} cards of other runs in this folder are left out.")
     return said
 
 

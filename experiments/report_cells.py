@@ -8,14 +8,15 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from experiments.measures import Measure, number, pooled
 from leakbed.cards import Card
+from leakbed.contracts import Evidence
 from leakbed.metrics import HIGHER_LEAKS_MORE
 from leakbed.oracle import NEEDS_TRUTH
 from strategies import PROTOCOLS
@@ -35,8 +36,13 @@ METRIC_IN_WORDS: dict[str, str] = {
     "affine_mse": "affine MSE",
 }
 
-NO_ATTACK = frozenset({"constant-image", "mean-image", "smashed-as-image", "majority-label"})
-"""Catalogue entries that only say what a score is worth without an attack."""
+LEADING = ("identification", "abs_pearson", "ssim", "label_accuracy")
+"""The metrics that sentences and tables lead with; of all of them more is a greater leak."""
+
+SMASHED_PICTURE = "smashed-as-image"
+"""Reads a message and so declares evidence, yet only shows what was sent: no attack either."""
+
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +79,8 @@ class Cell:
 
     @property
     def is_attack(self) -> bool:
-        """Whether it is an attack rather than an evidence-free entry of the catalogue."""
-        return self.first.attack not in NO_ATTACK
+        """Whether it is an attack rather than what a score is worth without one."""
+        return not _is_no_attack(self.first)
 
     @property
     def failures(self) -> int:
@@ -178,6 +184,14 @@ def cells(cards: Iterable[Card]) -> list[Cell]:
     ]
 
 
+def grouped(found: Iterable[Cell], by: Callable[[Cell], Key]) -> list[list[Cell]]:
+    """Return cells of equal keys together, groups and cells in the order they came in."""
+    groups: dict[Key, list[Cell]] = {}
+    for cell in found:
+        groups.setdefault(by(cell), []).append(cell)
+    return list(groups.values())
+
+
 def superseded(cards: Sequence[Card], written: Mapping[str, float]) -> list[Card]:
     """Return the cards of cells that were run again later, by other code.
 
@@ -207,6 +221,12 @@ def unseeded(case: str) -> str:
     return re.sub(r"\s*\bseed=\d+", "", case).strip()
 
 
+def _is_no_attack(card: Card) -> bool:
+    """Say whether a card's guesses need no attack: they read no message, or only show one."""
+    blind = card.threat is not None and card.threat.evidence == (Evidence.NOTHING,)
+    return blind or card.attack == SMASHED_PICTURE
+
+
 def _order(card: Card) -> tuple[object, ...]:
     return (
         card.model,
@@ -216,7 +236,7 @@ def _order(card: Card) -> tuple[object, ...]:
         unseeded(card.case),
         card.defense != "none",
         card.defense,
-        card.attack in NO_ATTACK,
+        _is_no_attack(card),
         card.attack,
         card.seed,
         card.key,

@@ -11,10 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.measures import Measure, error_text, number, text, value_text
-from experiments.report_cells import METRIC_IN_WORDS, Cell
+from experiments.report_cells import LEADING, METRIC_IN_WORDS, Cell
 from experiments.verdicts import doubts, published
-
-COLUMNS = ("identification", "abs_pearson", "ssim", "label_accuracy")
 
 _NOTHING = "\N{EN DASH}"
 _KIBI = 1024
@@ -74,7 +72,7 @@ def stolen(scored: Sequence[Cell]) -> list[dict[str, Any]]:
 
 
 def _table(names: tuple[str, str], group: Sequence[Cell]) -> dict[str, Any]:
-    metrics = [name for name in COLUMNS if any(name in cell.measures for cell in group)]
+    metrics = [name for name in LEADING if any(name in cell.measures for cell in group)]
     every = [name for name in METRIC_IN_WORDS if any(name in cell.measures for cell in group)]
     return {
         "title": f"{names[0]} on {names[1]}",

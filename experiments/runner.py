@@ -4,6 +4,7 @@
 ``DIR/guesses/`` and ``DIR/truths/`` the reconstructions and what they should be.
 """
 
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,8 +17,8 @@ from flwr.serverapp import Grid
 
 from clients import node_app
 from experiments.attacking import attack_run, judge, keep_guess, keep_truth, make_attack
-from experiments.cells import CellSettings, Training, cells
-from experiments.preparing import make_defenses, misfit, prepare
+from experiments.cells import CellSettings, cells
+from experiments.preparing import Prepared, make_defenses, misfit, prepare
 from experiments.settings import JsonObject, Settings
 from experiments.settings_file import load_settings
 from experiments.training import TrainingRun, train
@@ -72,22 +73,34 @@ def run(
     for cell in wanted:
         make_attack(cell.attack)  # bad values are refused before anything is trained
         make_defenses(cell.training)
+    root = root or os.environ.get("LEAKBED_DATA")
+    root = str(Path(root).absolute()) if root else None  # workers may start elsewhere
+    groups = [list(group) for _, group in groupby(wanted, key=lambda cell: cell.training)]
+    prepared = [prepare(group[0].training, root=root) for group in groups]
     source = source_hash()
     done = {card.key: card for card in read_cards(folder)} if (folder / "cards").is_dir() else {}
     if progress is not None:
         progress.start(len(wanted))
     found: list[Card] = []
     with task_identity():
-        for training, group in groupby(wanted, key=lambda cell: cell.training):
+        for ingredients, group in zip(prepared, groups, strict=True):
             runner = _Runner(
+                ingredients,
                 folder=folder,
                 source=source,
                 grids=grids or _grids(checked),
-                root=root or os.environ.get("LEAKBED_DATA"),
                 progress=progress,
             )
-            found += runner.cells_of(training, list(group), done)
+            found += runner.cells_of(group, done)
+    _keep_last_run(folder, checked.name, found)
     return found
+
+
+def _keep_last_run(folder: Path, name: str, cards: Sequence[Card]) -> None:
+    """Say which of the folder's cards belong together, for the report."""
+    folder.mkdir(parents=True, exist_ok=True)
+    last = {"name": name, "keys": [card.key for card in cards]}
+    (folder / "last-run.json").write_text(json.dumps(last))
 
 
 class _Runner:
@@ -95,21 +108,20 @@ class _Runner:
 
     def __init__(
         self,
+        prepared: Prepared,
         *,
         folder: Path,
         source: str,
         grids: Grids,
-        root: str | None,
         progress: Progress | None,
     ) -> None:
-        self._folder, self._source = folder, source
-        self._grids, self._root, self._progress = grids, root, progress
+        self._prepared, self._folder, self._source = prepared, folder, source
+        self._grids, self._progress = grids, progress
 
-    def cells_of(
-        self, training: Training, group: Sequence[CellSettings], done: Mapping[str, Card]
-    ) -> list[Card]:
+    def cells_of(self, group: Sequence[CellSettings], done: Mapping[str, Card]) -> list[Card]:
         """Return a card per cell; train only if one of them is missing and fits."""
-        keys = [card_key(cell.as_json(), self._source) for cell in group]
+        training, ran_on = self._prepared.settings, f"{self._source}:{self._prepared.fingerprint}"
+        keys = [card_key(cell.as_json(), ran_on) for cell in group]
         why = misfit(training)
         trained: TrainingRun | None = None
         cards = []
@@ -117,7 +129,7 @@ class _Runner:
             card = done.get(key)
             if card is None:
                 if why is None and trained is None:
-                    trained = self._trained(training, cell.case)
+                    trained = self._trained(cell.case, ran_on)
                 card = (
                     _unfit(cell, key, self._source, why)
                     if trained is None
@@ -129,15 +141,15 @@ class _Runner:
                 self._progress.advance(f"{cell.case}: {cell.attack.name} / {training.defense.name}")
         return cards
 
-    def _trained(self, training: Training, case: str) -> TrainingRun:
-        folder = self._folder / "runs" / training.key(self._source)
+    def _trained(self, case: str, ran_on: str) -> TrainingRun:
+        training = self._prepared.settings
+        folder = self._folder / "runs" / training.key(ran_on)
         if (finished := TrainingRun.read(folder)) is not None:
             return finished
-        prepared = prepare(training, root=self._root)
         if self._progress is not None:
             self._progress.note(f"{case}: training {training.protocol.name}")
         with self._grids(training.data.nodes) as (grid, roster):
-            return train(prepared, grid, folder, roster=roster)
+            return train(self._prepared, grid, folder, roster=roster)
 
     def _attacked(self, cell: CellSettings, key: str, trained: TrainingRun) -> Card:
         seed, name = cell.training.seed, cell.attack.name

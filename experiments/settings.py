@@ -7,13 +7,22 @@ case x sweep x defence x attack; see :mod:`experiments.cells`.
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from experiments.plugins import PluginFields, plugin_fields, protocol_names
+from experiments.settings_values import check_value
 from leakbed.naming import unknown
 
 JsonObject = dict[str, Any]
 SECTIONS = ("data", "model", "protocol")
+_WIDEST = 1024  # pixels a side; all images lie in memory at once
 _MOST = 1_000_000  # steps or rounds; the order of batches is laid out before training starts
 
 
@@ -22,7 +31,7 @@ class SettingsError(ValueError):
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -45,7 +54,7 @@ class DataSettings(_Strict):
     public: float = Field(default=0.2, ge=0, lt=1)
     test: float | None = Field(default=None, ge=0, lt=1)
     size: int | None = Field(default=None, ge=1)
-    image_size: int | None = Field(default=None, ge=1)
+    image_size: int | None = Field(default=None, ge=1, le=_WIDEST)
     download: bool = False
 
 
@@ -92,8 +101,8 @@ class AttackSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    targets: int = Field(default=8, ge=1)
-    restarts: int | None = Field(default=None, ge=1)
+    targets: int = Field(default=8, ge=1, strict=True)
+    restarts: int | None = Field(default=None, ge=1, strict=True)
     when: Literal["training", "inference"] = "training"
     reported: Any = None
     own: JsonObject = Field(default_factory=dict)
@@ -123,6 +132,7 @@ class Settings(_Strict):
         grid: ``"local"`` or ``"ray"``; under ``flwr run`` Flower's own.
         workers: Processes of the Ray grid; None for one per core.
         gpus_per_worker: Share of a GPU each of them takes.
+        keep_rounds: Which rounds a trace keeps: the ``"last"``, which is attacked, or ``"all"``.
         data: Defaults of every cell's data.
         model: Likewise.
         protocol: Likewise.
@@ -132,13 +142,16 @@ class Settings(_Strict):
         sweep: Dotted key to the values it takes.
     """
 
+    model_config = ConfigDict(strict=False)  # a TOML list stands for a tuple
+
     name: str
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, strict=True)
     demo: bool = False
     device: str = "auto"
     grid: Literal["local", "ray"] = "local"
     workers: int | None = Field(default=None, ge=1)
     gpus_per_worker: float = Field(default=0.0, ge=0)
+    keep_rounds: Literal["last", "all"] = "last"
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
     protocol: ProtocolSettings = ProtocolSettings()
@@ -146,6 +159,13 @@ class Settings(_Strict):
     attack: tuple[AttackSettings, ...] = Field(min_length=1)
     defense: tuple[DefenseSettings, ...] = (DefenseSettings(),)
     sweep: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if not name.strip(". ") or set(name) & set("/\\\0"):
+            raise ValueError(f"{name!r} cannot name a results folder; use letters, digits and -")
+        return name
 
     @model_validator(mode="before")
     @classmethod
@@ -164,28 +184,36 @@ class Settings(_Strict):
 
     @model_validator(mode="after")
     def _legal_overrides(self) -> "Settings":
-        """Check every dotted key of every case and sweep, and the protocol's name."""
-        for key in [*self.sweep, *(key for case in self.case for key in case if key != "name")]:
-            _check_dotted(key)
+        """Check every dotted key of every case and sweep, and each of its values."""
         for case in self.case:
             if not isinstance(case.get("name"), str):
                 raise ValueError(f"every [[case]] needs a name, got {case}")  # noqa: TRY004
+            for key, value in case.items():
+                if key != "name":
+                    _check_dotted(f"case {case['name']!r}", key, value)
         for key, values in self.sweep.items():
             if not values:
                 raise ValueError(f"sweep {key!r} has no values")
+            for value in values:
+                _check_dotted("sweep", key, value)
         return self
 
 
 def _attack(table: object) -> object:
-    if not isinstance(table, Mapping) or isinstance(table, AttackSettings) or "own" in table:
+    if not isinstance(table, Mapping):
         return table
+    given = dict(table)
+    if isinstance(given.get("own"), Mapping):  # settings that were checked before
+        given |= given.pop("own")
     common = set(AttackSettings.model_fields) - {"own"}
-    own_fields = _plugin("attacks", "attack", table.get("name")).settings
+    own_fields = _plugin("attacks", "attack", given.get("name")).settings
     own: JsonObject = {}
     kept: JsonObject = {}
-    for key, value in table.items():
+    for key, value in given.items():
         if key not in common and key not in own_fields:
-            raise ValueError(unknown(f"key of attack {table['name']}", key, {*common, *own_fields}))
+            raise ValueError(unknown(f"key of attack {given['name']}", key, {*common, *own_fields}))
+        if key not in common:
+            check_value(f"attack {given['name']}", key, value, written=own_fields[key])
         (kept if key in common else own)[key] = value
     return {**kept, "own": own}
 
@@ -196,25 +224,32 @@ def _defense(table: object) -> object:
     if "stack" in table:
         if set(table) != {"stack"}:
             raise ValueError("a [[defense]] with `stack` has no other key")
-        return {
-            "stack": [
-                each if isinstance(each, list | tuple) else _one(each) for each in table["stack"]
-            ]
-        }
+        if not isinstance(table["stack"], list | tuple):
+            raise ValueError(
+                f'stack is {table["stack"]!r}; write a list such as [{{ name = "weight-noise" }}]'
+            )
+        return {"stack": [_one(each) for each in table["stack"]]}
     return {"stack": []} if dict(table) == {"name": "none"} else {"stack": [_one(table)]}
 
 
-def _one(table: Mapping[str, Any]) -> tuple[str, JsonObject]:
+def _one(table: object) -> tuple[str, JsonObject]:
+    if isinstance(table, list | tuple):  # settings that were checked before
+        return table[0], table[1]
+    if not isinstance(table, Mapping):
+        raise ValueError(f'{table!r} is no defence; write {{ name = "weight-noise" }}')  # noqa: TRY004
     own = {key: value for key, value in table.items() if key != "name"}
     legal = _plugin("defenses", "defence", table.get("name"), "none").settings
-    for key in own:
+    for key, value in own.items():
         if key not in legal:
             raise ValueError(unknown(f"key of defence {table['name']}", key, legal))
+        check_value(f"defence {table['name']}", key, value, written=legal[key])
     return str(table["name"]), own
 
 
 def _plugin(package: str, kind: str, name: object, *also: str) -> PluginFields:
     known = plugin_fields(package)
+    if name is None:
+        raise ValueError(f"every {kind} needs a name; legal: {', '.join(sorted([*known, *also]))}")
     if name not in known:
         raise ValueError(unknown(kind, str(name), [*known, *also]))
     return known[str(name)]
@@ -233,15 +268,32 @@ def _flat(table: object) -> object:
     return flat
 
 
-def _check_dotted(key: str) -> None:
-    models: dict[str, type[BaseModel]] = {
-        "data": DataSettings,
-        "model": ModelSettings,
-        "protocol": ProtocolSettings,
-    }
+class _Seed(_Strict):
+    seed: int = Field(default=0, ge=0)
+
+
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "data": DataSettings,
+    "model": ModelSettings,
+    "protocol": ProtocolSettings,
+}
+
+
+def _check_dotted(place: str, key: str, value: object) -> None:
+    """Refuse a key that cannot be overridden, or a value that its section refuses."""
+    section, _, name = key.partition(".")
+    if section in {"attack", "defense"}:
+        raise ValueError(
+            f"{place}: {key!r} cannot be overridden; write one [[{section}]] for each value"
+        )
     legal = [
         "seed",
-        *(f"{s}.{field}" for s, model in models.items() for field in model.model_fields),
+        *(f"{s}.{field}" for s, kind in _SECTIONS.items() for field in kind.model_fields),
     ]
     if key not in legal:
         raise ValueError(unknown("dotted key", key, legal))
+    try:
+        _SECTIONS.get(section, _Seed).model_validate({name or key: value})
+    except ValidationError as error:
+        wanted = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+        raise ValueError(f"{place}: {key}: {wanted} (got {value!r})") from None

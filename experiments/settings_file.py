@@ -37,15 +37,15 @@ def load_settings(
     try:
         return Settings.model_validate(table)
     except ValidationError as error:
-        raise SettingsError("\n".join(map(_fault, error.errors()))) from None
+        raise SettingsError("\n".join(map(_fault, _told(error)))) from None
 
 
 def _read(path: Path) -> JsonObject:
     if not path.is_file():
         raise SettingsError(f"{path} is no file; give the path of an experiment's settings.toml")
     try:
-        return tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not TOML: {error}") from None
 
 
@@ -60,17 +60,30 @@ def _overridden(table: JsonObject, override: str) -> JsonObject:
     section, dot, rest = key.partition(".")
     if not dot:
         return {**table, key: value}
-    if isinstance(table.get(section), Sequence):
-        return {**table, section: [{**each, rest: value} for each in table[section]]}
-    return {**table, section: {**table.get(section, {}), rest: value}}
+    inside = table.get(section, {})
+    if isinstance(inside, list | tuple):
+        return {**table, section: [_with(each, rest, value) for each in inside]}
+    return {**table, section: _with(inside, rest, value)}
+
+
+def _with(table: object, key: str, value: object) -> object:
+    """Return a table with one more key; anything else is left for validation to refuse."""
+    return {**table, key: value} if isinstance(table, Mapping) else table
+
+
+def _told(error: ValidationError) -> list[Mapping[str, Any]]:
+    """Return the faults; a list that is too short only because its entries are faulty is none."""
+    faults: list[Mapping[str, Any]] = list(error.errors())
+    entries = {fault["loc"][0] for fault in faults if len(fault["loc"]) > 1}
+    return [
+        fault for fault in faults if fault["type"] != "too_short" or fault["loc"][0] not in entries
+    ]
 
 
 def _fault(error: Mapping[str, Any]) -> str:
     place = ".".join(str(part) for part in error["loc"])
     message = str(error["msg"]).removeprefix("Value error, ")
-    given = (
-        ""
-        if isinstance(error["input"], Mapping | Sequence | BaseModel)
-        else f" (got {error['input']!r})"
-    )
+    ours = error["type"] == "value_error"  # our own messages name the value themselves
+    known = isinstance(error["input"], Mapping | list | tuple | BaseModel)
+    given = "" if ours or known else f" (got {error['input']!r})"
     return f"{place}: {message}{given}" if place else f"{message}{given}"

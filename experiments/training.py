@@ -5,8 +5,10 @@ oracle may open). A run that stops half-way leaves neither in place.
 """
 
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -20,6 +22,7 @@ from torch import Tensor
 from experiments.preparing import Prepared, answer_key, make_defenses
 from experiments.soundness import RefuseNonFinite
 from leakbed.contracts import Defense, Protects
+from leakbed.events import Event
 from leakbed.grids import Canonical
 from leakbed.models import resolve_device
 from leakbed.seeds import scoped
@@ -30,7 +33,7 @@ from leakbed.wiretap import Wiretap
 from strategies import PROTOCOLS
 from strategies.setup import Built, Setup
 
-_SUMMARY = "run.json"
+_SUMMARY, _UNFINISHED = "run.json", ".unfinished"
 
 
 class NodeCountError(ValueError):
@@ -64,8 +67,10 @@ class TrainingRun:
     @classmethod
     def read(cls, folder: Path) -> "TrainingRun | None":
         """Return the finished run in a folder, or None if there is none."""
-        path = folder / _SUMMARY
-        return cls(folder=folder, **json.loads(path.read_text())) if path.is_file() else None
+        try:
+            return cls(folder=folder, **json.loads((folder / _SUMMARY).read_text()))
+        except (OSError, ValueError, TypeError):
+            return None  # absent, or damaged: it is trained again
 
 
 def train(
@@ -82,10 +87,6 @@ def train(
     Returns:
         The finished run.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished = folder.with_suffix(".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(mode=0o700, parents=True)
     timeout = prepared.settings.protocol.timeout
     canonical = Canonical(
         grid,
@@ -96,22 +97,80 @@ def train(
     )
     _check_node_count(canonical, prepared)
     _tell_nodes(canonical, prepared, timeout)
+    with _unfinished(folder) as work:
+        _record(prepared, canonical, work)
+        if (rival := TrainingRun.read(folder)) is not None:
+            return rival  # another process finished the same run first
+        shutil.rmtree(folder, ignore_errors=True)
+        work.rename(folder)
+    return TrainingRun(folder=folder, **json.loads((folder / _SUMMARY).read_text()))
+
+
+@contextmanager
+def _unfinished(folder: Path) -> Iterator[Path]:
+    """Give a folder of this process's own to work in, and leave nothing of it behind."""
+    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for left in folder.parent.glob(f"{folder.name}{_UNFINISHED}-*"):
+        if not _alive(int(left.suffix.rpartition("-")[2])):
+            shutil.rmtree(left, ignore_errors=True)
+    work = folder.with_suffix(f"{_UNFINISHED}-{os.getpid()}")
+    work.mkdir(mode=0o700)
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _record(prepared: Prepared, grid: Canonical, work: Path) -> None:
+    """Train under the wiretap and write trace, answers and summary."""
     started = perf_counter()
-    with Recorder(unfinished / "trace", about=_about(prepared)) as recorder:
+    rounds = prepared.settings.protocol.rounds
+    with Recorder(work / "trace", about=_about(prepared)) as recorder:
         _hold_public(recorder, prepared)
-        tap = Wiretap(
-            canonical, [RefuseNonFinite(), recorder], roster=canonical.roster, strict=True
-        )
-        built, utility = _start(prepared, tap, recorder, canonical.roster)
+        kept = recorder if prepared.settings.keep_rounds == "all" else LastRound(recorder, rounds)
+        tap = Wiretap(grid, [RefuseNonFinite(), kept], roster=grid.roster, strict=True)
+        built, utility = _start(prepared, tap, recorder, grid.roster)
     cost = {
         "seconds": perf_counter() - started,
         "bytes_up": tap.bytes_up,
         "bytes_down": tap.bytes_down,
     }
-    answer_key(prepared, built.bottom() if built.bottom else None).write(unfinished / "answers")
-    (unfinished / _SUMMARY).write_text(json.dumps({"utility": utility, "cost": cost}))
-    unfinished.rename(folder)
-    return TrainingRun(folder=folder, utility=utility, cost=cost)
+    answers = answer_key(prepared, built.bottom() if built.bottom else None)
+    answers.write(work / "answers", trace=work / "trace")
+    (work / _SUMMARY).write_text(json.dumps({"utility": utility, "cost": cost}))
+
+
+class LastRound:
+    """A hook that records the last round only: the one that is attacked.
+
+    All rounds of split learning on thousands of images are gigabytes.
+    """
+
+    draws_nothing = True
+
+    def __init__(self, recorder: Recorder, rounds: int) -> None:
+        """Wrap a recorder.
+
+        Args:
+            recorder: Writes what is kept.
+            rounds: The last round's number.
+        """
+        self._recorder, self._rounds = recorder, rounds
+
+    def __call__(self, event: Event) -> None:
+        """Record an event of the last round, or one that belongs to none."""
+        if event.round in {0, self._rounds}:
+            self._recorder(event)
 
 
 def _check_node_count(grid: Canonical, prepared: Prepared) -> None:

@@ -8,12 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from experiments.measures import Measure, difference, number, text, value_text
-from experiments.report_cells import METRIC_IN_WORDS, Cell
+from experiments.report_cells import LEADING, METRIC_IN_WORDS, SMASHED_PICTURE, Cell
 from leakbed.cards import Card
 from leakbed.metrics import HIGHER_LEAKS_MORE
 
-_RIVALRY = ("identification", "abs_pearson", "ssim", "label_accuracy")
-_PICTURE = "smashed-as-image"
 _NEAREST = "nearest-public"
 _FEW = 2  # losses that one sentence lists; more are counted
 
@@ -75,21 +73,43 @@ def _listed(lost: Sequence[str]) -> str:
 def _contests(cell: Cell, scored: Sequence[Cell]) -> Iterable[tuple[str, str, Measure]]:
     """Yield every rival of a cell: its name, the metric, and its measure."""
     picture = next((each for each in scored if _is_picture_of(each, cell)), None)
-    for metric in _RIVALRY:
+    for metric in LEADING:
         if metric not in cell.measures:
             continue
         if picture is not None and metric in picture.measures:
             yield "the smashed map shown as a picture", metric, picture.measures[metric]
-        error = cell.baseline_error(metric)
-        if (free := cell.baseline(metric)) is not None:
-            yield f"the {free[0]} baseline", metric, Measure(mean=free[1], stderr=error)
+        if (free := _guess(cell, metric)) is not None:
+            yield f"the {free[0]} baseline", metric, free[1]
         if (nearest := cell.baselines(metric).get(_NEAREST)) is not None and metric == "ssim":
+            error = cell.baseline_error(metric)
             yield "the nearest public image", metric, Measure(mean=nearest, stderr=error)
+
+
+def beats_guessing(cell: Cell, metric: str) -> bool:
+    """Say whether a cell's score beats its best evidence-free baseline by two standard errors.
+
+    Args:
+        cell: Has a score of the metric.
+        metric: Its name.
+
+    Returns:
+        ``False`` also where no such baseline is known, since nothing was beaten then.
+    """
+    free = _guess(cell, metric)
+    return free is not None and _beats(metric, cell.measures[metric], free[1])
+
+
+def _guess(cell: Cell, metric: str) -> tuple[str, Measure] | None:
+    """Return the best evidence-free baseline of a cell: its name and its measure."""
+    free = cell.baseline(metric)
+    if free is None:
+        return None
+    return free[0], Measure(mean=free[1], stderr=cell.baseline_error(metric))
 
 
 def _is_picture_of(other: Cell, cell: Cell) -> bool:
     card, own = other.first, cell.first
-    return card.attack == _PICTURE and (
+    return card.attack == SMASHED_PICTURE and (
         (other.case, card.protocol, card.model, card.data, card.cut, card.defense)
         == (cell.case, own.protocol, own.model, own.data, own.cut, own.defense)
     )

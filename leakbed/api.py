@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
@@ -95,7 +96,9 @@ def run(
     """
     checked = check(settings, overrides)
     folder = _writable(results_folder(checked) if out is None else Path(out))
-    cards: list[Card] = testbed("experiments.runner").run(checked, out=folder, progress=progress)
+    with _alone(folder):
+        runner = testbed("experiments.runner")
+        cards: list[Card] = runner.run(checked, out=folder, progress=progress)
     return cards
 
 
@@ -190,6 +193,31 @@ def _writable(folder: Path) -> Path:
     if not os.access(folder, os.W_OK):
         raise ResultsFolderError(f"results cannot go to {folder}: it is not writable by you")
     return folder
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a results folder; the lock ends with the process, however that ends.
+
+    Args:
+        folder: Exists and is writable.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ResultsFolderError: Another run is writing there.
+    """
+    import fcntl  # noqa: PLC0415  not on every system that this package alone is used on
+
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ResultsFolderError(
+                f"another run is writing to {folder}; wait until it ends, or name another folder"
+            ) from None
+        yield
 
 
 def testbed(name: str) -> ModuleType:

@@ -90,9 +90,12 @@ def attack(
     """Attack the folder of a recorded trace, with or without its answers."""
     with expected():
         settings = dict(map(_pair, overrides or ()))
+        if "name" in settings:
+            raise OverrideError("-o name=... has no meaning here; --with names the attack")
         # A typing mistake should be answered before torch is imported.
         api.check({"name": "attack", "attack": [{"name": name, **settings}]})
-        folder = out or trace.parent / f"{trace.name}-attacked"
+        named = trace if trace.name.strip(".") else trace.resolve()  # "." names no results
+        folder = out or named.parent / f"{named.name}-attacked"
         _quiet_flower(verbose=verbose)
         card = api.attack_trace(trace, name, answers=answers, out=folder, settings=settings)
         _show([card], folder)

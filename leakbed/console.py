@@ -113,13 +113,15 @@ def summary(cards: Sequence[Card]) -> Iterable[Table | Text | str]:
     shown = [name for name in COLUMNS if any(name in card.scores for card in cards)]
     for setting, rows in settings.items():
         table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 1, 0, 0))
-        table.add_column("attack", no_wrap=True, min_width=16)
+        # Wide enough for every name; only the settings below one wrap on a narrow terminal.
+        table.add_column("attack", overflow="fold", min_width=16)
         for name in shown:
             table.add_column(COLUMNS[name], justify="right", no_wrap=True, min_width=11)
         table.add_column("control", no_wrap=True, min_width=7)
         table.add_column("utility", justify="right", no_wrap=True)
         for card in rows:
-            table.add_row(*map(escape, _row(card, shown)))
+            same = [other for other in rows if other.attack == card.attack]
+            table.add_row(*map(escape, _row(card, shown, among=same)))
         # Not the table's own title, which would wrap at the table's width.
         yield Text(setting, style="bold")
         yield table
@@ -158,15 +160,45 @@ def _setting(card: Card) -> str:
         card.case,
         "" if card.protocol in card.case else card.protocol,
         "" if card.cut is None or "cut=" in card.case else f"cut {card.cut}",
-        "no defence" if card.defense == "none" else card.defense,
+        _defense(card),
     ]
     return ", ".join(part for part in parts if part)
 
 
-def _row(card: Card, shown: Sequence[str]) -> list[str]:
+def _row(card: Card, shown: Sequence[str], *, among: Sequence[Card]) -> list[str]:
     scores = [_score(card, name) for name in shown]
     control = _control(card) if card.status == "done" else card.status
-    return [card.attack, *scores, control, _utility(card.utility)]
+    name = "\n".join(part for part in (card.attack, _variant(card, among)) if part)
+    return [name, *scores, control, _utility(card.utility)]
+
+
+def _variant(card: Card, among: Sequence[Card]) -> str:
+    """Say in which settings of its attack a card differs from its namesakes."""
+    others = [_settings(other) for other in among]
+    return ", ".join(
+        f"{name} {value}"
+        for name, value in _settings(card).items()
+        if any(other.get(name) != value for other in others)
+    )
+
+
+def _settings(card: Card) -> Mapping[str, object]:
+    """Return the settings of a card's attack: its own, and those that every attack has."""
+    attack = card.settings.get("attack")
+    if not isinstance(attack, dict):
+        return {}
+    own = attack.get("own")
+    shared = {name: value for name, value in attack.items() if name != "own"}
+    return {**own, **shared} if isinstance(own, dict) else shared
+
+
+def _defense(card: Card) -> str:
+    """Return a card's defences with the settings they were given."""
+    settings: Any = card.settings.get("defense") or {}
+    given = [own for _, own in settings.get("stack", ())]
+    strength = ", ".join(f"{name} {value}" for own in given for name, value in own.items())
+    name = "no defence" if card.defense == "none" else card.defense
+    return f"{name} ({strength})" if strength else name
 
 
 def _score(card: Card, metric: str) -> str:

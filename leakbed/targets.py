@@ -55,7 +55,7 @@ class Evidences:
     def of(cls, trace: Trace) -> "Evidences":
         """Read the last round of a trace."""
         last = max((int(r.fields.get("round", 0)) for r in trace.records), default=0)
-        events = [e for e in trace.events(UpdateUp, SmashedUp, CutGradientDown) if e.round == last]
+        events = list(trace.events(UpdateUp, SmashedUp, CutGradientDown, round_=last))
         batches = [e for e in events if isinstance(e, SmashedUp)]
         training = [e for e in batches if e.phase == Phase.TRAIN]
         gradients = [e for e in events if isinstance(e, CutGradientDown)]

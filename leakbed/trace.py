@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -22,34 +22,35 @@ from flwr.app import RecordDict
 from safetensors.numpy import load, save
 
 from leakbed.events import EVENT_TYPES, Arrays, Event, Foreign, Phase, arrays_of, scalars_of
+from leakbed.trace_index import FORMAT, VERSION, Record, TraceError, parse
 from leakbed.wire.records import pack, unpack
 
-FORMAT = "leakbed-trace"
-VERSION = 1
+__all__ = ["Record", "Recorder", "Trace", "TraceError"]
+
 _INDEX, _BLOBS, _SEAT = "index.jsonl", "blobs", "seat"
 _TYPES: dict[str, type[Event]] = {**EVENT_TYPES, "foreign": Foreign}
 _KINDS = {cls: kind for kind, cls in _TYPES.items()}
 _SINGLE = {"smashed", "labels", "rows", "gradient"}  # fields that are one array, not several
 
 
-class TraceError(ValueError):
-    """A trace is missing, truncated, altered or of another format."""
-
-
 class Recorder:
     """A passive hook that writes every event to a trace.
 
     Close it (it is a context manager); at the latest it closes when the process ends. A trace that
-    was never closed is refused as truncated.
+    was never closed is refused as truncated, and one that an error ended, of the app inside the
+    ``with`` or of a write here, as aborted.
     """
+
+    draws_nothing = True
 
     def __init__(self, folder: str | Path, *, about: Mapping[str, Any] | None = None) -> None:
         """Start a trace.
 
         Args:
             folder: Where to write; made if absent.
-            about: What the adversary may know of the run (protocol, architecture, batch plan): JSON
-                values. Never a seed, a learning rate or private truth.
+            about: What the adversary may know of the run, from :func:`leakbed.about.about`; without
+                it the trace can be read but not attacked. JSON values, never a seed, a learning
+                rate or private truth.
 
         Raises:
             TraceError: If the folder already holds something.
@@ -77,13 +78,17 @@ class Recorder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        if error is None:
+            self.close()
+            return
+        with self._lock:
+            self._abort(error)
 
     def __call__(self, event: Event) -> None:
         """Write one event."""
-        groups = _foreign_arrays(event) if isinstance(event, Foreign) else arrays_of(event)
-        line = {"kind": _KINDS[type(event)], **scalars_of(event)}
-        with self._lock:
+        with self._whole():
+            groups = _foreign_arrays(event) if isinstance(event, Foreign) else arrays_of(event)
+            line = {"kind": _KINDS[type(event)], **scalars_of(event)}
             self._record(line, {name: self._blob(arrays) for name, arrays in groups.items()})
 
     def hold(self, seat: str, name: str, arrays: Arrays) -> None:
@@ -95,8 +100,8 @@ class Recorder:
             arrays: Its tensors by name.
         """
         path = f"{_SEAT}/{seat}/{name}.safetensors"
-        data = _saved(arrays)
-        with self._lock:
+        with self._whole():
+            data = _saved(arrays)
             target = self.folder / path
             for parent in reversed(target.relative_to(self.folder).parents[:-1]):
                 (self.folder / parent).mkdir(mode=0o700, exist_ok=True)
@@ -107,11 +112,33 @@ class Recorder:
     def close(self) -> None:
         """Write the closing line; a second call does nothing."""
         with self._lock:
+            self._end({"end": self._count})
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Write one record whole, or end the trace: it must not look complete without it."""
+        with self._lock:
             if self._index.closed:
-                return
-            self._write({"end": self._count})
-            self._index.close()
+                raise TraceError(f"{self.folder} is closed; it takes no more records")
+            try:
+                yield
+            except BaseException as error:
+                self._abort(error)
+                raise
+
+    def _abort(self, error: BaseException) -> None:
+        reason = f"{type(error).__name__}: {error}"
+        with suppress(OSError):  # a full disk takes no last line either; then it is truncated
+            self._end({"aborted": reason, "number": self._count})
+
+    def _end(self, line: Mapping[str, Any]) -> None:
+        if self._index.closed:
+            return
         atexit.unregister(self.close)
+        try:
+            self._write(line)
+        finally:
+            self._index.close()
 
     def _record(self, line: dict[str, Any], arrays: dict[str, str]) -> None:
         self._write({"number": self._count, **line, "arrays": arrays})
@@ -131,29 +158,6 @@ class Recorder:
         if not path.exists():
             _write_private(path, data)
         return digest
-
-
-@dataclass(frozen=True)
-class Record:
-    """One line of a trace's index.
-
-    Attributes:
-        number: Its place, from 0.
-        kind: The event's kind, or ``"holding"``.
-        fields: The event's plain fields.
-        arrays: Checksum of each array group.
-    """
-
-    number: int
-    kind: str
-    fields: Mapping[str, Any]
-    arrays: Mapping[str, str]
-
-    def __str__(self) -> str:
-        place = ", ".join(
-            f"{k} {self.fields[k]}" for k in ("node", "round", "step", "name") if k in self.fields
-        )
-        return f"record {self.number} ({self.kind}, {place})"
 
 
 class Trace:
@@ -179,24 +183,26 @@ class Trace:
         if not path.is_file():
             raise TraceError(f"{self.folder} holds no trace: there is no {_INDEX}")
         lines = path.read_bytes().splitlines(keepends=True)
-        header, self.records = _parse(lines, self.folder)
+        header, self.records = parse(lines, self.folder)
         self.about: Mapping[str, Any] = header["about"]
         for record in self.records:
             for name, digest in record.arrays.items():
                 self._verified(record, name, digest)
 
-    def events(self, *kinds: type[Event]) -> Iterator[Event]:
+    def events(self, *kinds: type[Event], round_: int | None = None) -> Iterator[Event]:
         """Yield the recorded events in order; of a foreign message, only its arrays were kept.
 
         Args:
             *kinds: Only events of these classes; all if none is given.
+            round_: Only events of this round; all if None. Others are not read.
 
         Yields:
             Events with arrays of their own.
         """
         for record in self.records:
             event_type = _TYPES.get(record.kind)
-            if event_type is not None and issubclass(event_type, kinds or Event):
+            wanted = round_ is None or record.fields.get("round") == round_
+            if wanted and event_type is not None and issubclass(event_type, kinds or Event):
                 yield self._event(record, event_type)
 
     def holding(self, seat: str, name: str) -> Arrays | None:
@@ -236,44 +242,6 @@ class Trace:
         if hashlib.sha256(data).hexdigest() != digest:
             raise TraceError(f"{self.folder}: {record} was altered: {name} fails its checksum")
         return data
-
-
-def _parse(lines: list[bytes], folder: Path) -> tuple[dict[str, Any], list[Record]]:
-    """Check the chain of lines; an altered line shows at the next one's checksum."""
-    parsed: list[dict[str, Any]] = []
-    digest = hashlib.sha256()
-    for number, raw in enumerate(lines, start=-1):  # the header is line -1, record 0 follows
-        line = _decoded(raw)
-        if line is None:
-            raise TraceError(f"{folder} is truncated: record {max(number, 0)} cannot be read")
-        if number >= 0 and line.get("number", line.get("end")) != number:
-            raise TraceError(f"{folder} is truncated: record {number} is missing")
-        if line.get("before") != digest.hexdigest():
-            raise TraceError(f"{folder}: the index was altered at record {max(number - 1, 0)}")
-        digest.update(raw)
-        parsed.append(line)
-    header = parsed[0] if parsed else {}
-    if header.get("format") != FORMAT or header.get("version") != VERSION:
-        raise TraceError(
-            f"{folder} is format {header.get('format')!r} version {header.get('version')!r}; "
-            f"this version reads {FORMAT!r} version {VERSION}"
-        )
-    if parsed[-1].get("end") != len(parsed) - 2:
-        raise TraceError(f"{folder} is truncated: record {len(parsed) - 1} should follow")
-    return header, [_record(line) for line in parsed[1:-1]]
-
-
-def _decoded(raw: bytes) -> dict[str, Any] | None:
-    try:
-        line = json.loads(raw)
-    except ValueError:
-        return None
-    return line if isinstance(line, dict) and raw.endswith(b"\n") else None
-
-
-def _record(line: Mapping[str, Any]) -> Record:
-    plain = {k: v for k, v in line.items() if k not in {"number", "kind", "arrays", "before"}}
-    return Record(line["number"], line["kind"], plain, line["arrays"])
 
 
 def _foreign_arrays(event: Foreign) -> dict[str, Arrays]:

@@ -1,14 +1,16 @@
 """Views: from a trace and a threat model to exactly what one attack may read."""
 
 from collections.abc import Mapping, Sequence
+from math import ceil
 from typing import Any
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from leakbed.about import require
 from leakbed.contracts import Evidence, Knowledge, Seat, ThreatModel, View
-from leakbed.events import Arrays, Phase, SmashedUp
+from leakbed.events import Arrays, Phase, SmashedUp, UpdateUp
 from leakbed.models import Architecture
 from leakbed.targets import Evidences, MisfitError, Target
 from leakbed.trace import Trace
@@ -51,21 +53,22 @@ def build_view(
         if labels is None:
             raise MisfitError("the attack is given true labels; it needs the answer key for them")
         granted["labels"] = labels.to(device)
-    whole = targets[0].row is None
+    rows, local_steps = _batch_plan(evidences, trace.about) if targets[0].row is None else (1, 1)
     return View(
         seat=threat.seat,
         image_shape=architecture.image_shape,
         num_classes=architecture.num_classes,
         targets=len(targets),
-        rows=_rows(evidences) if whole else 1,
-        local_steps=int(trace.about["local_steps"] or 1) if whole else 1,
+        rows=rows,
+        local_steps=local_steps,
         device=device,
         **granted,
     )
 
 
 def architecture_of(about: Mapping[str, Any]) -> Architecture:
-    """Return the architecture a trace's header describes."""
+    """Return the architecture a trace's header describes; one that has none is refused."""
+    require(about, "architecture")
     fields = dict(about["architecture"])
     fields["image_shape"] = tuple(fields["image_shape"])
     return Architecture(**fields)
@@ -106,14 +109,23 @@ def _rows(evidences: Evidences) -> int:
     return int(next(iter(counts)) or 1)
 
 
+def _batch_plan(evidences: Evidences, about: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the samples and optimiser steps behind each update; no number of steps is one pass."""
+    rows = _rows(evidences)
+    require(about, "local_steps")
+    if about["local_steps"] is not None:
+        return rows, int(about["local_steps"])
+    require(about, "batch_size")
+    return rows, ceil(rows / int(about["batch_size"]))
+
+
 def _weights(
     evidences: Evidences,
     targets: Sequence[Target],
     architecture: Architecture,
     device: torch.device,
 ) -> dict[str, Any]:
-    by_node = {event.node: event for event in evidences.updates}
-    events = [by_node[target.node] for target in targets]
+    events = _updates(evidences, targets, architecture)
     trainable = [name for name, _ in architecture.build(0).named_parameters()]
     first = events[0].before
     return {
@@ -125,6 +137,36 @@ def _weights(
             if name not in trainable
         },
     }
+
+
+def _updates(
+    evidences: Evidences, targets: Sequence[Target], architecture: Architecture
+) -> list[UpdateUp]:
+    """Return the targets' updates, of the model that the trace says."""
+    by_node = {event.node: event for event in evidences.updates}
+    events = [by_node[target.node] for target in targets]
+    model = architecture.build(0)
+    for event in events:
+        _check_weights(event.before, model, architecture.name)
+        _check_weights(event.after, model, architecture.name)
+    return events
+
+
+def _check_weights(arrays: Arrays, model: nn.Module, name: str) -> None:
+    """Refuse weights of another model than the trace says."""
+    for key, parameter in model.named_parameters():
+        if key not in arrays:
+            raise MisfitError(
+                f"the trace's update has no {key!r}, which model {name!r} has; it has "
+                f"{', '.join(arrays)}; send weights under the names of the model's state_dict, and "
+                "name that model in about(model=...)"
+            )
+        if arrays[key].shape != tuple(parameter.shape):
+            raise MisfitError(
+                f"{key!r} of the trace's update has shape {arrays[key].shape}, that of model "
+                f"{name!r} {tuple(parameter.shape)}; name the model that was trained in "
+                "about(model=...), with its image_shape and num_classes"
+            )
 
 
 def _head(
@@ -147,8 +189,7 @@ def _head(
     names = [name for name, _ in architecture.top(0).named_parameters()]
     if len(names) != 2:  # noqa: PLR2004  weight and bias
         raise MisfitError("the head must be one linear layer; set model.cut to the layer before it")
-    by_node = {event.node: event for event in evidences.updates}
-    events = [by_node[target.node] for target in targets]
+    events = _updates(evidences, targets, architecture)
     weight, bias = (
         torch.stack([torch.from_numpy(e.before[name] - e.after[name]) for e in events])
         for name in names
@@ -180,13 +221,19 @@ def _cut(
     }
     events = [batches[target.phase, target.node, target.step] for target in targets]
     rows = [int(target.row or 0) for target in targets]
+    shared = all(event.labels is not None for event in events)
+    if shared and threat.seat == Seat.CLIENT and Evidence.CUT_GRADIENT in threat.evidence:
+        raise MisfitError(
+            "here the node has the labels itself, and sends them to the server; a node that reads "
+            "them off cut gradients needs protocol.labels = 'server'"
+        )
     granted: dict[str, Any] = {}
     if Evidence.SMASHED in threat.evidence:
         picked = [torch.from_numpy(e.smashed[row]) for e, row in zip(events, rows, strict=True)]
         granted["smashed"] = torch.stack(picked).to(device)
     if Evidence.CUT_GRADIENT in threat.evidence:
         granted["cut_gradient"] = _gradients(evidences, targets).to(device)
-    if all(event.labels is not None for event in events):
+    if shared and threat.seat == Seat.SERVER:
         granted["labels"] = _labels(events, rows).to(device)
     return granted
 
@@ -209,7 +256,10 @@ def _labels(events: Sequence[SmashedUp], rows: Sequence[int]) -> Tensor:
 def _public(trace: Trace, device: torch.device) -> dict[str, Any]:
     held = trace.holding(ADVERSARY, PUBLIC)
     if held is None:
-        raise MisfitError("the attack needs public images; set data.public above 0")
+        raise MisfitError(
+            "the attack needs public images; set data.public above 0, or, in a tapped app, "
+            f"recorder.hold({ADVERSARY!r}, {PUBLIC!r}, {{'images': ..., 'labels': ...}})"
+        )
     return {
         "public_images": torch.from_numpy(held["images"]).to(device),
         "public_labels": torch.from_numpy(held["labels"]).to(device),

@@ -143,15 +143,25 @@ def take_turn(
     while True:
         reply = SplitReply.of(exchange(grid, _message(node, request), timeout=timeout))
         if reply.smashed is None:
-            raise NodeFailed(node, SPLIT_STEP, f"no batch {step} in round {round_}")
+            raise NodeFailed(
+                partition(grid, node), SPLIT_STEP, f"no batch {step} in round {round_}"
+            )
         gradient = trainer.step(reply.smashed, _labels(reply, labels, node))
         if not np.isfinite(gradient).all():
             cause = f"the cut gradient of round {round_}, step {step} is not finite"
-            raise NodeFailed(node, SPLIT_STEP, f"{cause}; lower protocol.learning_rate")
+            raise NodeFailed(
+                partition(grid, node), SPLIT_STEP, f"{cause}; lower protocol.learning_rate"
+            )
         step += 1
         request = SplitRequest(round=round_, step=step, gradient=gradient)
         if step == reply.steps:
             return Turn(closing=_message(node, request), examples=reply.examples)
+
+
+def partition(grid: Grid, node: int) -> int:
+    """Return which partition a Flower node id is, where the grid knows, else the id itself."""
+    roster: Mapping[int, int] = getattr(grid, "roster", {})
+    return roster.get(node, node)
 
 
 def exchange(grid: Grid, message: Message, *, timeout: float | None) -> Message:

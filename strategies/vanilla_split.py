@@ -21,7 +21,7 @@ from leakbed.events import Arrays
 from leakbed.grids.failures import NodeFailed
 from leakbed.wire.messages import SPLIT_EVALUATE, EvaluateRequest, SplitReply
 from strategies.setup import Built, Setup
-from strategies.split_loop import TopTrainer, checked, exchange, take_turn
+from strategies.split_loop import TopTrainer, checked, exchange, partition, take_turn
 
 _EVALUATION_ROWS = 256  # rows of smashed data in one evaluation message
 
@@ -68,7 +68,7 @@ class VanillaSplit(Strategy):
         self._test_labels = torch.empty(0, dtype=torch.long) if test_labels is None else test_labels
         self._evaluate_rounds = frozenset(evaluate_rounds)
         self._step_timeout = step_timeout
-        self._last_node = 0
+        self._last_node = self._last_partition = 0
         self._examples = 0
         self._sent: list[Message] = []
 
@@ -108,6 +108,7 @@ class VanillaSplit(Strategy):
             if place < len(nodes) - 1:
                 self._take_bottom(exchange(grid, turn.closing, timeout=self._step_timeout))
         self._last_node = nodes[-1]
+        self._last_partition = partition(grid, nodes[-1])
         self._sent = [turn.closing]
         return self._sent
 
@@ -180,7 +181,9 @@ class VanillaSplit(Strategy):
         for reply in checked(list(replies), self._sent):
             smashed = SplitReply.of(reply).smashed
             if smashed is None:
-                raise NodeFailed(self._last_node, SPLIT_EVALUATE, "no smashed data in the reply")
+                raise NodeFailed(
+                    self._last_partition, SPLIT_EVALUATE, "no smashed data in the reply"
+                )
             predicted.append(self._trainer.predict(smashed))
         hits = torch.cat(predicted) == self._test_labels
         return MetricRecord({"accuracy": hits.float().mean().item(), "num-examples": len(hits)})

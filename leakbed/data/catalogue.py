@@ -95,8 +95,9 @@ def _read(name: str, *, root: Path | None, download: bool, image_size: int | Non
             raise UnknownDatasetError(f"data set: {error}") from error
     if root is None:
         raise MissingDataError(
-            f"data set {name!r} is read from a folder, and none is set; set LEAKBED_DATA or `root`"
-            " to it, or use mnist-5k, which needs none"
+            f"data set {name!r} is read from a folder, and none is set; set LEAKBED_DATA to it"
+            f"{' (data.download = true fetches the set into it)' if name in PUBLISHED else ''}, "
+            "or use mnist-5k, which needs none"
         )
     if name in PUBLISHED:
         return read_published(name, root=root, download=download)

@@ -1,5 +1,6 @@
 """A cell's data as settings: what the harness, the nodes and the oracle all derive it from."""
 
+import hashlib
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -38,9 +39,18 @@ class DataRecipe:
     test: float | None = None
     download: bool = False
 
+    def __post_init__(self) -> None:
+        """Make the partitioner's settings hashable: lists (of TOML, of JSON) become tuples."""
+        settings = tuple((str(key), _hashable(value)) for key, value in self.partition_settings)
+        object.__setattr__(self, "partition_settings", settings)
+
     def dataset(self) -> Dataset:
         """Return the whole data set; decoded once per process."""
         return _dataset(self.name, self.root, self.size, self.image_size, self.download)
+
+    def digest(self) -> str:
+        """Return a checksum of all images and labels; computed once per process."""
+        return _digest(self.dataset())
 
     def split(self) -> Split:
         """Return the rows of every part; computed once per process."""
@@ -64,5 +74,21 @@ def _split(recipe: DataRecipe) -> Split:
         public=recipe.public,
         test=recipe.test,
         stream=recipe.stream,
-        **dict(recipe.partition_settings),
+        **{key: _listed(value) for key, value in recipe.partition_settings},
     )
+
+
+@lru_cache(maxsize=2)
+def _digest(dataset: Dataset) -> str:
+    digest = hashlib.sha256(str(dataset.classes).encode())
+    for tensor in (dataset.images, dataset.labels):
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _hashable(value: object) -> object:
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
+
+
+def _listed(value: object) -> object:
+    return list(map(_listed, value)) if isinstance(value, tuple) else value

@@ -23,7 +23,7 @@ from leakbed.models.cutting import (
     shape_after,
 )
 from leakbed.models.networks import ACTIVATIONS, MODELS, ImageTooSmallError
-from leakbed.naming import ImportPathError, imported, unknown
+from leakbed.naming import ImportPathError, imported, raised, unknown
 from leakbed.seeds import scoped
 
 INITIALISATIONS = {
@@ -180,7 +180,11 @@ def _own(architecture: Architecture) -> nn.Sequential:
             f"model {architecture.name!r} is a {type(factory).__name__}, which"
             " cannot be called; name a class or a function"
         )
-    model = factory(**_accepted(factory, architecture))
+    accepted = _accepted(factory, architecture)
+    try:
+        model = factory(**accepted)
+    except Exception as error:
+        raise ModelMismatchError(f"model {architecture.name!r} raised {raised(error)}") from error
     if not isinstance(model, nn.Module):
         raise ModelMismatchError(
             f"model {architecture.name!r} gave a {type(model).__name__}, not a torch.nn.Module"

@@ -4,6 +4,7 @@ Only the oracle opens it. It holds private and test images with their labels, th
 batch of every round, and the bottoms a server never saw.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from leakbed.events import Arrays, Phase
 from leakbed.oracle.truth import Truth
+from leakbed.seeds import derive
 from leakbed.targets import Target
 
 CANDIDATES = 1000  # identification is among this many private samples, or all there are
@@ -55,11 +57,12 @@ class AnswerKey:
     public_labels: Int[Tensor, " public"]
     bottom: Arrays | None = None
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, *, trace: Path | None = None) -> None:
         """Write the key to a new folder, readable by its owner only.
 
         Args:
             folder: Made if absent.
+            trace: The finished trace it answers; None leaves open which one that is.
         """
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         tensors = {
@@ -75,36 +78,51 @@ class AnswerKey:
             bottom = {k: torch.from_numpy(np.array(v)) for k, v in self.bottom.items()}
             save_file(bottom, folder / _BOTTOM)
         order = [[*place, list(map(int, rows))] for place, rows in self.order.items()]
-        about = {"format": _FORMAT, "num_classes": self.num_classes, "order": order}
+        about = {
+            "format": _FORMAT,
+            "trace": None if trace is None else _fingerprint(trace),
+            "sums": {file.name: _sum(file) for file in sorted(folder.glob("*.safetensors"))},
+            "num_classes": self.num_classes,
+            "order": order,
+        }
         (folder / _ABOUT).write_text(json.dumps(about))
         for file in folder.iterdir():
             file.chmod(0o600)
 
     @classmethod
-    def read(cls, folder: Path) -> "AnswerKey":
+    def read(cls, folder: Path, *, trace: Path | None = None) -> "AnswerKey":
         """Open an answer key.
 
         Args:
             folder: Where :meth:`write` put it.
+            trace: What is to be scored by it; None asks nothing.
 
         Returns:
             The key.
 
         Raises:
-            AnswerKeyError: If there is none.
+            AnswerKeyError: If there is none, it was altered, or it answers another trace.
         """
-        path = folder / _ABOUT
-        if not path.is_file():
-            raise AnswerKeyError(f"{folder} holds no answer key: there is no {_ABOUT}")
-        about: dict[str, Any] = json.loads(path.read_text())
-        if about.get("format") != _FORMAT:
-            raise AnswerKeyError(f"{path} is format {about.get('format')!r}, not {_FORMAT!r}")
+        about = _about(folder)
+        if trace is not None and about.get("trace") not in {None, _fingerprint(trace)}:
+            raise AnswerKeyError(
+                f"{folder} answers another run than {trace}; name the answers folder beside the "
+                "run's own trace"
+            )
+        for name, expected in about.get("sums", {}).items():
+            if not (folder / name).is_file() or _sum(folder / name) != expected:
+                raise AnswerKeyError(f"{folder / name} was altered or is missing; copy it again")
         tensors = load_file(folder / _IMAGES)
         bottom = folder / _BOTTOM
         arrays = {k: v.numpy() for k, v in load_file(bottom).items()} if bottom.is_file() else None
         order = {(node, round_, step): rows for node, round_, step, rows in about["order"]}
         images = {k: _large(v) if "images" in k else v for k, v in tensors.items()}
-        return cls(**images, order=order, num_classes=about["num_classes"], bottom=arrays)
+        return cls(
+            **images,
+            order=order,
+            num_classes=about["num_classes"],
+            bottom=arrays,
+        )
 
     def truth(self, targets: Sequence[Target]) -> Truth:
         """Return the truth behind some targets.
@@ -127,18 +145,15 @@ class AnswerKey:
             raise AnswerKeyError(
                 f"the answer key knows no batch {missing} (node, round, step); is it another run's?"
             ) from None
-        hidden = rows.unique()
-        others = torch.tensor([i for i in range(len(images)) if i not in set(hidden.tolist())])
-        pool = torch.cat([hidden, others[: max(0, CANDIDATES - len(hidden))].long()])
-        place = {int(row): index for index, row in enumerate(pool)}
-        return Truth(
-            images=images[rows],
-            labels=labels[rows],
+        return Truth.among(
+            images,
+            labels,
+            rows=rows,
             num_classes=self.num_classes,
-            candidates=images[pool],
-            positions=torch.tensor([[place[int(row)] for row in each] for each in rows]),
+            stream=derive(0, "candidates"),  # any fixed one: the oracle has no secret to keep
             public_images=self.public_images if len(self.public_images) else None,
             public_labels=self.public_labels if len(self.public_labels) else None,
+            limit=CANDIDATES,
         )
 
     def _rows(self, target: Target) -> list[int]:
@@ -155,6 +170,30 @@ class AnswerKey:
         if not rows:
             raise KeyError((target.node, target.round, 0))
         return rows
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """Return what a key says of itself, or say why it is none."""
+    path = folder / _ABOUT
+    if not path.is_file():
+        raise AnswerKeyError(f"{folder} holds no answer key: there is no {_ABOUT}")
+    try:
+        about = json.loads(path.read_text())
+    except ValueError as error:
+        raise AnswerKeyError(f"{path} was altered or truncated: {error}") from error
+    found = about.get("format") if isinstance(about, dict) else None
+    if found != _FORMAT:
+        raise AnswerKeyError(f"{path} is format {found!r}, not {_FORMAT!r}")
+    return dict(about)
+
+
+def _fingerprint(trace: Path) -> str:
+    """Return the checksum of a trace's index, which holds those of all its records."""
+    return _sum(trace / "index.jsonl")
+
+
+def _sum(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _small(images: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """What a view says about an update, and the gradients of dummies."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,9 @@ from torch.nn.functional import one_hot
 from attacks.dummy_gradients import PRECISION, Clues, Dummies, clues
 from leakbed.contracts import MissingKnowledgeError, UnfitViewError
 from tests.attacks.weight_updates import Victims, small_victims
+
+NETWORKS = "tests.attacks.train_mode_networks"
+ROUNDED = 2e-7  # what float32 leaves of weights near 1
 
 
 def truth(victims: Victims, *, target: int = 0, sure: float = 60.0) -> Tensor:
@@ -38,6 +42,48 @@ def test_the_truth_explains_a_step_of_sgd_to_the_rounding_of_the_weights(rows: i
     gradient = Dummies.of(victims.view).gradient(truth(victims), told)
     for name, tensor in gradient.items():
         torch.testing.assert_close(0.05 * tensor, told.update[name], rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("model", "rows", "local_steps"),
+    [
+        ("normalised", 1, 1),
+        ("normalised", 2, 1),
+        ("normalised", 4, 2),
+        ("normalised_features", 3, 1),
+        ("idle", 2, 1),
+    ],
+)
+def test_the_truth_explains_a_step_in_training_mode(
+    model: str, rows: int, local_steps: int
+) -> None:
+    rate = 1e-3 if local_steps == 1 else 1e-5  # two steps are as one where both are short
+    victims = small_victims(
+        1, rows=rows, local_steps=local_steps, learning_rate=rate, model=f"{NETWORKS}:{model}"
+    )
+    told = first(clues(victims.view, labels="inferred"))
+    gradient = Dummies.of(victims.view).gradient(truth(victims), told)
+    for name, tensor in gradient.items():
+        expected = local_steps * tensor  # the mean over both steps' images, twice
+        torch.testing.assert_close(told.update[name] / rate, expected, rtol=0, atol=ROUNDED / rate)
+
+
+@pytest.mark.parametrize(
+    ("model", "layer"),
+    [("dropping", "1 (Dropout)"), ("with_statistics_of_its_own", "1 (InstanceNorm2d)")],
+)
+def test_what_no_dummy_can_repeat_is_refused(model: str, layer: str) -> None:
+    view = small_victims(1, rows=2, model=f"{NETWORKS}:{model}").view
+    with pytest.raises(UnfitViewError, match=f"layer {re.escape(layer)} computes something else"):
+        Dummies.of(view)
+
+
+def test_one_sample_has_no_batch_statistics() -> None:
+    view = small_victims(1, rows=2, model=f"{NETWORKS}:normalised_features").view
+    with pytest.raises(
+        UnfitViewError, match=r"layer 2 \(BatchNorm1d\).*of 1: Expected more than 1"
+    ):
+        Dummies.of(replace(view, rows=1))
 
 
 def test_the_networks_own_weights_are_never_read() -> None:

@@ -8,7 +8,7 @@ import torch
 from attacks.deep_leakage_from_model import DeepLeakageFromModel
 from attacks.deep_leakage_from_model_plus import DeepLeakageFromModelPlus
 from attacks.gradient_matching import GradientMatching
-from leakbed.contracts import Guess, Knowledge, Seat, View
+from leakbed.contracts import Guess, Knowledge, Seat, UnfitViewError, View
 from tests.attacks.weight_updates import small_victims
 
 BOTH = [DeepLeakageFromModel, DeepLeakageFromModelPlus]
@@ -86,6 +86,29 @@ def test_several_images_and_steps_have_their_shapes() -> None:
 
 
 @pytest.mark.parametrize("attack", BOTH)
+def test_images_come_back_through_batch_norm_up_to_contrast(attack: type[GradientMatching]) -> None:
+    network = "tests.attacks.train_mode_networks:normalised"
+    victims = small_victims(2, rows=2, model=network)
+    images, labels, _ = seen(attack(iterations=200, restarts=2).run(victims.view, seed=1))
+    for target in range(2):
+        assert set(labels[target].tolist()) == set(victims.labels[target].tolist())
+        found = images[target, labels[target].argsort()].flatten(1)
+        private = victims.images[target, victims.labels[target].argsort()].flatten(1)
+        for pair in zip(found, private, strict=True):
+            assert torch.corrcoef(torch.stack(pair))[0, 1] > 0.95
+
+
+@pytest.mark.parametrize("attack", BOTH)
+def test_more_samples_than_a_search_can_hold_are_refused(attack: type[GradientMatching]) -> None:
+    view = small_victims(1, rows=5).view
+    with pytest.raises(UnfitViewError, match=r"5 samples .* most_rows = 4.*720 pixels.*batch_size"):
+        attack(most_rows=4).run(view, seed=1)
+    seen(attack(most_rows=5, iterations=1, restarts=1).run(view, seed=1))
+    with pytest.raises(UnfitViewError, match="450 samples"):
+        attack().run(replace(view, rows=450), seed=1)
+
+
+@pytest.mark.parametrize("attack", BOTH)
 def test_true_labels_are_declared_where_they_are_used(attack: type[GradientMatching]) -> None:
     assert attack().threat.needs == {Knowledge.ARCHITECTURE, Knowledge.BATCH_PLAN}
     assert attack(labels="analytic").threat.needs == attack().threat.needs
@@ -99,6 +122,7 @@ def test_true_labels_are_declared_where_they_are_used(attack: type[GradientMatch
         ({"labels": "known"}, "unknown labels 'known'"),
         ({"optimizer": "sgd"}, "unknown optimizer 'sgd'"),
         ({"restarts": 0}, "restarts is 0"),
+        ({"most_rows": 0}, "most_rows is 0"),
     ],
 )
 def test_illegal_settings_are_refused(settings: dict[str, object], message: str) -> None:

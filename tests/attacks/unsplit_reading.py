@@ -1,9 +1,8 @@
-"""A slow literal reading of UnSplit, and small victims to read it on."""
+"""Small victims to hold UnSplit to its literal reading on."""
 
 import torch
 from torch import Tensor, nn
 
-from attacks.unsplit import UnSplit
 from leakbed.contracts import Seat, View
 from leakbed.models import Architecture
 from leakbed.seeds import derive, generator
@@ -42,36 +41,5 @@ def small_view(cut: int = 1, targets: int = 3, dtype: torch.dtype = torch.float3
     return view_of(layers.bottom(1000), images(targets), layers, dtype)
 
 
-def variation(image: Tensor) -> Tensor:
-    """UnSplit's total variation of one image: squared differences, averaged per direction."""
-    _, channels, height, width = image.shape
-    down = (image[:, :, 1:] - image[:, :, :-1]).square().sum() / (channels * (height - 1) * width)
-    right = (image[..., 1:] - image[..., :-1]).square().sum() / (channels * height * (width - 1))
-    return down + right
-
-
-def literal(clone: nn.Module, row: Tensor, layers: Architecture, attack: UnSplit) -> Tensor:
-    """The paper's algorithm for one target; trains the clone it is given."""
-    image = torch.full((1, *layers.image_shape), 0.5, dtype=row.dtype, requires_grad=True)
-    on_image = torch.optim.Adam([image], lr=attack.input_rate, amsgrad=True)
-    on_clone = torch.optim.Adam(clone.parameters(), lr=attack.model_rate, amsgrad=True)
-    for _ in range(attack.outer_steps):
-        for _ in range(attack.input_steps):
-            on_image.zero_grad()
-            loss = nn.functional.mse_loss(clone(image), row)
-            loss = loss + attack.tv * variation(image) + attack.l2 * image.square().mean()
-            loss.backward()
-            on_image.step()
-        for _ in range(attack.model_steps):
-            on_clone.zero_grad()
-            nn.functional.mse_loss(clone(image), row).backward()
-            on_clone.step()
-    return image.detach()
-
-
 def first_clone(layers: Architecture, target: int) -> nn.Sequential:
     return layers.bottom(derive(derive(SEED, "restart/0"), f"clone/{target}"))
-
-
-# Not below mnistnet's second pool: on the published start, a constant image, every window ties, and
-# there rounding decides which pixel gets the gradient.

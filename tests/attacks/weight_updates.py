@@ -48,9 +48,10 @@ def train(
 ) -> Victims:
     """Return the victims of plain SGD; each has initial weights of its own, in float32."""
     targets, rows = labels.shape
-    before, after = [], []
+    before, after, buffers = [], [], {}
     for target in range(targets):
         model = architecture.build(stream + target)
+        buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
         before.append(_weights(model))
         optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate)
         for step in torch.arange(rows).chunk(local_steps):
@@ -67,6 +68,7 @@ def train(
         local_steps=local_steps,
         before={name: torch.stack([each[name] for each in before]) for name in before[0]},
         after={name: torch.stack([each[name] for each in after]) for name in after[0]},
+        buffers=buffers,
         architecture=architecture,
         device=torch.device("cpu"),
     )
@@ -74,11 +76,16 @@ def train(
 
 
 def small_victims(
-    targets: int = 3, *, rows: int = 1, local_steps: int = 1, learning_rate: float = 0.01
+    targets: int = 3,
+    *,
+    rows: int = 1,
+    local_steps: int = 1,
+    learning_rate: float = 0.01,
+    model: str = "lenet-sigmoid",
 ) -> Victims:
     """Return victims on which an attack takes a second."""
     architecture = Architecture(
-        name="lenet-sigmoid", image_shape=SMALL, num_classes=4, initialisation="uniform"
+        name=model, image_shape=SMALL, num_classes=4, initialisation="uniform"
     )
     images = smooth_images(targets * rows).unflatten(0, (targets, rows))
     labels = (torch.arange(targets * rows) % 4).view(targets, rows)

@@ -59,13 +59,15 @@ def scores() -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture
 def make_card(scores: Callable[..., dict[str, Any]]) -> MakeCard:
-    """A scored card of UnSplit; every field can be changed, ``means`` sets the scores."""
+    """A scored card of UnSplit: ``means`` sets scores, ``reads`` evidence, others any field."""
 
-    def made(*, means: dict[str, float] | None = None, **changes: Any) -> Card:
+    def made(
+        *, means: dict[str, float] | None = None, reads: Evidence | None = None, **changes: Any
+    ) -> Card:
         protocol = changes.get("protocol", "vanilla-split")
         threat = ThreatModel(
             seat=Seat.SERVER,
-            evidence=READS[protocol],
+            evidence=frozenset({reads}) if reads else READS[protocol],
             needs=frozenset({Knowledge.ARCHITECTURE}),
         )
         defense = changes.get("defense", "none")

@@ -3,91 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-
 from experiments.conclusions import conclusions
 from leakbed.cards import Card
 
 MakeCard = Callable[..., Card]
-Scores = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture
-def weights(make_card: MakeCard) -> Callable[..., Card]:
-    """A FedAvg card."""
-
-    def made(**changes: Any) -> Card:
-        return make_card(**({"protocol": "fedavg", "attack": "dlm", "cut": None} | changes))
-
-    return made
 
 
 def said(cards: list[Card], **more: Any) -> str:
     return "\n".join(conclusions(cards, **more))
-
-
-def test_the_families_are_compared_on_the_same_samples(
-    make_card: MakeCard, weights: Callable[..., Card]
-) -> None:
-    cards = [
-        weights(means={"identification": 1.0, "abs_pearson": 0.97, "ssim": 0.9}),
-        make_card(cut=1, means={"identification": 1.0, "abs_pearson": 0.97, "ssim": 0.5}),
-        make_card(cut=3, means={"identification": 0.0, "abs_pearson": 0.3, "ssim": 0.1}),
-    ]
-    first = conclusions(cards)[0]
-    assert first == (
-        "On the same private samples and the same network (mnistnet, mnist-5k), without a defence, "
-        "dlm on weight exchange and unsplit on split learning: at cut 1 weight exchange leaks more "
-        "(SSIM 0.90 against 0.50), no clear difference (identification 100% against 100%, "
-        "|Pearson| 0.97 against 0.97); at cut 3 weight exchange leaks more (identification 100% "
-        "against 0%, |Pearson| 0.97 against 0.30, SSIM 0.90 against 0.10)."
-    )
-
-
-@pytest.mark.parametrize(
-    ("own", "verdict"),
-    [
-        (0.2, "split learning leaks more (SSIM 0.50 against 0.20)"),
-        (0.5, "no clear difference (SSIM 0.50 against 0.50)"),
-        (0.9, "weight exchange leaks more (SSIM 0.90 against 0.50)"),
-    ],
-)
-def test_the_verdict_follows_the_numbers(
-    make_card: MakeCard, weights: Callable[..., Card], own: float, verdict: str
-) -> None:
-    text = conclusions([weights(means={"ssim": own}), make_card(means={"ssim": 0.5})])[0]
-    assert text.endswith(f"on split learning: {verdict}.")
-
-
-def test_a_mixed_verdict_names_both(make_card: MakeCard, weights: Callable[..., Card]) -> None:
-    cards = [
-        weights(means={"abs_pearson": 0.9, "ssim": 0.2}),
-        make_card(means={"abs_pearson": 0.5, "ssim": 0.6}),
-    ]
-    text = conclusions(cards)[0]
-    assert "weight exchange leaks more (|Pearson| 0.90 against 0.50)" in text
-    assert "split learning leaks more (SSIM 0.60 against 0.20)" in text
-
-
-def test_other_samples_or_another_network_are_not_compared(
-    make_card: MakeCard, weights: Callable[..., Card]
-) -> None:
-    cards = [weights(), make_card()]
-    same = dict.fromkeys([card.key for card in cards], "samples")
-    assert "On the same private samples" in said(cards, samples=same)
-    apart = {card.key: card.key for card in cards}
-    assert "attacked different private samples without a defence" in said(cards, samples=apart)
-    relu = make_card(settings={"model": {"name": "mnistnet", "activation": "relu"}})
-    assert "On the same private samples" not in said([weights(), relu], samples=None)
-
-
-def test_without_truths_equal_seeds_and_counts_stand_for_equal_samples(
-    make_card: MakeCard, weights: Callable[..., Card], scores: Scores
-) -> None:
-    assert "On the same" in said([weights(), make_card()])
-    assert "On the same" not in said([weights(), make_card(seed=1)])
-    fewer = make_card(scores=scores(targets=8, ssim=0.5))
-    assert "On the same" not in said([weights(), fewer])
 
 
 def test_every_attack_is_stated_with_its_errors(make_card: MakeCard) -> None:

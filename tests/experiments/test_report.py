@@ -1,5 +1,6 @@
 """The report is one private file that says what was run, what leaked and what did not."""
 
+import json
 import re
 import stat
 from collections.abc import Callable
@@ -65,7 +66,7 @@ def test_a_full_report_has_its_sections_in_order(make_card: MakeCard, leave: Lea
     assert "they do not fit" in text
     assert "The server follows the protocol, reads the activations" in text
     assert "For the owner of the private data." in text
-    assert re.search(r"2 cards, \d{4}-\d\d-\d\d \d\d:\d\d UTC", text)
+    assert re.search(r"1 result, 1 unfit, \d{4}-\d\d-\d\d \d\d:\d\d UTC", text)
 
 
 def test_the_file_loads_nothing_and_runs_nothing(make_card: MakeCard, leave: Leave) -> None:
@@ -120,7 +121,7 @@ def test_a_cell_that_ran_again_is_shown_once(make_card: MakeCard, leave: Leave) 
     folder = leave(make_card(source="b" * 16))
     text = write_report(folder).read_text()
     assert "1 older cards of cells that were run again are left out." in text
-    assert "1 card, " in text
+    assert "1 result, " in text
 
 
 def test_the_sentences_get_cards_and_samples(
@@ -155,3 +156,35 @@ def test_missing_guesses_are_said_on_the_page(make_card: MakeCard, leave: Leave)
     folder = leave(card)
     (folder / "guesses" / f"{card.key}.safetensors").unlink()
     assert f"guesses/{card.key}.safetensors is missing" in write_report(folder).read_text()
+
+
+def test_the_last_run_is_reported_under_its_name(make_card: MakeCard, leave: Leave) -> None:
+    earlier = [make_card(settings={"attack": {"steps": steps}}) for steps in (1, 2)]
+    last = make_card(settings={"attack": {"steps": 3}})
+    for card in (*earlier, last):
+        folder = leave(card)
+    assert "3 results, " in write_report(folder).read_text()
+    note = {"name": "flagship", "keys": [last.key, "0" * 16]}
+    (folder / "last-run.json").write_text(json.dumps(note))
+    page = write_report(folder)
+    assert outline(page).headings[0] == "flagship"
+    assert "1 result, " in page.read_text()
+    assert "2 cards of other runs in this folder are left out." in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("note", "message"),
+    [
+        ("{", "does not tell the last run"),
+        ('{"name": "x"}', "does not tell the last run"),
+        ("[]", "does not tell the last run"),
+        ('{"name": "x", "keys": ["a"]}', "none of the last run's 1 results .* the 1 cards"),
+    ],
+)
+def test_a_last_run_that_cannot_be_told_is_refused(
+    make_card: MakeCard, leave: Leave, note: str, message: str
+) -> None:
+    folder = leave(make_card())
+    (folder / "last-run.json").write_text(note)
+    with pytest.raises(ReportError, match=message):
+        write_report(folder)

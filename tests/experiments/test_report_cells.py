@@ -6,6 +6,7 @@ import pytest
 
 from experiments.report_cells import cells, family, superseded, unseeded
 from leakbed.cards import Card
+from leakbed.contracts import Evidence
 
 MakeCard = Callable[..., Card]
 
@@ -108,3 +109,14 @@ def test_only_the_newest_card_of_a_cell_counts(make_card: MakeCard) -> None:
     when = {old.key: 1.0, new.key: 2.0, other.key: 0.0}
     assert superseded([new, old, other], when) == [old]
     assert superseded([new, other], when) == []
+
+
+def test_what_reads_no_message_is_no_attack_whatever_its_name(make_card: MakeCard) -> None:
+    def is_attack(**changes: object) -> bool:
+        return cells([make_card(**changes)])[0].is_attack
+
+    assert is_attack()
+    assert not is_attack(attack="tomorrows-baseline", reads=Evidence.NOTHING)
+    assert not is_attack(attack="smashed-as-image")
+    assert is_attack(attack="mean-image", reads=Evidence.SMASHED)
+    assert is_attack(threat=None)

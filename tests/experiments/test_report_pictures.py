@@ -13,6 +13,7 @@ from torch import Tensor
 from experiments.report_cells import cells
 from experiments.report_pictures import SHOWN, blocks, samples
 from leakbed.cards import Card
+from leakbed.contracts import Evidence
 
 MakeCard = Callable[..., Card]
 Leave = Callable[..., Path]
@@ -60,7 +61,7 @@ def test_cells_of_the_same_samples_share_their_originals(
 
 
 def test_what_reads_no_message_is_shown_once(make_card: MakeCard, leave: Leave) -> None:
-    cards = [make_card(attack="mean-image", cut=cut) for cut in (1, 2)]
+    cards = [make_card(attack="mean-image", reads=Evidence.NOTHING, cut=cut) for cut in (1, 2)]
     for card in cards:
         folder = leave(card)
     (block,) = blocks(folder, cells(cards))

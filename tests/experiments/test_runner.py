@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 
 from experiments import runner
 from experiments.runner import run
+from leakbed.data.recipe import DataRecipe
 from leakbed.grids import LocalGrid, NodeFailed
 from leakbed.models import IllegalCutError
 from leakbed.order import BatchTooLargeError
@@ -135,3 +136,44 @@ def test_a_failing_node_stops_the_run_and_leaves_no_half_run(tmp_path: Path) -> 
     assert len(list((tmp_path / "cards").iterdir())) == 2, "cards already written stay"
     finished = [run for run in (tmp_path / "runs").iterdir() if run.suffix != ".unfinished"]
     assert len(finished) == 1
+
+
+def test_bad_input_of_a_later_case_is_refused_before_the_first_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "train", pytest.fail)
+    cases = [{"name": "good"}, {"name": "bad", "model.cut": 99}]
+    with pytest.raises(IllegalCutError):
+        run({**TABLE, "case": cases}, out=tmp_path)
+
+
+def test_other_data_under_the_same_settings_is_another_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = run(TABLE, out=tmp_path)
+    monkeypatch.setattr(DataRecipe, "digest", lambda _: "other pictures")
+    after = run(TABLE, out=tmp_path)
+    assert {card.key for card in before}.isdisjoint(card.key for card in after)
+
+
+def test_other_code_of_the_users_own_is_another_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = tmp_path / "own_network_of_a_test.py"
+    layers = "nn.Flatten(), nn.Linear(784, 9), nn.Linear(9, 10)"
+    text = f"from torch import nn\n\ndef network():\n    return nn.Sequential({layers})\n"
+    table = {**TABLE, "model": {"name": "own_network_of_a_test:network", "cut": 1}}
+    module.write_text(text)
+    with pytest.raises(IllegalCutError, match="the bottom nothing to train"):
+        run(table, out=tmp_path / "out", overrides=["model.cut=0"])
+    first = run(table, out=tmp_path / "out")
+    module.write_text(text + "# the same, yet another\n")
+    second = run(table, out=tmp_path / "out")
+    assert {card.key for card in first}.isdisjoint(card.key for card in second)
+
+
+def test_the_last_run_says_which_cards_are_its_own(tmp_path: Path) -> None:
+    cards = run(TABLE, out=tmp_path)
+    last = json.loads((tmp_path / "last-run.json").read_text())
+    assert last == {"name": "small", "keys": [card.key for card in cards]}

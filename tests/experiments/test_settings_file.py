@@ -75,3 +75,20 @@ def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
     broken.write_text("name = ")
     with pytest.raises(SettingsError, match=r"broken\.toml is not TOML"):
         load_settings(broken)
+    broken.write_bytes(b'name = "\xff"')
+    with pytest.raises(SettingsError, match=r"broken\.toml is not TOML: 'utf-8'"):
+        load_settings(broken)
+
+
+def test_a_faulty_entry_is_one_fault_and_its_value_is_shown(file: Path) -> None:
+    with pytest.raises(SettingsError) as error:
+        load_settings(file, ["attack.when=test"])
+    assert "attack.0.when: " in str(error.value)
+    assert "(got 'test')" in str(error.value)
+    assert "at least 1 item" not in str(error.value)
+
+
+@pytest.mark.parametrize("section", ["data", "attack"])
+def test_an_override_inside_what_is_no_table_is_a_fault(section: str) -> None:
+    with pytest.raises(SettingsError, match=section):
+        load_settings({"name": "x", section: [3]}, [f"{section}.name=y"])

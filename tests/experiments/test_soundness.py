@@ -17,3 +17,7 @@ def test_others_are_named(bad: float) -> None:
     event = SmashedUp(node=1, round=2, step=3, smashed=smashed, labels=np.array([1, 2]))
     with pytest.raises(NonFiniteError, match=r"smashed 'smashed' of node 1 .* round 2, step 3"):
         RefuseNonFinite()(event)
+
+
+def test_it_may_run_beside_threads_that_draw() -> None:
+    assert RefuseNonFinite.draws_nothing

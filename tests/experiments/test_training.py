@@ -112,3 +112,31 @@ def test_training_that_diverges_says_where(tmp_path: Path) -> None:
     with pytest.raises((NonFiniteError, NodeFailed), match=r"round 1.*learning_rate"):
         trained(tmp_path / "run", "protocol.learning_rate=1e30")
     assert TrainingRun.read(tmp_path / "run") is None
+
+
+def test_a_trace_keeps_the_last_round_unless_all_are_asked_for(tmp_path: Path) -> None:
+    last = trained(tmp_path / "a")
+    every = trained(tmp_path / "b", "keep_rounds=all")
+    assert {e.round for e in Trace(last.trace).events(SmashedUp)} == {2}
+    assert {e.round for e in Trace(every.trace).events(SmashedUp)} == {1, 2}
+    assert last.utility == every.utility
+
+
+def test_a_damaged_run_is_none_and_is_trained_again(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run")
+    (run.folder / "run.json").write_text("")
+    assert TrainingRun.read(run.folder) is None
+    assert trained(tmp_path / "run").utility == run.utility
+
+
+def test_what_a_killed_process_left_is_swept_and_a_living_ones_is_not(tmp_path: Path) -> None:
+    dead, alive = (tmp_path / f"run.unfinished-{pid}" for pid in (2**22 + 1, 1))
+    dead.mkdir()
+    alive.mkdir()
+    trained(tmp_path / "run")
+    assert {path.name for path in tmp_path.iterdir()} == {"run", alive.name}
+
+
+def test_a_node_that_diverges_is_named_by_its_partition(tmp_path: Path) -> None:
+    with pytest.raises((NonFiniteError, NodeFailed), match="node 0"):
+        trained(tmp_path / "run", "protocol.learning_rate=1e30")

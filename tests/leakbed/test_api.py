@@ -80,6 +80,16 @@ def test_a_folder_that_cannot_be_is_refused_before_anything_runs(
     assert calls == []
 
 
+def test_a_second_run_in_the_same_folder_is_refused(
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]], tmp_path: Path
+) -> None:
+    with api._alone(tmp_path), pytest.raises(ResultsFolderError, match="another run is writing"):
+        api.run(SETTINGS, out=tmp_path)
+    assert not calls
+    api.run(SETTINGS, out=tmp_path)
+    assert len(calls) == 1
+
+
 def test_checked_settings_can_be_checked_again() -> None:
     checked = api.check(SETTINGS)
     assert api.check(checked) == checked

@@ -10,6 +10,32 @@ import pytest
 
 from leakbed.cli import main
 
+OVERRUN = """
+import atexit, sys, time
+from leakbed import commands
+from leakbed.cli import main
+from leakbed.grids.deadlines import CallThread
+
+def app():
+    try:
+        CallThread().run(lambda: time.sleep({sleep}), seconds=0.05, what="node 3")
+    except TimeoutError:
+        print("one line", end="")
+    {end}
+
+commands.app = app
+atexit.register(print, "torn down")
+main()
+"""
+OWN_CODE = """
+from leakbed import commands
+from leakbed.cli import main
+commands.app = lambda: None
+main()
+import attacks
+from mine import found
+"""
+
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "ray", "torchvision", "flwr", "matplotlib")
 CODE = """
@@ -29,6 +55,16 @@ def started(*argv: str) -> subprocess.CompletedProcess[str]:
     code = CODE.format(argv=["leakbed", *argv], heavy=HEAVY)
     return subprocess.run(  # noqa: S603
         [sys.executable, "-c", code], cwd=ROOT, check=False, capture_output=True, text=True
+    )
+
+
+def scripted(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script that lies elsewhere, as the installed command does, in a folder."""
+    script = folder / "bin" / "leakbed"
+    script.parent.mkdir()
+    script.write_text(code)
+    return subprocess.run(  # noqa: S603
+        [sys.executable, str(script)], cwd=folder, check=False, capture_output=True, text=True
     )
 
 
@@ -61,3 +97,32 @@ def test_a_missing_typer_is_named_with_the_command(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(builtins, "__import__", without_typer)
     with pytest.raises(SystemExit, match=r"needs the package 'typer'; run `make setup`"):
         main()
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "error"),
+    [
+        ("sys.exit(1)", 1, ""),
+        ("sys.exit()", 0, ""),
+        ("raise OSError('disk')", 1, "OSError: disk"),
+    ],
+)
+def test_a_call_that_overran_is_left_behind_without_a_crash(
+    tmp_path: Path, end: str, code: int, error: str
+) -> None:
+    left = scripted(OVERRUN.format(sleep=60, end=end), tmp_path)
+    assert (left.returncode, left.stdout) == (code, "one line")
+    assert error in left.stderr
+
+
+def test_without_an_overrun_the_way_out_is_the_ordinary_one(tmp_path: Path) -> None:
+    ended = scripted(OVERRUN.format(sleep=0, end="sys.exit(1)"), tmp_path)
+    assert (ended.returncode, ended.stdout) == (1, "torn down\n")
+
+
+def test_code_of_the_working_directory_is_found_after_ours(tmp_path: Path) -> None:
+    (tmp_path / "attacks").mkdir()
+    (tmp_path / "attacks" / "__init__.py").write_text("raise RuntimeError")
+    (tmp_path / "mine.py").write_text("found = True")
+    ended = scripted(OWN_CODE, tmp_path)
+    assert (ended.returncode, ended.stderr) == (0, "")

@@ -161,6 +161,7 @@ def test_list_names_everything(invoke: Invoke) -> None:
         (("attack", "t", "--with", "constant-imag"), "did you mean 'constant-image'"),
         (("attack", "t", "--with", "dlm", "-o", "targets"), "must be key=value"),
         (("attack", "t", "--with", "dlm", "-o", "tragets=2"), "did you mean 'targets'"),
+        (("attack", "t", "--with", "dlm", "-o", "name=x"), "--with names the attack"),
     ],
 )
 def test_bad_input_is_one_line_and_runs_nothing(

@@ -107,6 +107,32 @@ def test_what_is_wrong_with_a_card_shows() -> None:
     ]
 
 
+def test_namesakes_say_the_settings_they_differ_in() -> None:
+    def with_steps(steps: int, **shared: object) -> Card:
+        own = {"steps": steps, "rate": 0.1}
+        return card(settings={"attack": {"name": "unsplit", "targets": 8, **shared, "own": own}})
+
+    rows = printed(with_steps(9), with_steps(90, when="untrained"), card(attack="mean-image"))
+    assert [row for row in rows[2:] if "holds" not in row] == [
+        "steps 9",
+        "steps 90, when untrained",
+        "In brackets the best guess that needed no message.",
+    ]
+    assert not any("steps" in row for row in printed(with_steps(9), with_steps(9)))
+
+
+def test_strengths_of_one_defence_are_settings_apart() -> None:
+    cards = [
+        card(defense="noise", settings={"defense": {"stack": [["noise", {"sigma": sigma}]]}})
+        for sigma in (0.1, 0.4)
+    ]
+    headings = [row for row in printed(*cards) if row.startswith("split")]
+    assert headings == [
+        "split, vanilla-split, cut 1, noise (sigma 0.1)",
+        "split, vanilla-split, cut 1, noise (sigma 0.4)",
+    ]
+
+
 def test_without_scores_there_are_no_score_columns() -> None:
     assert printed(card(status="unscored", scores={}, case="split cut=1")) == [
         "split cut=1, vanilla-split, no defence",
@@ -117,13 +143,18 @@ def test_without_scores_there_are_no_score_columns() -> None:
 
 def test_the_summary_fits_a_narrow_terminal() -> None:
     on = console(width=80)
+    attacks = [{"own": {"outer_steps": steps, "model_rate": 0.1 / steps}} for steps in (10, 1000)]
     names = ("identification", "abs_pearson", "ssim", "label_accuracy")
     baselines = {"b": dict.fromkeys(names, 0.5)}
     scores = {name: {"mean": 0.5} for name in names}
-    for part in summary([card(attack="smashed-as-image", scores=scores, baselines=baselines)]):
+    fields: dict[str, Any] = {"scores": scores, "baselines": baselines}
+    cards = [card(attack="smashed-as-image", settings={"attack": a}, **fields) for a in attacks]
+    for part in summary(cards):
         on.print(part)
     text = written(on)
-    assert text.count("smashed-as-image") == 1
+    assert text.count("smashed-as-image") == 2
+    assert "outer_steps" in text
+    assert "1000" in text
     assert "95%" in text
     assert "…" not in text
 

@@ -53,7 +53,17 @@ def test_every_fault_of_a_validation_is_a_line() -> None:
 def test_the_machines_own_refusals_name_the_file(number: int, code: int | None) -> None:
     found = verdict(OSError(number, "refused", "some/file"))
     assert found == (None if code is None else (code, ["error: refused: some/file"]))
-    assert verdict(OSError(number, "refused")) is None
+    nameless = (FAILED, ["error: refused"]) if number == errno.ENOSPC else None
+    assert verdict(OSError(number, "refused")) == nameless
+
+
+def test_a_full_disk_under_safetensors_is_one_line() -> None:
+    class SafetensorError(Exception):
+        pass
+
+    full = SafetensorError("Error while serializing: I/O error: No space left on device")
+    assert verdict(full) == (FAILED, [f"error: {full}"])
+    assert verdict(SafetensorError("Error while deserializing header")) is None
 
 
 @pytest.mark.parametrize("bug", [ValueError("x"), TypeError("x"), RuntimeError("x"), KeyError("x")])

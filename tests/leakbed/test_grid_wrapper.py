@@ -1,3 +1,4 @@
+import copy
 import inspect
 from typing import Any
 
@@ -75,3 +76,12 @@ def test_no_method_of_flowers_grid_falls_through_to_its_default() -> None:
     """A method Flower gives a default would hide the wrapped grid's own."""
     public = {name for name, _ in inspect.getmembers(Grid) if not name.startswith("_")}
     assert public <= set(vars(GridWrapper))
+
+
+def test_a_wrapper_can_be_copied() -> None:
+    spy = Spy()
+    copied: Any = copy.copy(Wiretap(spy))
+    assert copied.get_node_ids() == [4, 2]
+    assert copied._grid is spy
+    with pytest.raises(AttributeError, match="_nonsense"):
+        _ = copied._nonsense

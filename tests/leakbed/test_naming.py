@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,29 @@ def test_the_nearest_name_comes_first_then_all() -> None:
 
 def test_a_name_near_nothing_gets_no_hint() -> None:
     assert unknown("model", "zzz", ["mnistnet"]) == "unknown model 'zzz'; legal: mnistnet"
+
+
+def test_nothing_legal_is_said_so() -> None:
+    assert unknown("key", "x", []) == "unknown key 'x'; there is none to set"
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        (
+            "raise RuntimeError('on import')",
+            r"RuntimeError: on import \(strange_module.py, line 1\)",
+        ),
+        ("def (", r"SyntaxError: .*strange_module.py, line 1"),
+    ],
+)
+def test_a_module_that_raises_is_named_with_its_line(
+    source: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "strange_module.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ImportPathError, match=told):
+        imported("strange_module:x")
 
 
 def test_imports_what_a_path_names() -> None:

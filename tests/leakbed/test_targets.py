@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load
 
 from leakbed.events import Phase, SmashedUp
 from leakbed.targets import Evidences, MisfitError, pick_targets
@@ -43,3 +44,13 @@ def test_the_wrong_family_says_which_fits(make: Make) -> None:
     evidences = Evidences(updates=[update(0)], smashed={}, gradients={}, evaluated=[])
     with pytest.raises(MisfitError, match="'vanilla-split'"):
         pick_targets(evidences, SMASHED, when="training", count=1)
+
+
+def test_rounds_that_are_not_attacked_are_not_read(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    early = SmashedUp(node=0, round=1, step=0, smashed=np.zeros((2, 32), np.float32))
+    trace, read = make([early, early, smashed(0, 0), smashed(1, 0)]), []
+    monkeypatch.setattr("leakbed.trace.load", lambda data: read.append(data) or load(data))
+    assert set(Evidences.of(trace).smashed) == {(0, 0), (1, 0)}
+    assert len(read) == 4, "smashed data and labels of two batches"

@@ -1,17 +1,25 @@
 """Views grant what a threat model names, and nothing else."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from leakbed.contracts import Evidence, Knowledge, Seat, ThreatModel
 from leakbed.events import CutGradientDown, UpdateUp
 from leakbed.targets import Evidences, MisfitError, pick_targets
-from leakbed.views import build_view
-from tests.small_traces import CPU, SMASHED, UPDATE, Make, make_trace, smashed, update
+from leakbed.trace import Recorder, Trace, TraceError
+from leakbed.views import architecture_of, build_view
+from tests.small_traces import ABOUT, CPU, SMASHED, UPDATE, Make, make_trace, smashed, update
+
+CLIENT = ThreatModel(
+    seat=Seat.CLIENT, evidence=frozenset({Evidence.SMASHED, Evidence.CUT_GRADIENT})
+)
 
 
 @pytest.fixture
@@ -54,10 +62,8 @@ def test_gradients_are_those_of_the_same_rows(make: Make) -> None:
     gradient = CutGradientDown(
         node=0, round=2, step=0, gradient=np.arange(64, dtype=np.float32).reshape(2, 32)
     )
-    trace = make([smashed(0, 0), gradient])
-    both = ThreatModel(
-        seat=Seat.CLIENT, evidence=frozenset({Evidence.SMASHED, Evidence.CUT_GRADIENT})
-    )
+    trace = make([replace(smashed(0, 0), labels=None), gradient])
+    both = CLIENT
     evidences = Evidences.of(trace)
     targets = pick_targets(evidences, both, when="training", count=2)
     view = build_view(trace, evidences, both, targets, device=CPU)
@@ -135,3 +141,69 @@ def test_a_server_does_not_read_the_gradient_it_made(make: Make) -> None:
     targets = pick_targets(evidences, server, when="training", count=1)
     with pytest.raises(MisfitError, match="seat = 'client'"):
         build_view(trace, evidences, server, targets, device=CPU)
+
+
+def test_a_client_that_has_the_labels_has_nothing_to_attack(make: Make) -> None:
+    trace = make([smashed(0, 0)])
+    evidences = Evidences.of(trace)
+    targets = pick_targets(evidences, CLIENT, when="training", count=1)
+    with pytest.raises(MisfitError, match=r"protocol\.labels = 'server'"):
+        build_view(trace, evidences, CLIENT, targets, device=CPU)
+
+
+@pytest.mark.parametrize("seat", [seat for seat in Seat if seat != Seat.SERVER])
+def test_shared_labels_are_for_the_server_alone(make: Make, seat: Seat) -> None:
+    trace = make([smashed(0, 0)])
+    evidences = Evidences.of(trace)
+    threat = ThreatModel(seat=seat, evidence=SMASHED.evidence)
+    targets = pick_targets(evidences, threat, when="training", count=1)
+    assert build_view(trace, evidences, threat, targets, device=CPU).labels is None
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(None, 3), (2, 2)])
+def test_one_pass_is_as_many_steps_as_it_has_batches(
+    tmp_path: Path, steps: int | None, expected: int
+) -> None:
+    said = {**ABOUT, "local_steps": steps, "batch_size": 4}
+    with Recorder(tmp_path / "trace", about=said) as recorder:
+        recorder(update(0, examples=9))
+    trace = Trace(tmp_path / "trace")
+    evidences = Evidences.of(trace)
+    targets = pick_targets(evidences, UPDATE, when="training", count=1)
+    view = build_view(trace, evidences, UPDATE, targets, device=CPU)
+    assert (view.rows, view.local_steps) == (9, expected)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"fc.weight": np.zeros((3, 32), np.float32)}, "has no '0.weight'.*it has fc.weight"),
+        ({**update(0).before, "2.bias": np.zeros(7, np.float32)}, r"'2.bias' .*\(7,\).*\(3,\)"),
+    ],
+)
+def test_weights_of_another_model_are_refused(
+    make: Make, weights: dict[str, NDArray[Any]], message: str
+) -> None:
+    event = UpdateUp(node=0, round=1, before=weights, after=weights, examples=1)
+    trace = make([event])
+    evidences = Evidences.of(trace)
+    targets = pick_targets(evidences, UPDATE, when="training", count=1)
+    with pytest.raises(MisfitError, match=message):
+        build_view(trace, evidences, UPDATE, targets, device=CPU)
+
+
+def test_public_images_nobody_gave_are_asked_for(tmp_path: Path) -> None:
+    with Recorder(tmp_path / "trace", about=ABOUT) as recorder:
+        recorder(update(0))
+    trace = Trace(tmp_path / "trace")
+    evidences = Evidences.of(trace)
+    needs = frozenset({Knowledge.PUBLIC_IMAGES})
+    threat = ThreatModel(seat=Seat.SERVER, evidence=UPDATE.evidence, needs=needs)
+    targets = pick_targets(evidences, threat, when="training", count=1)
+    with pytest.raises(MisfitError, match=r"data\.public.*recorder\.hold\('adversary', 'public'"):
+        build_view(trace, evidences, threat, targets, device=CPU)
+
+
+def test_a_trace_that_does_not_say_its_architecture_is_refused() -> None:
+    with pytest.raises(TraceError, match="does not say architecture"):
+        architecture_of({"local_steps": 1})

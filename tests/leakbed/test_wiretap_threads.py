@@ -1,6 +1,8 @@
+import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from leakbed.events import (
 )
 from leakbed.grid_wrapper import GridWrapper
 from leakbed.grids import LocalGrid
+from leakbed.seeds import guarded
+from leakbed.trace import Recorder, Trace
 from leakbed.wiretap import Wiretap
 from tests import tiny
 from tests.stranger import X, grid, out, train
@@ -90,3 +94,47 @@ def test_many_threads_lose_and_mix_up_nothing() -> None:
     size = train().content["arrays"].count_bytes()
     assert (tap.bytes_down, tap.bytes_up) == (160 * size, 160 * size)
     assert tap._pending == {}
+
+
+class Drawing:
+    """A thread of the app's own that draws from the global generator whenever it is woken."""
+
+    def __init__(self) -> None:
+        self.drawn: list[float] = []
+        self._wake, self._done = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def draw(self) -> None:
+        """Let the thread draw once, in the middle of whatever this thread is doing."""
+        self._wake.set()
+        assert self._done.wait(10)
+        self._done.clear()
+
+    def _run(self) -> None:
+        while self._wake.wait(10):
+            self._wake.clear()
+            self.drawn.append(random.random())
+            self._done.set()
+
+
+def test_recording_leaves_what_other_threads_draw_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Drawing()
+    write = Recorder._write
+
+    def slow(recorder: Recorder, line: dict[str, object]) -> None:
+        other.draw()
+        write(recorder, line)
+
+    monkeypatch.setattr(Recorder, "_write", slow)
+    with guarded():
+        random.seed(5)
+        with Recorder(tmp_path / "trace") as recorder:
+            tap = Wiretap(grid(), [recorder], strict=True)
+            for _ in range(3):
+                tap.send_and_receive([train()])
+    untapped = random.Random(5)
+    assert len(Trace(tmp_path / "trace").records) == 6
+    assert other.drawn == [untapped.random() for _ in range(8)]  # header, records, closing line

@@ -82,4 +82,12 @@ def no_arrays() -> tuple[str, str]:
     return "images", "labels"
 
 
+def breaks() -> tuple[object, object]:
+    raise RuntimeError("no such server")
+
+
+def demanding(folder: str) -> tuple[object, object]:
+    return _with()
+
+
 NOT_A_FUNCTION = 3

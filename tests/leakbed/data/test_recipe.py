@@ -1,3 +1,6 @@
+import json
+from dataclasses import asdict
+
 import pytest
 import torch
 
@@ -36,3 +39,20 @@ def test_data_are_decoded_once_for_all_seeds_and_shares() -> None:
 @pytest.mark.parametrize("size", [None, 30])
 def test_size_keeps_so_many_rows(size: int | None) -> None:
     assert len(tiny.recipe(size=size).dataset()) == (size or 60)
+
+
+def test_lists_among_a_partitioners_settings_survive_json_and_caching() -> None:
+    settings = (("partition_sizes", [80, 200]),)
+    recipe = DataRecipe(
+        name="mnist-5k", size=400, nodes=2, stream=1, partition="size", partition_settings=settings
+    )
+    assert [len(rows) for rows in recipe.split().nodes] == [80, 200]
+    sent = json.loads(json.dumps(asdict(recipe)))
+    sent["partition_settings"] = tuple(map(tuple, sent["partition_settings"]))
+    assert hash(recipe) == hash(DataRecipe(**sent))
+
+
+def test_the_digest_tells_data_apart_and_nothing_else() -> None:
+    one, two = (DataRecipe(name="mnist-5k", size=100, nodes=n, stream=n) for n in (1, 2))
+    assert one.digest() == two.digest()
+    assert one.digest() != DataRecipe(name="mnist-5k", size=101, nodes=1, stream=1).digest()

@@ -54,6 +54,10 @@ class Demanding(nn.Sequential):
         super().__init__(nn.Flatten(), nn.Linear(16, depth))
 
 
+def broken() -> nn.Module:
+    raise RuntimeError("out of ideas")
+
+
 def no_module() -> str:
     return "not a network"
 

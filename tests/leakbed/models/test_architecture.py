@@ -140,6 +140,7 @@ def test_own_staged_module_runs_in_stage_order() -> None:
         ("Stageless", {}, "give it an attribute `stages`"),
         ("Lazy", {}, "has lazy layers"),
         ("Builtin", {}, "no signature found"),
+        ("broken", {}, r"raised RuntimeError: out of ideas \(own_networks.py, line"),
         ("no_module", {}, "gave a str, not a torch"),
     ],
 )

@@ -69,6 +69,27 @@ def test_an_evaluated_row_is_a_test_row(key: AnswerKey) -> None:
     assert len(truth.candidates) == 5, "all there are"
 
 
+def test_refuses_to_answer_another_trace(key: AnswerKey, tmp_path: Path) -> None:
+    for name in ("mine", "others"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "index.jsonl").write_text(name)
+    key.write(tmp_path / "answers", trace=tmp_path / "mine")
+    assert AnswerKey.read(tmp_path / "answers", trace=tmp_path / "mine").num_classes
+    with pytest.raises(AnswerKeyError, match=r"answers another run than .*others"):
+        AnswerKey.read(tmp_path / "answers", trace=tmp_path / "others")
+
+
+def test_refuses_damaged_files(key: AnswerKey, tmp_path: Path) -> None:
+    key.write(tmp_path)
+    images = tmp_path / "images.safetensors"
+    images.write_bytes(images.read_bytes()[:-1])
+    with pytest.raises(AnswerKeyError, match=r"images\.safetensors was altered or is missing"):
+        AnswerKey.read(tmp_path)
+    (tmp_path / "answers.json").write_text("{")
+    with pytest.raises(AnswerKeyError, match="was altered or truncated"):
+        AnswerKey.read(tmp_path)
+
+
 def test_refuses_what_it_does_not_know(key: AnswerKey, tmp_path: Path) -> None:
     with pytest.raises(AnswerKeyError, match="another run"):
         key.truth([target(5, row=0)])

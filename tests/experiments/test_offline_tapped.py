@@ -1,0 +1,110 @@
+"""A stranger's Flower app, tapped: its trace is attacked as our own are, without answers."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, Context
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from experiments.offline import attack_trace
+from leakbed.about import about
+from leakbed.commands import app as commands
+from leakbed.targets import MisfitError
+from leakbed.trace import Recorder, TraceError
+from leakbed.wiretap import Wiretap
+from tests.small_app import CLASSES, NODES, ROWS, network, run
+
+MODEL, SHAPE = "tests.own_model:Net", (1, 4, 4)
+SAID = about(
+    model=MODEL,
+    image_shape=SHAPE,
+    num_classes=CLASSES,
+    batch_size=ROWS,
+    local_steps=1,
+    nodes=NODES,
+    data="theirs",
+)
+Tapped = Callable[..., Path]
+
+
+@pytest.fixture
+def tapped(tmp_path: Path) -> Tapped:
+    def train(said: dict[str, object] | None, *, public: bool = False) -> Path:
+        server, folder = ServerApp(), tmp_path / "trace"
+
+        @server.main()
+        def main(grid: Grid, context: Context) -> None:
+            with Recorder(folder, about=said) as recorder:
+                if public:
+                    owned = {"images": np.full((3, *SHAPE), 0.25, np.float32)}
+                    recorder.hold("adversary", "public", {**owned, "labels": np.arange(3)})
+                weights = ArrayRecord(network(MODEL, SHAPE).state_dict())
+                FedAvg().start(Wiretap(grid, [recorder]), weights, num_rounds=2)
+
+        run(server, MODEL, SHAPE)
+        return folder
+
+    return train
+
+
+def test_it_is_attacked_from_the_command_line(tapped: Tapped) -> None:
+    trace = tapped(SAID)
+    command = ["attack", str(trace), "--with", "dlm-plus", "-o", "iterations=2"]
+    ended = CliRunner().invoke(commands, command)
+    assert ended.exit_code == 0, ended.output
+    (card,) = (trace.parent / "trace-attacked" / "cards").iterdir()
+    said = json.loads(card.read_text())
+    assert (said["status"], said["model"], said["data"]) == ("unscored", MODEL, "theirs")
+
+
+@pytest.mark.parametrize("name", ["dlm", "constant-image"])
+def test_other_attacks_read_it_too(tapped: Tapped, name: str) -> None:
+    settings = {"iterations": 2} if name == "dlm" else {}
+    card = attack_trace(tapped(SAID), name, settings=settings)
+    assert card.status == "unscored"
+
+
+def test_public_images_are_optional(tapped: Tapped) -> None:
+    with pytest.raises(MisfitError, match=r"recorder\.hold\('adversary', 'public'"):
+        attack_trace(tapped(SAID), "mean-image")
+
+
+def test_public_images_are_used(tapped: Tapped) -> None:
+    trace = tapped(SAID, public=True)
+    card = attack_trace(trace, "mean-image")
+    (guess,) = (trace.parent / "trace-attacked" / "guesses").iterdir()
+    assert guess.stem == card.key
+    assert load_file(guess)["images"].unique().tolist() == [0.25]
+
+
+def test_a_trace_that_says_nothing_of_its_run_is_refused(tapped: Tapped) -> None:
+    with pytest.raises(TraceError, match=r"does not say architecture, .*about\(model="):
+        attack_trace(tapped(None), "constant-image")
+
+
+def test_results_lie_beside_a_trace_named_by_a_dot(
+    tapped: Tapped, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = tapped(SAID)
+    before = sorted(trace.rglob("*"))
+    monkeypatch.chdir(trace)
+    attack_trace(Path(), "constant-image")
+    ended = CliRunner().invoke(commands, ["attack", ".", "--with", "constant-image"])
+    assert ended.exit_code == 0, ended.output
+    assert sorted(trace.rglob("*")) == before
+    assert (trace.parent / "trace-attacked" / "cards").is_dir()
+
+
+def test_it_computes_in_one_thread_as_runs_do(
+    tapped: Tapped, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("torch.set_num_threads", asked.append)
+    attack_trace(tapped(SAID), "constant-image")
+    assert asked == [1]
