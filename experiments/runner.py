@@ -81,26 +81,26 @@ def run(
     done = {card.key: card for card in read_cards(folder)} if (folder / "cards").is_dir() else {}
     if progress is not None:
         progress.start(len(wanted))
+    lent = grids or _grids(checked)
+    runners = [
+        _Runner(each, folder=folder, source=source, grids=lent, progress=progress)
+        for each in prepared
+    ]
+    keyed = [runner.keyed(group) for runner, group in zip(runners, groups, strict=True)]
+    _say_last_run(folder, checked.name, [key for group in keyed for key in group])
     found: list[Card] = []
     with task_identity():
-        for ingredients, group in zip(prepared, groups, strict=True):
-            runner = _Runner(
-                ingredients,
-                folder=folder,
-                source=source,
-                grids=grids or _grids(checked),
-                progress=progress,
-            )
+        for runner, group in zip(runners, keyed, strict=True):
             found += runner.cells_of(group, done)
-    _keep_last_run(folder, checked.name, found)
     return found
 
 
-def _keep_last_run(folder: Path, name: str, cards: Sequence[Card]) -> None:
+def _say_last_run(folder: Path, name: str, keys: Sequence[str]) -> None:
     """Say which of the folder's cards belong together, for the report."""
     folder.mkdir(parents=True, exist_ok=True)
-    last = {"name": name, "keys": [card.key for card in cards]}
-    (folder / "last-run.json").write_text(json.dumps(last))
+    partial = folder / f"last-run.{os.getpid()}.partial"
+    partial.write_text(json.dumps({"name": name, "keys": list(keys)}))
+    partial.replace(folder / "last-run.json")
 
 
 class _Runner:
@@ -118,18 +118,25 @@ class _Runner:
         self._prepared, self._folder, self._source = prepared, folder, source
         self._grids, self._progress = grids, progress
 
-    def cells_of(self, group: Sequence[CellSettings], done: Mapping[str, Card]) -> list[Card]:
+    @property
+    def _ran_on(self) -> str:
+        return f"{self._source}:{self._prepared.fingerprint}"
+
+    def keyed(self, group: Sequence[CellSettings]) -> dict[str, CellSettings]:
+        """Return the cells by the keys of their cards."""
+        return {card_key(cell.as_json(), self._ran_on): cell for cell in group}
+
+    def cells_of(self, keyed: Mapping[str, CellSettings], done: Mapping[str, Card]) -> list[Card]:
         """Return a card per cell; train only if one of them is missing and fits."""
-        training, ran_on = self._prepared.settings, f"{self._source}:{self._prepared.fingerprint}"
-        keys = [card_key(cell.as_json(), ran_on) for cell in group]
+        training = self._prepared.settings
         why = misfit(training)
         trained: TrainingRun | None = None
         cards = []
-        for cell, key in zip(group, keys, strict=True):
+        for key, cell in keyed.items():
             card = done.get(key)
             if card is None:
                 if why is None and trained is None:
-                    trained = self._trained(cell.case, ran_on)
+                    trained = self._trained(cell.case)
                 card = (
                     _unfit(cell, key, self._source, why)
                     if trained is None
@@ -141,9 +148,9 @@ class _Runner:
                 self._progress.advance(f"{cell.case}: {cell.attack.name} / {training.defense.name}")
         return cards
 
-    def _trained(self, case: str, ran_on: str) -> TrainingRun:
+    def _trained(self, case: str) -> TrainingRun:
         training = self._prepared.settings
-        folder = self._folder / "runs" / training.key(ran_on)
+        folder = self._folder / "runs" / training.key(self._ran_on)
         if (finished := TrainingRun.read(folder)) is not None:
             return finished
         if self._progress is not None:
