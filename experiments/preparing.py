@@ -14,13 +14,14 @@ from torch import Tensor
 from clients.cell import Cell, TrainingPlan
 from defenses import DEFENSES
 from experiments.cells import Training
-from leakbed.contracts import Defense, Protects
+from leakbed.contracts import Defense, Protects, ThreatModel
 from leakbed.data.recipe import DataRecipe
 from leakbed.events import Arrays
 from leakbed.models import Architecture, IllegalCutError, resolve_device
 from leakbed.naming import imported
 from leakbed.oracle.answer_key import AnswerKey
 from leakbed.seeds import derive
+from leakbed.targets import MisfitError, refuse_misfit
 from strategies import PROTOCOLS
 
 
@@ -151,6 +152,16 @@ def _own_source(path: str) -> str:
 def make_defenses(training: Training) -> tuple[Defense, ...]:
     """Return a run's defences; values out of range raise the defence's own errors."""
     return tuple(DEFENSES[name](**own) for name, own in training.defense.stack)
+
+
+def unread(threat: ThreatModel, training: Training) -> str | None:
+    """Return why a protocol sends nothing that an attack reads, or None if it does."""
+    try:
+        exchanges = PROTOCOLS[training.protocol.name].exchanges
+        refuse_misfit(threat, updates=exchanges == "weights")
+    except MisfitError as error:
+        return str(error)
+    return None
 
 
 def misfit(training: Training) -> str | None:

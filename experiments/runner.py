@@ -18,7 +18,7 @@ from flwr.serverapp import Grid
 from clients import node_app
 from experiments.attacking import attack_run, judge, keep_guess, keep_truth, make_attack
 from experiments.cells import CellSettings, cells
-from experiments.preparing import Prepared, make_defenses, misfit, prepare
+from experiments.preparing import Prepared, make_defenses, misfit, prepare, unread
 from experiments.settings import JsonObject, Settings
 from experiments.settings_file import load_settings
 from experiments.training import TrainingRun, train
@@ -129,19 +129,17 @@ class _Runner:
     def cells_of(self, keyed: Mapping[str, CellSettings], done: Mapping[str, Card]) -> list[Card]:
         """Return a card per cell; train only if one of them is missing and fits."""
         training = self._prepared.settings
-        why = misfit(training)
         trained: TrainingRun | None = None
         cards = []
         for key, cell in keyed.items():
             card = done.get(key)
             if card is None:
-                if why is None and trained is None:
-                    trained = self._trained(cell.case)
-                card = (
-                    _unfit(cell, key, self._source, why)
-                    if trained is None
-                    else self._attacked(cell, key, trained)
-                )
+                why = misfit(training) or unread(make_attack(cell.attack).threat, training)
+                if why is None:
+                    trained = trained or self._trained(cell.case)
+                    card = self._attacked(cell, key, trained)
+                else:
+                    card = _unfit(cell, key, self._source, why)
                 write_card(card, self._folder)
             cards.append(card)
             if self._progress is not None:

@@ -84,23 +84,38 @@ def pick_targets(
     Raises:
         MisfitError: If the trace holds no such message.
     """
-    reads_head = Evidence.HEAD_WEIGHT_GRADIENT in threat.evidence
-    reads_cut = threat.evidence & {Evidence.SMASHED, Evidence.CUT_GRADIENT} and not reads_head
-    if evidences.updates and not reads_cut:
+    refuse_misfit(threat, updates=bool(evidences.updates))
+    if evidences.updates:
         return [_of_update(event) for event in evidences.updates[:count]]
-    if reads_head or Evidence.UPDATE in threat.evidence or not evidences.smashed:
-        has = "updates (weights)" if evidences.updates else "smashed data and cut gradients"
-        wants = ", ".join(sorted(threat.evidence))
-        raise MisfitError(
-            f"the attack reads {wants} but this protocol exchanges {has}; use "
-            + ("'vanilla-split'" if evidences.updates else "'fedavg'")
-        )
+    if not evidences.smashed:
+        raise MisfitError("the trace holds neither updates nor smashed data of a last round")
     if when == "inference":
         if not evidences.evaluated:
             raise MisfitError("no test rows were evaluated in this run; use when = 'training'")
         rows = [(e, row) for e in evidences.evaluated for row in range(len(e.smashed))]
         return [_of_row(event, row) for event, row in rows[:count]]
     return _interleaved(evidences)[:count]
+
+
+def refuse_misfit(threat: ThreatModel, *, updates: bool) -> None:
+    """Refuse an attack whose evidence a protocol never sends.
+
+    Args:
+        threat: The attack's.
+        updates: Whether the protocol exchanges weights; else smashed data and cut gradients.
+
+    Raises:
+        MisfitError: If the attack reads what is not sent; says which protocol sends it.
+    """
+    of_weights = threat.evidence & {Evidence.UPDATE, Evidence.HEAD_WEIGHT_GRADIENT}
+    of_cut = threat.evidence & {Evidence.SMASHED, Evidence.CUT_GRADIENT}
+    if (of_cut and not of_weights) if updates else of_weights:
+        has = "updates (weights)" if updates else "smashed data and cut gradients"
+        wants = ", ".join(sorted(threat.evidence))
+        other = "'vanilla-split'" if updates else "'fedavg'"
+        raise MisfitError(
+            f"the attack reads {wants} but this protocol exchanges {has}; use {other}"
+        )
 
 
 def _of_update(event: UpdateUp) -> Target:
