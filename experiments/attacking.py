@@ -15,7 +15,7 @@ from torch import Tensor
 
 from attacks import ATTACKS
 from experiments.settings import AttackSettings
-from leakbed.contracts import Attack, Guess, Knowledge
+from leakbed.contracts import Attack, Guess, Knowledge, UnfitViewError
 from leakbed.events import Arrays
 from leakbed.models import resolve_device
 from leakbed.oracle import (
@@ -88,6 +88,9 @@ def attack_run(
 
     Returns:
         The guess of the restart with the lowest objective of the attack's own, target by target.
+
+    Raises:
+        UnfitViewError: If restarts are asked of an attack that cannot choose among them.
     """
     recorded = Trace(trace)
     evidences = Evidences.of(recorded)
@@ -101,6 +104,8 @@ def attack_run(
     repeats = 1 if "restarts" in _fields(type(attack)) else settings.restarts or 1
     started = perf_counter()
     guess = attack.run(view, seed=derive(stream, "restart/0"))
+    if repeats > 1 and guess.objective is None:
+        raise UnfitViewError(f"{attack.name} has no objective to choose by; leave restarts out")
     for repeat in range(1, repeats):
         guess = _better(guess, attack.run(view, seed=derive(stream, f"restart/{repeat}")))
     seconds = perf_counter() - started
@@ -145,7 +150,7 @@ def judge(
     if scores.failures:
         reasons.append(f"{scores.failures} of {scores.targets} targets failed")
     result = scores.as_dict()
-    if guess.clones is not None and answers.bottom is not None:
+    if guess.clones is not None and answers.bottom is not None and len(answers.test_images):
         result["stolen_model"] = _stolen(guess.clones, answers, trace, stream).as_dict()
     verdict = Verdict(
         scores=result,

@@ -14,6 +14,7 @@ from torch import Tensor
 from clients.cell import Cell, TrainingPlan
 from defenses import DEFENSES
 from experiments.cells import Training
+from experiments.settings import SettingsError
 from leakbed.contracts import Defense, Protects, ThreatModel
 from leakbed.data.recipe import DataRecipe
 from leakbed.events import Arrays
@@ -79,8 +80,13 @@ def prepare(training: Training, *, root: str | None) -> Prepared:
 
     Returns:
         The run's ingredients.
+
+    Raises:
+        SettingsError: If a setting would be ignored.
     """
     chosen, model, protocol = training.data, training.model, training.protocol
+    if protocol.optimizer == "adam" and protocol.momentum:
+        raise SettingsError(f"protocol.momentum = {protocol.momentum} is SGD's; Adam has none")
     own = dict(chosen.partition_settings)
     if chosen.alpha is not None:
         own["alpha"] = chosen.alpha

@@ -215,11 +215,12 @@ def _start(
             timeout=protocol.timeout,
             evaluate_fn=keep,
         )
+    if not len(prepared.data.split().test):
+        return built, {}  # nothing is held out to measure utility on
     if entry.exchanges == "weights":
         return built, {"test_accuracy": _whole_accuracy(prepared, result.arrays)}
-    metrics = result.evaluate_metrics_clientapp.get(protocol.rounds)
-    accuracy = metrics["accuracy"] if metrics else float("nan")
-    return built, {"test_accuracy": float(str(accuracy))}
+    metrics = result.evaluate_metrics_clientapp[protocol.rounds]
+    return built, {"test_accuracy": float(str(metrics["accuracy"]))}
 
 
 def _setup(prepared: Prepared, roster: Mapping[int, int]) -> Setup:
@@ -253,8 +254,6 @@ def _gradient_defences(prepared: Prepared) -> tuple[Defense, ...]:
 def _whole_accuracy(prepared: Prepared, arrays: ArrayRecord) -> float:
     """Return the accuracy of whole weights on the held-out rows."""
     dataset, test = prepared.data.dataset(), prepared.data.split().test
-    if not len(test):
-        return float("nan")
     device = resolve_device(prepared.settings.device)
     model = prepared.architecture.build(0).to(device).eval()
     model.load_state_dict(arrays.to_torch_state_dict())

@@ -88,7 +88,8 @@ class Card(BaseModel):
         baselines: The same metrics without evidence: baseline, metric, mean.
         control: The negative control's verdict; ``None`` where there is none.
         utility: What the defence left of the task: test accuracy and the like.
-        cost: Seconds, bytes up and down, peak memory in bytes.
+        cost: Seconds, bytes up and down (evaluation included), peak memory of the process so far in
+            bytes.
         reported: The source's own figure, where there is one.
         unreliable: Why the numbers should not be trusted, or ``None``.
         version: Of Leakbed.

@@ -86,6 +86,8 @@ def pick_targets(
     """
     refuse_misfit(threat, updates=bool(evidences.updates))
     if evidences.updates:
+        if when == "inference":
+            raise MisfitError("an update is sent in training only; use when = 'training'")
         return [_of_update(event) for event in evidences.updates[:count]]
     if not evidences.smashed:
         raise MisfitError("the trace holds neither updates nor smashed data of a last round")

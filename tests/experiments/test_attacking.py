@@ -25,7 +25,7 @@ from experiments.preparing import prepare
 from experiments.settings import AttackSettings
 from experiments.settings_file import load_settings
 from experiments.training import TrainingRun, train
-from leakbed.contracts import Evidence, Guess, Seat, ThreatModel, View
+from leakbed.contracts import Evidence, Guess, Seat, ThreatModel, UnfitViewError, View
 from leakbed.flower_internals import task_identity
 from leakbed.grids import LocalGrid
 from leakbed.oracle.answer_key import AnswerKey
@@ -167,3 +167,8 @@ def test_the_attack_reads_the_trace_alone(run: TrainingRun, tmp_path: Path) -> N
     there = attack_run(copied, settings(targets=2), stream=1, device="cpu")
     assert torch.equal(here.guess.images, there.guess.images)  # type: ignore[arg-type]
     assert Trace(copied).about == Trace(run.trace).about
+
+
+def test_restarts_need_an_objective_to_choose_by(run: TrainingRun) -> None:
+    with pytest.raises(UnfitViewError, match="leave restarts out"):
+        attack_run(run.trace, settings(restarts=3), stream=1, device="cpu")

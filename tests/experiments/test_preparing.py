@@ -4,6 +4,7 @@ import pytest
 
 from experiments.cells import Training, cells
 from experiments.preparing import answer_key, misfit, prepare
+from experiments.settings import SettingsError
 from experiments.settings_file import load_settings
 
 TABLE = {
@@ -53,3 +54,8 @@ def test_the_answer_key_covers_every_batch_of_every_node() -> None:
     split = prepared.data.split()
     second = set(range(len(split.nodes[0]), len(key.images)))
     assert set(key.order[1, 1, 0]) <= second
+
+
+def test_a_momentum_that_adam_would_ignore_is_refused() -> None:
+    with pytest.raises(SettingsError, match="Adam has none"):
+        prepare(training("protocol.optimizer=adam", "protocol.momentum=0.9"), root=None)

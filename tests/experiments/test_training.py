@@ -140,3 +140,9 @@ def test_what_a_killed_process_left_is_swept_and_a_living_ones_is_not(tmp_path: 
 def test_a_node_that_diverges_is_named_by_its_partition(tmp_path: Path) -> None:
     with pytest.raises((NonFiniteError, NodeFailed), match="node 0"):
         trained(tmp_path / "run", "protocol.learning_rate=1e30")
+
+
+@pytest.mark.parametrize("protocol", ["fedavg", "vanilla-split"])
+def test_without_held_out_rows_there_is_no_utility(tmp_path: Path, protocol: str) -> None:
+    run = trained(tmp_path / "run", "data.test=0", f"protocol.name={protocol}")
+    assert run.utility == {}

@@ -54,3 +54,14 @@ def test_rounds_that_are_not_attacked_are_not_read(
     monkeypatch.setattr("leakbed.trace.load", lambda data: read.append(data) or load(data))
     assert set(Evidences.of(trace).smashed) == {(0, 0), (1, 0)}
     assert len(read) == 4, "smashed data and labels of two batches"
+
+
+def test_an_update_belongs_to_training(make: Make) -> None:
+    evidences = Evidences.of(make([update(0)]))
+    with pytest.raises(MisfitError, match="when = 'training'"):
+        pick_targets(evidences, UPDATE, when="inference", count=1)
+
+
+def test_a_trace_of_nothing_has_no_targets(make: Make) -> None:
+    with pytest.raises(MisfitError, match="neither updates nor smashed data"):
+        pick_targets(Evidences.of(make([])), SMASHED, when="training", count=1)
