@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from experiments.settings import JsonObject, Settings, SettingsError
+from experiments.plugins import plugin_fields
+from experiments.settings import AttackSettings, JsonObject, Settings, SettingsError
 
 
 def load_settings(
@@ -62,8 +63,25 @@ def _overridden(table: JsonObject, override: str) -> JsonObject:
         return {**table, key: value}
     inside = table.get(section, {})
     if isinstance(inside, list | tuple):
-        return {**table, section: [_with(each, rest, value) for each in inside]}
+        takes = [_takes(section, each, rest) for each in inside]
+        chosen = takes if any(takes) else [True] * len(inside)  # a typing mistake is told by all
+        changed = [
+            _with(each, rest, value) if chooses else each
+            for each, chooses in zip(inside, chosen, strict=True)
+        ]
+        return {**table, section: changed}
     return {**table, section: _with(inside, rest, value)}
+
+
+def _takes(section: str, table: object, key: str) -> bool:
+    """Say whether an attack or a defence has a setting, its own or one that all have."""
+    if not isinstance(table, Mapping) or section not in {"attack", "defense"}:
+        return True
+    own = plugin_fields("attacks" if section == "attack" else "defenses").get(
+        str(table.get("name"))
+    )
+    common = set(AttackSettings.model_fields) - {"own"} if section == "attack" else {"name"}
+    return key in common or (own is not None and key in own.settings)
 
 
 def _with(table: object, key: str, value: object) -> object:

@@ -92,3 +92,12 @@ def test_a_faulty_entry_is_one_fault_and_its_value_is_shown(file: Path) -> None:
 def test_an_override_inside_what_is_no_table_is_a_fault(section: str) -> None:
     with pytest.raises(SettingsError, match=section):
         load_settings({"name": "x", section: [3]}, [f"{section}.name=y"])
+
+
+def test_an_override_reaches_the_attacks_that_have_the_key(file: Path) -> None:
+    text = file.read_text() + '[[attack]]\nname = "unsplit"\n'
+    file.write_text(text)
+    own = [attack.own for attack in load_settings(file, ["attack.outer_steps=7"]).attack]
+    assert own == [{}, {}, {"outer_steps": 7}]
+    with pytest.raises(SettingsError, match="outer_stepps"):
+        load_settings(file, ["attack.outer_stepps=7"])
