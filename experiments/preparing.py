@@ -14,7 +14,7 @@ from torch import Tensor
 from clients.cell import Cell, TrainingPlan
 from defenses import DEFENSES
 from experiments.cells import Training
-from experiments.settings import SettingsError
+from experiments.settings import ProtocolSettings, SettingsError
 from leakbed.contracts import Defense, Protects, ThreatModel
 from leakbed.data.recipe import DataRecipe
 from leakbed.events import Arrays
@@ -80,17 +80,40 @@ def prepare(training: Training, *, root: str | None) -> Prepared:
 
     Returns:
         The run's ingredients.
-
-    Raises:
-        SettingsError: If a setting would be ignored.
     """
-    chosen, model, protocol = training.data, training.model, training.protocol
-    if protocol.optimizer == "adam" and protocol.momentum:
-        raise SettingsError(f"protocol.momentum = {protocol.momentum} is SGD's; Adam has none")
+    model, protocol = training.model, training.protocol
+    data = _recipe(training, root)
+    dataset = data.dataset()
+    channels, height, width = dataset.images.shape[1:]
+    architecture = Architecture(
+        name=model.name,
+        image_shape=(channels, height, width),
+        num_classes=len(dataset.classes),
+        activation=model.activation,
+        initialisation=model.initialisation,
+        cut=model.cut,
+    )
+    prepared = Prepared(
+        settings=training,
+        data=data,
+        architecture=architecture,
+        plan=_plan(protocol),
+        defenses=training.defense.stack,
+    )
+    if PROTOCOLS[protocol.name].exchanges == "split":
+        _check_parts(architecture)
+    for partition, rows in enumerate(data.split().nodes):
+        prepared.cell(partition).batches(1, len(rows))
+    resolve_device(training.device)
+    return prepared
+
+
+def _recipe(training: Training, root: str | None) -> DataRecipe:
+    chosen = training.data
     own = dict(chosen.partition_settings)
     if chosen.alpha is not None:
         own["alpha"] = chosen.alpha
-    data = DataRecipe(
+    return DataRecipe(
         name=chosen.name,
         nodes=chosen.nodes,
         stream=derive(training.seed, "data"),
@@ -103,17 +126,13 @@ def prepare(training: Training, *, root: str | None) -> Prepared:
         test=chosen.test,
         download=chosen.download,
     )
-    dataset = data.dataset()
-    channels, height, width = dataset.images.shape[1:]
-    architecture = Architecture(
-        name=model.name,
-        image_shape=(channels, height, width),
-        num_classes=len(dataset.classes),
-        activation=model.activation,
-        initialisation=model.initialisation,
-        cut=model.cut,
-    )
-    plan = TrainingPlan(
+
+
+def _plan(protocol: ProtocolSettings) -> TrainingPlan:
+    """Return how nodes train; a setting that would be ignored is refused."""
+    if protocol.optimizer == "adam" and protocol.momentum:
+        raise SettingsError(f"protocol.momentum = {protocol.momentum} is SGD's; Adam has none")
+    return TrainingPlan(
         batch_size=protocol.batch_size,
         local_steps=protocol.local_steps,
         optimizer=protocol.optimizer,
@@ -123,19 +142,6 @@ def prepare(training: Training, *, root: str | None) -> Prepared:
         labels=protocol.labels,
         bottoms=protocol.bottoms,
     )
-    prepared = Prepared(
-        settings=training,
-        data=data,
-        architecture=architecture,
-        plan=plan,
-        defenses=training.defense.stack,
-    )
-    if PROTOCOLS[protocol.name].exchanges == "split":
-        _check_parts(architecture)
-    for partition, rows in enumerate(data.split().nodes):
-        prepared.cell(partition).batches(1, len(rows))
-    resolve_device(training.device)
-    return prepared
 
 
 def _check_parts(architecture: Architecture) -> None:
