@@ -27,7 +27,6 @@ setup: .venv/.stamp  ## build .venv with everything in it (2 minutes, 7 GB); aga
 
 demo: setup  ## the main job: what FedAvg weights and split activations leak, as a report
 	$(BIN)/leakbed compare --out runs/demo
-	@echo "Report: $(CURDIR)/runs/demo/report.html"
 
 test: setup  ## run the tests, except those that repeat a paper's number
 	$(BIN)/python -m pytest --cov --cov-report=
