@@ -79,8 +79,6 @@ def run(
     prepared = [prepare(group[0].training, root=root) for group in groups]
     source = source_hash()
     done = {card.key: card for card in read_cards(folder)} if (folder / "cards").is_dir() else {}
-    if progress is not None:
-        progress.start(len(wanted))
     lent = grids or _grids(checked)
     runners = [
         _Runner(each, folder=folder, source=source, grids=lent, progress=progress)
@@ -88,6 +86,8 @@ def run(
     ]
     keyed = [runner.keyed(group) for runner, group in zip(runners, groups, strict=True)]
     _say_last_run(folder, checked.name, [key for group in keyed for key in group])
+    if progress is not None:
+        progress.start(sum(map(len, keyed)))
     found: list[Card] = []
     with task_identity():
         for runner, group in zip(runners, keyed, strict=True):

@@ -81,6 +81,7 @@ def _takes(section: str, table: object, key: str) -> bool:
         str(table.get("name"))
     )
     common = set(AttackSettings.model_fields) - {"own"} if section == "attack" else {"name"}
+    common -= {"restarts"}  # only of use to attacks that choose among their tries
     return key in common or (own is not None and key in own.settings)
 
 

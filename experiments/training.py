@@ -111,7 +111,8 @@ def _unfinished(folder: Path) -> Iterator[Path]:
     """Give a folder of this process's own to work in, and leave nothing of it behind."""
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     for left in folder.parent.glob(f"{folder.name}{_UNFINISHED}-*"):
-        if not _alive(int(left.suffix.rpartition("-")[2])):
+        process = int(left.suffix.rpartition("-")[2])
+        if process == os.getpid() or not _alive(process):  # containers give the same number again
             shutil.rmtree(left, ignore_errors=True)
     work = folder.with_suffix(f"{_UNFINISHED}-{os.getpid()}")
     work.mkdir(mode=0o700)

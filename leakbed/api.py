@@ -95,8 +95,8 @@ def run(
         The cards of all cells, old and new.
     """
     checked = check(settings, overrides)
-    folder = _writable(results_folder(checked) if out is None else Path(out))
-    with _alone(folder):
+    folder = writable(results_folder(checked) if out is None else Path(out))
+    with alone(folder):
         runner = testbed("experiments.runner")
         cards: list[Card] = runner.run(checked, out=folder, progress=progress)
     return cards
@@ -147,7 +147,7 @@ def attack_trace(
         Path(trace),
         name,
         answers=None if answers is None else Path(answers),
-        out=None if out is None else _writable(Path(out)),
+        out=None if out is None else writable(Path(out)),
         settings=settings,
     )
     return card
@@ -172,7 +172,7 @@ def catalogue() -> Catalogue:
     return found
 
 
-def _writable(folder: Path) -> Path:
+def writable(folder: Path) -> Path:
     """Make a results folder, or refuse it before anything has run.
 
     Args:
@@ -196,7 +196,7 @@ def _writable(folder: Path) -> Path:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Keep other runs out of a results folder; the lock ends with the process, however that ends.
 
     Args:

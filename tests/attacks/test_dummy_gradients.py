@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from attacks.dummy_gradients import PRECISION, Clues, Dummies, clues
-from leakbed.contracts import MissingKnowledgeError, UnfitViewError
+from leakbed.contracts import MissingKnowledgeError, Seat, UnfitViewError, View
+from leakbed.models import Architecture
 from tests.attacks.weight_updates import Victims, small_victims
 
 NETWORKS = "tests.attacks.train_mode_networks"
@@ -123,3 +124,18 @@ def test_missing_knowledge_is_named() -> None:
         clues(replace(view, after=None), labels="inferred")
     with pytest.raises(MissingKnowledgeError, match="no architecture"):
         Dummies.of(replace(view, architecture=None))
+
+
+def test_a_smaller_last_batch_under_batch_norm_is_refused() -> None:
+    layers = Architecture(name=f"{NETWORKS}:normalised", image_shape=(1, 12, 12), num_classes=4)
+    view = View(
+        seat=Seat.SERVER,
+        image_shape=(1, 12, 12),
+        num_classes=4,
+        targets=1,
+        rows=5,
+        local_steps=2,
+        architecture=layers,
+    )
+    with pytest.raises(UnfitViewError, match="leave a smaller batch"):
+        Dummies.of(view)

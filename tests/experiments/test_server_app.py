@@ -7,6 +7,7 @@ from flwr.app import Context, RecordDict
 
 from clients import node_app
 from experiments import server_app
+from leakbed.api import ResultsFolderError, alone
 from leakbed.flower_internals import task_identity
 from leakbed.grids import LocalGrid
 
@@ -56,6 +57,11 @@ def test_the_default_is_a_folder_of_the_users_home_named_for_the_experiment(
     monkeypatch.setattr(server_app, "_HOME", tmp_path / "home")
     run(context(experiment=experiment))
     assert (tmp_path / "home" / "through-flower" / "report.html").is_file()
+
+
+def test_a_folder_another_run_writes_to_is_refused(experiment: str, tmp_path: Path) -> None:
+    with alone(tmp_path), pytest.raises(ResultsFolderError, match="another run is writing"):
+        run(context(experiment=experiment, out=str(tmp_path)))
 
 
 def test_a_relative_folder_is_refused(experiment: str) -> None:

@@ -99,5 +99,7 @@ def test_an_override_reaches_the_attacks_that_have_the_key(file: Path) -> None:
     file.write_text(text)
     own = [attack.own for attack in load_settings(file, ["attack.outer_steps=7"]).attack]
     assert own == [{}, {}, {"outer_steps": 7}]
+    tries = [attack.restarts for attack in load_settings(file, ["attack.restarts=4"]).attack]
+    assert tries == [None, None, 4], "a baseline has nothing to choose by"
     with pytest.raises(SettingsError, match="outer_stepps"):
         load_settings(file, ["attack.outer_stepps=7"])

@@ -1,5 +1,6 @@
 """A training run keeps a trace an adversary may have and answers only the oracle may open."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -130,9 +131,9 @@ def test_a_damaged_run_is_none_and_is_trained_again(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_process_left_is_swept_and_a_living_ones_is_not(tmp_path: Path) -> None:
-    dead, alive = (tmp_path / f"run.unfinished-{pid}" for pid in (2**22 + 1, 1))
-    dead.mkdir()
-    alive.mkdir()
+    dead, alive, own = (tmp_path / f"run.unfinished-{pid}" for pid in (2**22 + 1, 1, os.getpid()))
+    for left in (dead, alive, own):
+        left.mkdir()
     trained(tmp_path / "run")
     assert {path.name for path in tmp_path.iterdir()} == {"run", alive.name}
 

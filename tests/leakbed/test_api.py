@@ -83,7 +83,7 @@ def test_a_folder_that_cannot_be_is_refused_before_anything_runs(
 def test_a_second_run_in_the_same_folder_is_refused(
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]], tmp_path: Path
 ) -> None:
-    with api._alone(tmp_path), pytest.raises(ResultsFolderError, match="another run is writing"):
+    with api.alone(tmp_path), pytest.raises(ResultsFolderError, match="another run is writing"):
         api.run(SETTINGS, out=tmp_path)
     assert not calls
     api.run(SETTINGS, out=tmp_path)
