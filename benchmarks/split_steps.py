@@ -1,99 +1,259 @@
-"""Split steps per second: LocalGrid against a plain PyTorch loop of the same arithmetic.
+"""Split steps per second on every grid, beside a plain PyTorch loop of the same arithmetic.
+
+One node trains 784-256-10 or ``mnistnet`` with batches of 64 through Flower's types: on LocalGrid
+against a plain loop over the same batches in one process, and on RayGrid against Flower's
+Simulation Runtime. Eight nodes train ``mnistnet`` with SplitFed v1: on RayGrid with two workers
+against LocalGrid. Both sides of a line take turns, round by round, each in a process of its own.
 
 Run alone with ``python -m benchmarks.split_steps``, or by ``make bench``. One JSON object a line.
 """
 
 import json
 import logging
+import sys
 from collections.abc import Callable
-from statistics import median
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from time import perf_counter
 
 import torch
-from flwr.app import Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
 from torch import nn
 
+from benchmarks.paired import Turns, line, rounds, show, together
 from clients import node_app
 from clients.cell import Cell, TrainingPlan
 from leakbed.data.recipe import DataRecipe
 from leakbed.flower_internals import task_identity
-from leakbed.grids import LocalGrid
+from leakbed.grids import Canonical, LocalGrid
 from leakbed.models import Architecture
+from leakbed.naming import imported
 from leakbed.wire.messages import SETUP
-from strategies.split_loop import TopTrainer, take_turn
+from strategies import PROTOCOLS
+from strategies.setup import Setup
 
-RUNS, STEPS, BATCH = 5, 100, 64
-PLAN = TrainingPlan(batch_size=BATCH, local_steps=STEPS, learning_rate=0.01)
-DATA = DataRecipe(name="mnist-5k", nodes=1, stream=0)
+WARM, RUNS = 2, 7
+NETWORKS = {"784-256": ("benchmarks.perceptron:network", 2), "mnistnet": ("mnistnet", 2)}
+BOTTOMS = {"vanilla-split": "sealed", "splitfed-v1": "relayed"}
 
 
-def through_local_grid(architecture: Architecture) -> Callable[[], float]:
-    """Return a measurement of one round through Flower's types."""
-    grid = LocalGrid(node_app, nodes=1)
-    cell = Cell(
-        data=DATA, architecture=architecture, plan=PLAN, partition=0, stream=1, defence_stream=2
-    )
-    records = RecordDict({"cell": cell.record()})
-    list(grid.send_and_receive([Message(records, dst_node_id=1, message_type=SETUP)]))
-    parts = architecture.parts(0)
-    trainer = TopTrainer(parts.top, PLAN.optimiser(parts.top.parameters()))
-    bottom = {name: value.numpy() for name, value in parts.bottom.state_dict().items()}
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """What one turn of a side trains: one round of a protocol.
 
-    def measure() -> float:
-        started = perf_counter()
-        take_turn(
-            grid,
-            1,
-            trainer,
-            round_=1,
-            bottom=bottom,
-            bottoms="sealed",
-            labels=None,
-            timeout=None,
+    Attributes:
+        network: A key of ``NETWORKS``.
+        protocol: A key of the catalogue of protocols.
+        nodes: All of them take part.
+        workers: Of the Ray grid and of Flower's runtime.
+        steps: Batches of each node in a round.
+        batch: Rows of each batch.
+    """
+
+    network: str = "784-256"
+    protocol: str = "vanilla-split"
+    nodes: int = 1
+    workers: int = 1
+    steps: int = 200
+    batch: int = 64
+
+    @property
+    def architecture(self) -> Architecture:
+        """The network with its cut."""
+        name, cut = NETWORKS[self.network]
+        return Architecture(name=name, image_shape=(1, 28, 28), num_classes=10, cut=cut)
+
+    @property
+    def plan(self) -> TrainingPlan:
+        """How its nodes train."""
+        return TrainingPlan(
+            batch_size=self.batch,
+            local_steps=self.steps,
+            learning_rate=0.01,
+            bottoms=BOTTOMS[self.protocol],
         )
-        return STEPS / (perf_counter() - started)
 
-    return measure
+    @property
+    def data(self) -> DataRecipe:
+        """Their rows."""
+        return DataRecipe(name="mnist-5k", nodes=self.nodes, stream=0)
+
+    def cell(self, partition: int) -> Cell:
+        """Return what a node is told."""
+        return Cell(
+            data=self.data,
+            architecture=self.architecture,
+            plan=self.plan,
+            partition=partition,
+            stream=partition,
+            defence_stream=partition,
+        )
 
 
-def plain_loop(architecture: Architecture) -> Callable[[], float]:
-    """Return a measurement of the same steps in one process without any message."""
-    images, labels = DATA.dataset().images[:BATCH], DATA.dataset().labels[:BATCH]
-    parts = architecture.parts(0)
-    optimisers = [PLAN.optimiser(part.parameters()) for part in (parts.bottom, parts.top)]
+class NamedApp(ClientApp):
+    """An app that travels by its name, as under ``flwr run``, and not by value."""
 
-    def measure() -> float:
+    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
+        return imported, ("clients:node_app",)
+
+
+def serve(grid: Grid, size: Size, turns: Turns) -> None:
+    """Tell the nodes their cells, then train one round at each turn.
+
+    Args:
+        grid: Where the nodes are.
+        size: What to train.
+        turns: When.
+    """
+    canonical = Canonical(grid, stream=0, nodes=size.nodes)
+    cells = [
+        Message(RecordDict({"cell": size.cell(p).record()}), dst_node_id=node, message_type=SETUP)
+        for node, p in canonical.roster.items()
+    ]
+    canonical.send_and_receive(cells)
+    built = PROTOCOLS[size.protocol].build(
+        Setup(
+            architecture=size.architecture,
+            init_stream=0,
+            optimiser=size.plan.optimiser,
+            nodes=size.nodes,
+            fraction=1.0,
+            bottoms=size.plan.bottoms,
+            labels=None,
+            test_labels=torch.empty(0, dtype=torch.long),
+            evaluate_rounds=(),
+            defences=(),
+            defence_stream=0,
+            timeout=None,
+            device=torch.device("cpu"),
+        )
+    )
+    turns.tell()
+    arrays = built.arrays
+    while turns.wait():
         started = perf_counter()
-        for _ in range(STEPS):
-            loss = nn.functional.cross_entropy(parts.top(parts.bottom(images)), labels)
+        # One round at a time, since Strategy.start logs around its rounds.
+        messages = list(built.strategy.configure_train(1, arrays, ConfigRecord(), canonical))
+        replies = canonical.send_and_receive(messages)
+        built.strategy.aggregate_train(1, replies)
+        turns.tell(rate=size.nodes * size.steps / (perf_counter() - started))
+
+
+def plain(size: Size, turns: Turns) -> None:
+    """Take the same steps, on the same batches in the same order, in one process without a message.
+
+    Args:
+        size: What to train, with one node.
+        turns: When.
+    """
+    cell = size.cell(0)
+    images, labels = cell.rows()
+    batches = cell.batches(1, len(images))
+    parts = size.architecture.parts(0)
+    optimisers = [size.plan.optimiser(part.parameters()) for part in (parts.bottom, parts.top)]
+    turns.tell()
+    while turns.wait():
+        started = perf_counter()
+        for batch in batches:
+            logits = parts.top(parts.bottom(images[batch]))
+            loss = nn.functional.cross_entropy(logits, labels[batch])
             for optimiser in optimisers:
                 optimiser.zero_grad()
             loss.backward()
             for optimiser in optimisers:
                 optimiser.step()
-        return STEPS / (perf_counter() - started)
+        turns.tell(rate=size.steps / (perf_counter() - started))
 
-    return measure
+
+def local(size: Size, turns: Turns) -> None:
+    """Serve from a LocalGrid."""
+    with task_identity():
+        serve(LocalGrid(node_app, nodes=size.nodes), size, turns)
+
+
+def ray(size: Size, turns: Turns) -> None:
+    """Serve from a RayGrid."""
+    from leakbed.grids.ray_grid import RayGrid  # noqa: PLC0415  Ray takes seconds to import
+
+    with task_identity(), RayGrid(node_app, nodes=size.nodes, workers=size.workers) as grid:
+        serve(grid, size, turns)
+
+
+def flower(size: Size, turns: Turns) -> None:
+    """Serve from Flower's Simulation Runtime."""
+    from flwr.simulation import run_simulation  # noqa: PLC0415  it imports Ray
+
+    server = ServerApp()
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        del context
+        torch.set_num_threads(1)
+        serve(grid, size, turns)
+
+    run_simulation(
+        server,
+        NamedApp(),
+        num_supernodes=size.nodes,
+        backend_config={
+            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+            "init_args": {"num_cpus": size.workers},
+        },
+    )
+
+
+SIDES = {"plain": plain, "local": local, "ray": ray, "flower": flower}
+
+
+def compared(
+    name: str,
+    ours: tuple[str, Size],
+    other: tuple[str, Size],
+    *,
+    warm: int = WARM,
+    runs: int = RUNS,
+) -> dict[str, object]:
+    """Return the line of two sides that take turns.
+
+    Args:
+        name: What is measured.
+        ours: Key of ``SIDES``, and what it trains.
+        other: Likewise.
+        warm: Turns of each that do not count.
+        runs: Turns of each that do.
+
+    Returns:
+        Steps per second of both.
+    """
+    commands = {
+        who: [sys.executable, "-m", "benchmarks.split_steps", side, json.dumps(asdict(size))]
+        for who, (side, size) in {"ours": ours, "other": other}.items()
+    }
+    with ExitStack() as stack:
+        taken = rounds(together(commands, stack), warm=warm, runs=runs)
+    pairs = [(turn["ours"]["rate"], turn["other"]["rate"]) for turn in taken]
+    return line(name, pairs, unit="steps/s")
 
 
 def main() -> None:
-    """Measure both in turn and print the medians."""
+    """Be a side, if told which; else measure and print the lines."""
     torch.set_num_threads(1)
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    for name, cut in (("mlp2", 1), ("mnistnet", 2)):
-        architecture = Architecture(name=name, image_shape=(1, 28, 28), num_classes=10, cut=cut)
-        with task_identity():
-            ours, other = through_local_grid(architecture), plain_loop(architecture)
-            pairs = [(ours(), other()) for _ in range(RUNS + 1)][1:]
-        line = {
-            "name": f"split steps, {name} cut {cut}, batch {BATCH}: LocalGrid / plain loop",
-            "ours": round(median(a for a, _ in pairs), 1),
-            "other": round(median(b for _, b in pairs), 1),
-            "ratio": round(median(a / b for a, b in pairs), 3),
-            "unit": "steps/s",
-            "runs": RUNS,
-        }
-        print(json.dumps(line))
+    if len(sys.argv) > 1:
+        SIDES[sys.argv[1]](Size(**json.loads(sys.argv[2])), Turns())
+        return
+    for network in NETWORKS:
+        size = Size(network=network)
+        what = f"split steps, {network}, batch {size.batch}: LocalGrid / plain loop"
+        show(compared(what, ("local", size), ("plain", size)))
+    one, few = Size(), Size(steps=10)  # the runtime takes 0.1 s a step
+    what = f"split steps, 784-256, batch {one.batch}: RayGrid / Flower's Simulation Runtime"
+    show(compared(what, ("ray", one), ("flower", few)))
+    eight = Size(network="mnistnet", protocol="splitfed-v1", nodes=8, workers=2, steps=5)
+    what = "split steps, SplitFed v1, 8 nodes, mnistnet: RayGrid, 2 workers / LocalGrid"
+    show(compared(what, ("ray", eight), ("local", eight)))
 
 
 if __name__ == "__main__":

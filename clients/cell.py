@@ -27,13 +27,18 @@ from leakbed.order import batches
 _CELL = "leakbed.cell"
 _LEGAL = {
     "optimizer": ("sgd", "adam"),
-    "labels": ("shared", "server"),
+    "labels": ("shared", "server", "client"),
     "bottoms": ("sealed", "relayed"),
+    "optimizer_state": ("kept", "fresh"),
 }
 
 
 class NoCellError(RuntimeError):
     """A node was asked to train before it was told its cell."""
+
+
+class OutOfStepError(RuntimeError):
+    """A message that does not follow the ones before it."""
 
 
 class UnstableTrainingError(RuntimeError):
@@ -51,8 +56,10 @@ class TrainingPlan:
         learning_rate: Its step size.
         momentum: SGD's momentum.
         weight_decay: L2 penalty of either optimiser.
-        labels: Who has the labels: ``"shared"`` or ``"server"``.
+        labels: Who has the labels: ``"shared"``, ``"server"`` or ``"client"``.
         bottoms: ``"sealed"`` or ``"relayed"``.
+        optimizer_state: Whether split protocols keep momenta from round to round: ``"kept"`` or
+            ``"fresh"``. FedAvg's nodes always start afresh.
     """
 
     batch_size: int
@@ -63,6 +70,7 @@ class TrainingPlan:
     weight_decay: float = 0.0
     labels: str = "shared"
     bottoms: str = "sealed"
+    optimizer_state: str = "kept"
 
     def __post_init__(self) -> None:
         """Check the settings that have names.
@@ -101,6 +109,8 @@ class Cell:
         defence_stream: The stream of its defences.
         defenses: Name and settings of each defence, in order.
         device: As for :func:`leakbed.models.resolve_device`.
+        order_stream: The stream that orders the batches, where nodes share one; None takes the
+            node's own.
     """
 
     data: DataRecipe
@@ -111,6 +121,7 @@ class Cell:
     defence_stream: int
     defenses: tuple[tuple[str, Mapping[str, Any]], ...] = field(default=())
     device: str = "auto"
+    order_stream: int | None = None
 
     def record(self) -> ConfigRecord:
         """Return the cell as a Flower record."""
@@ -139,13 +150,18 @@ class Cell:
         return _rows(self.data, self.partition)
 
     def test_images(self, start: int, stop: int) -> Float[Tensor, " rows *image"]:
-        """Return some of the held-out images, in test order."""
-        return self.data.dataset().images[self.data.split().test[start:stop]]
+        """Return some of the held-out images, in test order, as far as this node sees them."""
+        images = self.data.dataset().images[self.data.split().test[start:stop]]
+        return self.data.seen_by(images, self.partition)
+
+    def test_labels(self, start: int, stop: int) -> Int[Tensor, " rows"]:
+        """Return some of the held-out labels, in test order."""
+        return self.data.dataset().labels[self.data.split().test[start:stop]]
 
     def batches(self, round_: int, rows: int) -> list[Int[Tensor, " batch"]]:
         """Return this round's batches, as indices into the node's rows."""
         return batches(
-            self.stream,
+            self.stream if self.order_stream is None else self.order_stream,
             round_=round_,
             rows=rows,
             batch_size=self.plan.batch_size,
@@ -176,8 +192,7 @@ def _parsed(text: str) -> Cell:
 def _rows(
     data: DataRecipe, partition: int
 ) -> tuple[Float[Tensor, " rows *image"], Int[Tensor, " rows"]]:
-    dataset, rows = data.dataset(), data.split().nodes[partition]
-    return dataset.images[rows], dataset.labels[rows]
+    return data.rows_of(partition)
 
 
 def cell_defenses(context: Context) -> tuple[tuple[Defense, ...], int]:

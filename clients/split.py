@@ -1,37 +1,33 @@
 """The node's side of split learning: the bottom, its optimiser and its place in the data.
 
-On a sticky grid the trainer stays in memory between messages. On Flower's own runtimes any process
-may serve any message, so the trainer is rebuilt from ``context.state``: the weights, buffers and
-optimiser from before the pending forward pass, which is repeated with the same batch and the same
-random state (so that BatchNorm counts each batch once). Both ways give the same numbers.
+Within a round on a sticky grid the trainer stays in memory between messages. On Flower's own
+runtimes any process may serve any message, so it is rebuilt from ``context.state``: the weights,
+buffers and optimiser from before the pending forward pass, which is repeated with the same batch
+and the same random state (so that BatchNorm counts each batch once). Both ways give the same
+numbers. Between rounds a node lives in ``context.state`` alone.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
-import numpy as np
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from jaxtyping import Float
 from torch import Tensor
 
-from clients.cell import Cell, UnstableTrainingError, live
+from clients import head
+from clients.cell import Cell, OutOfStepError, UnstableTrainingError, live
+from clients.part_trainer import PartTrainer
+from clients.parts import blank
 from leakbed.events import Array, Arrays
-from leakbed.seeds import derive, scoped
+from leakbed.tensors import finite, view
+from leakbed.wire.head_messages import BackwardReply
 from leakbed.wire.messages import EvaluateRequest, SplitReply, SplitRequest
-from leakbed.wire.records import ROUND, pack, unpack
+from leakbed.wire.records import ROUND
 
-_BOTTOM, _OPTIMISER = "leakbed.bottom", "leakbed.optimiser"
 _PENDING = "leakbed.pending"
 
 
-class OutOfStepError(RuntimeError):
-    """A message that does not follow the ones before it."""
-
-
-class BottomTrainer:
-    """One node's bottom in training; a plain object, rebuilt or kept, never shared."""
+class BottomTrainer(PartTrainer):
+    """One node's bottom in training, with the smashed batch that waits for its gradient."""
 
     def __init__(self, cell: Cell) -> None:
         """Make the trainer; its weights must be loaded before it is used.
@@ -39,35 +35,18 @@ class BottomTrainer:
         Args:
             cell: The node's.
         """
-        self._cell = cell
-        self._device = cell.torch_device()
-        self.bottom = cell.architecture.bottom(0).to(self._device).train()
-        self._images, self._labels = cell.rows()
-        self._optimiser = cell.plan.optimiser(self.bottom.parameters())
-        self._batches: dict[int, list[Tensor]] = {}
+        super().__init__(cell, "bottom")
         self._pending: tuple[tuple[int, int], Tensor] | None = None
-
-    def batch(self, round_: int, step: int) -> Tensor:
-        """Return the node's rows of one step."""
-        if round_ not in self._batches:
-            self._batches = {round_: self._cell.batches(round_, len(self._images))}
-        return self._batches[round_][step]
-
-    def steps(self, round_: int) -> tuple[int, int]:
-        """Return how many steps and samples a round has at this node."""
-        self.batch(round_, 0)
-        return len(self._batches[round_]), sum(map(len, self._batches[round_]))
 
     def forward(self, round_: int, step: int) -> Float[Tensor, " batch *cut"]:
         """Return the smashed batch of a step, and keep its graph for the gradient."""
         images = self._images[self.batch(round_, step)].to(self._device)
-        with scoped(derive(self._cell.stream, f"forward/{round_}/{step}")):
-            smashed: Tensor = self.bottom(images)
+        smashed = self.output(images, role=f"forward/{round_}/{step}")
         self._pending = (round_, step), smashed
         return smashed.detach()
 
     def backward(self, gradient: Array, *, round_: int, step: int) -> None:
-        """Take one optimiser step with the gradient of the pending smashed batch.
+        """Fill the bottom's gradients from that of the pending smashed batch.
 
         Args:
             gradient: dL/d(smashed), from the server.
@@ -78,52 +57,40 @@ class BottomTrainer:
             OutOfStepError: If it is not this smashed batch that waits for a gradient.
         """
         place, pending = self._pending or ((0, 0), torch.empty(0))
-        if place != (round_, step) or gradient.shape != pending.shape:
+        received = view(gradient)
+        if place != (round_, step) or received.shape != pending.shape:
             raise OutOfStepError(
                 f"a gradient of shape {gradient.shape} came for round {round_}, step {step}, but "
                 f"{place} with shape {tuple(pending.shape)} is what waits for one; a message was "
                 "lost, repeated or changed"
             )
-        self._optimiser.zero_grad()
-        pending.backward(torch.from_numpy(gradient).to(self._device))
-        self._optimiser.step()
+        self.optimiser.zero_grad()
+        pending.backward(received.to(self._device))
         self._pending = None
+
+    def gradients(self) -> Arrays:
+        """Return copies of the bottom's gradients by parameter name; zero where there is none."""
+        return {
+            name: (torch.zeros_like(p) if p.grad is None else p.grad).cpu().numpy().copy()
+            for name, p in self.module.named_parameters()
+        }
 
     def labels(self, round_: int, step: int) -> Array:
         """Return the labels of a step's batch."""
         return self._labels[self.batch(round_, step)].numpy()
 
-    def load_bottom(self, arrays: Arrays) -> None:
-        """Take weights and buffers from the wire or from the node's state; drop what waits."""
+    def load(self, arrays: Arrays) -> None:
+        """Take weights and buffers as every part does, and drop the batch that waits.
+
+        Args:
+            arrays: All of them, or some.
+        """
         self._pending = None
-        self.bottom.load_state_dict({k: torch.from_numpy(v) for k, v in arrays.items()})
-
-    def bottom_arrays(self) -> Arrays:
-        """Return copies of the weights and buffers."""
-        return {k: v.detach().cpu().numpy().copy() for k, v in self.bottom.state_dict().items()}
-
-    def load_optimiser(self, arrays: Arrays) -> None:
-        """Take momenta and step counts from the node's state."""
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in arrays.items():
-            index, _, name = key.partition("/")
-            state.setdefault(int(index), {})[name] = torch.from_numpy(value)
-        groups = self._optimiser.state_dict()["param_groups"]
-        self._optimiser.load_state_dict({"state": state, "param_groups": groups})
-
-    def optimiser_arrays(self) -> Arrays:
-        """Return copies of momenta and step counts, by ``parameter/name``."""
-        state: Mapping[int, Mapping[str, Any]] = self._optimiser.state_dict()["state"]
-        return {
-            f"{index}/{name}": value.detach().cpu().numpy().copy()
-            for index, values in state.items()
-            for name, value in values.items()
-            if isinstance(value, Tensor)
-        }
+        super().load(arrays)
 
 
 def register(app: ClientApp) -> None:
-    """Register the handlers of a split step and of a split evaluation.
+    """Register the handlers of a split step, of a backward pass alone and of a split evaluation.
 
     Args:
         app: The node's app.
@@ -136,19 +103,32 @@ def register(app: ClientApp) -> None:
         trainer = _trainer(cell, context, request)
         if request.gradient is not None:
             trainer.backward(request.gradient, round_=request.round, step=request.step - 1)
+            trainer.optimiser.step()
         return Message(_answer(cell, trainer, context, request), reply_to=message)
+
+    @app.train("backward")
+    def backward(message: Message, context: Context) -> Message:
+        request = SplitRequest.of(message)
+        if request.gradient is None:
+            raise OutOfStepError("train.backward needs the cut gradient of the pending batch")
+        trainer = _trainer(Cell.of(context), context, request)
+        trainer.backward(request.gradient, round_=request.round, step=request.step)
+        if live(context) is None:
+            _store(trainer, context, pending=None)
+        reply = BackwardReply(step=request.step, gradient=trainer.gradients())
+        return Message(reply.records(), reply_to=message)
 
     @app.evaluate("split")
     def evaluate(message: Message, context: Context) -> Message:
         request = EvaluateRequest.of(message)
         cell = Cell.of(context)
         device = cell.torch_device()
-        bottom = cell.architecture.bottom(0).to(device).eval()
-        bottom.load_state_dict({k: torch.from_numpy(v) for k, v in request.bottom.items()})
+        bottom = blank(cell.architecture, "bottom", device).eval()
+        bottom.load_state_dict({name: view(request.bottom[name]) for name in bottom.state_dict()})
         images = cell.test_images(request.start, request.stop)
         with torch.no_grad():
             smashed = bottom(images.to(device)).cpu().numpy()
-        reply = SplitReply(steps=0, examples=len(images), smashed=smashed)
+        reply = SplitReply(steps=0, examples=len(images), step=request.start, smashed=smashed)
         return Message(reply.records(), reply_to=message)
 
 
@@ -158,24 +138,34 @@ def _answer(
     """Return the next smashed batch, or the bottom when the round is over; store the state."""
     steps, examples = trainer.steps(request.round)
     closing = request.step == steps
-    if closing or live(context) is None:
+    memory = live(context)
+    if closing or memory is None:
         _store(trainer, context, pending=None if closing else request)
     if closing:
-        bottom = trainer.bottom_arrays()
-        _check_finite(cell, request, "its bottom", bottom)
-        reply = SplitReply(steps=steps, examples=examples, bottom=bottom, bottoms=cell.plan.bottoms)
+        bottom = {**trainer.arrays(), **head.arrays(cell, context)}
+        for array in bottom.values():
+            _check_finite(cell, request, "its bottom", view(array))
+        if memory is not None:
+            memory.clear()
+        reply = SplitReply(
+            steps=steps,
+            examples=examples,
+            step=request.step,
+            bottom=bottom,
+            bottoms=cell.plan.bottoms,
+        )
         return reply.records()
-    batch = trainer.batch(request.round, request.step)
-    smashed = trainer.forward(request.round, request.step).cpu().numpy()
-    _check_finite(cell, request, "its smashed data", {"smashed": smashed})
+    smashed = trainer.forward(request.round, request.step).cpu()
+    _check_finite(cell, request, "its smashed data", smashed)
+    head.expect(cell, context, round_=request.round, step=request.step)
+    shared, at_server = cell.plan.labels == "shared", cell.plan.labels == "server"
     return SplitReply(
         steps=steps,
         examples=examples,
-        smashed=smashed,
-        labels=trainer.labels(request.round, request.step)
-        if cell.plan.labels == "shared"
-        else None,
-        rows=batch.numpy() if cell.plan.labels == "server" else None,
+        step=request.step,
+        smashed=smashed.numpy(),
+        labels=trainer.labels(request.round, request.step) if shared else None,
+        rows=trainer.batch(request.round, request.step).numpy() if at_server else None,
     ).records()
 
 
@@ -185,7 +175,10 @@ def _trainer(cell: Cell, context: Context, request: SplitRequest) -> BottomTrain
     kept: BottomTrainer | None = None if memory is None else memory.get("bottom")
     trainer = kept or _rebuilt(cell, context, request)
     if request.bottom is not None:
-        trainer.load_bottom(request.bottom)
+        trainer.load(request.bottom)
+        head.load(cell, context, request.bottom)
+    if request.step == 0 and cell.plan.optimizer_state == "fresh":
+        trainer.forget()
     if memory is not None:
         memory["bottom"] = trainer
     return trainer
@@ -194,12 +187,8 @@ def _trainer(cell: Cell, context: Context, request: SplitRequest) -> BottomTrain
 def _rebuilt(cell: Cell, context: Context, request: SplitRequest) -> BottomTrainer:
     """Return a trainer made from the node's state, its pending forward pass repeated."""
     trainer = BottomTrainer(cell)
-    arrays, pending = context.state.array_records, context.state.config_records.get(_PENDING)
-    if _OPTIMISER in arrays:
-        trainer.load_optimiser(unpack(arrays[_OPTIMISER]))
-    if _BOTTOM in arrays:
-        trainer.load_bottom(unpack(arrays[_BOTTOM]))
-    elif request.bottom is None:
+    pending = context.state.config_records.get(_PENDING)
+    if not trainer.restore(context) and request.bottom is None:
         raise OutOfStepError(f"node {cell.partition} was sent no bottom and holds none")
     if request.gradient is not None and pending:
         trainer.forward(int(str(pending[ROUND])), int(str(pending["step"])))
@@ -207,17 +196,16 @@ def _rebuilt(cell: Cell, context: Context, request: SplitRequest) -> BottomTrain
 
 
 def _store(trainer: BottomTrainer, context: Context, *, pending: SplitRequest | None) -> None:
-    context.state[_BOTTOM] = pack(trainer.bottom_arrays())
-    context.state[_OPTIMISER] = pack(trainer.optimiser_arrays())
+    trainer.store(context)
     place = ConfigRecord()
     if pending is not None:
         place[ROUND], place["step"] = pending.round, pending.step
     context.state[_PENDING] = place
 
 
-def _check_finite(cell: Cell, request: SplitRequest, what: str, arrays: Arrays) -> None:
+def _check_finite(cell: Cell, request: SplitRequest, what: str, tensor: Tensor) -> None:
     """Refuse to send values that are not finite."""
-    if not all(np.isfinite(array).all() for array in arrays.values()):
+    if not finite(tensor):
         raise UnstableTrainingError(
             f"training at node {cell.partition} left the finite numbers ({what}) in round "
             f"{request.round}, step {request.step}; lower protocol.learning_rate"

@@ -5,13 +5,16 @@ Source: McMahan, Moore, Ramage, Hampson, Aguera y Arcas. "Communication-Efficien
 Networks from Decentralized Data", AISTATS 2017, https://arxiv.org/abs/1602.05629.
 """
 
+from functools import lru_cache
+
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clients.cell import Cell, UnstableTrainingError, live
+from clients.cell import Cell, UnstableTrainingError
+from leakbed.models import Architecture
 from leakbed.seeds import derive, scoped
 from leakbed.wire.records import ROUND
 
@@ -27,7 +30,7 @@ def register(app: ClientApp) -> None:
     def train(message: Message, context: Context) -> Message:
         cell = Cell.of(context)
         round_ = int(message.content.config_records["config"][ROUND])  # type: ignore[arg-type]
-        model = _model(cell, context)
+        model = _model(cell.architecture, cell.torch_device())
         state = message.content.array_records["arrays"].to_torch_state_dict()
         model.load_state_dict(state)
         loss, examples = _train(cell, model, round_)
@@ -37,14 +40,14 @@ def register(app: ClientApp) -> None:
         return Message(records, reply_to=message)
 
 
-def _model(cell: Cell, context: Context) -> nn.Module:
-    """Return a network to load weights into; its own fresh weights are never used."""
-    memory = live(context)
-    if memory is None:
-        return cell.architecture.build(0).to(cell.torch_device())
-    if "model" not in memory:
-        memory["model"] = cell.architecture.build(0).to(cell.torch_device())
-    model: nn.Module = memory["model"]
+@lru_cache(maxsize=4)
+def _model(architecture: Architecture, device: torch.device) -> nn.Module:
+    """Return this process's network to load weights into; its own fresh ones are never used.
+
+    One for all nodes: what a node remembers is in the weights it is sent, so that none need be kept
+    for the thousands that are not sampled.
+    """
+    model: nn.Module = architecture.build(0).to(device)
     return model
 
 

@@ -224,9 +224,11 @@ def _stolen(
     recorded = Trace(trace)
     architecture = architecture_of(recorded.about)
     bottom, top = architecture.bottom(0), architecture.top(0)
-    bottom.load_state_dict(_tensors(answers.bottom or {}))
     held = recorded.holding("server", f"model/round-{recorded.about['rounds']}")
-    top.load_state_dict(_tensors(held or {}))
+    # Of a U-shaped model the server lacks the head: a clone is scored under the node's own.
+    whole = {**_tensors(answers.bottom or {}), **_tensors(held or {})}
+    for part in (bottom, top):
+        part.load_state_dict({name: whole[name] for name in part.state_dict()})
     return score_clones(
         clones,
         architecture=architecture,

@@ -14,9 +14,9 @@ from experiments.settings import (
     DefenseSettings,
     JsonObject,
     ModelSettings,
-    ProtocolSettings,
     Settings,
 )
+from experiments.settings_protocol import ProtocolSettings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +14,10 @@ from torch import Tensor
 from clients.cell import Cell, TrainingPlan
 from defenses import DEFENSES
 from experiments.cells import Training
-from experiments.settings import ProtocolSettings, SettingsError
+from experiments.dividing import check_parties, partition_of
+from experiments.settings import SettingsError
+from experiments.settings_protocol import ProtocolSettings
+from experiments.settling import resolved
 from leakbed.contracts import Defense, Protects, ThreatModel
 from leakbed.data.recipe import DataRecipe
 from leakbed.events import Arrays
@@ -22,6 +25,7 @@ from leakbed.models import Architecture, IllegalCutError, resolve_device
 from leakbed.naming import imported
 from leakbed.oracle.answer_key import AnswerKey
 from leakbed.seeds import derive
+from leakbed.strips import strip_architecture
 from leakbed.targets import MisfitError, refuse_misfit
 from strategies import PROTOCOLS
 
@@ -55,16 +59,21 @@ class Prepared:
         return derive(self.settings.seed, role)
 
     def cell(self, partition: int) -> Cell:
-        """Return what one node is told."""
+        """Return what one node is told; feature parties share the order of their rows."""
+        nodes, seen, order = self.data.nodes, self.architecture, None
+        if self.data.aligned and nodes > 1:
+            seen = strip_architecture(seen, party=partition, parties=nodes)
+            order = self.stream("order")
         return Cell(
             data=self.data,
-            architecture=self.architecture,
+            architecture=seen,
             plan=self.plan,
             partition=partition,
             stream=self.stream(f"node/{partition}"),
             defence_stream=self.stream(f"defence/{partition}"),
             defenses=self.defenses,
             device=self.settings.device,
+            order_stream=order,
         )
 
 
@@ -81,7 +90,9 @@ def prepare(training: Training, *, root: str | None) -> Prepared:
     Returns:
         The run's ingredients.
     """
+    training = replace(training, protocol=resolved(training.protocol))
     model, protocol = training.model, training.protocol
+    entry = PROTOCOLS[protocol.name]
     data = _recipe(training, root)
     dataset = data.dataset()
     channels, height, width = dataset.images.shape[1:]
@@ -92,6 +103,7 @@ def prepare(training: Training, *, root: str | None) -> Prepared:
         activation=model.activation,
         initialisation=model.initialisation,
         cut=model.cut,
+        upper_cut=model.upper_cut,
     )
     prepared = Prepared(
         settings=training,
@@ -100,8 +112,9 @@ def prepare(training: Training, *, root: str | None) -> Prepared:
         plan=_plan(protocol),
         defenses=training.defense.stack,
     )
-    if PROTOCOLS[protocol.name].exchanges == "split":
-        _check_parts(architecture)
+    if entry.exchanges == "split":
+        _check_parts(architecture, parts=entry.parts)
+    check_parties(training, architecture)
     for partition, rows in enumerate(data.split().nodes):
         prepared.cell(partition).batches(1, len(rows))
     resolve_device(training.device)
@@ -120,7 +133,7 @@ def _recipe(training: Training, root: str | None) -> DataRecipe:
         root=root,
         size=chosen.size,
         image_size=chosen.image_size,
-        partition=chosen.partition,
+        partition=partition_of(training),
         partition_settings=tuple(sorted(own.items())),
         public=chosen.public,
         test=chosen.test,
@@ -139,19 +152,27 @@ def _plan(protocol: ProtocolSettings) -> TrainingPlan:
         learning_rate=protocol.learning_rate,
         momentum=protocol.momentum,
         weight_decay=protocol.weight_decay,
-        labels=protocol.labels,
-        bottoms=protocol.bottoms,
+        labels=protocol.labels or "shared",
+        bottoms=protocol.bottoms or "sealed",
+        optimizer_state=protocol.optimizer_state or "kept",
     )
 
 
-def _check_parts(architecture: Architecture) -> None:
+def _check_parts(architecture: Architecture, *, parts: int) -> None:
     """Refuse an illegal cut, and one that leaves a party without weights."""
-    parts = architecture.parts(0)
-    for name, part in (("bottom", parts.bottom), ("top", parts.top)):
+    cut = architecture.parts(0)
+    held = {"bottom": cut.bottom, "top": cut.top}
+    if parts == 3:  # noqa: PLR2004  bottom, middle and head
+        held = {
+            "bottom": cut.bottom,
+            "middle": architecture.middle(0),
+            "head": architecture.head(0),
+        }
+    for name, part in held.items():
         if not list(part.parameters()):
             raise IllegalCutError(
-                f"cut {architecture.cut} leaves the {name} nothing to train; set model.cut so that "
-                "layers with weights lie on both sides"
+                f"cut {architecture.cut} leaves the {name} nothing to train; set model.cut (and "
+                "model.upper_cut, where there is a head) so that every part has layers with weights"
             )
 
 
@@ -206,10 +227,11 @@ def answer_key(prepared: Prepared, bottom: Arrays | None) -> AnswerKey:
     """
     dataset, rows = prepared.data.dataset(), prepared.data.split()
     starts = torch.tensor([0, *(len(part) for part in rows.nodes)]).cumsum(0)
-    private = torch.cat(list(rows.nodes))
+    if prepared.data.aligned:
+        starts = torch.zeros_like(starts)  # every party's batches name the same rows
     return AnswerKey(
-        images=dataset.images[private],
-        labels=dataset.labels[private],
+        images=dataset.images[rows.private],
+        labels=dataset.labels[rows.private],
         test_images=dataset.images[rows.test],
         test_labels=dataset.labels[rows.test],
         order=_order(prepared, rows.nodes, starts),
@@ -217,6 +239,7 @@ def answer_key(prepared: Prepared, bottom: Arrays | None) -> AnswerKey:
         public_images=dataset.images[rows.public],
         public_labels=dataset.labels[rows.public],
         bottom=bottom,
+        parties=prepared.data.nodes if prepared.data.aligned else 1,
     )
 
 

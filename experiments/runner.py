@@ -21,6 +21,7 @@ from experiments.cells import CellSettings, cells
 from experiments.preparing import Prepared, make_defenses, misfit, prepare, unread
 from experiments.settings import JsonObject, Settings
 from experiments.settings_file import load_settings
+from experiments.settling import settled
 from experiments.training import TrainingRun, train
 from leakbed import __version__
 from leakbed.api import Progress
@@ -69,7 +70,7 @@ def run(
     torch.set_num_threads(1)  # same bits everywhere, and small models are faster so
     checked = load_settings(settings, overrides)
     folder = Path("runs") / checked.name if out is None else Path(out)
-    wanted = cells(checked)
+    wanted = [settled(cell) for cell in cells(checked)]
     for cell in wanted:
         make_attack(cell.attack)  # bad values are refused before anything is trained
         make_defenses(cell.training)
@@ -231,7 +232,11 @@ def _grids(settings: Settings) -> Grids:
         from leakbed.grids.ray_grid import RayGrid  # noqa: PLC0415  Ray takes seconds to import
 
         with RayGrid(
-            node_app, nodes=nodes, workers=settings.workers, num_gpus=settings.gpus_per_worker
+            node_app,
+            nodes=nodes,
+            workers=settings.workers,
+            num_gpus=settings.gpus_per_worker,
+            address=settings.ray_address,
         ) as grid:
             yield grid, grid.roster
 

@@ -16,34 +16,21 @@ from pydantic import (
     model_validator,
 )
 
-from experiments.plugins import PluginFields, plugin_fields, protocol_names
+from experiments.plugins import PluginFields, plugin_fields
+from experiments.settings_protocol import ProtocolSettings, Strict
 from experiments.settings_values import check_value
 from leakbed.naming import unknown
 
 JsonObject = dict[str, Any]
 SECTIONS = ("data", "model", "protocol")
 _WIDEST = 1024  # pixels a side; all images lie in memory at once
-_MOST = 1_000_000  # steps or rounds; the order of batches is laid out before training starts
 
 
 class SettingsError(ValueError):
     """Settings that cannot be run; the message has one line per fault."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_keys(cls, given: object) -> object:
-        if isinstance(given, Mapping):
-            for key in given:
-                if key not in cls.model_fields:
-                    raise ValueError(unknown("key", str(key), cls.model_fields))
-        return given
-
-
-class DataSettings(_Strict):
+class DataSettings(Strict):
     """Which data, and who owns which rows; see :class:`leakbed.data.recipe.DataRecipe`."""
 
     name: str = "mnist-5k"
@@ -58,41 +45,14 @@ class DataSettings(_Strict):
     download: bool = False
 
 
-class ModelSettings(_Strict):
+class ModelSettings(Strict):
     """Which network, cut where; see :class:`leakbed.models.Architecture`."""
 
     name: str = "mnistnet"
     cut: int | None = Field(default=None, ge=0)
+    upper_cut: int | None = Field(default=None, ge=1)
     activation: str | None = None
     initialisation: Literal["default", "uniform"] = "default"
-
-
-class ProtocolSettings(_Strict):
-    """How the nodes train.
-
-    ``local_steps`` None is one pass over a node's data per round; ``timeout`` is how many seconds a
-    node may take for one message before the run stops.
-    """
-
-    name: str = "fedavg"
-    rounds: int = Field(default=1, ge=1, le=_MOST)
-    batch_size: int = Field(default=32, ge=1)
-    local_steps: int | None = Field(default=None, ge=1, le=_MOST)
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    learning_rate: float = Field(default=0.01, gt=0)
-    momentum: float = Field(default=0.0, ge=0, lt=1)
-    weight_decay: float = Field(default=0.0, ge=0)
-    fraction: float = Field(default=1.0, gt=0, le=1)
-    labels: Literal["shared", "server"] = "shared"
-    bottoms: Literal["sealed", "relayed"] = "sealed"
-    timeout: float = Field(default=3600.0, gt=0)
-
-    @field_validator("name")
-    @classmethod
-    def _known_name(cls, name: str) -> str:
-        if name not in protocol_names():
-            raise ValueError(unknown("protocol", name, protocol_names()))
-        return name
 
 
 class AttackSettings(BaseModel):
@@ -121,7 +81,7 @@ class DefenseSettings(BaseModel):
         return "+".join(name for name, _ in self.stack) or "none"
 
 
-class Settings(_Strict):
+class Settings(Strict):
     """A whole experiment, as its file has it.
 
     Attributes:
@@ -132,6 +92,8 @@ class Settings(_Strict):
         grid: ``"local"`` or ``"ray"``; under ``flwr run`` Flower's own.
         workers: Processes of the Ray grid; None for one per core.
         gpus_per_worker: Share of a GPU each of them takes.
+        ray_address: Of a Ray cluster to join, ``"auto"`` for the one this machine belongs to; None
+            starts Ray on this machine alone.
         keep_rounds: Which rounds a trace keeps: the ``"last"``, which is attacked, or ``"all"``.
         data: Defaults of every cell's data.
         model: Likewise.
@@ -151,6 +113,7 @@ class Settings(_Strict):
     grid: Literal["local", "ray"] = "local"
     workers: int | None = Field(default=None, ge=1)
     gpus_per_worker: float = Field(default=0.0, ge=0)
+    ray_address: str | None = None
     keep_rounds: Literal["last", "all"] = "last"
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
@@ -268,7 +231,7 @@ def _flat(table: object) -> object:
     return flat
 
 
-class _Seed(_Strict):
+class _Seed(Strict):
     seed: int = Field(default=0, ge=0)
 
 

@@ -19,6 +19,7 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from experiments.dividing import labels_of
 from experiments.preparing import Prepared, answer_key, make_defenses
 from experiments.soundness import RefuseNonFinite
 from leakbed.contracts import Defense, Protects
@@ -234,8 +235,8 @@ def _setup(prepared: Prepared, roster: Mapping[int, int]) -> Setup:
         optimiser=prepared.plan.optimiser,
         nodes=prepared.data.nodes,
         fraction=protocol.fraction,
-        bottoms=protocol.bottoms,
-        labels={node: dataset.labels[rows.nodes[p]] for node, p in roster.items()}
+        bottoms=prepared.plan.bottoms,
+        labels={node: labels_of(prepared.data, part) for node, part in roster.items()}
         if at_server
         else None,
         test_labels=dataset.labels[rows.test],
@@ -244,6 +245,9 @@ def _setup(prepared: Prepared, roster: Mapping[int, int]) -> Setup:
         defence_stream=prepared.stream("defence/server"),
         timeout=protocol.timeout,
         device=resolve_device(prepared.settings.device),
+        optimiser_state=prepared.plan.optimizer_state,
+        stream=prepared.stream("server/lots"),
+        options={key: getattr(protocol, key) for key in PROTOCOLS[protocol.name].options},
     )
 
 
@@ -280,6 +284,7 @@ def _about(prepared: Prepared) -> dict[str, Any]:
         "data": prepared.data.name,
         "defense": prepared.settings.defense.name,
         "architecture": asdict(prepared.architecture),
+        **({"divides": "features"} if prepared.data.aligned else {}),
     }
 
 

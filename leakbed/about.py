@@ -34,6 +34,7 @@ def about(
     bottoms: str = "sealed",
     defense: str = "none",
     cut: int | None = None,
+    upper_cut: int | None = None,
     activation: str | None = None,
     initialisation: str = "default",
 ) -> dict[str, Any]:
@@ -55,6 +56,7 @@ def about(
         bottoms: How bottoms pass the server: ``"sealed"`` or ``"relayed"``.
         defense: Name of the defence.
         cut: Index of the last layer of the bottom; None where the model is not cut.
+        upper_cut: Index of the last layer of the middle; None where the node holds no head.
         activation: Catalogue key of the activation that replaces the model's own.
         initialisation: How fresh weights are drawn: ``"default"`` or ``"uniform"``.
 
@@ -89,6 +91,7 @@ def about(
             "activation": activation,
             "initialisation": initialisation,
             "cut": cut,
+            "upper_cut": upper_cut,
         },
     }
 

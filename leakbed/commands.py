@@ -37,6 +37,10 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("-o", metavar="KEY=VALUE", help="Replace a setting; may be repeated."),
 ]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(help="Run on this Ray cluster; `auto` finds this machine's.", show_default=False),
+]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show Flower's own log.")]
 
 
@@ -55,10 +59,17 @@ def leakbed(
 
 
 @app.command()
-def compare(*, out: Out = None, overrides: Overrides = None, verbose: Verbose = False) -> None:
+def compare(
+    *,
+    out: Out = None,
+    overrides: Overrides = None,
+    ray_address: RayAddress = None,
+    verbose: Verbose = False,
+) -> None:
     """Compare what FedAvg weights and split activations leak, on the same private images."""
     with expected():
-        _experiment(api.FLAGSHIP, out=out, overrides=overrides or (), verbose=verbose)
+        chosen = [*(overrides or ()), *_on_ray(ray_address)]
+        _experiment(api.FLAGSHIP, out=out, overrides=chosen, verbose=verbose)
 
 
 @app.command()
@@ -67,11 +78,13 @@ def run(
     *,
     out: Out = None,
     overrides: Overrides = None,
+    ray_address: RayAddress = None,
     verbose: Verbose = False,
 ) -> None:
     """Run the experiment of a TOML file; finished cells are not run again."""
     with expected():
-        _experiment(file, out=out, overrides=overrides or (), verbose=verbose)
+        chosen = [*(overrides or ()), *_on_ray(ray_address)]
+        _experiment(file, out=out, overrides=chosen, verbose=verbose)
 
 
 @app.command()
@@ -147,6 +160,11 @@ def _experiment(source: Path, *, out: Path | None, overrides: Sequence[str], ver
     with Bars(_console(stderr=True)) as bars:
         cards = api.run(checked, out=folder, progress=bars)
     _show(cards, folder)
+
+
+def _on_ray(address: str | None) -> list[str]:
+    """Return the overrides that put an experiment on a Ray cluster."""
+    return [] if address is None else ['grid="ray"', f'ray_address="{address}"']
 
 
 def _show(cards: Sequence[Card], folder: Path) -> None:

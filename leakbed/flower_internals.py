@@ -23,6 +23,7 @@ class FlowerMovedError(RuntimeError):
 
 
 try:
+    from flwr.app.constants import DEFAULT_TTL
     from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
     from flwr.supercore.task_identity import TaskIdentity
 except ImportError as error:
@@ -30,6 +31,7 @@ except ImportError as error:
 
 CLIENT_RAISED = int(ErrorCode.CLIENT_APP_RAISED_EXCEPTION)
 NODE_UNAVAILABLE = int(ErrorCode.NODE_UNAVAILABLE)
+USUAL_TTL = float(DEFAULT_TTL)  # seconds, of a message that names none
 
 _IDENTITY = {"_run_id": 0, "_task_id": 0, "_node_id": SUPERLINK_NODE_ID}
 

@@ -13,8 +13,9 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from leakbed.contracts import Defense, DefenseState, IllegalCombinationError, Protects
 from leakbed.flower_internals import with_content
-from leakbed.wire.messages import SPLIT_EVALUATE, SPLIT_STEP, WEIGHTS
+from leakbed.wire.messages import WEIGHTS
 from leakbed.wire.records import SMASHED, copy_records, pack, sole_arrays, unpack, where
+from leakbed.wire.translation import SPLIT
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,7 +70,7 @@ def _kind(message: Message, reply: Message) -> Protects | None:
     kind = message.metadata.message_type
     if reply.has_error():
         return None
-    if kind in {SPLIT_STEP, SPLIT_EVALUATE}:
+    if kind in SPLIT:
         return Protects.SMASHED if SMASHED in reply.content else None
     if kind.split(".")[0] != WEIGHTS or not reply.content.array_records:
         return None

@@ -1,7 +1,8 @@
 """Targets: which recorded messages are attacked, picked the same way in every protocol family.
 
 Always the last round's messages, first rows of every node first: so both families attack the same
-private samples.
+private samples. Where nodes hold strips of the same images, only the first party is attacked: the
+others' messages are about the same samples, and images of other shapes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -56,6 +57,9 @@ class Evidences:
         """Read the last round of a trace."""
         last = max((int(r.fields.get("round", 0)) for r in trace.records), default=0)
         events = list(trace.events(UpdateUp, SmashedUp, CutGradientDown, round_=last))
+        if trace.about.get("divides") == "features":
+            first = min((event.node for event in events), default=0)
+            events = [event for event in events if event.node == first]
         batches = [e for e in events if isinstance(e, SmashedUp)]
         training = [e for e in batches if e.phase == Phase.TRAIN]
         gradients = [e for e in events if isinstance(e, CutGradientDown)]

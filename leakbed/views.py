@@ -12,8 +12,10 @@ from leakbed.about import require
 from leakbed.contracts import Evidence, Knowledge, Seat, ThreatModel, View
 from leakbed.events import Arrays, Phase, SmashedUp, UpdateUp
 from leakbed.models import Architecture
+from leakbed.strips import strip, strip_architecture
 from leakbed.targets import Evidences, MisfitError, Target
 from leakbed.trace import Trace
+from leakbed.upper_cut import at_upper_cut
 
 ADVERSARY, PUBLIC = "adversary", "public"
 
@@ -43,10 +45,18 @@ def build_view(
     Raises:
         MisfitError: If this protocol cannot give the seat what it needs.
     """
-    architecture = architecture_of(trace.about)
+    party, parties = targets[0].node, _parties(trace.about)
+    architecture = strip_architecture(
+        architecture_of(trace.about), party=party if parties > 1 else 0, parties=parties
+    )
+    if threat.seat == Seat.SERVER and Evidence.CUT_GRADIENT in threat.evidence:
+        architecture, evidences = at_upper_cut(trace, evidences, architecture)
     granted = _evidence(evidences, targets, threat, architecture, device)
     if Knowledge.PUBLIC_IMAGES in threat.needs:
         granted |= _public(trace, device)
+        if parties > 1:
+            own = strip(granted["public_images"], party=party, parties=parties)
+            granted["public_images"] = own
     if Knowledge.ARCHITECTURE in threat.needs:
         granted["architecture"] = architecture
     if Knowledge.LABELS in threat.needs and granted.get("labels") is None:
@@ -74,6 +84,11 @@ def architecture_of(about: Mapping[str, Any]) -> Architecture:
     return Architecture(**fields)
 
 
+def _parties(about: Mapping[str, Any]) -> int:
+    """Return how many nodes hold a strip of every image; 1 where nodes hold whole ones."""
+    return int(about["nodes"]) if about.get("divides") == "features" else 1
+
+
 def _evidence(
     evidences: Evidences,
     targets: Sequence[Target],
@@ -88,11 +103,6 @@ def _evidence(
         granted |= _weights(evidences, targets, architecture, device)
     if Evidence.HEAD_WEIGHT_GRADIENT in reads:
         return granted | _head(evidences, targets, architecture, device)
-    if Evidence.CUT_GRADIENT in reads and threat.seat == Seat.SERVER:
-        raise MisfitError(
-            "here the server makes the cut gradient itself, from labels it has; the party that "
-            "receives it is the node: seat = 'client' with protocol.labels = 'server'"
-        )
     if reads & {Evidence.SMASHED, Evidence.CUT_GRADIENT}:
         granted |= _cut(evidences, targets, threat, device)
     return granted

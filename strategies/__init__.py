@@ -1,11 +1,41 @@
 """Strategies: the server parts of protocols, one per file. Listing one here puts it under test."""
 
-from strategies import fedavg, vanilla_split
+from strategies import (
+    fedavg,
+    parallel_split,
+    splitfed_v1,
+    splitfed_v2,
+    u_shaped,
+    vanilla_split,
+    vertical_split,
+)
 from strategies.setup import Entry
 
 PROTOCOLS: dict[str, Entry] = {
-    "fedavg": Entry(exchanges="weights", build=fedavg.build),
+    "fedavg": Entry(exchanges="weights", build=fedavg.build, parts=1),
+    "parallel-split": Entry(
+        exchanges="split",
+        build=parallel_split.build,
+        bottoms=("relayed",),
+        options={"sync": ("round", "step"), "gradient_scale": ("global", "local")},
+    ),
+    "splitfed-v1": Entry(
+        exchanges="split",
+        build=splitfed_v1.build,
+        bottoms=("relayed",),
+        optimiser_state=("fresh", "kept"),
+    ),
+    "splitfed-v2": Entry(exchanges="split", build=splitfed_v2.build, bottoms=("relayed",)),
+    "u-shaped": Entry(exchanges="split", build=u_shaped.build, labels=("client",), parts=3),
     "vanilla-split": Entry(exchanges="split", build=vanilla_split.build),
+    "vertical-split": Entry(
+        exchanges="split",
+        build=vertical_split.build,
+        labels=("server",),
+        bottoms=("sealed",),
+        divides="features",
+        options={"merge": ("concat", "sum")},
+    ),
 }
 
 __all__ = ["PROTOCOLS", "Entry"]

@@ -1,14 +1,14 @@
 """What a protocol is made from, and what it gives back: the contract of the catalogue."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from leakbed.contracts import Defense
 from leakbed.events import Arrays
@@ -33,6 +33,9 @@ class Setup:
         defence_stream: The secret seed of their noise.
         timeout: Seconds to wait for each reply.
         device: Where the server computes.
+        optimiser_state: ``"kept"`` from round to round, or ``"fresh"`` in each.
+        stream: The server's own, for what a protocol draws by lot.
+        options: The protocol's own settings, by name, as its entry in the catalogue lists them.
     """
 
     architecture: Architecture
@@ -48,6 +51,29 @@ class Setup:
     defence_stream: int
     timeout: float | None
     device: torch.device
+    optimiser_state: str = "kept"
+    stream: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def common(self) -> dict[str, Any]:
+        """Return the keywords that every split strategy takes."""
+        return {
+            "bottoms": self.bottoms,
+            "labels": self.labels,
+            "fraction_train": self.fraction,
+            "test_labels": self.test_labels,
+            "evaluate_rounds": self.evaluate_rounds,
+            "step_timeout": self.timeout,
+            "smashed_shape": self.architecture.smashed_shape,
+            "optimiser_state": self.optimiser_state,
+        }
+
+    @staticmethod
+    def arrays(*modules: nn.Module) -> Arrays:
+        """Return the weights and buffers of a node's part, by name."""
+        return {
+            name: value.numpy() for module in modules for name, value in module.state_dict().items()
+        }
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,7 +102,20 @@ class Entry:
     Attributes:
         exchanges: What crosses the wire: whole weights, or smashed data and cut gradients.
         build: Makes the server's part.
+        labels: Who may hold the labels: ``"shared"``, ``"server"`` or ``"client"``; the first is
+            the protocol's default.
+        bottoms: Who may read bottoms: ``"sealed"`` or ``"relayed"``; likewise.
+        optimiser_state: Momenta ``"kept"`` from round to round, or ``"fresh"`` in each; likewise.
+        parts: In how many parts the model is cut: 1 not at all, 3 with a head at the node.
+        divides: What each node has a share of: ``"rows"``, or ``"features"`` of all rows.
+        options: Settings of this protocol alone: name to legal values, the default first.
     """
 
     exchanges: Literal["weights", "split"]
     build: Build
+    labels: tuple[str, ...] = ("shared", "server")
+    bottoms: tuple[str, ...] = ("sealed", "relayed")
+    optimiser_state: tuple[str, ...] = ("kept", "fresh")
+    parts: Literal[1, 2, 3] = 2
+    divides: Literal["rows", "features"] = "rows"
+    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -1,223 +1,286 @@
-"""The step loop every split protocol shares: one node, one round, batch after batch.
+"""The step loop every split protocol shares: one node's lane through one round, batch after batch.
 
-Also the top in training, and the exchange that insists on a reply. Protocols differ in which nodes
-they drive and what travels; see the file of each.
+A protocol drives one lane or several and decides what happens between a smashed batch and its
+gradient; a lane knows the messages, and refuses a reply that does not fit.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, Message, RecordDict
-from flwr.serverapp import Grid
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from flwr.app import Message
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
 
-from leakbed.contracts import Defense, DefenseState
 from leakbed.events import Array, Arrays
 from leakbed.grids.failures import NodeFailed
-from leakbed.wire.messages import SPLIT_STEP, SplitReply, SplitRequest
+from leakbed.tensors import finite, view
+from leakbed.wire.head_messages import BackwardReply, HeadReply, HeadRequest
+from leakbed.wire.messages import (
+    BACKWARD_STEP,
+    HEAD_STEP,
+    SPLIT_STEP,
+    SplitReply,
+    SplitRequest,
+)
+from leakbed.wire.records import WireError
+from strategies.post import Post
+from strategies.trainers import UnfitBatchError
+
+Labels = Mapping[int, Int[Tensor, " rows"]]
 
 
 class NoLabelsError(RuntimeError):
     """A smashed batch came without labels, and the server has none for it either."""
 
 
-class TopTrainer:
-    """The server's part of the model, its optimiser and its loss."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """A node's smashed batch with what the server may know of it.
+
+    Attributes:
+        smashed: One row per sample; a view of the reply, never to be written.
+        labels: Their labels; None where they stay at the node.
+        rows: The samples' ids, where the protocol sends them.
+    """
+
+    smashed: Shaped[Tensor, " batch *cut"]
+    labels: Int[Tensor, " batch"] | None = None
+    rows: Int[Tensor, " batch"] | None = None
+
+    @property
+    def labelled(self) -> tuple[Tensor, Int[Tensor, " batch"]]:
+        """Smashed rows and labels, for a server that holds the loss.
+
+        Raises:
+            NoLabelsError: If there are none.
+        """
+        if self.labels is None:
+            raise NoLabelsError(
+                "a node sent no labels; give the strategy its labels (labels = 'server'), or let "
+                "nodes share them (labels = 'shared')"
+            )
+        return self.smashed, self.labels
+
+
+class Lane:
+    """One node's way through one round: open, then receive and answer until it is done.
+
+    Attributes:
+        node: Flower's node id.
+        step: The step whose batch is awaited or was received last.
+        steps: How many batches the node has this round; known from its first reply on.
+        examples: Samples in them.
+    """
 
     def __init__(
         self,
-        top: nn.Module,
-        optimiser: torch.optim.Optimizer,
+        post: Post,
+        node: int,
         *,
-        defences: tuple[Defense, ...] = (),
-        defence_stream: int = 0,
+        round_: int,
+        bottoms: str = "sealed",
+        labels: Labels | None = None,
+        smashed_shape: tuple[int, ...] | None = None,
     ) -> None:
-        """Take the top.
+        """Make the lane; nothing is sent yet.
 
         Args:
-            top: Trained in place.
-            optimiser: Over the top's parameters.
-            defences: Applied, in order, to every cut gradient before it is sent.
-            defence_stream: The secret seed of their noise.
+            post: Of this round.
+            node: Flower's node id.
+            round_: Server round, from 1.
+            bottoms: ``"sealed"`` or ``"relayed"``.
+            labels: Labels of each node's rows, where the server holds them.
+            smashed_shape: Of one smashed row; None takes the first batch's.
         """
-        self.top = top
-        self._optimiser = optimiser
-        self._defences = [(d, d.begin(defence_stream + i)) for i, d in enumerate(defences)]
+        self.node, self.step, self.steps, self.examples = node, 0, 0, 0
+        self._post, self._round, self._bottoms = post, round_, bottoms
+        self._labels = None if labels is None else labels.get(node)
+        self._shape = smashed_shape
+        self._rows = 0  # samples so far
+        self._closing: SplitRequest | None = None
 
     @property
-    def device(self) -> torch.device:
-        """Where the top computes."""
-        return next(self.top.parameters()).device
+    def round(self) -> int:
+        """Server round, from 1."""
+        return self._round
 
-    def step(self, smashed: Array, labels: Int[Tensor, " batch"]) -> Array:
-        """Train on one smashed batch.
+    @property
+    def done(self) -> bool:
+        """Whether every batch was answered, and only the closing message is left."""
+        return self._closing is not None
+
+    def open(self, bottom: Arrays | None) -> None:
+        """Ask for the first batch.
 
         Args:
-            smashed: As received.
-            labels: Its labels.
+            bottom: What the node starts from; None where it keeps its own.
+        """
+        self._request(SplitRequest(round=self._round, step=0, bottom=bottom, bottoms=self._bottoms))
+
+    def receive(self) -> Batch:
+        """Wait for the next smashed batch; one that does not fit is a :class:`NodeFailed`.
 
         Returns:
-            dL/d(smashed), with L the mean cross-entropy of the batch, as it may be sent.
+            The batch.
         """
-        self.top.train()
-        received = torch.from_numpy(smashed).to(self.device).requires_grad_()
-        loss = nn.functional.cross_entropy(self.top(received), labels.to(self.device))
-        self._optimiser.zero_grad()
-        loss.backward()
-        self._optimiser.step()
-        gradient = received.grad if received.grad is not None else torch.zeros_like(received)
-        return self._protected(gradient.cpu()).numpy()
+        message = self._post.receive(self.node)
+        with self.blamed(SPLIT_STEP):
+            return self._batch(SplitReply.of(message))
 
-    def predict(self, smashed: Array) -> Int[Tensor, " batch"]:
-        """Return the predicted label of each smashed row."""
-        self.top.eval()
-        with torch.no_grad():
-            logits: Tensor = self.top(torch.from_numpy(smashed).to(self.device))
-        return logits.argmax(1).cpu()
+    def answer(self, gradient: Float[Tensor, " batch *cut"]) -> None:
+        """Send the gradient of the batch received last, and ask for the next batch.
 
-    def load(self, arrays: ArrayRecord) -> None:
-        """Take weights and buffers from a Flower record."""
-        self.top.load_state_dict(arrays.to_torch_state_dict())
+        After the last batch nothing is sent: its gradient travels in :meth:`closing`.
 
-    def arrays(self) -> ArrayRecord:
-        """Return the weights and buffers as a Flower record."""
-        state = {name: value.detach().cpu() for name, value in self.top.state_dict().items()}
-        return ArrayRecord(state)
+        Args:
+            gradient: dL/d(smashed), on the CPU. One that is not finite is a :class:`NodeFailed`.
+        """
+        self.check_finite("cut gradient", gradient)
+        self._next(SplitRequest(round=self._round, step=self.step + 1, gradient=gradient.numpy()))
 
-    def _protected(self, gradient: Float[Tensor, " batch *cut"]) -> Float[Tensor, " batch *cut"]:
-        states: list[tuple[Defense, DefenseState]] = []
-        for defence, state in self._defences:
-            after, gradient = defence.protect_cut_gradient(state, gradient)
-            states.append((defence, after.next()))
-        self._defences = states
+    def resume(self, bottom: Arrays) -> None:
+        """Ask for the next batch, of a bottom that others made; the gradient went before.
+
+        Args:
+            bottom: Weights to go on from, or some of them by name.
+        """
+        self._next(
+            SplitRequest(
+                round=self._round, step=self.step + 1, bottom=bottom, bottoms=self._bottoms
+            )
+        )
+
+    def send_features(self, features: Float[Tensor, " batch *upper"]) -> None:
+        """Send the features of the batch received last to the node's head."""
+        self.check_finite("features", features)
+        request = HeadRequest(round=self._round, step=self.step, features=features.numpy())
+        self._post.send(self.node, HEAD_STEP, request.records())
+
+    def receive_upper(self) -> Float[Tensor, " batch *upper"]:
+        """Wait for the gradient of the features; not a finite one is a :class:`NodeFailed`."""
+        message = self._post.receive(self.node)
+        with self.blamed(HEAD_STEP):
+            reply = HeadReply.of(message)
+            self._check_step(reply.step)
+            gradient = view(reply.gradient)
+        self.check_finite("gradient of the features", gradient, kind=HEAD_STEP)
         return gradient
 
+    def send_backward(self, gradient: Float[Tensor, " batch *cut"]) -> None:
+        """Send a cut gradient and ask for the bottom's own gradient instead of a step."""
+        self.check_finite("cut gradient", gradient)
+        request = SplitRequest(round=self._round, step=self.step, gradient=gradient.numpy())
+        self._post.send(self.node, BACKWARD_STEP, request.records())
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Turn:
-    """One node's turn in a round, up to its closing message.
+    def receive_backward(self) -> Arrays:
+        """Wait for the bottom's gradient by parameter name."""
+        message = self._post.receive(self.node)
+        with self.blamed(BACKWARD_STEP):
+            reply = BackwardReply.of(message)
+            self._check_step(reply.step)
+        return reply.gradient
 
-    Attributes:
-        closing: The message that brings the last gradient and asks for the bottom.
-        examples: Samples the node trained on.
-    """
+    def closing(self) -> Message:
+        """Return the message that ends the round at this node and asks for its bottom.
 
-    closing: Message
-    examples: int
+        Returns:
+            Not yet sent.
 
+        Raises:
+            RuntimeError: If the lane is not done.
+        """
+        if self._closing is None:
+            raise RuntimeError(f"node {self.node} has {self.steps - self.step} batches left")
+        return Message(self._closing.records(), dst_node_id=self.node, message_type=SPLIT_STEP)
 
-def take_turn(
-    grid: Grid,
-    node: int,
-    trainer: TopTrainer,
-    *,
-    round_: int,
-    bottom: Arrays,
-    bottoms: str,
-    labels: Mapping[int, Int[Tensor, " rows"]] | None,
-    timeout: float | None,
-) -> Turn:
-    """Train with one node for as many batches as it has this round.
+    @contextmanager
+    def blamed(self, kind: str = SPLIT_STEP) -> Iterator[None]:
+        """Turn what does not fit the model or the protocol into a :class:`NodeFailed` of this node.
 
-    Args:
-        grid: Where the node is.
-        node: Flower's node id.
-        trainer: The server's part.
-        round_: Server round, from 1.
-        bottom: The bottom the node starts from.
-        bottoms: ``"sealed"`` or ``"relayed"``.
-        labels: Labels of each node's rows, where the server holds them; None where they are shared.
-        timeout: Seconds to wait for each reply.
+        Args:
+            kind: Type of the message it came with.
 
-    Returns:
-        The closing message, not yet sent.
+        Raises:
+            NodeFailed: Instead.
+        """
+        try:
+            yield
+        except (WireError, UnfitBatchError) as error:
+            raise NodeFailed(self._post.partition(self.node), kind, str(error)) from error
 
-    Raises:
-        NodeFailed: If the node ends its turn too early, or the gradient is not finite.
-    """
-    request = SplitRequest(round=round_, step=0, bottom=bottom, bottoms=bottoms)
-    step = 0
-    while True:
-        reply = SplitReply.of(exchange(grid, _message(node, request), timeout=timeout))
-        if reply.smashed is None:
-            raise NodeFailed(
-                partition(grid, node), SPLIT_STEP, f"no batch {step} in round {round_}"
-            )
-        gradient = trainer.step(reply.smashed, _labels(reply, labels, node))
-        if not np.isfinite(gradient).all():
-            cause = f"the cut gradient of round {round_}, step {step} is not finite"
-            raise NodeFailed(
-                partition(grid, node), SPLIT_STEP, f"{cause}; lower protocol.learning_rate"
-            )
-        step += 1
-        request = SplitRequest(round=round_, step=step, gradient=gradient)
-        if step == reply.steps:
-            return Turn(closing=_message(node, request), examples=reply.examples)
+    def check_finite(self, what: str, tensor: Tensor, *, kind: str = SPLIT_STEP) -> None:
+        """Refuse values that are not finite; they are a :class:`NodeFailed`."""
+        if not finite(tensor):
+            cause = f"the {what} of round {self._round}, step {self.step} is not finite"
+            raise self._failure(f"{cause}; lower protocol.learning_rate", kind=kind)
 
+    def _request(self, request: SplitRequest) -> None:
+        self.step = request.step
+        self._post.send(self.node, SPLIT_STEP, request.records())
 
-def partition(grid: Grid, node: int) -> int:
-    """Return which partition a Flower node id is, where the grid knows, else the id itself."""
-    roster: Mapping[int, int] = getattr(grid, "roster", {})
-    return roster.get(node, node)
+    def _next(self, request: SplitRequest) -> None:
+        if request.step < self.steps:
+            self._request(request)
+        elif self._rows != self.examples:
+            cause = f"sent {self._rows} samples in round {self._round}, announced {self.examples}"
+            raise self._failure(cause)
+        else:
+            self._closing = request
 
-
-def exchange(grid: Grid, message: Message, *, timeout: float | None) -> Message:
-    """Send one message and insist on its reply.
-
-    Args:
-        grid: Where the node is.
-        message: To that node.
-        timeout: Seconds to wait.
-
-    Returns:
-        The reply; a missing one, or an error, is a :class:`NodeFailed`.
-    """
-    return checked(list(grid.send_and_receive([message], timeout=timeout)), [message])[0]
-
-
-def checked(replies: list[Message], sent: list[Message]) -> list[Message]:
-    """Return one reply for each message sent, in that order.
-
-    Args:
-        replies: In any order.
-        sent: The messages they should answer.
-
-    Returns:
-        The replies.
-
-    Raises:
-        NodeFailed: On an error reply, or a missing one.
-    """
-    answers = {reply.metadata.reply_to_message_id: reply for reply in replies}
-    found = []
-    for message in sent:
-        about = message.metadata
-        reply = answers.get(about.message_id)
-        if reply is None:
-            raise NodeFailed(about.dst_node_id, about.message_type, "no reply")
-        if reply.has_error():
-            reason = reply.error.reason or "no reason given"
-            raise NodeFailed(about.dst_node_id, about.message_type, reason)
-        found.append(reply)
-    return found
-
-
-def _message(node: int, request: SplitRequest) -> Message:
-    records: RecordDict = request.records()
-    return Message(records, dst_node_id=node, message_type=SPLIT_STEP)
-
-
-def _labels(
-    reply: SplitReply, labels: Mapping[int, Int[Tensor, " rows"]] | None, node: int
-) -> Int[Tensor, " batch"]:
-    if reply.labels is not None:
-        return torch.from_numpy(reply.labels)
-    if labels is None or node not in labels or reply.rows is None:
-        raise NoLabelsError(
-            f"node {node} sent no labels; give the strategy its labels (labels = 'server') or let "
-            "nodes share them (labels = 'shared')"
+    def _batch(self, reply: SplitReply) -> Batch:
+        """Return a reply's batch, or refuse its step, shape, size or type."""
+        self._check_plan(reply)
+        smashed = reply.smashed
+        if smashed is None:
+            raise WireError(f"no batch {self.step} in round {self._round}")
+        self._shape = self._shape or smashed.shape[1:]
+        if smashed.ndim < 1 or not len(smashed) or smashed.shape[1:] != self._shape:
+            wanted = " x ".join(map(str, ("batch", *self._shape)))
+            raise WireError(f"smashed data of shape {smashed.shape}, expected {wanted}")
+        if not np.issubdtype(smashed.dtype, np.floating):
+            raise WireError(f"smashed data are {smashed.dtype}, no floating-point numbers")
+        rows, labels = (
+            _whole(what, numbers, len(smashed))
+            for what, numbers in (("rows", reply.rows), ("labels", reply.labels))
         )
-    return labels[node][torch.from_numpy(reply.rows)]
+        if labels is None and self._labels is not None and rows is not None:
+            if not 0 <= int(rows.min()) <= int(rows.max()) < len(self._labels):
+                raise WireError(f"rows {rows.tolist()} of a node with {len(self._labels)} samples")
+            labels = self._labels[rows]
+        self._rows += len(smashed)
+        batch = Batch(smashed=view(smashed), labels=labels, rows=rows)
+        self.check_finite("smashed batch", batch.smashed)
+        return batch
+
+    def _check_plan(self, reply: SplitReply) -> None:
+        """Refuse a reply of another step, or with another plan, than the lane is at."""
+        self._check_step(reply.step)
+        if self.step == 0:
+            self.steps, self.examples = reply.steps, reply.examples
+        if (reply.steps, reply.examples) != (self.steps, self.examples) or self.step >= self.steps:
+            raise WireError(
+                f"step {self.step} of {reply.steps} with {reply.examples} samples, after it began "
+                f"with {self.steps} and {self.examples}"
+            )
+
+    def _check_step(self, step: int) -> None:
+        if step != self.step:
+            raise WireError(f"a reply of step {step} came while step {self.step} was awaited")
+
+    def _failure(self, cause: str, *, kind: str = SPLIT_STEP) -> NodeFailed:
+        return self._post.failure(self.node, kind, cause)
+
+
+def _whole(what: str, numbers: Array | None, rows: int) -> Int[Tensor, " batch"] | None:
+    """Return ids or labels; refuse what is not one whole number per smashed row."""
+    if numbers is None:
+        return None
+    if numbers.dtype != np.int64 or numbers.shape != (rows,):
+        raise WireError(
+            f"{what} of shape {numbers.shape} and type {numbers.dtype}; expected {rows} numbers "
+            "of int64"
+        )
+    return torch.from_numpy(numbers.copy())

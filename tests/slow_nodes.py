@@ -2,13 +2,14 @@
 
 import random
 import time
+from math import prod
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 from torch import nn
 
-from clients import cell, split, weights
+from clients import cell, head, split, weights
 from leakbed.mods import defend
 
 _chance = random.SystemRandom()  # takes nothing from the generators a training might use
@@ -16,7 +17,7 @@ _chance = random.SystemRandom()  # takes nothing from the generators a training 
 
 def _late(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     reply = call_next(message, context)
-    time.sleep(_chance.uniform(0, 0.02) * (int(context.node_config["partition-id"]) + 1))
+    time.sleep(_chance.uniform(0, 0.005) * (int(context.node_config["partition-id"]) + 1))
     return reply
 
 
@@ -31,7 +32,7 @@ class ByName(ClientApp):
 
 
 app = ByName(mods=[_late, defend(cell.cell_defenses)])
-for family in (cell, weights, split):
+for family in (cell, weights, split, head):
     family.register(app)
 
 
@@ -47,4 +48,18 @@ def stateful() -> nn.Sequential:
         nn.Flatten(),
         nn.Dropout(0.25),
         nn.Linear(12, 3),
+    )
+
+
+def dense(image_shape: tuple[int, int, int]) -> nn.Sequential:
+    """Dropout and BatchNorm on both sides of cut 3, for images of any shape."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(prod(image_shape), 8),
+        nn.BatchNorm1d(8),
+        nn.Dropout(0.25),
+        nn.ReLU(),
+        nn.BatchNorm1d(8),
+        nn.Dropout(0.25),
+        nn.Linear(8, 3),
     )

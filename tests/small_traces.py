@@ -17,12 +17,12 @@ ABOUT = {
 CPU = torch.device("cpu")
 UPDATE = ThreatModel(seat=Seat.SERVER, evidence=frozenset({Evidence.UPDATE}))
 SMASHED = ThreatModel(seat=Seat.SERVER, evidence=frozenset({Evidence.SMASHED}))
-Make = Callable[[list[Event]], Trace]
+Make = Callable[..., Trace]
 
 
-def make_trace(folder: Path, events: list[Event]) -> Trace:
+def make_trace(folder: Path, events: list[Event], **about: object) -> Trace:
     """Return a trace of these events, with two public images."""
-    with Recorder(folder, about=ABOUT) as recorder:
+    with Recorder(folder, about={**ABOUT, **about}) as recorder:
         public = {"images": np.zeros((2, 1, 4, 4), np.float32), "labels": np.arange(2)}
         recorder.hold("adversary", "public", public)
         for event in events:

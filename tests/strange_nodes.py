@@ -3,6 +3,7 @@
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,38 @@ def count(message: Message, context: Context) -> Message:
     live: dict[str, int] = context.live  # type: ignore[attr-defined]
     live["calls"] = live.get("calls", 0) + 1
     return _answer(message, calls=live["calls"], process=os.getpid(), node=context.node_id)
+
+
+@app.query("thread")
+def thread(message: Message, context: Context) -> Message:
+    return _answer(message, thread=threading.current_thread().name, node=context.node_id)
+
+
+@app.query("remember")
+def remember(message: Message, context: Context) -> Message:
+    """Count in the state, as a node between two rounds does, and keep nothing alive."""
+    context.live.clear()  # type: ignore[attr-defined]
+    record = context.state.config_records.get("calls", ConfigRecord({"calls": 0}))
+    calls = int(record["calls"]) + 1  # type: ignore[arg-type]
+    context.state["calls"] = ConfigRecord({"calls": calls})
+    return _answer(message, calls=calls, process=os.getpid(), node=context.node_id)
+
+
+@app.query("nap")
+def nap(message: Message, context: Context) -> Message:
+    time.sleep(1)
+    return remember(message, context)
+
+
+@app.query("linger")
+def linger(message: Message, context: Context) -> Message:
+    """Hang until killed at the first try, having left a process id; answer at the next."""
+    left = Path(str(message.content.config_records["config"]["file"]))
+    if not left.exists():
+        left.with_suffix(".new").write_text(str(os.getpid()))
+        left.with_suffix(".new").rename(left)
+        release.wait()
+    return remember(message, context)
 
 
 @app.query("place")
@@ -74,7 +107,7 @@ def fail(message: Message, context: Context) -> Message:
 @app.query("unsendable")
 def unsendable(message: Message, context: Context) -> Message:
     reply = _answer(message)
-    reply.content.__dict__["lock"] = threading.Lock()
+    reply.content.config_records["said"].__dict__["_data"]["lock"] = threading.Lock()
     return reply
 
 

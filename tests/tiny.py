@@ -18,6 +18,7 @@ from flwr.common.serde import (
 from torch import Tensor, nn
 
 import clients.cell
+import clients.parts
 from clients import node_app
 from clients.cell import Cell, DataRecipe, TrainingPlan
 from leakbed.flower_internals import (
@@ -32,7 +33,7 @@ from leakbed.grids.nodes import describe
 from leakbed.models import Architecture
 from leakbed.seeds import derive
 from leakbed.wire.messages import SETUP
-from strategies.split_loop import TopTrainer
+from strategies.trainers import TopTrainer
 from strategies.vanilla_split import VanillaSplit
 
 SEED = 5
@@ -125,18 +126,29 @@ class Forgetful(GridWrapper):
     def __init__(self, grid: LocalGrid) -> None:
         super().__init__(grid)
         self._stored: dict[int, Any] = {}
+        self._waiting: dict[str, Message] = {}
         self._count = 0
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        sent = list(messages)
+        for message in sent:
+            self._count += 1
+            set_message_id(message, f"forgetful-{self._count}")
+            self._waiting[message.metadata.message_id] = message
+        return [message.metadata.message_id for message in sent]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return [self._answer(self._waiting.pop(i)) for i in message_ids if i in self._waiting]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        return [self._answer(message) for message in messages]
+        return self.pull_messages(self.push_messages(messages))
 
     def _answer(self, message: Message) -> Message:
         clients.cell._parsed.cache_clear()
         clients.cell._rows.cache_clear()
-        self._count += 1
-        set_message_id(message, f"forgetful-{self._count}")
+        clients.parts._template.cache_clear()
         node = message.metadata.dst_node_id
         context = context_from_proto(self._stored[node]) if node in self._stored else _new(node)
         try:
@@ -174,9 +186,9 @@ def split_strategy(model: str = "plain", *, settings: TrainingPlan, **more: Any)
 
 def train_split(grid: Any, strategy: VanillaSplit, *, rounds: int = 2) -> dict[str, Tensor]:
     """Run the strategy; return the whole model's weights and buffers."""
-    strategy.start(grid, strategy._trainer.arrays(), num_rounds=rounds)
+    strategy.start(grid, strategy.part.arrays(), num_rounds=rounds)
     bottom = {name: torch.from_numpy(value) for name, value in strategy.bottom.items()}
-    return bottom | strategy._trainer.top.state_dict()
+    return bottom | strategy.part.module.state_dict()
 
 
 def same(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:

@@ -6,7 +6,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
 from leakbed.data import Dataset, Split, load, split
+from leakbed.data.splitting import ALIGNED
+from leakbed.strips import strip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +26,7 @@ class DataRecipe:
         root: Folder that holds downloaded sets, or None.
         size: Keep only this many rows; None keeps all.
         image_size: Resize image folders to this side; None refuses mixed sizes.
-        partition: Name of the partitioner.
+        partition: Name of the partitioner; ``"aligned"`` gives every node a strip of all rows.
         partition_settings: Its own settings, as pairs.
         public: Share of the rows the adversary owns.
         test: Share of the rows held out for testing; None as for :func:`leakbed.data.split`.
@@ -55,6 +61,41 @@ class DataRecipe:
     def split(self) -> Split:
         """Return the rows of every part; computed once per process."""
         return _split(self)
+
+    @property
+    def aligned(self) -> bool:
+        """Whether every node has all private rows, of each a strip of its columns."""
+        return self.partition == ALIGNED
+
+    def seen_by(
+        self, images: Shaped[Tensor, "*rows channels height width"], node: int
+    ) -> Shaped[Tensor, "*rows channels height strip"]:
+        """Return what a node sees of images: its strip of columns, or all of them."""
+        return strip(images, party=node, parties=self.nodes) if self.aligned else images
+
+    def rows_of(
+        self, node: int
+    ) -> tuple[Float[Tensor, " rows channels height strip"], Int[Tensor, " rows"]]:
+        """Return a node's private images and labels.
+
+        Where nodes are aligned, the node looks its rows up by their common ids, whatever order it
+        stores them in, and has no labels: they are the label party's. -1 stands for each, which no
+        loss takes.
+
+        Args:
+            node: Which node.
+
+        Returns:
+            Images and labels.
+        """
+        dataset, owned = self.dataset(), self.split()
+        stored = owned.nodes[node]
+        images = self.seen_by(dataset.images[stored], node)
+        if not self.aligned:
+            return images, dataset.labels[stored]
+        place = torch.empty(len(dataset), dtype=torch.long)
+        place[stored] = torch.arange(len(stored))  # where this party keeps each row
+        return images[place[owned.private]], torch.full((len(stored),), -1)
 
 
 @lru_cache(maxsize=2)  # by what it depends on alone: cells of other seeds share it

@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 from leakbed.grid_wrapper import GridWrapper
 from leakbed.grids.failures import NodeFailed
 from leakbed.grids.resident import ResidentGrid
+from leakbed.grids.waiting import exchanged
 from leakbed.seeds import derive
 from leakbed.wire.messages import ROSTER
 
@@ -93,7 +94,7 @@ class Canonical(GridWrapper):
         """
         sent = list(messages)
         self._exchanges += 1
-        replies = list(self._grid.send_and_receive(sent, timeout=timeout))
+        replies = exchanged(self._grid, sent, timeout=timeout)
         order = {message.metadata.message_id: place for place, message in enumerate(sent)}
         replies = self._sorted(replies, order)
         for reply in replies:
@@ -141,7 +142,7 @@ def ask_roster(grid: Grid, *, nodes: int = 1, timeout: float | None = None) -> d
         raise RosterError(f"no node connected within {_PATIENCE} s")
     messages = [Message(RecordDict(), dst_node_id=i, message_type=ROSTER) for i in ids]
     roster: dict[int, int] = {}
-    for reply in grid.send_and_receive(messages, timeout=timeout):
+    for reply in exchanged(grid, messages, timeout=timeout):
         if reply.has_error():
             raise NodeFailed(reply.metadata.src_node_id, ROSTER, reply.error.reason or "no reason")
         partition = reply.content.config_records["roster"]["partition"]

@@ -6,9 +6,9 @@ from time import monotonic
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
-from leakbed.flower_internals import with_content
+from leakbed.flower_internals import USUAL_TTL, with_content
 from leakbed.grids.deadlines import CallThread, overran
-from leakbed.grids.nodes import MessageIds, NodeHost, unavailable
+from leakbed.grids.nodes import MessageIds, NodeHost, expired, unavailable
 from leakbed.grids.resident import ResidentGrid
 from leakbed.wire.records import copy_records
 
@@ -27,19 +27,37 @@ class LocalGrid(ResidentGrid):
         self._host = NodeHost(app, self.roster)
         self._ids = MessageIds("local")
         self._thread: CallThread[Message] = CallThread()
-        self._replies: dict[str, Message] = {}
+        self._pushed: dict[str, tuple[Message, float]] = {}
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Run every message at its node, however long it takes, and keep the replies."""
+        """Keep messages until they are pulled; a node runs in the thread that pulls."""
         ids = []
         for message in messages:
             ids.append(self._ids.stamp(message))
-            self._replies[ids[-1]] = self._answer(message, None)
+            self._pushed[ids[-1]] = message, monotonic() + message.metadata.ttl
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies to these messages, each once."""
-        return [self._replies.pop(i) for i in message_ids if i in self._replies]
+        """Run messages at their nodes.
+
+        Args:
+            message_ids: From ``push_messages``; others are ignored.
+
+        Returns:
+            The replies, each once, in the order the messages were pushed. A message whose time to
+            live passes first is answered by an error.
+        """
+        wanted = set(message_ids)
+        replies = []
+        for message_id in [i for i in self._pushed if i in wanted]:
+            message, deadline = self._pushed.pop(message_id)
+            try:
+                # Flower's own time to live is half a day: no reason to start a thread.
+                short = message.metadata.ttl < USUAL_TTL
+                replies.append(self._answer(message, deadline if short else None))
+            except TimeoutError:  # the deadline's: what a node raises is an error reply
+                replies.append(expired(message))
+        return replies
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

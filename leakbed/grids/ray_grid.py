@@ -1,37 +1,43 @@
 """RayGrid: nodes on Ray actors, on one machine or a cluster, with fractions of GPUs.
 
-Every node is pinned to one actor, so its model, data and state stay where they are; replies are
-waited for, never polled. An exchange costs about a hundredth of one in Flower's Simulation Runtime.
+A node in the middle of a round is pinned to one actor, so that its model and data stay where they
+are; between rounds its state is here, and any actor may go on. Replies are waited for, never
+polled. An exchange costs about a hundredth of one in Flower's Simulation Runtime.
 """
 
+import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from threading import Lock
+from threading import RLock
+from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
 import ray
-from flwr.app import Error, Message
+from flwr.app import Message
 from flwr.clientapp import ClientApp
 
-from leakbed.flower_internals import CLIENT_RAISED
-from leakbed.grids.nodes import MessageIds, describe, unavailable
-from leakbed.grids.ray_workers import fitting_workers, start_ray, start_workers, stop, stop_ray
+from leakbed.grids.errands import Errand
+from leakbed.grids.nodes import MessageIds, expired, unavailable
+from leakbed.grids.parcel_host import prepared
+from leakbed.grids.parcels import INLINE_BYTES, outlined, seal
+from leakbed.grids.ray_pool import Pool
+from leakbed.grids.ray_workers import Recipe, fitting_workers, start_ray, stop_ray
 from leakbed.grids.resident import ResidentGrid
-from leakbed.wire.records import count_bytes
 
-# Ray sends smaller arguments with the call, which took half as long as a visit to its store.
-_INLINE_BYTES = 100 * 1024
+# How long a pull waits for a first reply: a caller that pulls in a loop then waits for events.
+_PULL_SECONDS = 0.005
 
 
 class RayGrid(ResidentGrid):
     """A Flower grid whose nodes live in Ray actors; close it, or use it as a context manager.
 
-    A worker that dies takes its nodes along: every message to them gets an error reply.
+    A worker that dies is replaced. What it had not answered is tried once more elsewhere, from the
+    node's last state; a node that was in the middle of a round cannot go on from there and says so.
 
     Attributes:
-        workers: How many actors the nodes are dealt out to.
+        workers: How many actors there are.
     """
 
     def __init__(
@@ -51,7 +57,8 @@ class RayGrid(ResidentGrid):
             nodes: How many nodes there are.
             workers: How many actors; None for as many as there are free CPUs and GPU shares.
             num_gpus: GPU share of each actor, such as 0.25; without any, actors see no GPU.
-            address: Of a Ray cluster to join; None for this machine.
+            address: Of a Ray cluster to join (``"auto"`` for the one that runs on this machine),
+                whose machines must have the app's files at the same paths; None for this machine.
 
         Raises:
             ValueError: If there is no worker.
@@ -60,56 +67,46 @@ class RayGrid(ResidentGrid):
         if workers is not None and workers < 1:
             raise ValueError(f"a grid needs at least one worker, got workers={workers}")
         self._ids = MessageIds("ray")
-        self._pending: dict[str, tuple[Any, Message]] = {}
-        self._lock = Lock()
-        self._actors: list[Any] = []
+        self._pending: dict[str, tuple[Errand, float]] = {}
+        self._lock = RLock()
+        self._pool: Pool | None = None
         self._own_ray = start_ray(address, cpus=workers)
         with ExitStack() as undo:
             undo.callback(self.close)
             self.workers = min(nodes, workers or fitting_workers(nodes, num_gpus=num_gpus))
-            self._actors = start_workers(app, self.roster, workers=self.workers, num_gpus=num_gpus)
+            recipe = Recipe(app, self.roster, num_gpus=num_gpus)
+            self._pool = Pool(recipe, self.roster, workers=self.workers)
             undo.pop_all()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages to their nodes' workers and return at once.
+        """Send messages to their nodes and return at once.
 
         Args:
             messages: From the strategy.
 
         Returns:
             Their ids.
-
-        Raises:
-            RuntimeError: If the grid is closed.
         """
-        if not self._actors:
-            raise RuntimeError("this RayGrid is closed; make a new one")
-        sent = list(messages)
-        # FedAvg puts one RecordDict into every node's message: it is stored once, and every worker
-        # that reads it from the store gets a copy of its own.
-        uses = Counter(id(message.content) for message in sent)
-        shared: dict[int, Any] = {}
-        for message in sent:
-            key = id(message.content)
-            if uses[key] > 1 and key not in shared and count_bytes(message) > _INLINE_BYTES:
-                shared[key] = ray.put(message.content)
-        ids = []
-        for message in sent:
-            message_id = self._ids.stamp(message)
-            answer = self._submit(message, shared.get(id(message.content), message.content))
-            with self._lock:
-                self._pending[message_id] = answer, message
-            ids.append(message_id)
-        return ids
+        return self._push(list(messages), lambda message: monotonic() + message.metadata.ttl)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies to these messages that are there, each once."""
-        return self._collected(list(message_ids), 0.0)
+        """Return the replies that are there, each once; wait a moment if none is.
+
+        Args:
+            message_ids: From ``push_messages``; others are ignored.
+
+        Returns:
+            The replies in any order. A message whose time to live has passed is answered by an
+            error, and what its node still says is lost.
+        """
+        wanted = list(message_ids)
+        self._wait(wanted, _PULL_SECONDS, for_all=False)
+        return self._collected(wanted, expire=True)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Send messages to their nodes' workers and wait for the replies.
+        """Send messages to their nodes and wait for the replies.
 
         Args:
             messages: From the strategy.
@@ -118,18 +115,18 @@ class RayGrid(ResidentGrid):
         Returns:
             The replies that came, in the order of the messages. One that comes later is lost.
         """
-        ids = list(self.push_messages(messages))
+        ids = self._push(list(messages), lambda _: math.inf)
         try:
-            return self._collected(ids, timeout)
+            self._wait(ids, math.inf if timeout is None else timeout, for_all=True)
+            return self._collected(ids)
         finally:
-            with self._lock:
-                for message_id in ids:
-                    self._pending.pop(message_id, None)
+            self._abandon(ids)
 
     def close(self) -> None:
         """End the workers, and Ray if this grid started it; the second time, do nothing."""
-        stop(self._actors)
-        self._actors = []
+        if self._pool is not None:
+            self._pool.stop()
+            self._pool = None
         self._pending.clear()
         if self._own_ray:
             self._own_ray = False
@@ -146,40 +143,89 @@ class RayGrid(ResidentGrid):
     ) -> None:
         self.close()
 
-    def _submit(self, message: Message, content: Any) -> Any:  # noqa: ANN401  Ray is untyped
-        """Return a reference to the reply: from the node's worker, or an error at once."""
-        partition = self.roster.get(message.metadata.dst_node_id)
-        if partition is None:
-            return ray.put(
-                unavailable(message, f"no such node; this grid has nodes 1 to {len(self.roster)}")
-            )
-        actor = self._actors[partition % self.workers]
-        return actor.handle.remote(message.metadata, content)
-
-    def _collected(self, message_ids: list[str], timeout: float | None) -> list[Message]:
+    def _push(self, sent: list[Message], deadline: Callable[[Message], float]) -> list[str]:
+        pool, shared = self._open(), _shared(sent)
+        errands = {}
+        for message in sent:
+            message_id = self._ids.stamp(message)
+            common = shared.get(id(message.content))
+            errands[message_id] = Errand(message, prepared(message, content=common is None), common)
+            if message.metadata.dst_node_id not in self.roster:
+                nodes = f"this grid has nodes 1 to {len(self.roster)}"
+                errands[message_id].reply = unavailable(message, f"no such node; {nodes}")
         with self._lock:
-            waiting = {i: self._pending[i][0] for i in message_ids if i in self._pending}
-        if not waiting:
-            return []
-        answers = list(waiting.values())
-        ready, _ = ray.wait(answers, num_returns=len(answers), timeout=timeout)
-        there = set(ready)
-        replies = []
-        for message_id in (i for i, answer in waiting.items() if answer in there):
-            with self._lock:  # of two threads that pull one message, one gets its reply
-                arrived = self._pending.pop(message_id, None)
-            if arrived is not None:
-                replies.append(self._reply(*arrived))
+            self._pending |= {i: (e, deadline(e.message)) for i, e in errands.items()}
+            pool.tidy()
+            pool.send(errand for errand in errands.values() if errand.reply is None)
+        return list(errands)
+
+    def _wait(self, message_ids: list[str], seconds: float, *, for_all: bool) -> None:
+        """Wait until one, or all, of these messages are answered."""
+        pool, deadline = self._open(), monotonic() + seconds
+        with self._lock:
+            errands = [self._pending[i][0] for i in message_ids if i in self._pending]
+        open_ = errands
+        while errands:
+            with self._lock:
+                open_ = [errand for errand in open_ if errand.reply is None]
+                if not open_ or (len(open_) < len(errands) and not for_all):
+                    return
+                references = pool.awaited()
+                patience = min(deadline - monotonic(), pool.patience())
+            ready = _there(references, patience)
+            with self._lock:
+                pool.advance(ready)
+            if not ready and monotonic() >= deadline:
+                return
+
+    def _collected(self, message_ids: list[str], *, expire: bool = False) -> list[Message]:
+        now, replies = monotonic(), []
+        with self._lock:
+            for message_id in message_ids:
+                errand, deadline = self._pending.get(message_id, (None, math.inf))
+                if errand is None:
+                    continue
+                reply = errand.reply
+                if reply is None and expire and now >= deadline:
+                    self._open().abandon(errand)
+                    reply = expired(errand.message)
+                if reply is not None:
+                    del self._pending[message_id]
+                    replies.append(reply)
         return replies
 
-    def _reply(self, answer: Any, message: Message) -> Message:  # noqa: ANN401  Ray is untyped
-        """Return a reply that has arrived; what Ray says instead becomes an error reply."""
-        try:
-            reply: Message = ray.get(answer)
-        except ray.exceptions.RayTaskError as error:
-            return Message(Error(CLIENT_RAISED, describe(error)), reply_to=message)
-        except ray.exceptions.RayError as error:
-            partition = self.roster[message.metadata.dst_node_id]
-            reason = f"worker {partition % self.workers} is gone: {error}"
-            return unavailable(message, reason)
-        return reply
+    def _abandon(self, message_ids: list[str]) -> None:
+        with self._lock:
+            for message_id in message_ids:
+                if (pending := self._pending.pop(message_id, None)) and self._pool is not None:
+                    self._pool.abandon(pending[0])
+
+    def _open(self) -> Pool:
+        if self._pool is None:
+            raise RuntimeError("this RayGrid is closed; make a new one")
+        return self._pool
+
+
+def _shared(sent: list[Message]) -> dict[int, Any]:
+    """Return Ray's references to large records that several messages have in common.
+
+    FedAvg puts one RecordDict into every node's message: it is stored once, and every worker that
+    reads it from the store makes records of its own.
+    """
+    uses = Counter(id(message.content) for message in sent)
+    contents = {id(m.content): m.content for m in sent if uses[id(m.content)] > 1}
+    shared: dict[int, Any] = {}
+    for key, content in contents.items():
+        outline, buffers = outlined(content)
+        if sum(map(len, buffers)) > INLINE_BYTES:
+            shared[key] = ray.put(seal(outline, buffers))
+    return shared
+
+
+def _there(references: list[Any], seconds: float) -> list[Any]:
+    """Return the references that are there, after waiting for a first one."""
+    timeout = None if math.isinf(seconds) else max(seconds, 0.0)
+    ready, others = ray.wait(references, num_returns=1, timeout=timeout)
+    if ready and others:
+        ready += ray.wait(others, num_returns=len(others), timeout=0)[0]
+    return list(ready)

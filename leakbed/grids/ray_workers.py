@@ -13,10 +13,11 @@ from importlib.machinery import PathFinder
 from typing import Any
 
 import ray
-from flwr.app import Message, Metadata, RecordDict
 from flwr.clientapp import ClientApp
 
-_START_SECONDS = 120.0  # importing torch on a busy machine takes 20
+from leakbed.grids.parcels import Parcel
+
+START_SECONDS = 120.0  # importing torch on a busy machine takes 20
 
 
 class AppNotImportableError(ValueError):
@@ -115,16 +116,38 @@ def fitting_workers(nodes: int, *, num_gpus: float) -> int:
     return max(1, min(nodes, room))
 
 
-def start_workers(
-    app: ClientApp | str, roster: dict[int, int], *, workers: int, num_gpus: float
-) -> list[Any]:
+class Recipe:
+    """How to start one more actor of a grid; what it starts with is stored in Ray once."""
+
+    def __init__(self, app: ClientApp | str, roster: dict[int, int], *, num_gpus: float) -> None:
+        """Prepare; nothing starts yet.
+
+        Args:
+            app: What every node runs.
+            roster: Partition id by node id, of all nodes of the grid.
+            num_gpus: GPU share of each actor.
+        """
+        self.app = str(app) if isinstance(app, str) else app_path(app)
+        self.num_gpus = num_gpus
+        environment = {k: v for k, v in os.environ.items() if k.startswith("LEAKBED_")}
+        environment["OMP_NUM_THREADS"] = "1"  # for a torch that a handler imports later
+        path = [os.path.abspath(entry) for entry in sys.path]  # noqa: PTH100  Path("") is no cwd
+        self._kind = ray.remote(_worker_class())
+        self._roster = ray.put(roster)
+        self._place = path, environment
+
+    def start(self) -> Any:  # noqa: ANN401  Ray is untyped
+        """Return a new actor, which may take its time to be there."""
+        kind = self._kind.options(num_cpus=1, num_gpus=self.num_gpus)
+        return kind.remote(*self._place, self.app, self._roster, self.num_gpus)
+
+
+def start_workers(recipe: Recipe, *, workers: int) -> list[Any]:
     """Start the actors and wait until every one has imported the app.
 
     Args:
-        app: What every node runs.
-        roster: Partition id by node id, of all nodes of the grid.
-        workers: How many actors.
-        num_gpus: GPU share of each.
+        recipe: Of each.
+        workers: How many.
 
     Returns:
         The actors' handles.
@@ -132,24 +155,19 @@ def start_workers(
     Raises:
         NoWorkersError: If Ray has no room for them, or one does not start.
     """
-    environment = {k: v for k, v in os.environ.items() if k.startswith("LEAKBED_")}
-    environment["OMP_NUM_THREADS"] = "1"  # for a torch that a handler imports later
-    path = [os.path.abspath(entry) for entry in sys.path]  # noqa: PTH100  Path("") is no cwd
-    there = str(app) if isinstance(app, str) else app_path(app)
-    kind = ray.remote(_worker_class()).options(num_cpus=1, num_gpus=num_gpus)
-    actors = [kind.remote(path, environment, there, roster) for _ in range(workers)]
+    actors = [recipe.start() for _ in range(workers)]
     try:
-        ray.get([actor.ready.remote() for actor in actors], timeout=_START_SECONDS)
+        ray.get([actor.ready.remote() for actor in actors], timeout=START_SECONDS)
     except ray.exceptions.GetTimeoutError as error:
         stop(actors)
         raise NoWorkersError(
-            f"{workers} workers of 1 CPU and {num_gpus} GPU did not start within "
-            f"{_START_SECONDS} s; Ray has {ray.cluster_resources()}, of which free: "
+            f"{workers} workers of 1 CPU and {recipe.num_gpus} GPU did not start within "
+            f"{START_SECONDS} s; Ray has {ray.cluster_resources()}, of which free: "
             f"{ray.available_resources()}; ask for fewer workers or a smaller num_gpus"
         ) from error
     except ray.exceptions.RayError as error:
         stop(actors)
-        raise NoWorkersError(f"a worker could not start with {there!r}: {error}") from error
+        raise NoWorkersError(f"a worker could not start with {recipe.app!r}: {error}") from error
     return actors
 
 
@@ -168,7 +186,12 @@ def _worker_class() -> type:
 
     class Worker:
         def __init__(
-            self, path: list[str], environment: dict[str, str], app: str, roster: dict[int, int]
+            self,
+            path: list[str],
+            environment: dict[str, str],
+            app: str,
+            roster: dict[int, int],
+            num_gpus: float,
         ) -> None:
             import os  # noqa: PLC0415  all of them: this code arrives before its imports can be found
             import sys  # noqa: PLC0415
@@ -179,20 +202,25 @@ def _worker_class() -> type:
             sys.path[:] = [*path, *(entry for entry in own if entry not in path)]
             os.environ.update(environment)
 
-            from leakbed.grids.nodes import NodeHost  # noqa: PLC0415
+            from leakbed.flower_internals import task_identity  # noqa: PLC0415
+            from leakbed.grids.gpu_shares import cap_memory, hide_gpus  # noqa: PLC0415
+            from leakbed.grids.parcel_host import ParcelHost  # noqa: PLC0415
             from leakbed.naming import imported  # noqa: PLC0415
 
-            self._host = NodeHost(imported(app), roster)  # type: ignore[arg-type]
+            if not num_gpus:
+                hide_gpus()
+            self._host = ParcelHost(imported(app), roster)  # type: ignore[arg-type]
+            if num_gpus:
+                cap_memory(num_gpus)
             if torch := sys.modules.get("torch"):
                 torch.set_num_threads(1)
+            self._identity = task_identity()
+            self._identity.__enter__()  # for good: this process serves one grid
 
         def ready(self) -> None:
             """Answer, which proves that the app was imported."""
 
-        def handle(self, metadata: Metadata, content: RecordDict) -> Message:
-            from leakbed.flower_internals import assembled, task_identity  # noqa: PLC0415
-
-            with task_identity():
-                return self._host.handle(assembled(metadata, content))
+        def handle(self, parcel: Parcel, shared: Parcel | None = None) -> Parcel:
+            return self._host.handle(parcel, shared)
 
     return Worker

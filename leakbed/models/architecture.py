@@ -53,6 +53,7 @@ class Architecture:
         activation: A key of ``ACTIVATIONS`` that replaces the published one everywhere.
         initialisation: How fresh weights are drawn: ``"default"`` or ``"uniform"``.
         cut: Index of the last layer of the bottom, from 0.
+        upper_cut: Index of the last layer of the middle, where the node holds the head too.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Architecture:
     activation: str | None = None
     initialisation: str = "default"
     cut: int | None = None
+    upper_cut: int | None = None
 
     def __post_init__(self) -> None:
         """Check every setting that can be checked without building.
@@ -142,10 +144,47 @@ class Architecture:
         """
         return self.parts(stream).top
 
+    def middle(self, stream: int) -> nn.Sequential:
+        """Return the server's part of a U-shaped network with fresh weights.
+
+        Args:
+            stream: Seed of the weights' own random stream.
+
+        Returns:
+            Layers after the cut, up to and including the upper cut.
+        """
+        lower = self._upper_parts(stream).bottom
+        return cut(lower, int(self.cut or 0), image_shape=self.image_shape).top
+
+    def head(self, stream: int) -> nn.Sequential:
+        """Return the node's last layers of a U-shaped network with fresh weights.
+
+        Args:
+            stream: Seed of the weights' own random stream.
+
+        Returns:
+            Layers after the upper cut, with the weights ``build`` gives them.
+        """
+        return self._upper_parts(stream).top
+
+    def _upper_parts(self, stream: int) -> Parts:
+        last = len(self.layer_names) - 1
+        if self.cut is None or self.upper_cut is None or not self.cut < self.upper_cut < last:
+            raise IllegalCutError(
+                f"a U-shaped network is cut twice, with cut < upper_cut < {last}; got cut = "
+                f"{self.cut} and upper_cut = {self.upper_cut}"
+            )
+        return cut(self.build(stream), self.upper_cut, image_shape=self.image_shape)
+
     @property
     def smashed_shape(self) -> tuple[int, ...]:
         """Shape of one row of smashed data."""
         return _smashed_shape(self)
+
+    @property
+    def features_shape(self) -> tuple[int, ...]:
+        """Shape of one row of what a U-shaped network's middle makes."""
+        return _features_shape(self)
 
     @property
     def layer_names(self) -> tuple[str, ...]:
@@ -156,6 +195,11 @@ class Architecture:
 @lru_cache(maxsize=64)
 def _smashed_shape(architecture: Architecture) -> tuple[int, ...]:
     return architecture.parts(0).smashed_shape
+
+
+@lru_cache(maxsize=64)
+def _features_shape(architecture: Architecture) -> tuple[int, ...]:
+    return architecture._upper_parts(0).smashed_shape  # noqa: SLF001  of this module
 
 
 def _catalogued(architecture: Architecture) -> nn.Sequential:

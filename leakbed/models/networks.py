@@ -49,6 +49,31 @@ class FlattenLinear(nn.Linear):
         return super().forward(input.flatten(1))
 
 
+DETERMINISTIC: frozenset[type[nn.Module]] = frozenset(
+    {
+        FlattenLinear,
+        nn.AvgPool2d,
+        nn.BatchNorm1d,
+        nn.BatchNorm2d,
+        nn.Conv2d,
+        nn.ELU,
+        nn.Flatten,
+        nn.GELU,
+        nn.Identity,
+        nn.LeakyReLU,
+        nn.Linear,
+        nn.MaxPool2d,
+        nn.ReLU,
+        nn.Sequential,
+        nn.SiLU,
+        nn.Sigmoid,
+        nn.Softplus,
+        nn.Tanh,
+    }
+)
+"""Layers whose forward pass draws no random number; subclasses are not meant."""
+
+
 def _sides(
     image_shape: tuple[int, int, int], *, shrink: Callable[[int], int], least: int
 ) -> tuple[int, int]:

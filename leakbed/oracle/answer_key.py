@@ -20,6 +20,7 @@ from torch import Tensor
 from leakbed.events import Arrays, Phase
 from leakbed.oracle.truth import Truth
 from leakbed.seeds import derive
+from leakbed.strips import strip
 from leakbed.targets import Target
 
 CANDIDATES = 1000  # identification is among this many private samples, or all there are
@@ -45,6 +46,7 @@ class AnswerKey:
         public_images: What the adversary owns, for evidence-free baselines.
         public_labels: Their labels.
         bottom: The victim's last bottom, where the protocol has one.
+        parties: How many nodes hold a strip of every image; 1 where nodes hold whole ones.
     """
 
     images: Float[Tensor, " rows channels height width"]
@@ -56,6 +58,7 @@ class AnswerKey:
     public_images: Float[Tensor, " public channels height width"]
     public_labels: Int[Tensor, " public"]
     bottom: Arrays | None = None
+    parties: int = 1
 
     def write(self, folder: Path, *, trace: Path | None = None) -> None:
         """Write the key to a new folder, readable by its owner only.
@@ -83,6 +86,7 @@ class AnswerKey:
             "trace": None if trace is None else _fingerprint(trace),
             "sums": {file.name: _sum(file) for file in sorted(folder.glob("*.safetensors"))},
             "num_classes": self.num_classes,
+            "parties": self.parties,
             "order": order,
         }
         (folder / _ABOUT).write_text(json.dumps(about))
@@ -122,22 +126,27 @@ class AnswerKey:
             order=order,
             num_classes=about["num_classes"],
             bottom=arrays,
+            parties=about.get("parties", 1),
         )
 
     def truth(self, targets: Sequence[Target]) -> Truth:
-        """Return the truth behind some targets.
+        """Return the truth behind some targets; of a party's, its strips of the images.
 
         Args:
-            targets: All of one phase.
+            targets: All of one phase, and of one party where parties hold strips.
 
         Returns:
             Their images and labels among up to 1,000 candidates.
 
         Raises:
-            AnswerKeyError: If a target's batch is not in the key.
+            AnswerKeyError: If a target's batch is not in the key, or they are of several parties.
         """
+        if self.parties > 1 and len({target.node for target in targets}) > 1:
+            raise AnswerKeyError("the truth of several parties has several shapes; ask one by one")
+        party = targets[0].node
         testing = targets[0].phase == Phase.EVALUATE
-        images = self.test_images if testing else self.images
+        images = self._seen_by(party, self.test_images if testing else self.images)
+        public = self._seen_by(party, self.public_images)
         labels = self.test_labels if testing else self.labels
         try:
             rows = torch.tensor([self._rows(target) for target in targets])
@@ -151,10 +160,13 @@ class AnswerKey:
             rows=rows,
             num_classes=self.num_classes,
             stream=derive(0, "candidates"),  # any fixed one: the oracle has no secret to keep
-            public_images=self.public_images if len(self.public_images) else None,
+            public_images=public if len(public) else None,
             public_labels=self.public_labels if len(self.public_labels) else None,
             limit=CANDIDATES,
         )
+
+    def _seen_by(self, party: int, images: Tensor) -> Tensor:
+        return strip(images, party=party, parties=self.parties) if self.parties > 1 else images
 
     def _rows(self, target: Target) -> list[int]:
         """Return the rows one target hides."""

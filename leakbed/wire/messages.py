@@ -17,10 +17,11 @@ from leakbed.wire.records import (
     ROUND,
     SMASHED,
     WireError,
-    arrays_under,
     bottom_of,
     config_of,
     pack,
+    sole_view,
+    views_under,
     where,
     whole,
 )
@@ -29,6 +30,9 @@ WEIGHTS = "train"
 WEIGHTS_EVALUATE = "evaluate"
 SPLIT_STEP = "train.split"
 SPLIT_EVALUATE = "evaluate.split"
+HEAD_STEP = "train.head"
+HEAD_EVALUATE = "evaluate.head"
+BACKWARD_STEP = "train.backward"
 ROSTER = "query.roster"
 SETUP = "query.setup"
 HARNESS = frozenset({ROSTER, SETUP})  # never in a trace or a view
@@ -38,10 +42,13 @@ HARNESS = frozenset({ROSTER, SETUP})  # never in a trace or a view
 class SplitRequest:
     """Server to node, one step of a split round.
 
+    Arrays read from a message are read-only views of its bytes; so in every class of this module.
+
     Attributes:
         round: Server round, from 1.
         step: From 0; step n of n closes the round and only brings the last gradient.
-        gradient: dL/d(smashed) of the previous step's batch; None at step 0.
+        gradient: dL/d(smashed) of the previous step's batch; None at step 0, and where the node
+            had it in a ``train.backward`` message already.
         bottom: The bottom to continue from; None where the node holds it.
         bottoms: Whether ``bottom`` travels ``"sealed"`` or ``"relayed"``.
     """
@@ -73,11 +80,10 @@ class SplitRequest:
         """
         config = config_of(message)
         bottom, bottoms = bottom_of(message)
-        gradient = arrays_under(message, GRADIENT, needs="gradient")
         return cls(
             round=whole(message, config, ROUND),
             step=whole(message, config, "step"),
-            gradient=None if gradient is None else gradient["gradient"],
+            gradient=sole_view(message, GRADIENT, "gradient"),
             bottom=bottom,
             bottoms=bottoms,
         )
@@ -90,6 +96,7 @@ class SplitReply:
     Attributes:
         steps: How many batches this node trains on this round.
         examples: How many samples those are.
+        step: The request's own step, or first row, again.
         smashed: The next smashed batch; None when the round is closed.
         labels: Its labels, where labels are shared.
         rows: Its sample ids at the node, where the server holds the labels.
@@ -99,6 +106,7 @@ class SplitReply:
 
     steps: int
     examples: int
+    step: int = 0
     smashed: Array | None = None
     labels: Array | None = None
     rows: Array | None = None
@@ -107,8 +115,10 @@ class SplitReply:
 
     def records(self) -> RecordDict:
         """Return the records that carry this reply."""
-        metrics = MetricRecord({"steps": self.steps, "num-examples": self.examples})
-        records = RecordDict({METRICS: metrics})
+        counts = MetricRecord(
+            {"steps": self.steps, "num-examples": self.examples, "step": self.step}
+        )
+        records = RecordDict({METRICS: counts})
         batch = {"smashed": self.smashed, "labels": self.labels, "rows": self.rows}
         if self.smashed is not None:
             records[SMASHED] = pack({k: v for k, v in batch.items() if v is not None})
@@ -133,10 +143,11 @@ class SplitReply:
         if not isinstance(metrics, MetricRecord):
             raise WireError(f"{where(message)} needs a MetricRecord under {METRICS!r}")
         bottom, bottoms = bottom_of(message)
-        batch = arrays_under(message, SMASHED, needs="smashed") or {}
+        batch = views_under(message, SMASHED, needs="smashed") or {}
         return cls(
             steps=whole(message, metrics, "steps"),
             examples=whole(message, metrics, "num-examples"),
+            step=whole(message, metrics, "step"),
             smashed=batch.get("smashed"),
             labels=batch.get("labels"),
             rows=batch.get("rows"),

@@ -2,18 +2,33 @@
 
 import copy
 from collections.abc import Mapping
+from functools import lru_cache
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 from flwr.app import Array as WireArray
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from numpy.lib.format import (
+    dtype_to_descr,
+    magic,
+    read_array_header_1_0,
+    write_array_header_1_0,
+)
 
 from leakbed.events import Array, Arrays
 
 CONFIG, METRICS, ROUND = "config", "metrics", "server-round"  # Flower's own keys
 GRADIENT, SMASHED = "cut-gradient", "smashed"
+FEATURES, UPPER_GRADIENT = "features", "upper-gradient"
+BOTTOM_GRADIENT = "relayed.bottom-gradient"
 SEALED = "sealed."  # what lies under keys that start so, no tap may read
 BOTTOMS = {"sealed": f"{SEALED}bottom", "relayed": "relayed.bottom"}
+
+
+_STYPE = "numpy.ndarray"  # Flower's name for what np.save writes
+_MAGIC = magic(1, 0)
+_MAGIC_BYTES = len(_MAGIC)
 
 
 class WireError(ValueError):
@@ -21,13 +36,77 @@ class WireError(ValueError):
 
 
 def pack(arrays: Arrays) -> ArrayRecord:
-    """Return arrays as a Flower record."""
-    return ArrayRecord({name: WireArray(np.asarray(value)) for name, value in arrays.items()})
+    """Return arrays as a Flower record, in one copy of their bytes.
+
+    Args:
+        arrays: Numbers by name, of any shape.
+
+    Returns:
+        What Flower's own ``ArrayRecord`` of these arrays would hold, byte for byte.
+    """
+    return ArrayRecord({name: _packed(np.asarray(value)) for name, value in arrays.items()})
 
 
 def unpack(record: ArrayRecord) -> dict[str, Array]:
-    """Return a Flower record's arrays, as copies that may be written."""
-    return {name: value.numpy() for name, value in record.items()}
+    """Return a Flower record's arrays, as copies that may be written; see :func:`views`."""
+    return {name: value.copy() for name, value in views(record).items()}
+
+
+def views(record: ArrayRecord) -> dict[str, Array]:
+    """Return a Flower record's arrays over the record's own bytes, without a copy.
+
+    Bytes that are no array of numbers are a :class:`WireError`; nothing is ever unpickled.
+
+    Args:
+        record: Of any sender.
+
+    Returns:
+        Read-only arrays by name.
+    """
+    return {name: _viewed(name, value) for name, value in record.items()}
+
+
+def _packed(array: Array) -> WireArray:
+    array = np.asarray(array, order="C")
+    if array.dtype.hasobject:
+        raise WireError(f"an array of {array.dtype} cannot travel; send numbers")
+    data = b"".join((_header(array.dtype, array.shape), array.reshape(-1).view(np.uint8).data))
+    return WireArray(str(array.dtype), array.shape, _STYPE, data)
+
+
+@lru_cache(maxsize=1024)
+def _header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """Return what ``np.save`` writes before an array's bytes."""
+    buffer = BytesIO()
+    about = {"descr": dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    write_array_header_1_0(buffer, about)
+    return buffer.getvalue()
+
+
+def _viewed(name: str, wire: WireArray) -> Array:
+    data = memoryview(wire.data)
+    start = _MAGIC_BYTES + 2
+    start += int.from_bytes(data[_MAGIC_BYTES:start], "little")
+    try:
+        shape, fortran, dtype = _about(wire.stype, bytes(data[:start]))
+        viewed = np.frombuffer(data, dtype, offset=start)
+        viewed = viewed.reshape(shape, order="F" if fortran else "C")
+    except Exception as error:
+        raise WireError(f"array {name!r} is no NumPy array of numbers: {error}") from error
+    viewed.flags.writeable = False
+    return viewed
+
+
+@lru_cache(maxsize=1024)
+def _about(stype: str, header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return shape, order and type that a header tells."""
+    if stype != _STYPE or header[:_MAGIC_BYTES] != _MAGIC:
+        raise ValueError(f"stype {stype!r}, first bytes {header[:_MAGIC_BYTES]!r}")
+    buffer = BytesIO(header[_MAGIC_BYTES:])
+    shape, fortran, dtype = read_array_header_1_0(buffer)
+    if dtype.hasobject or dtype.names or min(shape, default=0) < 0:
+        raise ValueError(f"shape {shape} of {dtype}")
+    return shape, fortran, dtype
 
 
 def copy_records(records: RecordDict) -> RecordDict:
@@ -35,12 +114,19 @@ def copy_records(records: RecordDict) -> RecordDict:
     copied = RecordDict()
     for key, record in records.items():
         if isinstance(record, ArrayRecord):
-            copied[key] = ArrayRecord(
-                {k: WireArray(a.dtype, tuple(a.shape), a.stype, a.data) for k, a in record.items()}
-            )
+            own = ArrayRecord()
+            for name, value in record.items():
+                own[name] = copy.copy(value)
+            copied[key] = own
+        elif isinstance(record, ConfigRecord):
+            copied[key] = ConfigRecord({k: _copied(v) for k, v in record.items()})
         else:
-            copied[key] = copy.deepcopy(record)
+            copied[key] = MetricRecord({k: _copied(v) for k, v in record.items()})
     return copied
+
+
+def _copied(value: Any) -> Any:  # noqa: ANN401  any scalar or list a record may hold
+    return list(value) if isinstance(value, list) else value
 
 
 def count_bytes(message: Message) -> int:
@@ -99,9 +185,7 @@ def whole(message: Message, record: Mapping[str, Any], key: str) -> int:
     return number
 
 
-def arrays_under(
-    message: Message, key: str, *, needs: str | None = None
-) -> dict[str, Array] | None:
+def views_under(message: Message, key: str, *, needs: str | None = None) -> dict[str, Array] | None:
     """Return the arrays filed under a key.
 
     Args:
@@ -110,7 +194,7 @@ def arrays_under(
         needs: An array the record cannot do without.
 
     Returns:
-        Copies by name, or None if there is no such record.
+        Read-only views by name, or None if there is no such record.
 
     Raises:
         WireError: If the record is not an ``ArrayRecord``, or lacks the array it needs.
@@ -122,12 +206,18 @@ def arrays_under(
         raise WireError(f"{where(message)} needs an ArrayRecord under {key!r}")
     if needs is not None and needs not in record:
         raise WireError(f"{where(message)} needs an array {needs!r} under {key!r}")
-    return unpack(record)
+    return views(record)
+
+
+def sole_view(message: Message, key: str, name: str) -> Array | None:
+    """Return the one array a record is there for, as a read-only view; None without the record."""
+    arrays = views_under(message, key, needs=name)
+    return None if arrays is None else arrays[name]
 
 
 def bottom_of(message: Message) -> tuple[dict[str, Array] | None, str]:
     """Return the bottom a message carries, if any, and whether it was sealed or relayed."""
     for policy, key in BOTTOMS.items():
-        if (arrays := arrays_under(message, key)) is not None:
+        if (arrays := views_under(message, key)) is not None:
             return arrays, policy
     return None, "sealed"

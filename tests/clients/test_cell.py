@@ -135,3 +135,15 @@ def test_the_record_is_plain_json() -> None:
     fields = json.loads(str(tiny.cell().record()["json"]))
     assert fields["plan"]["batch_size"] == 8
     assert fields["architecture"]["name"] == "tests.tiny:plain"
+
+
+def test_feature_parties_share_an_order_and_see_their_strips() -> None:
+    data = tiny.recipe(2, partition="aligned")
+    parties = [tiny.cell(node, 2, data=data, order_stream=7) for node in range(2)]
+    first, second = (cell.batches(1, 43) for cell in parties)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    own = tiny.cell(0, 2, data=data).batches(1, 43)
+    assert not torch.equal(own[0], first[0])
+    assert [cell.rows()[0].shape[-1] for cell in parties] == [3, 3]
+    held_out = torch.cat([cell.test_images(0, 4) for cell in parties], dim=-1)
+    assert torch.equal(held_out, tiny.cell().test_images(0, 4))

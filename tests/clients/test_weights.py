@@ -76,6 +76,28 @@ def test_a_node_that_forgets_sends_the_same_bits(optimizer: str) -> None:
         assert tiny.same(*arrays)
 
 
+@pytest.mark.parametrize("optimizer", OPTIMISERS)
+def test_nodes_that_share_a_process_train_as_if_each_were_alone(optimizer: str) -> None:
+    plan = tiny.plan(**OPTIMISERS[optimizer])
+    weights = dict(
+        tiny.architecture("stateful").build(derive(tiny.SEED, "victim-init")).state_dict()
+    )
+    both, trained = tiny.ready(2, plan=plan, model="stateful"), []
+    for node in (1, 2, 1):
+        message = asked(weights, round_=1)
+        message.metadata.dst_node_id = node
+        (reply,) = both.send_and_receive([message])
+        trained.append(reply.content.array_records["arrays"].to_torch_state_dict())
+    assert tiny.same(trained[0], trained[2])
+    assert not tiny.same(trained[0], trained[1])  # it has other rows
+
+
+def test_a_node_keeps_nothing_alive() -> None:
+    grid = tiny.ready(plan=tiny.plan())
+    rounds(grid, "plain", count=1)
+    assert not grid._host._contexts[1].live
+
+
 @pytest.mark.parametrize(
     ("steps", "bias", "where"),
     [

@@ -119,6 +119,15 @@ def test_compare_runs_the_flagship(
     assert options == {"out": Path("demo")}
 
 
+@pytest.mark.parametrize("command", [("compare",), ("run", "tried.toml")])
+def test_a_ray_address_puts_an_experiment_on_that_cluster(
+    invoke: Invoke, testbed: Testbed, command: tuple[str, ...]
+) -> None:
+    assert invoke(*command, "--ray-address", "auto").exit_code == 0
+    (settings,) = testbed.asked[0][1]
+    assert (settings.grid, settings.ray_address) == ("ray", "auto")
+
+
 def test_attack_reads_its_settings_as_toml_else_as_text(invoke: Invoke, testbed: Testbed) -> None:
     overrides = ("-o", "targets=2", "-o", "when=inference", "-o", "value=0.25")
     result = invoke(

@@ -65,3 +65,14 @@ def test_an_update_belongs_to_training(make: Make) -> None:
 def test_a_trace_of_nothing_has_no_targets(make: Make) -> None:
     with pytest.raises(MisfitError, match="neither updates nor smashed data"):
         pick_targets(Evidences.of(make([])), SMASHED, when="training", count=1)
+
+
+def test_of_feature_parties_the_first_alone_is_attacked(make: Make) -> None:
+    events = [
+        *(smashed(node, 0) for node in (1, 0)),
+        *(smashed(node, 4, phase=Phase.EVALUATE) for node in (1, 0)),
+    ]
+    evidences = Evidences.of(make(events, divides="features", nodes=2))
+    for when in ("training", "inference"):
+        targets = pick_targets(evidences, SMASHED, when=when, count=9)
+        assert [(target.node, target.row) for target in targets] == [(0, 0), (0, 1)]

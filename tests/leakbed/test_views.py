@@ -207,3 +207,25 @@ def test_public_images_nobody_gave_are_asked_for(tmp_path: Path) -> None:
 def test_a_trace_that_does_not_say_its_architecture_is_refused() -> None:
     with pytest.raises(TraceError, match="does not say architecture"):
         architecture_of({"local_steps": 1})
+
+
+def test_of_a_feature_party_a_view_shows_its_strip(make: Make) -> None:
+    bare = [replace(smashed(node, 0), labels=None) for node in (0, 1)]
+    gradients = [
+        CutGradientDown(node=node, round=2, step=0, gradient=np.full((2, 32), node, np.float32))
+        for node in (0, 1)
+    ]
+    trace = make([*bare, *gradients], divides="features", nodes=2)
+    evidences = Evidences.of(trace)
+    needs = frozenset({Knowledge.ARCHITECTURE, Knowledge.PUBLIC_IMAGES})
+    server = ThreatModel(seat=Seat.SERVER, evidence=SMASHED.evidence, needs=needs)
+    targets = pick_targets(evidences, server, when="training", count=9)
+    view = build_view(trace, evidences, server, targets, device=CPU)
+    assert view.image_shape == (1, 4, 2)
+    assert view.architecture is not None
+    assert view.architecture.image_shape == (1, 4, 2)
+    assert view.public_images is not None
+    assert view.public_images.shape == (2, 1, 4, 2)
+    client = build_view(trace, evidences, CLIENT, targets, device=CPU)
+    assert client.cut_gradient is not None
+    assert client.cut_gradient.tolist() == np.zeros((2, 32)).tolist()

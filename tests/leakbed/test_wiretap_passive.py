@@ -16,7 +16,7 @@ from leakbed.events import Event, SmashedUp, UpdateUp, WeightsDown, arrays_of
 from leakbed.flower_internals import task_identity
 from leakbed.seeds import derive, scoped
 from leakbed.wiretap import Wiretap
-from strategies.split_loop import TopTrainer
+from strategies.trainers import TopTrainer
 from strategies.vanilla_split import VanillaSplit
 from tests import tiny
 

@@ -1,4 +1,7 @@
-"""Training ends in the same bits on every grid, however late each node answers."""
+"""Training ends in the same bits however late each node answers.
+
+tests/experiments/test_same_traces.py compares grids.
+"""
 
 import random
 from collections.abc import Callable, Iterator
@@ -8,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, Context, Message, RecordDict
-from flwr.serverapp import Grid, ServerApp
+from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
@@ -20,7 +23,7 @@ from leakbed.models import Architecture
 from leakbed.seeds import derive, scoped
 from leakbed.wire.messages import SETUP
 from leakbed.wiretap import Wiretap
-from strategies.split_loop import TopTrainer
+from strategies.trainers import TopTrainer
 from strategies.vanilla_split import VanillaSplit
 from tests import slow_nodes, tiny
 
@@ -79,34 +82,6 @@ def split(grid: Grid, architecture: Architecture) -> Weights:
     return trained
 
 
-def on_ray(train: Train) -> Weights:
-    from leakbed.grids.ray_grid import RayGrid  # noqa: PLC0415  Ray takes seconds to import
-
-    with RayGrid(slow_nodes.app, nodes=NODES, workers=2) as grid:
-        return train(grid)
-
-
-def on_flower(train: Train) -> Weights:
-    from flwr.simulation import run_simulation  # noqa: PLC0415  it imports Ray
-
-    server, trained = ServerApp(), {}
-
-    @server.main()
-    def main(grid: Grid, context: Context) -> None:
-        trained.update(train(grid))
-
-    run_simulation(
-        server,
-        slow_nodes.app,
-        num_supernodes=NODES,
-        backend_config={
-            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-            "init_args": {"num_cpus": 2},
-        },
-    )
-    return trained
-
-
 @pytest.fixture(autouse=True)
 def identity() -> Iterator[None]:
     with task_identity():
@@ -132,28 +107,3 @@ def test_a_repetition_in_one_process_has_the_same_bits(
     assert tiny.same(*trained)
     first = ARCHITECTURES[network].build(derive(tiny.SEED, "victim-init")).state_dict()
     assert not tiny.same(trained[0], first)
-
-
-# One process start per grid serves all four trainings: starting Ray takes longer than they do.
-# Flower 1.41 leaves files open and Ray announces a default it will change: neither is ours.
-@pytest.mark.runtime
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore:Tip:FutureWarning")
-@pytest.mark.parametrize("runtime", [on_ray, on_flower])
-def test_every_grid_ends_in_the_same_bits(
-    runtime: Callable[[Train], Weights], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", "")  # Flower changes it for its workers
-    monkeypatch.setattr("flwr.supercore.telemetry.FLWR_TELEMETRY_ENABLED", "0")
-
-    def all_trainings(grid: Grid) -> Weights:
-        return {
-            f"{train.__name__} {network} {name}": value
-            for train in (fedavg, split)
-            for network, architecture in ARCHITECTURES.items()
-            for name, value in train(grid, architecture).items()
-        }
-
-    expected = all_trainings(LocalGrid(slow_nodes.app, nodes=NODES))
-    found = runtime(all_trainings)
-    assert found.keys() == expected.keys()
-    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []

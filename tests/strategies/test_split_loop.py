@@ -1,18 +1,17 @@
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from torch import Tensor, nn
 
-from leakbed.contracts import Defense, DefenseState, Protects
 from leakbed.grids import LocalGrid, NodeFailed
-from leakbed.wire.messages import SPLIT_STEP, SplitReply, SplitRequest
-from strategies.split_loop import NoLabelsError, TopTrainer, checked, exchange, take_turn
+from leakbed.wire.head_messages import BackwardReply, HeadReply
+from leakbed.wire.messages import SplitReply, SplitRequest
+from strategies.post import Post
+from strategies.split_loop import Lane, NoLabelsError
 from tests import tiny
 
 
@@ -23,153 +22,179 @@ def identity() -> Iterator[None]:
 
 
 SMASHED = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
-LABELS = torch.tensor([0, 1, 2, 0])
+LABELS = np.array([0, 1, 2, 0])
+GRADIENT = torch.ones(4, 5)
 
 
-def top(**settings: Any) -> TopTrainer:
-    torch.manual_seed(0)
-    layers = nn.Sequential(nn.Linear(5, 3))
-    return TopTrainer(layers, torch.optim.SGD(layers.parameters(), lr=0.5), **settings)
-
-
-def test_a_step_returns_the_gradient_of_the_weights_before_it() -> None:
-    trainer, twin = top(), top()
-    gradient = trainer.step(SMASHED, LABELS)
-    received = torch.from_numpy(SMASHED).requires_grad_()
-    nn.functional.cross_entropy(twin.top(received), LABELS).backward()
-    assert received.grad is not None
-    assert np.array_equal(gradient, received.grad.numpy())
-    moved = twin.top[0].weight - 0.5 * twin.top[0].weight.grad
-    assert torch.equal(trainer.top[0].weight, moved)
-
-
-def test_a_step_does_not_change_what_it_received() -> None:
-    smashed = SMASHED.copy()
-    top().step(smashed, LABELS)
-    assert np.array_equal(smashed, SMASHED)
-
-
-def test_weights_load_and_come_back_the_same() -> None:
-    one, two = top(), top()
-    one.step(SMASHED, LABELS)
-    two.load(one.arrays())
-    assert tiny.same(one.top.state_dict(), two.top.state_dict())
-    assert one.predict(SMASHED).tolist() == one.top(torch.from_numpy(SMASHED)).argmax(1).tolist()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Count(Defense):
-    """Adds the number of messages so far, then multiplies."""
-
-    name: ClassVar[str] = "count"
-    source: ClassVar[str] = "nowhere"
-    protects: ClassVar[frozenset[Protects]] = frozenset({Protects.CUT_GRADIENT})
-    times: float = 1.0
-
-    def protect_cut_gradient(
-        self, state: DefenseState, gradient: Tensor
-    ) -> tuple[DefenseState, Tensor]:
-        return state, (gradient + state.messages) * self.times
-
-
-def test_cut_gradients_are_protected_in_order_and_the_state_advances() -> None:
-    plain, defended = top(), top(defences=(Count(times=2.0), Count()), defence_stream=3)
-    for message in range(3):
-        gradient = plain.step(SMASHED, LABELS)
-        protected = defended.step(SMASHED, LABELS)
-        np.testing.assert_allclose(protected, (gradient + message) * 2 + message, rtol=1e-6)
-    assert tiny.same(plain.top.state_dict(), defended.top.state_dict())  # only what is sent
-
-
-def message(node: int = 1) -> Message:
-    request = SplitRequest(round=1, step=0, bottom={"w": SMASHED})
-    return Message(request.records(), dst_node_id=node, message_type=SPLIT_STEP)
-
-
-def numbered(count: int) -> list[Message]:
-    messages = [message(node) for node in range(1, count + 1)]
-    for sent in messages:
-        tiny.set_message_id(sent, f"id-{sent.metadata.dst_node_id}")
-    return messages
-
-
-def test_replies_are_put_in_the_order_of_the_messages() -> None:
-    sent = numbered(3)
-    replies = [Message(RecordDict(), reply_to=one) for one in sent]
-    assert checked([replies[2], replies[0], replies[1]], sent) == replies
-
-
-def test_an_error_or_a_silence_stops_the_run() -> None:
-    sent = numbered(2)
-    fine = Message(RecordDict(), reply_to=sent[0])
-    with pytest.raises(NodeFailed, match=r"node 2 failed on 'train\.split': no reply"):
-        checked([fine], sent)
-    bad = Message(Error(0, "out of memory"), reply_to=sent[1])
-    with pytest.raises(NodeFailed, match=r"node 2 failed on 'train\.split': out of memory"):
-        checked([bad, fine], sent)
-
-
-def node(*answers: SplitReply) -> LocalGrid:
+def node(*answers: Any) -> LocalGrid:
     """A node that sends these replies, whatever it is asked."""
     app, waiting = ClientApp(), list(answers)
 
-    @app.train("split")
-    def step(message: Message, context: Context) -> Message:
-        return Message(waiting.pop(0).records(), reply_to=message)
+    def answer(message: Message, context: Context) -> Message:
+        records = waiting.pop(0)
+        records = records if isinstance(records, RecordDict) else records.records()
+        return Message(records, reply_to=message)
 
+    for action in ("split", "head", "backward"):
+        app.train(action)(answer)
     return LocalGrid(app, nodes=1)
 
 
-def batch(steps: int = 2, **fields: Any) -> SplitReply:
-    fields = {"smashed": SMASHED, "labels": LABELS.numpy()} | fields
-    return SplitReply(steps=steps, examples=4 * steps, **fields)
+def batch(step: int = 0, steps: int = 2, **fields: Any) -> SplitReply:
+    chosen = {"smashed": SMASHED, "labels": LABELS, "examples": 4 * steps} | fields
+    return SplitReply(steps=steps, step=step, **chosen)
 
 
-def turn(grid: LocalGrid, **settings: Any) -> Any:
-    chosen = {"round_": 3, "bottom": {"w": SMASHED}, "bottoms": "sealed"} | settings
-    return take_turn(grid, 1, top(), **({"labels": None, "timeout": None} | chosen))
+def lane(grid: LocalGrid, **settings: Any) -> Lane:
+    opened = Lane(Post(grid, timeout=None), 1, round_=3, **settings)
+    opened.open({"w": SMASHED})
+    return opened
+
+
+def turn(grid: LocalGrid, **settings: Any) -> Lane:
+    one = lane(grid, **settings)
+    while not one.done:
+        one.receive()
+        one.answer(GRADIENT)
+    return one
 
 
 def test_a_turn_ends_with_the_last_gradient_still_to_be_sent() -> None:
-    found = turn(node(batch(), batch()))
-    request = SplitRequest.of(found.closing)
-    assert (request.round, request.step, found.examples) == (3, 2, 8)
-    trainer = top()
-    trainer.step(SMASHED, LABELS)
-    assert np.array_equal(request.gradient, trainer.step(SMASHED, LABELS))
+    done = turn(node(batch(), batch(1)))
+    request = SplitRequest.of(done.closing())
+    assert (request.round, request.step, done.steps, done.examples) == (3, 2, 2, 8)
+    assert np.array_equal(request.gradient, GRADIENT)
     assert request.bottom is None
 
 
-def test_a_node_that_ends_its_turn_early_is_a_failure() -> None:
-    with pytest.raises(NodeFailed, match="no batch 1 in round 3"):
-        turn(node(batch(), batch(smashed=None)))
+def test_a_turn_cannot_be_closed_before_its_end() -> None:
+    begun = lane(node(batch()))
+    begun.receive()
+    with pytest.raises(RuntimeError, match="node 1 has 2 batches left"):
+        begun.closing()
+
+
+def test_the_first_message_brings_the_bottom_and_a_batch_comes_back() -> None:
+    seen: list[Message] = []
+
+    class Seeing(LocalGrid):
+        def push_messages(self, messages: Any) -> Any:
+            sent = list(messages)
+            seen.extend(sent)
+            return super().push_messages(sent)
+
+    grid = node(batch(rows=np.arange(4)))
+    grid.__class__ = Seeing
+    received = lane(grid, bottoms="relayed").receive()
+    request = SplitRequest.of(seen[0])
+    assert (request.round, request.step, request.bottoms) == (3, 0, "relayed")
+    assert request.bottom is not None
+    assert np.array_equal(request.bottom["w"], SMASHED)
+    assert np.array_equal(received.smashed, SMASHED)
+    assert received.labelled[1].tolist() == LABELS.tolist()
+    assert received.rows is not None
+    assert received.rows.tolist() == [0, 1, 2, 3]
 
 
 def test_labels_come_from_the_server_where_nodes_do_not_share_them() -> None:
     unlabelled = batch(1, labels=None, rows=np.array([3, 0, 1, 2]))
-    held = {1: LABELS[torch.tensor([1, 2, 3, 0])]}
-    one, two = turn(node(unlabelled), labels=held), turn(node(batch(1)))
-    gradients = [SplitRequest.of(found.closing).gradient for found in (one, two)]
-    assert np.array_equal(*gradients)
+    held = {1: torch.tensor([5, 6, 7, 8])}
+    one = lane(node(batch(), unlabelled), labels=held)
+    one.receive()
+    one.answer(GRADIENT)
+    assert one.receive().labelled[1].tolist() == [8, 5, 6, 7]
 
 
-@pytest.mark.parametrize("held", [None, {2: LABELS}])
+@pytest.mark.parametrize("held", [None, {2: torch.tensor(LABELS)}])
 def test_no_labels_at_all_say_what_to_set(held: Any) -> None:
-    with pytest.raises(NoLabelsError, match=r"node 1 sent no labels; give the strategy its labels"):
-        turn(node(batch(labels=None, rows=np.arange(4))), labels=held)
+    received = lane(node(batch(labels=None, rows=np.arange(4))), labels=held).receive()
+    with pytest.raises(NoLabelsError, match=r"a node sent no labels; give the strategy its labels"):
+        _ = received.labelled
+
+
+@pytest.mark.parametrize(
+    ("second", "match"),
+    [
+        (batch(1, smashed=None), "no batch 1 in round 3"),
+        (batch(0), "a reply of step 0 came while step 1 was awaited"),
+        (batch(1, steps=3), "step 1 of 3 with 12 samples, after it began with 2 and 8"),
+        (batch(1, examples=9), "step 1 of 2 with 9 samples, after it began with 2 and 8"),
+        (batch(1, smashed=SMASHED[:, :4]), r"shape \(4, 4\), expected batch x 5"),
+        (batch(1, smashed=SMASHED[0]), r"shape \(5,\), expected batch x 5"),
+        (batch(1, smashed=SMASHED[:0], labels=LABELS[:0]), r"shape \(0, 5\), expected batch x 5"),
+        (batch(1, smashed=SMASHED.astype(int)), "are int64, no floating-point numbers"),
+        (batch(1, labels=LABELS[:3]), r"labels of shape \(3,\).*expected 4 numbers"),
+        (batch(1, labels=LABELS / 2), r"labels of shape \(4,\) and type float64"),
+        (batch(1, rows=np.arange(5)), r"rows of shape \(5,\)"),
+        (batch(1, smashed=SMASHED * np.float32(np.nan)), "smashed batch of round 3, step 1 is not"),
+        (RecordDict(), "needs a MetricRecord under 'metrics'"),
+    ],
+)
+def test_a_reply_that_does_not_fit_is_a_failure_of_its_node(second: Any, match: str) -> None:
+    begun = lane(node(batch(), second))
+    begun.receive()
+    begun.answer(GRADIENT)
+    with pytest.raises(NodeFailed, match=match) as failed:
+        begun.receive()
+    assert failed.value.node == 0
+
+
+def test_a_shape_that_is_known_is_insisted_on_from_the_first_batch() -> None:
+    with pytest.raises(NodeFailed, match=r"smashed data of shape \(4, 5\), expected batch x 2 x 3"):
+        lane(node(batch()), smashed_shape=(2, 3)).receive()
+
+
+def test_rows_that_the_server_has_no_labels_for_are_a_failure() -> None:
+    strange = batch(labels=None, rows=np.array([0, 1, 2, 7]))
+    with pytest.raises(NodeFailed, match=r"rows \[0, 1, 2, 7\] of a node with 4 samples"):
+        lane(node(strange), labels={1: torch.tensor(LABELS)}).receive()
+
+
+def test_a_node_that_sends_fewer_samples_than_it_announced_is_a_failure() -> None:
+    short = batch(1, smashed=SMASHED[:2], labels=LABELS[:2])
+    with pytest.raises(NodeFailed, match="sent 6 samples in round 3, announced 8"):
+        turn(node(batch(), short))
 
 
 def test_a_gradient_that_is_not_finite_is_not_sent() -> None:
-    nothing = batch(smashed=SMASHED * np.float32(np.nan))
-    with pytest.raises(NodeFailed, match="cut gradient of round 3, step 1 is not finite; lower"):
-        turn(node(batch(), nothing))
+    begun = lane(node(batch()))
+    begun.receive()
+    with pytest.raises(NodeFailed, match="cut gradient of round 3, step 0 is not finite; lower"):
+        begun.answer(GRADIENT * torch.inf)
 
 
-def test_an_exchange_that_takes_too_long_is_a_failure() -> None:
-    class Deaf(LocalGrid):
-        def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> Any:
-            assert timeout == 0.5
-            return []
+def test_features_and_their_gradient_make_an_exchange_of_their_own() -> None:
+    upper = np.full((4, 2), 0.5, dtype=np.float32)
+    begun = lane(node(batch(), HeadReply(step=0, gradient=upper)))
+    begun.receive()
+    begun.send_features(torch.ones(4, 2))
+    assert np.array_equal(begun.receive_upper(), upper)
 
-    with pytest.raises(NodeFailed, match="no reply"):
-        exchange(Deaf(ClientApp(), nodes=1), message(), timeout=0.5)
+
+@pytest.mark.parametrize(
+    ("reply", "match"),
+    [
+        (HeadReply(step=1, gradient=SMASHED), "a reply of step 1 came while step 0 was awaited"),
+        (HeadReply(step=0, gradient=SMASHED * np.float32(np.inf)), "gradient of the features of"),
+        (batch(), "needs the gradient of the features"),
+    ],
+)
+def test_a_wrong_gradient_of_the_features_is_a_failure(reply: Any, match: str) -> None:
+    begun = lane(node(batch(), reply))
+    begun.receive()
+    begun.send_features(torch.ones(4, 2))
+    with pytest.raises(NodeFailed, match=match) as failed:
+        begun.receive_upper()
+    assert failed.value.message_type == "train.head"
+
+
+def test_a_bottom_may_answer_with_its_gradient_and_go_on_from_given_weights() -> None:
+    own = {"w": np.ones(2, dtype=np.float32)}
+    begun = lane(node(batch(), BackwardReply(step=0, gradient=own), batch(1)))
+    begun.receive()
+    begun.send_backward(GRADIENT)
+    assert begun.receive_backward()["w"].tolist() == [1, 1]
+    begun.resume({"w": SMASHED})
+    assert begun.receive().labelled[1].tolist() == LABELS.tolist()
+    begun.resume({"w": SMASHED})
+    assert SplitRequest.of(begun.closing()).bottom is not None

@@ -98,7 +98,7 @@ def watched(bottoms: str) -> tuple[list[Event], list[dict[str, Any]]]:
     def look(event: Event) -> None:
         events.append(event)
         trainers = [context.live.get("bottom") for context in inner._host._contexts.values()]
-        there.extend(trainer.bottom_arrays() for trainer in trainers if trainer is not None)
+        there.extend(trainer.arrays() for trainer in trainers if trainer is not None)
 
     strategy = tiny.split_strategy(
         settings=settings, test_labels=tiny.recipe(2).dataset().labels[:4], evaluate_rounds=[1, 2]
@@ -169,10 +169,10 @@ def test_evaluation_goes_through_both_parts_in_evaluation_mode() -> None:
     strategy = tiny.split_strategy(
         "stateful", settings=settings, test_labels=truth, evaluate_rounds=[2]
     )
-    result = strategy.start(grid, strategy._trainer.arrays(), num_rounds=2)
+    result = strategy.start(grid, strategy.part.arrays(), num_rounds=2)
     whole = tiny.architecture("stateful").build(0)
     bottom = {name: torch.from_numpy(value) for name, value in strategy.bottom.items()}
-    whole.load_state_dict(bottom | strategy._trainer.top.state_dict())
+    whole.load_state_dict(bottom | strategy.part.module.state_dict())
     predicted = whole.eval()(tiny.recipe().dataset().images[rows]).argmax(1)
     expected = (predicted == truth).float().mean().item()
     assert dict(result.evaluate_metrics_clientapp) == {
@@ -207,8 +207,8 @@ def test_a_fraction_samples_nodes_and_at_least_one() -> None:
 def test_result_arrays_hold_the_top_and_nothing_else() -> None:
     settings = tiny.plan()
     strategy = tiny.split_strategy(settings=settings)
-    result = strategy.start(tiny.ready(plan=settings), strategy._trainer.arrays(), num_rounds=1)
-    top = strategy._trainer.top.state_dict()
+    result = strategy.start(tiny.ready(plan=settings), strategy.part.arrays(), num_rounds=1)
+    top = strategy.part.module.state_dict()
     assert set(result.arrays) == set(top) == {"2.weight", "2.bias", "5.weight", "5.bias"}
     assert np.array_equal(result.arrays["5.bias"].numpy(), top["5.bias"].numpy())
 
@@ -217,5 +217,5 @@ def test_a_node_that_fails_stops_the_run() -> None:
     settings = tiny.plan()
     strategy = tiny.split_strategy(settings=settings)
     unready = tiny.LocalGrid(tiny.node_app, nodes=1)
-    with pytest.raises(NodeFailed, match=r"node 1 failed on 'train.split': NoCellError"):
-        strategy.start(unready, strategy._trainer.arrays(), num_rounds=1)
+    with pytest.raises(NodeFailed, match=r"node 0 failed on 'train.split': NoCellError"):
+        strategy.start(unready, strategy.part.arrays(), num_rounds=1)

@@ -56,3 +56,27 @@ def test_the_digest_tells_data_apart_and_nothing_else() -> None:
     one, two = (DataRecipe(name="mnist-5k", size=100, nodes=n, stream=n) for n in (1, 2))
     assert one.digest() == two.digest()
     assert one.digest() != DataRecipe(name="mnist-5k", size=101, nodes=1, stream=1).digest()
+
+
+@pytest.mark.parametrize("nodes", [1, 4])
+def test_aligned_nodes_find_their_strips_by_the_rows_common_ids(nodes: int) -> None:
+    recipe = tiny.recipe(nodes, partition="aligned")
+    assert recipe.aligned
+    whole = recipe.dataset().images[recipe.split().private]
+    strips = [recipe.rows_of(node)[0] for node in range(nodes)]
+    assert torch.equal(torch.cat(strips, dim=-1), whole)
+    assert torch.equal(recipe.seen_by(whole, nodes - 1), strips[-1])
+
+
+def test_aligned_nodes_have_no_labels() -> None:
+    images, labels = tiny.recipe(2, partition="aligned").rows_of(1)
+    assert labels.tolist() == [-1] * len(images)
+
+
+def test_nodes_that_divide_rows_see_whole_images() -> None:
+    recipe = tiny.recipe(2)
+    images, labels = recipe.rows_of(1)
+    rows = recipe.split().nodes[1]
+    assert torch.equal(images, recipe.dataset().images[rows])
+    assert torch.equal(labels, recipe.dataset().labels[rows])
+    assert torch.equal(recipe.seen_by(images, 1), images)

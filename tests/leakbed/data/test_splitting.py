@@ -127,3 +127,18 @@ def test_more_test_rows_than_were_published_are_refused() -> None:
 def test_a_partitioner_that_fails_says_so() -> None:
     with pytest.raises(PartitionError, match="missing a required argument: 'alpha'"):
         split(dataset(), nodes=4, stream=5, partition="dirichlet")
+
+
+def test_aligned_nodes_have_all_private_rows_each_in_an_order_of_its_own() -> None:
+    data = dataset()
+    owned, dealt = (split(data, nodes=3, stream=5, partition=name) for name in ("aligned", "iid"))
+    assert torch.equal(owned.private, dealt.private)
+    assert torch.equal(owned.public, dealt.public)
+    orders = [node.tolist() for node in owned.nodes]
+    assert all(sorted(order) == sorted(owned.private.tolist()) for order in orders)
+    assert len({tuple(order) for order in [*orders, owned.private.tolist()]}) == 4
+
+
+def test_aligned_nodes_take_no_settings() -> None:
+    with pytest.raises(PartitionError, match="setting of partition 'aligned': 'alpha'"):
+        split(dataset(), nodes=3, stream=5, partition="aligned", alpha=1.0)

@@ -1,3 +1,5 @@
+import threading
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -6,6 +8,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from leakbed.flower_internals import NODE_UNAVAILABLE, task_identity
 from leakbed.grids import LocalGrid
+from leakbed.grids.deadlines import overran
 from tests import strange_nodes
 from tests.strange_nodes import message, said
 
@@ -49,6 +52,44 @@ def test_push_and_pull_give_each_reply_once() -> None:
     assert [said(r)["node"] for r in grid.pull_messages([second])] == [2]
     assert [said(r)["node"] for r in grid.pull_messages([first, second])] == [1]
     assert list(grid.pull_messages([first, "unknown"])) == []
+
+
+def test_pushed_messages_run_at_the_pull_in_the_order_they_were_pushed() -> None:
+    grid = LocalGrid(strange_nodes.app, nodes=3)
+    ids = list(grid.push_messages([message(node, "thread") for node in (3, 1, 2)]))
+    assert not grid._host._contexts
+    replies = list(grid.pull_messages([ids[2], ids[0]]))
+    assert [said(reply)["node"] for reply in replies] == [3, 2]
+    assert list(grid._host._contexts) == [3, 2]
+    assert {said(reply)["thread"] for reply in replies} == {threading.current_thread().name}
+    assert [said(reply)["node"] for reply in grid.pull_messages(ids)] == [1]
+
+
+def test_a_pushed_message_whose_time_passes_is_an_error_and_not_awaited() -> None:
+    grid = LocalGrid(strange_nodes.app, nodes=3)
+    hangs, waits = message(1, "hang"), message(2, "count")
+    for each in (hangs, waits):
+        each.metadata.ttl = 0.1
+    ids = list(grid.push_messages([hangs, waits]))
+    strange_nodes.release.clear()
+    try:
+        replies = list(grid.pull_messages(ids))
+    finally:
+        strange_nodes.release.set()
+    while overran():
+        time.sleep(0.01)
+    assert [reply.error.code for reply in replies] == [NODE_UNAVAILABLE] * 2
+    assert replies[0].error.reason == "no reply within 0.1 s"
+    assert [r.metadata.src_node_id for r in replies] == [1, 2]
+    assert list(grid.pull_messages(ids)) == []
+
+
+def test_a_message_with_time_left_is_answered() -> None:
+    grid = LocalGrid(strange_nodes.app, nodes=3)
+    sent = message(1, "thread")
+    sent.metadata.ttl = 60.0
+    (reply,) = grid.pull_messages(grid.push_messages([sent]))
+    assert said(reply)["thread"] != threading.current_thread().name  # which could not be left
 
 
 def test_an_unknown_node_is_an_error_reply() -> None:

@@ -5,7 +5,15 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from leakbed.flower_internals import CLIENT_RAISED, NODE_UNAVAILABLE, task_identity
-from leakbed.grids.nodes import MessageIds, NodeHost, StickyContext, describe, node_ids, unavailable
+from leakbed.grids.nodes import (
+    MessageIds,
+    NodeHost,
+    StickyContext,
+    describe,
+    expired,
+    node_ids,
+    unavailable,
+)
 from tests import strange_nodes
 
 
@@ -33,6 +41,30 @@ def test_nodes_come_to_life_with_their_first_message() -> None:
     assert not host._contexts
     host.handle(strange_nodes.message(7, "count"))
     assert list(host._contexts) == [7]
+
+
+def test_a_node_that_keeps_nothing_alive_may_go_and_go_on_elsewhere() -> None:
+    here, there = (NodeHost(strange_nodes.app, node_ids(3)) for _ in range(2))
+    here.handle(strange_nodes.message(2, "remember"))
+    state = here.depart(2)
+    assert state is not None
+    assert not here._contexts
+    there.settle(2, state)
+    reply = there.handle(strange_nodes.message(2, "remember"))
+    assert strange_nodes.said(reply)["calls"] == 2
+
+
+def test_a_node_that_keeps_something_alive_cannot_go() -> None:
+    host = NodeHost(strange_nodes.app, node_ids(3))
+    host.handle(strange_nodes.message(2, "count"))
+    assert host.depart(2) is None
+    assert list(host._contexts) == [2]
+
+
+def test_an_expired_message_says_how_long_it_had() -> None:
+    sent = strange_nodes.message(1, "count")
+    sent.metadata.ttl = 2.5
+    assert expired(sent).error.reason == "no reply within 2.5 s"
 
 
 def test_an_exception_becomes_an_error_reply_that_names_its_place() -> None:

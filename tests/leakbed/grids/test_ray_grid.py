@@ -10,10 +10,11 @@ from types import ModuleType
 import numpy as np
 import pytest
 import ray
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from leakbed.flower_internals import CLIENT_RAISED, NODE_UNAVAILABLE, task_identity
+from leakbed.grids.parcels import opened
 from leakbed.grids.ray_grid import RayGrid
 from leakbed.grids.ray_workers import (
     AppNotImportableError,
@@ -90,7 +91,10 @@ def test_a_large_shared_record_is_stored_once(
     alone = RecordDict(dict(records))
     sent = [message(node, "change", records) for node in (1, 2, 3)]
     assert len(list(grid.send_and_receive([*sent, message(4, "change", alone)]))) == 4
-    assert stored == [records]
+    (parcel,) = stored
+    outline, (values,) = opened(parcel)
+    assert [key for key, *_ in outline] == ["arrays", "config"]
+    assert values == arrays["x"].data
 
 
 @pytest.mark.runtime
@@ -115,15 +119,33 @@ def test_a_late_reply_is_missing_and_does_not_hold_the_others_up(fragile: RayGri
 
 
 @pytest.mark.runtime
-def test_a_dead_worker_answers_with_errors_and_the_other_goes_on(fragile: RayGrid) -> None:
-    died, alive = fragile.send_and_receive([message(1, "die"), message(2, "count")])
-    assert died.error.code == NODE_UNAVAILABLE
-    assert str(died.error.reason).startswith("worker 0 is gone")
-    assert said(alive)["calls"] == 1
-    later, other = fragile.send_and_receive([message(3, "count"), message(4, "count")])
-    assert later.error.code == NODE_UNAVAILABLE
-    assert later.metadata.src_node_id == 3
-    assert said(other)["calls"] == 1
+def test_a_pull_waits_a_moment_for_a_first_reply(grid: RayGrid) -> None:
+    napping = list(grid.push_messages([message(1, "nap")]))
+    started, pulls = time.monotonic(), 0
+    while not (replies := list(grid.pull_messages(napping))):
+        pulls += 1
+    spent = time.monotonic() - started
+    assert said(replies[0])["node"] == 1
+    assert pulls < spent / 0.004  # each waited; polling would have been in the thousands
+    assert pulls > 10  # but none for long
+
+
+@pytest.mark.runtime
+def test_a_pushed_message_whose_time_passes_is_an_error_and_not_awaited(fragile: RayGrid) -> None:
+    hangs, quick = message(1, "hang"), message(2, "count")
+    hangs.metadata.ttl = 0.5
+    ids = list(fragile.push_messages([hangs, quick]))
+    found, started = list[Message](), time.monotonic()
+    while len(found) < 2:
+        assert time.monotonic() - started < 20
+        found += fragile.pull_messages(ids)
+    assert said(found[0])["node"] == 2
+    assert found[1].error.code == NODE_UNAVAILABLE
+    assert found[1].error.reason == "no reply within 0.5 s"
+    assert found[1].metadata.src_node_id == 1
+    assert not fragile._pending
+    others = fragile.send_and_receive([message(node, "remember") for node in (3, 5)], timeout=20)
+    assert len(list(others)) == 2  # by the worker that does not hang
 
 
 @pytest.mark.runtime
@@ -174,7 +196,7 @@ def test_an_app_the_workers_cannot_import_is_refused_with_the_reason(running_ray
 def test_more_workers_than_fit_are_refused_instead_of_awaited(
     running_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("leakbed.grids.ray_workers._START_SECONDS", 1.0)
+    monkeypatch.setattr("leakbed.grids.ray_workers.START_SECONDS", 1.0)
     with pytest.raises(NoWorkersError, match=r"5 workers of 1 CPU and 0.0 GPU did not start"):
         RayGrid(strange_nodes.app, nodes=5, workers=5)
     with pytest.raises(NoWorkersError, match=r"1 workers of 1 CPU and 0.5 GPU.*smaller num_gpus"):
@@ -234,6 +256,7 @@ import json, sys
 sys.path.insert(0, {root!r})
 import ray
 from leakbed.flower_internals import task_identity
+from leakbed.grids.parcels import opened
 from leakbed.grids.ray_grid import RayGrid
 from tests.strange_nodes import app, message, said
 

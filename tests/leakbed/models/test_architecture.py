@@ -147,3 +147,40 @@ def test_own_staged_module_runs_in_stage_order() -> None:
 def test_own_networks_that_do_not_fit(name: str, settings: dict[str, object], message: str) -> None:
     with pytest.raises((ModelMismatchError, UnknownModelError), match=message):
         own(name, **settings).build(0)
+
+
+def test_three_parts_hold_the_weights_of_the_whole() -> None:
+    architecture = mnistnet(cut=2, upper_cut=7)
+    whole = architecture.build(5).state_dict()
+    parts = [architecture.bottom(5), architecture.middle(5), architecture.head(5)]
+    held = {name: value for part in parts for name, value in part.state_dict().items()}
+    assert list(held) == list(whole)
+    assert all(torch.equal(held[name], whole[name]) for name in whole)
+    assert [len(part) for part in parts] == [3, 5, 3]
+    assert (architecture.smashed_shape, architecture.features_shape) == ((8, 12, 12), (120,))
+
+
+def test_three_parts_run_one_after_another_are_the_network() -> None:
+    images = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(1))
+    expected = mnistnet().build(5)(images)
+    for cut, upper_cut in ((0, 1), (2, 8), (5, 9), (8, 9)):
+        architecture = mnistnet(cut=cut, upper_cut=upper_cut)
+        smashed = architecture.bottom(5)(images)
+        features = architecture.middle(5)(smashed)
+        assert features.shape[1:] == architecture.features_shape
+        assert torch.equal(architecture.head(5)(features), expected)
+
+
+@pytest.mark.parametrize(
+    ("cut", "upper_cut"), [(2, None), (None, 8), (None, None), (8, 8), (8, 2), (2, 10), (2, 11)]
+)
+def test_an_upper_cut_lies_above_the_cut_and_below_the_last_layer(
+    cut: int | None, upper_cut: int | None
+) -> None:
+    architecture = mnistnet(cut=cut, upper_cut=upper_cut)
+    expected = f"cut < upper_cut < 10; got cut = {cut} and upper_cut = {upper_cut}"
+    for refused in (architecture.middle, architecture.head):
+        with pytest.raises(IllegalCutError, match=expected):
+            refused(0)
+    with pytest.raises(IllegalCutError, match=expected):
+        _ = architecture.features_shape

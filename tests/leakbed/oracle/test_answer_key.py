@@ -100,3 +100,19 @@ def test_refuses_what_it_does_not_know(key: AnswerKey, tmp_path: Path) -> None:
     (tmp_path / "answers.json").write_text('{"format": "other"}')
     with pytest.raises(AnswerKeyError, match="'other'"):
         AnswerKey.read(tmp_path)
+
+
+def test_the_truth_of_a_party_is_its_strip(key: AnswerKey, tmp_path: Path) -> None:
+    parties = replace(key, parties=2, order={(node, 1, 0): [3, 7] for node in range(2)})
+    parties.write(tmp_path / "answers")
+    again = AnswerKey.read(tmp_path / "answers")
+    for node in range(2):
+        truth = again.truth([target(node, row=0), target(node, row=1)])
+        assert torch.equal(truth.images[:, 0], IMAGES[[3, 7]][..., node : node + 1])
+        assert truth.labels.flatten().tolist() == [3, 7]
+        assert truth.public_images is not None
+        assert truth.public_images.shape == (3, 1, 2, 1)
+        held_out = again.truth([target(node, row=1, phase=Phase.EVALUATE)])
+        assert torch.equal(held_out.images[0, 0], IMAGES[1][..., node : node + 1])
+    with pytest.raises(AnswerKeyError, match="several parties has several shapes"):
+        again.truth([target(0, row=0), target(1, row=0)])

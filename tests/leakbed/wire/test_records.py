@@ -1,12 +1,13 @@
 from collections.abc import Iterator
+from io import BytesIO
 
 import numpy as np
 import pytest
+from flwr.app import Array as WireArray
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from leakbed.wire.records import (
     WireError,
-    arrays_under,
     bottom_of,
     config_of,
     copy_records,
@@ -14,6 +15,8 @@ from leakbed.wire.records import (
     pack,
     sole_arrays,
     unpack,
+    views,
+    views_under,
     whole,
 )
 from tests import tiny
@@ -54,8 +57,35 @@ def test_unpacked_arrays_are_copies_that_may_be_written() -> None:
 
 
 def test_objects_are_never_unpickled() -> None:
-    with pytest.raises(ValueError, match="allow_pickle"):
-        pack({"bad": np.array([{}], dtype=object)})
+    bad = np.array([{}], dtype=object)
+    with pytest.raises(WireError, match="an array of object cannot travel; send numbers"):
+        pack({"bad": bad})
+    buffer = BytesIO()
+    np.save(buffer, bad, allow_pickle=True)
+    hostile = WireArray("object", (1,), "numpy.ndarray", buffer.getvalue())
+    with pytest.raises(WireError, match="array 'bad' is no NumPy array of numbers: shape"):
+        unpack(ArrayRecord({"bad": hostile}))
+
+
+def test_a_record_is_byte_for_byte_what_flower_makes() -> None:
+    for name, array in ARRAYS.items():
+        ours, flowers = pack({name: array})[name], WireArray(np.asarray(array, order="C"))
+        assert (ours.dtype, ours.shape, ours.stype) == (flowers.dtype, flowers.shape, flowers.stype)
+        assert ours.data == flowers.data
+
+
+def test_what_flower_packs_is_read_with_its_own_order() -> None:
+    fortran = np.asfortranarray(np.arange(6.0).reshape(2, 3))
+    found = views(ArrayRecord({"a": WireArray(fortran)}))["a"]
+    assert np.array_equal(found, fortran)
+
+
+def test_views_are_the_records_own_bytes_and_cannot_be_written() -> None:
+    record = pack(ARRAYS)
+    seen = views(record)["matrix"]
+    assert np.shares_memory(seen, np.frombuffer(record["matrix"].data, np.uint8))
+    with pytest.raises(ValueError, match="read-only"):
+        seen[0, 0] = 1
 
 
 def test_a_copy_of_records_shares_nothing_that_can_change() -> None:
@@ -107,12 +137,12 @@ def test_what_is_missing_is_named_with_its_message() -> None:
     with pytest.raises(WireError, match=f"{about} needs a ConfigRecord under 'config'"):
         config_of(lacking)
     with pytest.raises(WireError, match=f"{about} needs an ArrayRecord under 'config'"):
-        arrays_under(lacking, "config")
-    assert arrays_under(lacking, "smashed") is None
+        views_under(lacking, "config")
+    assert views_under(lacking, "smashed") is None
     lacking = message(config=ConfigRecord({"step": "1"}))
     with pytest.raises(WireError, match=f"{about} needs a whole number 'step', got '1'"):
         whole(lacking, config_of(lacking), "step")
     with pytest.raises(WireError, match="whole number 'round', got None"):
         whole(lacking, config_of(lacking), "round")
     with pytest.raises(WireError, match="needs an array 'gradient' under 'g'"):
-        arrays_under(message(g=ArrayRecord()), "g", needs="gradient")
+        views_under(message(g=ArrayRecord()), "g", needs="gradient")

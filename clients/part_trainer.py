@@ -1,0 +1,140 @@
+"""A part of the network in training at a node: weights, optimiser and its place in the data.
+
+A trainer lives in memory or in ``context.state``, as the node's runtime allows; see each part's
+file for what else it keeps between messages.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from flwr.app import Context
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from clients.cell import Cell
+from clients.parts import Part, blank, draws
+from leakbed.events import Arrays
+from leakbed.seeds import derive, scoped
+from leakbed.tensors import view
+from leakbed.wire.records import pack, unpack, views
+
+
+class PartTrainer:
+    """What the bottom's and the head's trainer share; rebuilt or kept, never shared.
+
+    Attributes:
+        module: The part; its weights must be loaded before it is used.
+        optimiser: Over its parameters.
+    """
+
+    def __init__(self, cell: Cell, part: Part) -> None:
+        """Make the trainer.
+
+        Args:
+            cell: The node's.
+            part: Which part it trains.
+        """
+        self._cell = cell
+        self._keys = f"leakbed.{part}", f"leakbed.{part}-optimiser"
+        self._device = cell.torch_device()
+        self.module = blank(cell.architecture, part, self._device).train()
+        self._draws = draws(self.module)
+        self._images, self._labels = cell.rows()
+        self.optimiser = cell.plan.optimiser(self.module.parameters())
+        self._fresh = self.optimiser.state_dict()
+        self._batches: dict[int, list[Tensor]] = {}
+        self._steps = (0, 0)
+
+    def batch(self, round_: int, step: int) -> Int[Tensor, " batch"]:
+        """Return the node's rows of one step."""
+        return self._planned(round_)[step]
+
+    def steps(self, round_: int) -> tuple[int, int]:
+        """Return how many steps and samples a round has at this node."""
+        self._planned(round_)
+        return self._steps
+
+    def output(
+        self, received: Float[Tensor, " batch *input"], *, role: str
+    ) -> Float[Tensor, " batch *output"]:
+        """Return what the part makes of a batch.
+
+        Args:
+            received: On the trainer's device.
+            role: Names the random stream of this forward pass, a part of the node's own.
+
+        Returns:
+            With its graph.
+        """
+        if self._draws:
+            with scoped(derive(self._cell.stream, role)):
+                made: Tensor = self.module(received)
+        else:
+            made = self.module(received)
+        return made
+
+    def load(self, arrays: Arrays) -> None:
+        """Take weights and buffers from the wire or from the node's state.
+
+        Args:
+            arrays: All of them, or some: those it lacks stay. Names of other parts are ignored.
+        """
+        own = {name: view(arrays[name]) for name in self.module.state_dict() if name in arrays}
+        self.module.load_state_dict(own, strict=False)
+
+    def arrays(self) -> Arrays:
+        """Return copies of the weights and buffers."""
+        return {k: v.detach().cpu().numpy().copy() for k, v in self.module.state_dict().items()}
+
+    def forget(self) -> None:
+        """Drop momenta and step counts, as at the start."""
+        self.optimiser.load_state_dict(self._fresh)
+
+    def store(self, context: Context) -> None:
+        """Write weights, buffers and the optimiser into the node's state."""
+        weights, optimiser = self._keys
+        context.state[weights] = pack(self.arrays())
+        context.state[optimiser] = pack(self._optimiser_arrays())
+
+    def restore(self, context: Context) -> bool:
+        """Take from the node's state what :meth:`store` wrote.
+
+        Args:
+            context: The node's.
+
+        Returns:
+            Whether there was anything.
+        """
+        stored = context.state.array_records
+        weights, optimiser = self._keys
+        if weights not in stored:
+            return False
+        self._load_optimiser(unpack(stored[optimiser]))
+        self.load(views(stored[weights]))
+        return True
+
+    def _load_optimiser(self, arrays: Arrays) -> None:
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in arrays.items():
+            index, _, name = key.partition("/")
+            state.setdefault(int(index), {})[name] = torch.from_numpy(value)
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": state, "param_groups": groups})
+
+    def _optimiser_arrays(self) -> Arrays:
+        """Return copies of momenta and step counts, by ``parameter/name``."""
+        state: Mapping[int, Mapping[str, Any]] = self.optimiser.state_dict()["state"]
+        return {
+            f"{index}/{name}": value.detach().cpu().numpy().copy()
+            for index, values in state.items()
+            for name, value in values.items()
+            if isinstance(value, Tensor)
+        }
+
+    def _planned(self, round_: int) -> list[Int[Tensor, " batch"]]:
+        if round_ not in self._batches:
+            batches = self._cell.batches(round_, len(self._images))
+            self._batches = {round_: batches}
+            self._steps = len(batches), sum(map(len, batches))
+        return self._batches[round_]

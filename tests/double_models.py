@@ -1,0 +1,57 @@
+"""Networks in float64, where sums in another order agree to 1e-10; reached by import path.
+
+Each reads 6x6 images, casts them first, and may be cut after any layer from 1 to 7.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from leakbed.models import Architecture
+from tests import tiny
+
+CUTS = range(1, 8)
+
+
+class Cast(nn.Module):
+    """Float images into float64."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.double()
+
+
+def double() -> nn.Sequential:
+    """Layers without buffers or randomness."""
+    return _layers(nn.ReLU(), nn.Tanh())
+
+
+def double_dropout() -> nn.Sequential:
+    """Dropout in the lower half and in the upper."""
+    return _layers(nn.Dropout(0.25), nn.Dropout(0.25))
+
+
+def double_normed() -> nn.Sequential:
+    """BatchNorm in the lower half and in the upper."""
+    return _layers(nn.BatchNorm2d(4), nn.BatchNorm1d(5))
+
+
+def _layers(lower: nn.Module, upper: nn.Module) -> nn.Sequential:
+    return nn.Sequential(
+        Cast(),
+        nn.Conv2d(1, 4, 3),
+        lower,
+        nn.Conv2d(4, 3, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(12, 5),
+        upper,
+        nn.Linear(5, 3),
+    ).to(torch.float64)
+
+
+def architecture(name: str = "double", *, cut: int = 3) -> Architecture:
+    return Architecture(
+        name=f"tests.double_models:{name}",
+        image_shape=tiny.IMAGE_SHAPE,
+        num_classes=tiny.CLASSES,
+        cut=cut,
+    )

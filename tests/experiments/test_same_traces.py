@@ -1,0 +1,158 @@
+"""Every protocol leaves the same trace, bottom and utility on every grid, bit for bit.
+
+Networks have dropout and BatchNorm on both sides of every cut, nodes have unequal numbers of rows,
+answer after random times, and do not all take part.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from experiments.cells import cells
+from experiments.preparing import prepare
+from experiments.settings_file import load_settings
+from experiments.training import train
+from leakbed.flower_internals import task_identity
+from leakbed.grids import LocalGrid
+from leakbed.oracle.answer_key import AnswerKey
+from leakbed.trace import Trace
+from strategies import PROTOCOLS
+from tests import slow_nodes, tiny
+
+NODES = 3
+TABLE: dict[str, Any] = {
+    "name": "same",
+    "keep_rounds": "all",
+    "data": {"name": "tests.tiny:images", "nodes": NODES, "partition": "linear", "public": 0.0},
+    "model": {"name": "tests.slow_nodes:stateful", "cut": 3},
+    "protocol": {
+        "batch_size": 5,
+        "rounds": 2,
+        "fraction": 0.7,
+        "learning_rate": 0.1,
+        "momentum": 0.9,
+    },
+    "attack": [{"name": "constant-image"}],
+}
+OWN: dict[str, dict[str, dict[str, Any]]] = {
+    "u-shaped": {"model": {"upper_cut": 5}},
+    "vertical-split": {
+        "data": {"partition": "iid"},
+        "model": {"name": "tests.slow_nodes:dense"},
+        "protocol": {"fraction": 1.0, "merge": "sum"},
+    },
+    "parallel-split step": {"protocol": {"name": "parallel-split", "sync": "step"}},
+}
+CASES = [*PROTOCOLS, *(name for name in OWN if name not in PROTOCOLS)]
+
+Found = dict[str, Any]
+
+
+def table(case: str) -> dict[str, Any]:
+    """The experiment of one protocol."""
+    own = OWN.get(case, {})
+    merged = {key: {**value, **own.get(key, {})} for key, value in TABLE.items() if key in SECTIONS}
+    merged["protocol"].setdefault("name", case)
+    return {**TABLE, **merged}
+
+
+SECTIONS = ("data", "model", "protocol")
+
+
+def outcome(grid: Grid, case: str, folder: Path, roster: Mapping[int, int] | None) -> Found:
+    """Everything a run leaves that may be compared."""
+    prepared = prepare(cells(load_settings(table(case), ()))[0].training, root=None)
+    run = train(prepared, grid, folder, roster=roster)
+    bottom = AnswerKey.read(run.answers).bottom or {}
+    return {
+        "records": Trace(run.trace).records,  # in them: a SHA-256 of every array
+        "bottom": {name: array.tobytes() for name, array in bottom.items()},
+        "accuracy": run.utility["test_accuracy"],
+        "bytes": (run.cost["bytes_up"], run.cost["bytes_down"]),
+    }
+
+
+def locally(case: str, folder: Path) -> Found:
+    grid = LocalGrid(tiny.node_app, nodes=NODES)
+    return outcome(grid, case, folder, grid.roster)
+
+
+@pytest.fixture(autouse=True)
+def identity() -> Iterator[None]:
+    with task_identity():
+        yield
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_new_process_at_every_message_changes_no_bit(case: str, tmp_path: Path) -> None:
+    expected = locally(case, tmp_path / "resident")
+    roster = {node: node - 1 for node in range(1, NODES + 1)}
+    swapped = tiny.Forgetful(LocalGrid(tiny.node_app, nodes=NODES))
+    found = outcome(swapped, case, tmp_path / "swapped", roster)
+    assert len(expected["records"]) > NODES
+    assert found == expected
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_another_seed_is_another_run(case: str, tmp_path: Path) -> None:
+    settings = load_settings(table(case), ("seed=1",))
+    grid = LocalGrid(tiny.node_app, nodes=NODES)
+    prepared = prepare(cells(settings)[0].training, root=None)
+    run = train(prepared, grid, tmp_path / "other", roster=grid.roster)
+    assert Trace(run.trace).records != locally(case, tmp_path / "run")["records"]
+
+
+def on_ray(work: Callable[[Grid], None]) -> None:
+    from leakbed.grids.ray_grid import RayGrid  # noqa: PLC0415  Ray takes seconds to import
+
+    with RayGrid(slow_nodes.app, nodes=NODES, workers=2) as grid:
+        work(grid)
+
+
+def on_flower(work: Callable[[Grid], None]) -> None:
+    from flwr.simulation import run_simulation  # noqa: PLC0415  it imports Ray
+
+    server = ServerApp()
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        torch.set_num_threads(1)
+        work(grid)
+
+    run_simulation(
+        server,
+        slow_nodes.app,
+        num_supernodes=NODES,
+        backend_config={
+            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+            "init_args": {"num_cpus": 2},
+        },
+    )
+
+
+# One process start per grid serves all trainings: starting Ray takes longer than they do.
+# Flower 1.41 leaves files open and Ray announces a default it will change: neither is ours.
+@pytest.mark.runtime
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore:Tip:FutureWarning")
+@pytest.mark.parametrize("runtime", [on_ray, on_flower])
+def test_every_grid_leaves_the_same(
+    runtime: Callable[[Callable[[Grid], None]], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", "")  # Flower changes it for its workers
+    monkeypatch.setattr("flwr.supercore.telemetry.FLWR_TELEMETRY_ENABLED", "0")
+    found: dict[str, Found] = {}
+
+    def work(grid: Grid) -> None:
+        for case in CASES:
+            found[case] = outcome(grid, case, tmp_path / f"there {case}", None)
+
+    runtime(work)
+    expected = {case: locally(case, tmp_path / f"here {case}") for case in CASES}
+    assert [case for case in CASES if found[case] != expected[case]] == []

@@ -1,0 +1,68 @@
+"""A Ray cluster of two machines, played by two raylets on this one, that loses one of them."""
+
+import gc
+import time
+import warnings
+from collections.abc import Iterator
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from leakbed.flower_internals import task_identity
+from leakbed.grids.ray_grid import RayGrid
+from tests import strange_nodes
+from tests.strange_nodes import message, said
+
+pytestmark = pytest.mark.runtime
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # as Ray leaves files open
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        # "auto" finds a cluster by this, or by a file that any other Ray here may have written.
+        monkeypatch.setenv("RAY_ADDRESS", made.address)
+        yield made
+        made.shutdown()
+        gc.collect()
+
+
+def machines(grid: RayGrid) -> list[str]:
+    """Where each worker is."""
+    assert grid._pool is not None
+    inside = [
+        worker.actor.__ray_call__.remote(lambda self: ray.get_runtime_context().get_node_id())
+        for worker in grid._pool.workers
+    ]
+    return list(ray.get(inside))
+
+
+def test_a_cluster_that_loses_a_machine_goes_on_with_the_other(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    second = cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    with task_identity(), RayGrid(strange_nodes.app, nodes=6, address="auto") as grid:
+        assert grid.workers == 2  # as many as the cluster's CPUs
+        assert len(set(machines(grid))) == 2
+        assert second.node_id in machines(grid)
+        home = [message(node, "remember") for node in range(1, 7)]
+        assert [said(reply)["calls"] for reply in grid.send_and_receive(home)] == [1] * 6
+        pushed = list(grid.push_messages([message(1, "nap"), message(2, "nap")]))
+        time.sleep(0.2)  # until both are at it
+        cluster.remove_node(second, allow_graceful=False)
+        found = []
+        deadline = time.monotonic() + 60
+        while len(found) < 2:
+            assert time.monotonic() < deadline, "it hangs"
+            found += grid.pull_messages(pushed)
+        assert sorted(said(reply)["node"] for reply in found) == [1, 2]
+        assert "is gone" in caplog.text
+        # There is no room for another worker, so that the one left serves all, and not for ever
+        # slower: what the lost machine's nodes remember was home.
+        later = list(grid.send_and_receive([message(n, "remember") for n in range(1, 7)]))
+        assert [said(reply)["calls"] for reply in later] == [3, 3, 2, 2, 2, 2]
+    assert not ray.is_initialized()

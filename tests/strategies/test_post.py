@@ -1,0 +1,98 @@
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from leakbed.grids import LocalGrid, NodeFailed
+from strategies.post import Post, checked, partition
+from tests import tiny
+
+
+@pytest.fixture(autouse=True)
+def identity() -> Iterator[None]:
+    with tiny.identity():
+        yield
+
+
+def numbered(count: int) -> list[Message]:
+    messages = [
+        Message(RecordDict(), dst_node_id=node, message_type="train.split")
+        for node in range(1, count + 1)
+    ]
+    for sent in messages:
+        tiny.set_message_id(sent, f"id-{sent.metadata.dst_node_id}")
+    return messages
+
+
+def test_replies_are_put_in_the_order_of_the_messages() -> None:
+    sent = numbered(3)
+    replies = [Message(RecordDict(), reply_to=one) for one in sent]
+    assert checked([replies[2], replies[0], replies[1]], sent) == replies
+
+
+def test_an_error_a_silence_or_a_second_answer_stops_the_run() -> None:
+    sent = numbered(2)
+    fine = Message(RecordDict(), reply_to=sent[0])
+    with pytest.raises(NodeFailed, match=r"node 2 failed on 'train\.split': no reply"):
+        checked([fine], sent)
+    bad = Message(Error(0, "out of memory"), reply_to=sent[1])
+    with pytest.raises(NodeFailed, match=r"node 2 failed on 'train\.split': out of memory"):
+        checked([bad, fine], sent)
+    with pytest.raises(NodeFailed, match=r"node 1 failed on 'train\.split': answered 2 times"):
+        checked([fine, fine], sent[:1])
+
+
+class Arriving(LocalGrid):
+    """Replies that come only at the third look, and maybe twice."""
+
+    def __init__(self, *, copies: int, looks: int = 3) -> None:
+        app = ClientApp()
+
+        @app.train("split")
+        def step(message: Message, context: Context) -> Message:
+            return Message(RecordDict(), reply_to=message)
+
+        super().__init__(app, nodes=2)
+        self.looked, self._copies, self._looks = 0, copies, looks
+
+    def pull_messages(self, message_ids: Any) -> Any:
+        self.looked += 1
+        return list(super().pull_messages(message_ids)) * self._copies if self._due() else []
+
+    def _due(self) -> bool:
+        return self.looked >= self._looks
+
+
+def test_a_reply_is_waited_for() -> None:
+    grid = Arriving(copies=1)
+    post = Post(grid, timeout=None)
+    post.send(2, "train.split", RecordDict())
+    assert post.receive(2).metadata.src_node_id == 2
+    assert grid.looked == 3
+
+
+def test_a_reply_that_comes_twice_stops_the_run() -> None:
+    post = Post(Arriving(copies=2), timeout=None)
+    post.send(2, "train.split", RecordDict())
+    with pytest.raises(NodeFailed, match=r"node 1 failed on .train\.split.: answered 2 times"):
+        post.receive(2)
+
+
+def test_a_reply_that_never_comes_stops_the_run_in_time() -> None:
+    post = Post(Arriving(copies=1, looks=10**9), timeout=0.05)
+    post.send(1, "train.split", RecordDict())
+    with pytest.raises(NodeFailed, match=r"no reply within 0\.05 s; raise protocol\.timeout"):
+        post.receive(1)
+
+
+def test_an_exchange_returns_the_reply_to_a_finished_message() -> None:
+    post = Post(Arriving(copies=1), timeout=10.0)
+    message = numbered(1)[0]
+    assert post.exchange(message).metadata.src_node_id == 1
+
+
+def test_a_node_is_called_by_its_partition_where_the_grid_knows_it() -> None:
+    assert partition(LocalGrid(ClientApp(), nodes=3), 3) == 2
+    assert partition(LocalGrid(ClientApp(), nodes=3), 17) == 17
