@@ -174,7 +174,10 @@ class TopTrainer(ServerPart):
         self, received: Float[Tensor, " batch *cut"], labels: Int[Tensor, " labels"]
     ) -> None:
         self.module.train()
-        logits: Tensor = self.module(received)
+        try:
+            logits: Tensor = self.module(received)
+        except ValueError as error:  # such as BatchNorm's, of a batch of one row
+            raise UnfitBatchError(f"the top cannot train on this batch: {error}") from error
         classes = len(logits[0])
         if len(labels) != len(logits) or not 0 <= int(labels.min()) <= int(labels.max()) < classes:
             illegal = (labels < 0) | (labels >= classes)

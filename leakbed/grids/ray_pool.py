@@ -180,7 +180,10 @@ class Pool:
         if worker.ready is not None:
             try:
                 ray.get(worker.ready, timeout=0)
-            except ray.exceptions.RayError:
+            except ray.exceptions.RayActorError as error:
+                # It may have died over its first message before word of its start got out.
+                return bool(worker.errands) and not error.actor_init_failed
+            except ray.exceptions.GetTimeoutError:
                 return False
             worker.ready, worker.deadline = None, math.inf
         return True
@@ -198,9 +201,9 @@ class Pool:
             return
         worker.dead = True
         self.workers.remove(worker)
-        stop([worker.actor])  # it may hang rather than be dead
         if served := self._has_started(worker):
             self._start_another()
+        stop([worker.actor])  # it may hang rather than be dead
         references = dict.fromkeys(errand.reference for errand in worker.errands)
         calls = [self._under_way[reference] for reference in references]
         lost = [errands for errands in calls if self._receive(errands) is not None]

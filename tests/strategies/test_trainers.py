@@ -107,6 +107,13 @@ def test_a_batch_that_does_not_fit_is_refused(smashed: Tensor, labels: Tensor, m
     assert tiny.same(trainer.module.state_dict(), top().module.state_dict())
 
 
+def test_a_batch_too_small_for_its_layers_is_refused() -> None:
+    layers = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3))
+    trainer = TopTrainer(layers, torch.optim.SGD(layers.parameters(), lr=0.5))
+    with pytest.raises(UnfitBatchError, match="cannot train on this batch: Expected more than 1"):
+        trainer.train(SMASHED[:1], LABELS[:1])
+
+
 def test_a_middle_passes_features_up_and_gradients_down() -> None:
     trainer, twin = middle(), middle()
     features = trainer.forward(SMASHED)

@@ -257,3 +257,16 @@ def test_a_replacement_that_never_starts_is_given_up(
     time.sleep(2)
     answers(grid, "remember", [2])
     assert [worker.number for worker in grid._pool.workers] == [1]
+
+
+def test_without_a_worker_and_without_room_for_one_there_is_an_error(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = make(workers=1)
+    assert grid._pool is not None
+    monkeypatch.setattr("leakbed.grids.ray_workers.START_SECONDS", 1.0)
+    grid._pool._recipe.num_gpus = 1.0  # of none
+    sent = [message(1, "die"), message(2, "remember"), message(3, "remember")]
+    replies = list(grid.send_and_receive(sent))  # without a timeout: nothing hangs
+    assert [reply.error.code for reply in replies] == [NODE_UNAVAILABLE] * 3
+    assert replies[1].error.reason == "worker 1, which had this message, is gone"

@@ -1,0 +1,71 @@
+"""A worker killed in the middle of a split round: the run ends and says so; nothing goes astray."""
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+import ray
+from flwr.app import Message, RecordDict
+
+from clients import node_app
+from leakbed.events import Event, SmashedUp
+from leakbed.flower_internals import task_identity
+from leakbed.grids import Canonical, LocalGrid, NodeFailed
+from leakbed.grids.ray_grid import RayGrid
+from leakbed.grids.resident import ResidentGrid
+from leakbed.wire.messages import SETUP
+from leakbed.wiretap import Wiretap
+from strategies.vanilla_split import VanillaSplit
+from tests import tiny
+
+pytestmark = pytest.mark.runtime
+NODES, STEPS = 2, 3
+
+
+@pytest.fixture(autouse=True)
+def identity() -> Iterator[None]:
+    with task_identity():
+        yield
+
+
+class KillAt:
+    """Kills the worker that served a certain smashed batch, once."""
+
+    def __init__(self, grid: RayGrid, place: tuple[int, int] | None) -> None:
+        self._grid, self._place = grid, place
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, SmashedUp) and (event.round, event.step) == self._place:
+            assert self._grid._pool is not None
+            worker = self._grid._pool.workers[0].actor
+            process = ray.get(worker.__ray_call__.remote(lambda _: os.getpid()))
+            os.kill(process, signal.SIGKILL)
+            self._place = None
+
+
+def trained(grid: ResidentGrid, hooks: list[KillAt]) -> dict[str, tiny.Tensor]:
+    plan = tiny.plan(local_steps=STEPS, momentum=0.9)
+    canonical = Canonical(grid, stream=1, roster=grid.roster)
+    cells = [
+        Message(
+            RecordDict({"cell": tiny.cell(partition, NODES, plan=plan).record()}),
+            dst_node_id=node,
+            message_type=SETUP,
+        )
+        for node, partition in grid.roster.items()
+    ]
+    canonical.send_and_receive(cells)
+    strategy: VanillaSplit = tiny.split_strategy(settings=plan)
+    tap = Wiretap(canonical, hooks, roster=grid.roster, strict=True)
+    return tiny.train_split(tap, strategy, rounds=2)
+
+
+def test_a_node_that_loses_its_place_ends_the_run_and_the_next_run_is_whole() -> None:
+    expected = trained(LocalGrid(node_app, nodes=NODES), [])
+    with RayGrid(node_app, nodes=NODES, workers=1) as grid:
+        assert tiny.same(trained(grid, []), expected)
+        with pytest.raises(NodeFailed, match="OutOfStepError"):
+            trained(grid, [KillAt(grid, (2, 1))])
+        # Told its cell anew, every node starts again, on the worker that took the dead one's place.
+        assert tiny.same(trained(grid, []), expected)
