@@ -3,8 +3,9 @@
 Each node has taken part once, and what it keeps from that is there when memory and time are taken:
 with FedAvg the cell it was told, with SplitFed also its bottom and momenta. The data set is
 the same for all sizes, dealt out to more or fewer nodes. Memory is that of the driver, the workers
-and Ray together, each shared page counted once (Linux's proportional set size); per node it is the
-difference between two sizes, without the parameters and momenta that a node must keep.
+and Ray together, each shared page counted once (Linux's proportional set size, libraries left out);
+per node it is the difference between two sizes, without the parameters and momenta that must be
+kept for a node.
 
 Run alone with ``python -m benchmarks.scale``, or by ``make bench``. One JSON object a line.
 """
@@ -43,6 +44,8 @@ REGISTERED, SAMPLED, WORKERS, SEED = (100, 1_000, 10_000), 100, 2, 0
 WARM, RUNS = 1, 5
 MEASURED = ("fedavg", "splitfed-v1")
 ALLOWED = 50.0  # kB per node beyond its parameters and momenta
+# Without the pages of libraries: they are shared with whatever else runs on the machine.
+_OWN_MEMORY = ("Pss_Anon:", "Pss_Shmem:")
 ROWS, SIDE, HIDDEN = 10_000, 8, 32
 
 
@@ -198,7 +201,7 @@ def on_ray(scale: Scale, turns: Turns) -> None:
 
 
 def memory() -> int:
-    """Return the bytes of this process and of all it started; a shared page counts once."""
+    """Return the bytes that this process and all it started hold; a shared page counts once."""
     parents: dict[int, list[int]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -214,7 +217,7 @@ def memory() -> int:
             rows = (Path("/proc") / str(process) / "smaps_rollup").read_text().splitlines()
         except OSError:
             continue
-        total += sum(int(row.split()[1]) << 10 for row in rows if row.startswith("Pss:"))
+        total += sum(int(row.split()[1]) << 10 for row in rows if row.startswith(_OWN_MEMORY))
     return total
 
 

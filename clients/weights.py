@@ -8,7 +8,7 @@ Networks from Decentralized Data", AISTATS 2017, https://arxiv.org/abs/1602.0562
 from functools import lru_cache
 
 import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from clients.cell import Cell, UnstableTrainingError
 from leakbed.models import Architecture
 from leakbed.seeds import derive, scoped
-from leakbed.wire.records import ROUND
+from leakbed.tensors import finite, view
+from leakbed.wire.records import ROUND, pack, views
 
 
 def register(app: ClientApp) -> None:
@@ -31,12 +32,12 @@ def register(app: ClientApp) -> None:
         cell = Cell.of(context)
         round_ = int(message.content.config_records["config"][ROUND])  # type: ignore[arg-type]
         model = _model(cell.architecture, cell.torch_device())
-        state = message.content.array_records["arrays"].to_torch_state_dict()
-        model.load_state_dict(state)
+        received = views(message.content.array_records["arrays"])
+        model.load_state_dict({name: view(array) for name, array in received.items()})
         loss, examples = _train(cell, model, round_)
-        trained = {name: value.cpu() for name, value in model.state_dict().items()}
+        trained = {name: value.cpu().numpy() for name, value in model.state_dict().items()}
         metrics = MetricRecord({"num-examples": examples, "train-loss": loss})
-        records = RecordDict({"arrays": ArrayRecord(trained), "metrics": metrics})
+        records = RecordDict({"arrays": pack(trained), "metrics": metrics})
         return Message(records, reply_to=message)
 
 
@@ -75,10 +76,10 @@ def _check_finite(
     cell: Cell, model: nn.Module, losses: Float[Tensor, " steps"], round_: int
 ) -> None:
     """Refuse a round whose loss or weights left the numbers, and say at which step."""
-    finite = losses.isfinite()
-    step = len(losses) - 1 if finite.all() else int((~finite).nonzero()[0])
-    if finite.all() and all(value.isfinite().all() for value in model.state_dict().values()):
+    if finite(losses) and all(map(finite, model.state_dict().values())):
         return
+    bad = ~losses.isfinite()
+    step = int(bad.nonzero()[0]) if bad.any() else len(losses) - 1
     raise UnstableTrainingError(
         f"training at node {cell.partition} left the finite numbers in round {round_}, step "
         f"{step} (loss {losses[step].item():g}); lower protocol.learning_rate"

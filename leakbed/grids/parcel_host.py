@@ -16,6 +16,7 @@ from flwr.clientapp import ClientApp
 from leakbed.flower_internals import CLIENT_RAISED, assembled
 from leakbed.grids.nodes import NodeHost, describe
 from leakbed.grids.parcels import (
+    INLINE_BYTES,
     Parcel,
     metadata_of,
     metadata_values,
@@ -65,11 +66,12 @@ def prepared(message: Message, *, content: bool) -> Prepared:
     return pickle.dumps((metadata_values(message), outline), protocol=5), arrays
 
 
-def request(sent: Sequence[tuple[Prepared, State | None]]) -> Parcel:
+def request(sent: Sequence[tuple[Prepared, State | None]], *, inline: int = INLINE_BYTES) -> Parcel:
     """Return messages on their way to a worker.
 
     Args:
         sent: Each with what its node remembers; None if the node is with the worker.
+        inline: How many bytes of arrays may travel with the call.
 
     Returns:
         The parcel, for :meth:`ParcelHost.handle`.
@@ -78,7 +80,7 @@ def request(sent: Sequence[tuple[Prepared, State | None]]) -> Parcel:
     for (outline, arrays), state in sent:
         outlines.append((outline, len(arrays), _WITH_WORKER if state is None else len(state)))
         buffers += [*arrays, *(state or ())]
-    return seal(outlines, buffers)
+    return seal(outlines, buffers, inline=inline)
 
 
 def answers(parcel: Parcel, messages: Sequence[Message]) -> list[Answer]:
@@ -112,14 +114,17 @@ def _answer(message: Message, outline: tuple[Any, ...], buffers: Iterator[memory
 class ParcelHost:
     """Hosts nodes in a worker; one message at a time."""
 
-    def __init__(self, app: ClientApp, roster: Mapping[int, int]) -> None:
+    def __init__(
+        self, app: ClientApp, roster: Mapping[int, int], *, inline: int = INLINE_BYTES
+    ) -> None:
         """Host nodes.
 
         Args:
             app: The app every node runs.
             roster: Partition id by node id, of all nodes of the grid.
+            inline: How many bytes of arrays may travel with a reply.
         """
-        self._host = NodeHost(app, roster)
+        self._host, self._inline = NodeHost(app, roster), inline
 
     def handle(self, parcel: Parcel, shared: Parcel | None = None) -> Parcel:
         """Run messages at their nodes, one after another.
@@ -145,7 +150,7 @@ class ParcelHost:
             said, left = self._answered(message, state)
             replies.append(said)
             sent += left
-        return seal(replies, sent)
+        return seal(replies, sent, inline=self._inline)
 
     def _answered(self, message: Message, before: list[memoryview]) -> tuple[bytes, list[Buffer]]:
         """Return the reply and the node's state; an app may have put anything into either."""

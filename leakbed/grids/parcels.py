@@ -87,18 +87,24 @@ def restored(outline: Outline, buffers: Iterator[memoryview]) -> RecordDict:
     return records
 
 
-def seal(outline: Any, buffers: Sequence[Buffer]) -> Parcel:  # noqa: ANN401  plain values
+def seal(
+    outline: Any,  # noqa: ANN401  plain values
+    buffers: Sequence[Buffer],
+    *,
+    inline: int = INLINE_BYTES,
+) -> Parcel:
     """Put plain values and buffers into one parcel.
 
     Args:
         outline: What pickle handles by itself: numbers, strings, lists, tuples, dicts.
         buffers: Bytes of arrays.
+        inline: How many of them may travel with the call.
 
     Returns:
         What to give Ray.
     """
     sizes = [len(buffer) for buffer in buffers]
-    apart = sum(sizes) > INLINE_BYTES
+    apart = sum(sizes) > inline
     large = [apart and size >= _LARGE for size in sizes]
     said = pickle.dumps((sizes, large, outline), protocol=5)
     parts: list[Buffer] = [len(said).to_bytes(_LENGTH, "little"), said]

@@ -23,7 +23,7 @@ from leakbed.grids.nodes import MessageIds, expired, unavailable
 from leakbed.grids.parcel_host import prepared
 from leakbed.grids.parcels import INLINE_BYTES, outlined, seal
 from leakbed.grids.ray_pool import Pool
-from leakbed.grids.ray_workers import Recipe, fitting_workers, start_ray, stop_ray
+from leakbed.grids.ray_workers import DIRECT_BYTES, Recipe, fitting_workers, start_ray, stop_ray
 from leakbed.grids.resident import ResidentGrid
 
 # How long a pull waits for a first reply: a caller that pulls in a loop then waits for events.
@@ -74,7 +74,8 @@ class RayGrid(ResidentGrid):
         with ExitStack() as undo:
             undo.callback(self.close)
             self.workers = min(nodes, workers or fitting_workers(nodes, num_gpus=num_gpus))
-            recipe = Recipe(app, self.roster, num_gpus=num_gpus)
+            inline = DIRECT_BYTES if self._own_ray else INLINE_BYTES
+            recipe = Recipe(app, self.roster, num_gpus=num_gpus, inline=inline)
             self._pool = Pool(recipe, self.roster, workers=self.workers)
             undo.pop_all()
 

@@ -139,7 +139,9 @@ class Pool:
             node = self._node(errand)
             sent.append((errand.prepared, node.state if node.keeper is None else None))
         shared = () if errands[0].shared is None else (errands[0].shared,)
-        reference = errands[0].worker.actor.handle.remote(request(sent), *shared)
+        reference = errands[0].worker.actor.handle.remote(
+            request(sent, inline=self._recipe.inline), *shared
+        )
         self._under_way[reference] = errands
         for errand in errands:
             errand.reference = reference

@@ -17,6 +17,7 @@ from numpy.lib.format import (
 )
 
 from leakbed.events import Array, Arrays
+from leakbed.received_array import buffer_of
 
 CONFIG, METRICS, ROUND = "config", "metrics", "server-round"  # Flower's own keys
 GRADIENT, SMASHED = "cut-gradient", "smashed"
@@ -84,7 +85,7 @@ def _header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
 
 
 def _viewed(name: str, wire: WireArray) -> Array:
-    data = memoryview(wire.data)
+    data = memoryview(buffer_of(wire))
     start = _MAGIC_BYTES + 2
     start += int.from_bytes(data[_MAGIC_BYTES:start], "little")
     try:
@@ -133,7 +134,11 @@ def count_bytes(message: Message) -> int:
     """Return the bytes of a message's arrays as they travel; 0 for an error."""
     if not message.has_content():
         return 0
-    return sum(r.count_bytes() for r in message.content.array_records.values())
+    return sum(
+        len(name) + len(buffer_of(array))  # names travel too; so Flower counts
+        for record in message.content.array_records.values()
+        for name, array in record.items()
+    )
 
 
 def sole_arrays(message: Message) -> str | None:

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import wire
 from leakbed.flower_internals import task_identity
-from leakbed.wire import messages
+from leakbed.wire import messages, records
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +23,12 @@ def test_every_message_type_is_measured() -> None:
     }
     types = {kind for kind in types if kind.split(".")[0] in {"train", "evaluate", "query"}}
     assert {case.kind for case in wire.cases(4096)} == types - messages.HARNESS
+
+
+def test_every_record_of_arrays_is_measured() -> None:
+    keys = {records.GRADIENT, records.SMASHED, records.FEATURES, records.UPPER_GRADIENT}
+    keys |= {records.BOTTOM_GRADIENT, records.BOTTOMS["sealed"], "arrays"}
+    assert {key for case in wire.cases(4096) for key in case.records.array_records} == keys
 
 
 def test_tensor_bytes_are_those_of_the_tensors_alone() -> None:
