@@ -140,8 +140,8 @@ class Cell:
         Raises:
             NoCellError: If no setup message came before.
         """
-        record = context.state.config_records.get(_CELL)
-        if record is None:
+        record = context.state.get(_CELL)
+        if not isinstance(record, ConfigRecord):
             raise NoCellError("no query.setup before this message; the harness sends it first")
         return _parsed(str(record["json"]))
 

@@ -40,7 +40,7 @@ class BottomTrainer(PartTrainer):
 
     def forward(self, round_: int, step: int) -> Float[Tensor, " batch *cut"]:
         """Return the smashed batch of a step, and keep its graph for the gradient."""
-        images = self._images[self.batch(round_, step)].to(self._device)
+        images = self._images.index_select(0, self.batch(round_, step)).to(self._device)
         smashed = self.output(images, role=f"forward/{round_}/{step}")
         self._pending = (round_, step), smashed
         return smashed.detach()
@@ -77,7 +77,7 @@ class BottomTrainer(PartTrainer):
 
     def labels(self, round_: int, step: int) -> Array:
         """Return the labels of a step's batch."""
-        return self._labels[self.batch(round_, step)].numpy()
+        return self._labels.index_select(0, self.batch(round_, step)).numpy()
 
     def load(self, arrays: Arrays) -> None:
         """Take weights and buffers as every part does, and drop the batch that waits.

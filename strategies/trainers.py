@@ -92,6 +92,10 @@ class ServerPart:
                 f"smashed data are {smashed.dtype}, the server's part is {self._dtype}", row=row
             )
 
+    def _training(self) -> None:
+        if not self.module.training:
+            self.module.train()
+
     def step(self) -> None:
         """Take one optimiser step with the gradients that backward passes left."""
         self._optimiser.step()
@@ -173,13 +177,14 @@ class TopTrainer(ServerPart):
     def _descend(
         self, received: Float[Tensor, " batch *cut"], labels: Int[Tensor, " labels"]
     ) -> None:
-        self.module.train()
+        self._training()
         try:
             logits: Tensor = self.module(received)
         except ValueError as error:  # such as BatchNorm's, of a batch of one row
             raise UnfitBatchError(f"the top cannot train on this batch: {error}") from error
-        classes = len(logits[0])
-        if len(labels) != len(logits) or not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        rows, classes = logits.shape
+        least, most = labels.aminmax()
+        if len(labels) != rows or not 0 <= least.item() <= most.item() < classes:
             illegal = (labels < 0) | (labels >= classes)
             raise UnfitBatchError(
                 f"{len(labels)} labels from {labels.min()} to {labels.max()} came with "
@@ -195,7 +200,7 @@ class MiddleTrainer(ServerPart):
 
     def forward(self, smashed: Shaped[Tensor, " batch *cut"]) -> Float[Tensor, " batch *upper"]:
         """Return the features of a smashed batch, and keep the graph for :meth:`finish`."""
-        self.module.train()
+        self._training()
         self._waiting = self.received(smashed)
         self._features: Tensor = self.module(self._waiting)
         sent: Tensor = self._features.detach().cpu()

@@ -45,7 +45,10 @@ def pack(arrays: Arrays) -> ArrayRecord:
     Returns:
         What Flower's own ``ArrayRecord`` of these arrays would hold, byte for byte.
     """
-    return ArrayRecord({name: _packed(np.asarray(value)) for name, value in arrays.items()})
+    record = ArrayRecord()
+    for name, value in arrays.items():
+        record[name] = _packed(np.asarray(value))
+    return record
 
 
 def unpack(record: ArrayRecord) -> dict[str, Array]:
@@ -71,17 +74,18 @@ def _packed(array: Array) -> WireArray:
     array = np.asarray(array, order="C")
     if array.dtype.hasobject:
         raise WireError(f"an array of {array.dtype} cannot travel; send numbers")
-    data = b"".join((_header(array.dtype, array.shape), array.reshape(-1).view(np.uint8).data))
-    return WireArray(str(array.dtype), array.shape, _STYPE, data)
+    dtype, header = _header(array.dtype, array.shape)
+    data = b"".join((header, array.reshape(-1).view(np.uint8).data))
+    return WireArray(dtype, array.shape, _STYPE, data)
 
 
 @lru_cache(maxsize=1024)
-def _header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
-    """Return what ``np.save`` writes before an array's bytes."""
+def _header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[str, bytes]:
+    """Return the type's name, and what ``np.save`` writes before an array's bytes."""
     buffer = BytesIO()
     about = {"descr": dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     write_array_header_1_0(buffer, about)
-    return buffer.getvalue()
+    return str(dtype), buffer.getvalue()
 
 
 def _viewed(name: str, wire: WireArray) -> Array:
