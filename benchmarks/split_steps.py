@@ -35,7 +35,11 @@ from strategies import PROTOCOLS
 from strategies.setup import Setup
 
 WARM, RUNS = 2, 7
-NETWORKS = {"784-256": ("benchmarks.perceptron:network", 2), "mnistnet": ("mnistnet", 2)}
+NETWORKS = {
+    "784-256": ("benchmarks.perceptron:network", 2),
+    "mnistnet": ("mnistnet", 2),
+    "mnistnet cut 5": ("mnistnet", 5),
+}
 BOTTOMS = {"vanilla-split": "sealed", "splitfed-v1": "relayed"}
 
 
@@ -244,16 +248,17 @@ def main() -> None:
     if len(sys.argv) > 1:
         SIDES[sys.argv[1]](Size(**json.loads(sys.argv[2])), Turns())
         return
-    for network in NETWORKS:
+    for network in ("784-256", "mnistnet"):
         size = Size(network=network)
         what = f"split steps, {network}, batch {size.batch}: LocalGrid / plain loop"
         show(compared(what, ("local", size), ("plain", size)))
     one, few = Size(), Size(steps=10)  # the runtime takes 0.1 s a step
     what = f"split steps, 784-256, batch {one.batch}: RayGrid / Flower's Simulation Runtime"
     show(compared(what, ("ray", one), ("flower", few)))
-    eight = Size(network="mnistnet", protocol="splitfed-v1", nodes=8, workers=2, steps=5)
-    what = "split steps, SplitFed v1, 8 nodes, mnistnet: RayGrid, 2 workers / LocalGrid"
-    show(compared(what, ("ray", eight), ("local", eight)))
+    for network in ("mnistnet", "mnistnet cut 5"):
+        eight = Size(network=network, protocol="splitfed-v1", nodes=8, workers=2, steps=20)
+        what = f"split steps, SplitFed v1, 8 nodes, {network}: RayGrid, 2 workers / LocalGrid"
+        show(compared(what, ("ray", eight), ("local", eight)))
 
 
 if __name__ == "__main__":

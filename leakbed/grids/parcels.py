@@ -1,7 +1,8 @@
 """Parcels: what RayGrid's processes hand each other, with tensor bytes beside the pickle.
 
 A parcel is a frame (a pickled outline of plain values, then the bytes of small arrays) and the
-buffers of large arrays, which Ray lays into shared memory and the receiver reads where they lie.
+buffers of large arrays, which the receiver reads where they lie in shared memory: on a shelf of the
+grid's own, or in Ray's store.
 Only processes of one run exchange parcels: nothing another party sent is ever unpickled.
 """
 
@@ -12,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, Metadata, MetricRecord, RecordDict
 
+from leakbed.grids.shelf import Shelf, take
 from leakbed.received_array import Buffer, ReceivedArray, buffer_of
 
 Parcel: TypeAlias = Any  # bytes, or a tuple of bytes and NumPy arrays: what Ray is quick with
@@ -91,20 +93,21 @@ def seal(
     outline: Any,  # noqa: ANN401  plain values
     buffers: Sequence[Buffer],
     *,
-    inline: int = INLINE_BYTES,
+    shelf: Shelf | None = None,
 ) -> Parcel:
     """Put plain values and buffers into one parcel.
 
     Args:
         outline: What pickle handles by itself: numbers, strings, lists, tuples, dicts.
         buffers: Bytes of arrays.
-        inline: How many of them may travel with the call.
+        shelf: Where to leave the large ones, if the receiver is on this machine. Such a parcel can
+            be opened once.
 
     Returns:
         What to give Ray.
     """
     sizes = [len(buffer) for buffer in buffers]
-    apart = sum(sizes) > inline
+    apart = sum(sizes) > INLINE_BYTES
     large = [apart and size >= _LARGE for size in sizes]
     said = pickle.dumps((sizes, large, outline), protocol=5)
     parts: list[Buffer] = [len(said).to_bytes(_LENGTH, "little"), said]
@@ -116,8 +119,10 @@ def seal(
     frame = b"".join(parts)
     if not any(large):
         return frame
-    own = [np.frombuffer(b, np.uint8) for b, apart in zip(buffers, large, strict=True) if apart]
-    return (frame, *own)
+    own = [buffer for buffer, elsewhere in zip(buffers, large, strict=True) if elsewhere]
+    if shelf is not None and (path := shelf.leave(own)) is not None:
+        return (frame, path)
+    return (frame, *(np.frombuffer(buffer, np.uint8) for buffer in own))
 
 
 def opened(parcel: Parcel) -> tuple[Any, list[memoryview]]:
@@ -133,6 +138,8 @@ def opened(parcel: Parcel) -> tuple[Any, list[memoryview]]:
     view = memoryview(frame)
     at = _LENGTH + int.from_bytes(view[:_LENGTH], "little")
     sizes, large, outline = pickle.loads(view[_LENGTH:at])  # noqa: S301  of our own run
+    if own and isinstance(own[0], str):
+        own = take(own[0], [size for size, apart in zip(sizes, large, strict=True) if apart])
     elsewhere = iter(own)
     buffers = []
     for size, apart in zip(sizes, large, strict=True):

@@ -23,8 +23,9 @@ from leakbed.grids.nodes import MessageIds, expired, unavailable
 from leakbed.grids.parcel_host import prepared
 from leakbed.grids.parcels import INLINE_BYTES, outlined, seal
 from leakbed.grids.ray_pool import Pool
-from leakbed.grids.ray_workers import DIRECT_BYTES, Recipe, fitting_workers, start_ray, stop_ray
+from leakbed.grids.ray_workers import Recipe, fitting_workers, start_ray, stop_ray
 from leakbed.grids.resident import ResidentGrid
+from leakbed.grids.shelf import make_shelf, remove_shelf
 
 # How long a pull waits for a first reply: a caller that pulls in a loop then waits for events.
 _PULL_SECONDS = 0.005
@@ -70,12 +71,14 @@ class RayGrid(ResidentGrid):
         self._pending: dict[str, tuple[Errand, float]] = {}
         self._lock = RLock()
         self._pool: Pool | None = None
+        self._shelf: str | None = None
         self._own_ray = start_ray(address, cpus=workers)
         with ExitStack() as undo:
             undo.callback(self.close)
             self.workers = min(nodes, workers or fitting_workers(nodes, num_gpus=num_gpus))
-            inline = DIRECT_BYTES if self._own_ray else INLINE_BYTES
-            recipe = Recipe(app, self.roster, num_gpus=num_gpus, inline=inline)
+            # A cluster's workers may be on other machines, which share no memory.
+            self._shelf = make_shelf() if self._own_ray and address is None else None
+            recipe = Recipe(app, self.roster, num_gpus=num_gpus, shelf=self._shelf)
             self._pool = Pool(recipe, self.roster, workers=self.workers)
             undo.pop_all()
 
@@ -129,6 +132,7 @@ class RayGrid(ResidentGrid):
             self._pool.stop()
             self._pool = None
         self._pending.clear()
+        remove_shelf(self._shelf)
         if self._own_ray:
             self._own_ray = False
             stop_ray()

@@ -22,6 +22,7 @@ from leakbed.grids.errands import Errand, Node, Worker, groups
 from leakbed.grids.nodes import describe, unavailable
 from leakbed.grids.parcel_host import Answer, Prepared, State, answers, request
 from leakbed.grids.ray_workers import Recipe, start_workers, stop
+from leakbed.grids.shelf import Shelf
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class Pool:
             workers: How many.
         """
         self._recipe, self._roster = recipe, roster
+        self._shelf = Shelf(recipe.shelf) if recipe.shelf else None
         self._nodes: dict[int, Node] = {}
         self._under_way: dict[Any, list[Errand]] = {}
         self._late: list[Errand] = []
@@ -139,9 +141,7 @@ class Pool:
             node = self._node(errand)
             sent.append((errand.prepared, node.state if node.keeper is None else None))
         shared = () if errands[0].shared is None else (errands[0].shared,)
-        reference = errands[0].worker.actor.handle.remote(
-            request(sent, inline=self._recipe.inline), *shared
-        )
+        reference = errands[0].worker.actor.handle.remote(request(sent, shelf=self._shelf), *shared)
         self._under_way[reference] = errands
         for errand in errands:
             errand.reference = reference

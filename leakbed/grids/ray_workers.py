@@ -20,15 +20,6 @@ from leakbed.grids.parcels import Parcel
 START_SECONDS = 120.0  # importing torch on a busy machine takes 20
 
 
-# A Ray of our own sends batches and updates of this size with the call and not through its store,
-# four times as fast (leakbed/grids/parcels.py). Ray reserves the way to say so for experts.
-DIRECT_BYTES = 4 * 1024 * 1024
-_DIRECT = {
-    "max_direct_call_object_size": DIRECT_BYTES + 1024 * 1024,  # the outline comes on top
-    "task_rpc_inlined_bytes_limit": 256 * 1024 * 1024,
-}
-
-
 class AppNotImportableError(ValueError):
     """A ClientApp that another process cannot import."""
 
@@ -94,7 +85,6 @@ def start_ray(address: str | None, *, cpus: int | None) -> bool:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            _system_config=None if address else _DIRECT,
         )
         gc.collect()  # some of those files lie in cycles
     return True
@@ -130,7 +120,7 @@ class Recipe:
     """How to start one more actor of a grid; what it starts with is stored in Ray once."""
 
     def __init__(
-        self, app: ClientApp | str, roster: dict[int, int], *, num_gpus: float, inline: int
+        self, app: ClientApp | str, roster: dict[int, int], *, num_gpus: float, shelf: str | None
     ) -> None:
         """Prepare; nothing starts yet.
 
@@ -138,9 +128,9 @@ class Recipe:
             app: What every node runs.
             roster: Partition id by node id, of all nodes of the grid.
             num_gpus: GPU share of each actor.
-            inline: How many bytes of arrays Ray may send with a call.
+            shelf: Where actors and this process leave each other large arrays; None for Ray's.
         """
-        self.inline = inline
+        self.shelf = shelf
         self.app = str(app) if isinstance(app, str) else app_path(app)
         self.num_gpus = num_gpus
         environment = {k: v for k, v in os.environ.items() if k.startswith("LEAKBED_")}
@@ -153,7 +143,7 @@ class Recipe:
     def start(self) -> Any:  # noqa: ANN401  Ray is untyped
         """Return a new actor, which may take its time to be there."""
         kind = self._kind.options(num_cpus=1, num_gpus=self.num_gpus)
-        limits = self.num_gpus, self.inline
+        limits = self.num_gpus, self.shelf
         return kind.remote(*self._place, self.app, self._roster, limits)
 
 
@@ -206,7 +196,7 @@ def _worker_class() -> type:
             environment: dict[str, str],
             app: str,
             roster: dict[int, int],
-            limits: tuple[float, int],
+            limits: tuple[float, str | None],
         ) -> None:
             import os  # noqa: PLC0415  all of them: this code arrives before its imports can be found
             import sys  # noqa: PLC0415
@@ -220,12 +210,13 @@ def _worker_class() -> type:
             from leakbed.flower_internals import task_identity  # noqa: PLC0415
             from leakbed.grids.gpu_shares import cap_memory, hide_gpus  # noqa: PLC0415
             from leakbed.grids.parcel_host import ParcelHost  # noqa: PLC0415
+            from leakbed.grids.shelf import Shelf  # noqa: PLC0415
             from leakbed.naming import imported  # noqa: PLC0415
 
-            num_gpus, inline = limits
+            num_gpus, folder = limits
             if not num_gpus:
                 hide_gpus()
-            self._host = ParcelHost(imported(app), roster, inline=inline)  # type: ignore[arg-type]
+            self._host = ParcelHost(imported(app), roster, shelf=Shelf(folder) if folder else None)  # type: ignore[arg-type]
             if num_gpus:
                 cap_memory(num_gpus)
             if torch := sys.modules.get("torch"):
