@@ -264,21 +264,12 @@ def measured(
         more = held[f"{scale.registered}"] - held[f"{small.registered}"]
         each = more / (scale.registered - small.registered) - scale.own_bytes
         which = f"{protocol}, {scale.registered} registered nodes"
-        lines += [
-            line(
-                f"{which}: memory per node beyond its own parameters / what is allowed",
-                [(each / 1000, ALLOWED)],
-                unit="kB",
-            ),
-            line(
-                f"{which}, {sampled} in a round: its time / with {small.registered} registered",
-                [
-                    (turn[f"{scale.registered}"]["seconds"], turn[f"{small.registered}"]["seconds"])
-                    for turn in taken
-                ],
-                unit="s",
-            ),
-        ]
+        memory = f"{which}: memory per node beyond its own parameters / what is allowed"
+        lines.append(line(memory, [(each / 1000, ALLOWED)], unit="kB"))
+        time = f"{which}, {sampled} in a round: its time / with {small.registered} registered"
+        sizes = f"{scale.registered}", f"{small.registered}"
+        pairs = [(turn[sizes[0]]["seconds"], turn[sizes[1]]["seconds"]) for turn in taken]
+        lines.append(line(time, pairs, unit="s"))
     return lines
 
 
