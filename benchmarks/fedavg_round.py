@@ -17,7 +17,6 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,22 +24,20 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, Context, Message, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid, ServerApp
+from flwr.app import ArrayRecord
+from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
+from benchmarks import federation
 from benchmarks.cifar_shaped import CLASSES, IMAGE_SHAPE
+from benchmarks.federation import told
 from benchmarks.paired import Side, Turns, line, rounds, show, together
 from clients import node_app
 from clients.cell import Cell, TrainingPlan
 from leakbed.data.recipe import DataRecipe
 from leakbed.flower_internals import task_identity
-from leakbed.grids import Canonical
 from leakbed.models import Architecture
-from leakbed.naming import imported
 from leakbed.seeds import derive, scoped
-from leakbed.wire.messages import SETUP
 
 WARM, RUNS, WORKERS, SEED = 2, 7, 2, 0
 PFL = "LEAKBED_BENCH_PFL"
@@ -80,13 +77,6 @@ class Size:
         )
 
 
-class NamedApp(ClientApp):
-    """An app that travels by its name, as under ``flwr run``, and not by value."""
-
-    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
-        return imported, ("clients:node_app",)
-
-
 def serve(grid: Grid, size: Size, turns: Turns) -> None:
     """Tell the nodes their cells, then train one round at each turn.
 
@@ -95,16 +85,7 @@ def serve(grid: Grid, size: Size, turns: Turns) -> None:
         size: How much to train.
         turns: When.
     """
-    canonical = Canonical(grid, stream=SEED, nodes=size.nodes)
-    cells = [
-        Message(
-            RecordDict({"cell": size.cell(partition).record()}),
-            dst_node_id=node,
-            message_type=SETUP,
-        )
-        for node, partition in canonical.roster.items()
-    ]
-    canonical.send_and_receive(cells)
+    canonical = told(grid, size.cell, nodes=size.nodes, stream=SEED)
     strategy = FedAvg(
         fraction_train=size.sampled / size.nodes,
         fraction_evaluate=0.0,
@@ -136,25 +117,7 @@ def on_ray(size: Size, turns: Turns) -> None:
 
 def on_flower(size: Size, turns: Turns) -> None:
     """Serve from Flower's Simulation Runtime."""
-    from flwr.simulation import run_simulation  # noqa: PLC0415  it imports Ray
-
-    server = ServerApp()
-
-    @server.main()
-    def main(grid: Grid, context: Context) -> None:
-        del context
-        torch.set_num_threads(1)
-        serve(grid, size, turns)
-
-    run_simulation(
-        server,
-        NamedApp(),
-        num_supernodes=size.nodes,
-        backend_config={
-            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-            "init_args": {"num_cpus": WORKERS},
-        },
-    )
+    federation.on_flower(lambda grid: serve(grid, size, turns), nodes=size.nodes, workers=WORKERS)
 
 
 def measured(size: Size, *, warm: int = WARM, runs: int = RUNS) -> list[dict[str, object]]:

@@ -11,26 +11,24 @@ Run alone with ``python -m benchmarks.split_steps``, or by ``make bench``. One J
 import json
 import logging
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from time import perf_counter
 
 import torch
-from flwr.app import ConfigRecord, Context, Message, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid, ServerApp
+from flwr.app import ConfigRecord
+from flwr.serverapp import Grid
 from torch import nn
 
+from benchmarks import federation
+from benchmarks.federation import told
 from benchmarks.paired import Turns, line, rounds, show, together
 from clients import node_app
 from clients.cell import Cell, TrainingPlan
 from leakbed.data.recipe import DataRecipe
 from leakbed.flower_internals import task_identity
-from leakbed.grids import Canonical, LocalGrid
+from leakbed.grids import LocalGrid
 from leakbed.models import Architecture
-from leakbed.naming import imported
-from leakbed.wire.messages import SETUP
 from strategies import PROTOCOLS
 from strategies.setup import Setup
 
@@ -96,13 +94,6 @@ class Size:
         )
 
 
-class NamedApp(ClientApp):
-    """An app that travels by its name, as under ``flwr run``, and not by value."""
-
-    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
-        return imported, ("clients:node_app",)
-
-
 def serve(grid: Grid, size: Size, turns: Turns) -> None:
     """Tell the nodes their cells, then train one round at each turn.
 
@@ -111,12 +102,7 @@ def serve(grid: Grid, size: Size, turns: Turns) -> None:
         size: What to train.
         turns: When.
     """
-    canonical = Canonical(grid, stream=0, nodes=size.nodes)
-    cells = [
-        Message(RecordDict({"cell": size.cell(p).record()}), dst_node_id=node, message_type=SETUP)
-        for node, p in canonical.roster.items()
-    ]
-    canonical.send_and_receive(cells)
+    canonical = told(grid, size.cell, nodes=size.nodes, stream=0)
     built = PROTOCOLS[size.protocol].build(
         Setup(
             architecture=size.architecture,
@@ -187,24 +173,8 @@ def ray(size: Size, turns: Turns) -> None:
 
 def flower(size: Size, turns: Turns) -> None:
     """Serve from Flower's Simulation Runtime."""
-    from flwr.simulation import run_simulation  # noqa: PLC0415  it imports Ray
-
-    server = ServerApp()
-
-    @server.main()
-    def main(grid: Grid, context: Context) -> None:
-        del context
-        torch.set_num_threads(1)
-        serve(grid, size, turns)
-
-    run_simulation(
-        server,
-        NamedApp(),
-        num_supernodes=size.nodes,
-        backend_config={
-            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-            "init_args": {"num_cpus": size.workers},
-        },
+    federation.on_flower(
+        lambda grid: serve(grid, size, turns), nodes=size.nodes, workers=size.workers
     )
 
 

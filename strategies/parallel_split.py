@@ -209,13 +209,7 @@ def build(setup: Setup) -> Built:
         The strategy, the top, and a way to read the bottom for the answer key.
     """
     parts = setup.architecture.parts(setup.init_stream)
-    top = parts.top.to(setup.device)
-    part = TopTrainer(
-        top,
-        setup.optimiser(top.parameters()),
-        defences=setup.defences,
-        defence_stream=setup.defence_stream,
-    )
+    part = setup.part(TopTrainer, parts.top)
     shared = None
     if setup.options["sync"] == "step":
         module = setup.architecture.bottom(setup.init_stream)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from flwr.app import ArrayRecord
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from leakbed.contracts import Defense
 from leakbed.events import Arrays
 from leakbed.models import Architecture
+from strategies.trainers import ServerPart
+
+Part = TypeVar("Part", bound=ServerPart)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,6 +70,24 @@ class Setup:
             "smashed_shape": self.architecture.smashed_shape,
             "optimiser_state": self.optimiser_state,
         }
+
+    def part(self, kind: type[Part], module: nn.Module) -> Part:
+        """Return the server's part of the model, in training.
+
+        Args:
+            kind: How it trains.
+            module: Its layers; moved to the server's device.
+
+        Returns:
+            It, with an optimiser and the defences of the cut gradient.
+        """
+        module = module.to(self.device)
+        return kind(
+            module,
+            self.optimiser(module.parameters()),
+            defences=self.defences,
+            defence_stream=self.defence_stream,
+        )
 
     @staticmethod
     def arrays(*modules: nn.Module) -> Arrays:

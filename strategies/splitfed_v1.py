@@ -163,13 +163,7 @@ def build(setup: Setup) -> Built:
         The strategy, the top, and a way to read the bottom for the answer key.
     """
     parts = setup.architecture.parts(setup.init_stream)
-    top = parts.top.to(setup.device)
-    part = TopTrainer(
-        top,
-        setup.optimiser(top.parameters()),
-        defences=setup.defences,
-        defence_stream=setup.defence_stream,
-    )
+    part = setup.part(TopTrainer, parts.top)
     bottom = setup.arrays(parts.bottom)
     strategy = SplitFedV1(part, bottom, optimiser=setup.optimiser, **setup.common())
     return Built(strategy=strategy, arrays=part.arrays(), bottom=lambda: strategy.bottom)

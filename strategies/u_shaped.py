@@ -136,13 +136,7 @@ def build(setup: Setup) -> Built:
         The strategy, the middle, and a way to read bottom and head for the answer key.
     """
     architecture, stream = setup.architecture, setup.init_stream
-    middle = architecture.middle(stream).to(setup.device)
-    part = MiddleTrainer(
-        middle,
-        setup.optimiser(middle.parameters()),
-        defences=setup.defences,
-        defence_stream=setup.defence_stream,
-    )
+    part = setup.part(MiddleTrainer, architecture.middle(stream))
     held = setup.arrays(architecture.bottom(stream), architecture.head(stream))
     # Nodes count the right ones themselves: the server may know how many rows there are, no more.
     blank = torch.full_like(setup.test_labels, -1)

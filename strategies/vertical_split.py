@@ -215,13 +215,7 @@ def build(setup: Setup) -> Built:
         weights = [
             setup.arrays(party.bottom(own)) for party, own in zip(parties, streams, strict=True)
         ]
-    top = parts.top.to(setup.device)
-    part = TopTrainer(
-        top,
-        setup.optimiser(top.parameters()),
-        defences=setup.defences,
-        defence_stream=setup.defence_stream,
-    )
+    part = setup.part(TopTrainer, parts.top)
     settings = setup.common() | {"smashed_shape": None}
     shapes = [party.smashed_shape for party in parties]
     strategy = VerticalSplit(part, weights, shapes=shapes, merge=merge, **settings)
