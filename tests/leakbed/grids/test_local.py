@@ -84,6 +84,16 @@ def test_a_pushed_message_whose_time_passes_is_an_error_and_not_awaited() -> Non
     assert list(grid.pull_messages(ids)) == []
 
 
+def test_waiting_for_its_turn_costs_a_node_no_time() -> None:
+    grid = LocalGrid(strange_nodes.app, nodes=2)
+    sent = [message(node, "thread") for node in (1, 2)]
+    for each in sent:
+        each.metadata.ttl = 0.2
+    ids = list(grid.push_messages(sent))
+    time.sleep(0.3)  # the server is busy meanwhile
+    assert not any(reply.has_error() for reply in grid.pull_messages(ids))
+
+
 def test_a_message_with_time_left_is_answered() -> None:
     grid = LocalGrid(strange_nodes.app, nodes=3)
     sent = message(1, "thread")
