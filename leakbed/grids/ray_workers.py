@@ -7,6 +7,7 @@ it runs the same files. Sent by value instead, an app would travel with every me
 import gc
 import logging
 import os
+import secrets
 import sys
 import warnings
 from importlib.machinery import PathFinder
@@ -130,7 +131,7 @@ class Recipe:
             num_gpus: GPU share of each actor.
             shelf: Where actors and this process leave each other large arrays; None for Ray's.
         """
-        self.shelf = shelf
+        self.shelf, self.key = shelf, secrets.token_bytes(32)
         self.app = str(app) if isinstance(app, str) else app_path(app)
         self.num_gpus = num_gpus
         environment = {k: v for k, v in os.environ.items() if k.startswith("LEAKBED_")}
@@ -143,11 +144,11 @@ class Recipe:
     def start(self) -> Any:  # noqa: ANN401  Ray is untyped
         """Return a new actor, which may take its time to be there."""
         kind = self._kind.options(num_cpus=1, num_gpus=self.num_gpus)
-        limits = self.num_gpus, self.shelf
+        limits = self.num_gpus, self.shelf, self.key
         return kind.remote(*self._place, self.app, self._roster, limits)
 
 
-def start_workers(recipe: Recipe, *, workers: int) -> list[Any]:
+def start_workers(recipe: Recipe, *, workers: int) -> list[tuple[Any, str | None]]:
     """Start the actors and wait until every one has imported the app.
 
     Args:
@@ -155,14 +156,14 @@ def start_workers(recipe: Recipe, *, workers: int) -> list[Any]:
         workers: How many.
 
     Returns:
-        The actors' handles.
+        The actors' handles, and where each listens, if its calls are to come over a line.
 
     Raises:
         NoWorkersError: If Ray has no room for them, or one does not start.
     """
     actors = [recipe.start() for _ in range(workers)]
     try:
-        ray.get([actor.ready.remote() for actor in actors], timeout=START_SECONDS)
+        addresses = ray.get([actor.ready.remote() for actor in actors], timeout=START_SECONDS)
     except ray.exceptions.GetTimeoutError as error:
         stop(actors)
         raise NoWorkersError(
@@ -173,7 +174,7 @@ def start_workers(recipe: Recipe, *, workers: int) -> list[Any]:
     except ray.exceptions.RayError as error:
         stop(actors)
         raise NoWorkersError(f"a worker could not start with {recipe.app!r}: {error}") from error
-    return actors
+    return list(zip(actors, addresses, strict=True))
 
 
 def stop(actors: list[Any]) -> None:
@@ -196,7 +197,7 @@ def _worker_class() -> type:
             environment: dict[str, str],
             app: str,
             roster: dict[int, int],
-            limits: tuple[float, str | None],
+            limits: tuple[float, str | None, bytes],
         ) -> None:
             import os  # noqa: PLC0415  all of them: this code arrives before its imports can be found
             import sys  # noqa: PLC0415
@@ -209,23 +210,28 @@ def _worker_class() -> type:
 
             from leakbed.flower_internals import task_identity  # noqa: PLC0415
             from leakbed.grids.gpu_shares import cap_memory, hide_gpus  # noqa: PLC0415
+            from leakbed.grids.lines import listen, one_thread  # noqa: PLC0415
             from leakbed.grids.parcel_host import ParcelHost  # noqa: PLC0415
             from leakbed.grids.shelf import Shelf  # noqa: PLC0415
             from leakbed.naming import imported  # noqa: PLC0415
 
-            num_gpus, folder = limits
+            num_gpus, folder, key = limits
             if not num_gpus:
                 hide_gpus()
             self._host = ParcelHost(imported(app), roster, shelf=Shelf(folder) if folder else None)  # type: ignore[arg-type]
             if num_gpus:
                 cap_memory(num_gpus)
-            if torch := sys.modules.get("torch"):
-                torch.set_num_threads(1)
+
+            one_thread()
             self._identity = task_identity()
             self._identity.__enter__()  # for good: this process serves one grid
+            self._address: str | None = None
+            if folder:
+                self._address = listen(self._host.handle, folder=folder, key=key)
 
-        def ready(self) -> None:
-            """Answer, which proves that the app was imported."""
+        def ready(self) -> str | None:
+            """Answer, which proves that the app was imported, and where the line is."""
+            return self._address
 
         def handle(self, parcel: Parcel, shared: Parcel | None = None) -> Parcel:
             return self._host.handle(parcel, shared)

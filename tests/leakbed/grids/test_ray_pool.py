@@ -9,11 +9,13 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from leakbed.flower_internals import NODE_UNAVAILABLE, task_identity
+from leakbed.grids import ray_grid
 from leakbed.grids.ray_grid import RayGrid
 from leakbed.grids.ray_workers import start_ray, stop_ray
 from tests import strange_nodes
@@ -24,10 +26,20 @@ Make = Callable[..., RayGrid]
 
 
 @pytest.fixture(scope="module")
-def ray_here() -> Iterator[None]:
+def started() -> Iterator[None]:
     assert start_ray(None, cpus=4)
     yield
     stop_ray()
+
+
+@pytest.fixture(scope="module", params=["lines", "ray"])
+def ray_here(started: None, request: pytest.FixtureRequest) -> Iterator[str]:
+    """Ray, as if each grid had started it itself, or as found running."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "lines":
+            patch.setattr(ray_grid, "start_ray", lambda *_, **__: True)
+            patch.setattr(ray_grid, "stop_ray", lambda: None)
+        yield request.param
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +49,7 @@ def identity() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def grid(ray_here: None) -> Iterator[RayGrid]:
+def grid(ray_here: str) -> Iterator[RayGrid]:
     """A grid nobody breaks."""
     with RayGrid(strange_nodes.app, nodes=10_000, workers=2) as made:
         yield made
@@ -158,7 +170,7 @@ def test_threads_may_share_a_grid(grid: RayGrid) -> None:
 
 
 def test_a_worker_killed_over_a_message_is_replaced_and_the_message_tried_again(
-    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture, ray_here: str
 ) -> None:
     grid = make(workers=1)
     assert answers(grid, "remember", [1, 2])[0]["calls"] == 1
@@ -170,7 +182,8 @@ def test_a_worker_killed_over_a_message_is_replaced_and_the_message_tried_again(
     # From its last state, by another process, and so for those that waited behind it.
     assert (said(reply)["calls"], said(reply)["process"] != process) == (2, True)
     assert [said(other)["calls"] for other in pulled(grid, waiting)] == [2, 1]
-    assert "worker 0 is gone (ActorDiedError)" in caplog.text
+    why = {"ray": "ActorDiedError", "lines": "its line is broken"}[ray_here]
+    assert f"worker 0 is gone ({why})" in caplog.text
     assert answers(grid, "remember", [1, 2, 3])[0]["calls"] == 3
 
 
@@ -270,3 +283,16 @@ def test_without_a_worker_and_without_room_for_one_there_is_an_error(
     replies = list(grid.send_and_receive(sent))  # without a timeout: nothing hangs
     assert [reply.error.code for reply in replies] == [NODE_UNAVAILABLE] * 3
     assert replies[1].error.reason == "worker 1, which had this message, is gone"
+
+
+def test_nothing_is_left_in_memory_after_a_killed_worker(make: Make, ray_here: str) -> None:
+    grid = make(workers=2)
+    assert (grid._shelf is not None) == (ray_here == "lines")
+    process = answers(grid, "count", [1])[0]["process"]
+    arrays = ArrayRecord({"x": Array(np.arange(100_000.0))})
+    records = RecordDict({"arrays": arrays, "config": ConfigRecord({"value": 1})})
+    ids = list(grid.push_messages([message(node, "change", records) for node in (1, 2, 3)]))
+    os.kill(process, signal.SIGKILL)
+    assert [said(reply)["size"] for reply in pulled(grid, ids)] == [1] * 3
+    grid.close()
+    assert grid._shelf is None or not Path(grid._shelf).exists()
