@@ -1,15 +1,23 @@
 """What attacks and defences are: tensors in, tensors out; no Flower, no files, no truth.
 
 An attack declares its :class:`ThreatModel`; the harness grants it exactly that as a
-:class:`View`; the attack answers with a :class:`Guess`. A defence overrides the hooks of
-:class:`Defense` that its source describes. Importing this module needs neither torch nor Flower.
+:class:`View`; the attack answers with a :class:`Guess`. An :class:`Adversary` rewrites messages
+besides. A defence overrides the hooks of :class:`Defense` that its source describes. Importing this
+module needs neither torch nor Flower.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar, runtime_checkable
+
+from leakbed.defending import (
+    Defense,
+    DefenseState,
+    IllegalCombinationError,
+    Protects,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,6 +27,25 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from leakbed.models import Architecture
+
+__all__ = [
+    "IN_WORDS",
+    "Adversary",
+    "Attack",
+    "Defense",
+    "DefenseState",
+    "Evidence",
+    "Guess",
+    "IllegalCombinationError",
+    "Knowledge",
+    "MissingKnowledgeError",
+    "Protects",
+    "Seat",
+    "State",
+    "ThreatModel",
+    "UnfitViewError",
+    "View",
+]
 
 
 class Seat(StrEnum):
@@ -112,6 +139,8 @@ class View:
         architecture: The network's layers without weights; its ``cut`` tells the parts apart.
         public_images: Images the adversary owns.
         public_labels: Their labels.
+        smashed_shape: Shape of one smashed row, for an adversary that begins before any was sent;
+            ``rows`` is then the size of the batches to come.
         device: Where the evidence lies and the attack should compute.
     """
 
@@ -131,6 +160,7 @@ class View:
     architecture: Architecture | None = None
     public_images: Float[Tensor, " public channels height width"] | None = None
     public_labels: Int[Tensor, " public"] | None = None
+    smashed_shape: tuple[int, ...] | None = None
     device: torch.device | None = None
 
 
@@ -186,112 +216,65 @@ class Attack(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class DefenseState:
-    """What a defence carries from one message to the next.
-
-    Attributes:
-        stream: The defence's own random stream.
-        messages: How many messages it has protected; with the stream, fixes the next noise.
-        tensors: Anything else, by name.
-    """
-
-    stream: int
-    messages: int = 0
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
-
-    def next(self) -> DefenseState:
-        """Return the state after one more message."""
-        return replace(self, messages=self.messages + 1)
-
-    def generator(self) -> torch.Generator:
-        """Return the generator of the current message's noise (on the CPU).
-
-        torch keeps 32 bits of a seed: enough to measure what noise does, not to hide it from an
-        adversary who can try them all. A deployment needs a cryptographic source.
-        """
-        from leakbed.seeds import derive, generator  # noqa: PLC0415  keeps this module torch-free
-
-        return generator(derive(self.stream, f"message/{self.messages}"))
+State = TypeVar("State")
 
 
-class IllegalCombinationError(ValueError):
-    """A defence cannot protect what it was asked to; the message says what to use instead."""
+@runtime_checkable
+class Adversary(Protocol[State]):
+    """One published active attack: a frozen dataclass whose fields are its settings.
 
-
-class Protects(StrEnum):
-    """The message a defence changes."""
-
-    UPDATE = "update"
-    SMASHED = "smashed"
-    CUT_GRADIENT = "cut-gradient"
-
-
-class Defense:
-    """Base of all defences: hooks that change nothing until overridden.
-
-    A defence is a frozen dataclass of settings. State is passed in and returned; a hook must not
-    change the tensors it is given.
+    It stands where cut gradients leave the server and answers every smashed batch of training with
+    a gradient of its own. What it learns lies in a state of its own making, which it alone reads.
     """
 
     name: ClassVar[str]
     source: ClassVar[str]
-    protects: ClassVar[frozenset[Protects]]
 
-    def begin(self, stream: int) -> DefenseState:
-        """Return the state before the first message.
+    @property
+    def threat(self) -> ThreatModel:
+        """Who attacks and what it may read; ``active``."""
+        ...
+
+    def begin(self, view: View, *, seed: int) -> State:
+        """Prepare for training, before the first message; refuse what cannot work.
 
         Args:
-            stream: Seed of the defence's own random stream.
+            view: With ``smashed_shape``, ``rows`` and what the threat model grants; never changed,
+                and empty of evidence.
+            seed: Fixes every random choice; the same seed and batches give the same bits.
 
         Returns:
-            The state.
+            The state before the first batch.
         """
-        return DefenseState(stream=stream)
+        ...
 
-    def protect_update(
+    def forge(
         self,
-        state: DefenseState,
-        before: Mapping[str, Tensor],
-        after: Mapping[str, Tensor],
-    ) -> tuple[DefenseState, Mapping[str, Tensor]]:
-        """Change the weights a node sends back after local training.
+        state: State,
+        smashed: Float[Tensor, " batch *cut"],
+        cut_gradient: Float[Tensor, " batch *cut"],
+    ) -> tuple[State, Float[Tensor, " batch *cut"]]:
+        """Answer one smashed batch of training, and learn from it.
 
         Args:
-            state: From ``begin`` or the previous message.
-            before: The weights the node received, by name.
-            after: The weights it would send, by name.
+            state: From ``begin`` or the previous call; consumed: only the returned one is of use.
+            smashed: As the node sent it; never changed.
+            cut_gradient: What the honest server would send back; never changed.
 
         Returns:
-            The next state and the weights to send.
+            The next state, and the gradient to send: of the shape, type and device of ``smashed``,
+            in memory that later calls do not write.
         """
-        del before
-        return state, after
+        ...
 
-    def protect_smashed(
-        self, state: DefenseState, smashed: Float[Tensor, " batch *cut"]
-    ) -> tuple[DefenseState, Float[Tensor, " batch *cut"]]:
-        """Change the activations a node sends at the cut.
+    def guess(self, state: State, smashed: Float[Tensor, " batch *cut"]) -> Guess:
+        """Reconstruct what any smashed batch hides, at any time; every row is a target.
 
         Args:
-            state: From ``begin`` or the previous message.
-            smashed: The activations it would send.
+            state: As it stands; never changed, nor its random streams.
+            smashed: Of this training or of evaluation, live or from a trace.
 
         Returns:
-            The next state and the activations to send.
+            One guess per row, of one sample each.
         """
-        return state, smashed
-
-    def protect_cut_gradient(
-        self, state: DefenseState, gradient: Float[Tensor, " batch *cut"]
-    ) -> tuple[DefenseState, Float[Tensor, " batch *cut"]]:
-        """Change the gradient the label holder sends back at the cut.
-
-        Args:
-            state: From ``begin`` or the previous message.
-            gradient: The gradient it would send.
-
-        Returns:
-            The next state and the gradient to send.
-        """
-        return state, gradient
+        ...

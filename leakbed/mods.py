@@ -57,9 +57,9 @@ def _mod(lookup: Callable[[Context], Chosen]) -> Mod:
             _refuse_misfit(defence, kind)
             if kind in defence.protects:
                 key = f"{_STATE}.{index}"
-                state = _load(context, key) or defence.begin(stream + index)
+                state = load_state(context, key) or defence.begin(stream + index)
                 state, reply = _protected(defence, state, message, reply)
-                _save(context, key, state)
+                save_state(context, key, state)
         return reply
 
     return mod
@@ -82,6 +82,11 @@ def _refuse_misfit(defence: Defense, kind: Protects) -> None:
         return
     if kind is Protects.SMASHED and Protects.CUT_GRADIENT in defence.protects:
         return  # a cut gradient is protected by the party that sends it, not here
+    if Protects.TRAINING in defence.protects:
+        raise IllegalCombinationError(
+            f"{defence.name} hooks into the node's own training step, which a mod never sees; use "
+            "it in an app built on Leakbed's split clients, which call it themselves"
+        )
     protects = ", ".join(sorted(defence.protects))
     raise IllegalCombinationError(
         f"{defence.name} protects {protects} messages but this app sends {kind}; "
@@ -130,18 +135,32 @@ def _tensors(arrays: Mapping[str, object]) -> "dict[str, Tensor]":
     return {name: torch.as_tensor(value) for name, value in arrays.items()}
 
 
-def _load(context: Context, key: str) -> DefenseState | None:
+def load_state(context: Context, key: str) -> DefenseState | None:
+    """Return a defence's state as :func:`save_state` wrote it; None where it never did."""
     record = context.state.config_records.get(key)
     if record is None:
         return None
     kept = context.state.array_records.get(f"{key}.tensors")
-    tensors = _tensors(unpack(kept)) if kept is not None else {}
-    stream, messages = int(str(record["stream"])), int(str(record["messages"]))
-    return DefenseState(stream=stream, messages=messages, tensors=tensors)
+    return DefenseState(
+        stream=int(str(record["stream"])),
+        messages=int(str(record["messages"])),
+        tensors=_tensors(unpack(kept)) if kept is not None else {},
+        alarm=int(str(record["alarm"])),
+        score=float(str(record["score"])),
+        probing=bool(record["probing"]),
+    )
 
 
-def _save(context: Context, key: str, state: DefenseState) -> None:
-    context.state[key] = ConfigRecord({"stream": state.stream, "messages": state.messages})
+def save_state(context: Context, key: str, state: DefenseState) -> None:
+    """Write a defence's state into a node's, for whichever process serves the next message.
+
+    Args:
+        context: The node's.
+        key: Of the defence.
+        state: Its state.
+    """
+    numbers = ("stream", "messages", "alarm", "score", "probing")
+    context.state[key] = ConfigRecord({name: getattr(state, name) for name in numbers})
     if state.tensors:
         tensors = {name: value.numpy() for name, value in state.tensors.items()}
         context.state[f"{key}.tensors"] = pack(tensors)

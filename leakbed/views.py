@@ -12,12 +12,11 @@ from leakbed.about import require
 from leakbed.contracts import Evidence, Knowledge, Seat, ThreatModel, View
 from leakbed.events import Arrays, Phase, SmashedUp, UpdateUp
 from leakbed.models import Architecture
+from leakbed.opening import ADVERSARY, PUBLIC, owned
 from leakbed.strips import strip, strip_architecture
 from leakbed.targets import Evidences, MisfitError, Target
 from leakbed.trace import Trace
 from leakbed.upper_cut import at_upper_cut
-
-ADVERSARY, PUBLIC = "adversary", "public"
 
 
 def build_view(
@@ -53,7 +52,7 @@ def build_view(
         architecture, evidences = at_upper_cut(trace, evidences, architecture)
     granted = _evidence(evidences, targets, threat, architecture, device)
     if Knowledge.PUBLIC_IMAGES in threat.needs:
-        granted |= _public(trace, device)
+        granted |= owned(trace.holding(ADVERSARY, PUBLIC), device)
         if parties > 1:
             own = strip(granted["public_images"], party=party, parties=parties)
             granted["public_images"] = own
@@ -261,16 +260,3 @@ def _gradients(evidences: Evidences, targets: Sequence[Target]) -> Tensor:
 def _labels(events: Sequence[SmashedUp], rows: Sequence[int]) -> Tensor:
     labels = [e.labels[row] for e, row in zip(events, rows, strict=True) if e.labels is not None]
     return torch.as_tensor(labels).reshape(-1, 1)
-
-
-def _public(trace: Trace, device: torch.device) -> dict[str, Any]:
-    held = trace.holding(ADVERSARY, PUBLIC)
-    if held is None:
-        raise MisfitError(
-            "the attack needs public images; set data.public above 0, or, in a tapped app, "
-            f"recorder.hold({ADVERSARY!r}, {PUBLIC!r}, {{'images': ..., 'labels': ...}})"
-        )
-    return {
-        "public_images": torch.from_numpy(held["images"]).to(device),
-        "public_labels": torch.from_numpy(held["labels"]).to(device),
-    }

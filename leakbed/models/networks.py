@@ -8,12 +8,17 @@ Learning*, CPAL 2024, https://arxiv.org/abs/2206.04887 (the former after Zhu, Li
 Leakage from Gradients*, NeurIPS 2019, https://arxiv.org/abs/1906.08935). ``mnistnet`` and
 ``cifarnet``: Erdogan, Kupcu, Cicek, *UnSplit*, WPES 2022, https://arxiv.org/abs/2108.09033, the
 networks of He, Zhang, Lee, *Model Inversion Attacks Against Collaborative Inference*, ACSAC 2019.
+``fsha-resnet``: Pasquini, Ateniese, Bernaschi, *Unleashing the Tiger*, CCS 2021,
+https://arxiv.org/abs/2012.02670, and its code, https://github.com/pasquini-dario/SplitNN_FSHA.
+``two-blocks`` is our own, small enough to be hijacked on a CPU.
 
 Departures:
 - Other image sizes, channel counts and class counts are accepted; only the first and the fully
   connected layers change.
 - Activations never work in place: a tap on the layer before would see the value after.
 - The activation is a setting, since gradient matching needs a second derivative that ReLU lacks.
+- ``fsha-resnet`` is published up to its deepest cut; the block and linear layer after it are ours.
+- Its strided convolutions pad all sides, where TensorFlow pads an even image right and below only.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,6 +27,8 @@ from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from leakbed.models.residual import ResidualBlock, glorot
 
 Activation = Callable[[], nn.Module]
 
@@ -69,6 +76,7 @@ DETERMINISTIC: frozenset[type[nn.Module]] = frozenset(
         nn.Sigmoid,
         nn.Softplus,
         nn.Tanh,
+        ResidualBlock,
     }
 )
 """Layers whose forward pass draws no random number; subclasses are not meant."""
@@ -193,6 +201,60 @@ def cifarnet(
     )
 
 
+def fsha_resnet(
+    image_shape: tuple[int, int, int], num_classes: int, *, activation: Activation | None = None
+) -> nn.Sequential:
+    """Return the residual network of feature-space hijacking; its splits 1 to 4 are cuts 4 to 7.
+
+    Args:
+        image_shape: Channels, height, width; the paper's is 3 x 32 x 32.
+        num_classes: Size of the output.
+        activation: Replaces the published ReLU everywhere.
+
+    Returns:
+        Layers 0 to 10: convolution, BatchNorm, ReLU, pool, four blocks, and ours.
+    """
+    act = activation or nn.ReLU
+    sides = _sides(image_shape, shrink=lambda side: ((side // 2 + 1) // 2 + 1) // 2, least=2)
+    layers = nn.Sequential(
+        nn.Conv2d(image_shape[0], 64, 3, padding=1),
+        nn.BatchNorm2d(64, eps=1e-3, momentum=0.01),  # Keras's defaults
+        act(),
+        nn.MaxPool2d(2),
+        ResidualBlock(64, 64, activation=act),
+        ResidualBlock(64, 128, stride=2, activation=act),
+        ResidualBlock(128, 128, activation=act),
+        ResidualBlock(128, 256, stride=2, activation=act),
+        ResidualBlock(256, 256, activation=act),
+        act(),
+        FlattenLinear(256 * prod(sides), num_classes),
+    )
+    glorot(layers)
+    return layers
+
+
+def two_blocks(
+    image_shape: tuple[int, int, int], num_classes: int, *, activation: Activation | None = None
+) -> nn.Sequential:
+    """Return two blocks of convolution, BatchNorm, activation and pool, then one linear layer.
+
+    Args:
+        image_shape: Channels, height, width; a side under 4 pixels is refused.
+        num_classes: Size of the output.
+        activation: Replaces ReLU.
+
+    Returns:
+        Layers 0 to 8; the pools are 3 and 7.
+    """
+    act = activation or nn.ReLU
+    sides = _sides(image_shape, shrink=lambda side: side // 4, least=4)
+    layers: list[nn.Module] = []
+    for inputs, outputs in ((image_shape[0], 32), (32, 64)):
+        convolution = nn.Conv2d(inputs, outputs, 3, padding=1)
+        layers += [convolution, nn.BatchNorm2d(outputs), act(), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, FlattenLinear(64 * prod(sides), num_classes))
+
+
 class Network(NamedTuple):
     """A catalogue entry: how to build a network, and what it is in a few words."""
 
@@ -202,7 +264,9 @@ class Network(NamedTuple):
 
 MODELS: Mapping[str, Network] = {
     "cifarnet": Network(cifarnet, "UnSplit's network for coloured images, 18 layers"),
+    "fsha-resnet": Network(fsha_resnet, "feature-space hijacking's residual network, 11 layers"),
     "lenet-sigmoid": Network(lenet_sigmoid, "the LeNet of DLG and DLM, 7 layers"),
     "mlp2": Network(mlp2, "DLM's perceptron with 32 hidden units, 3 layers"),
     "mnistnet": Network(mnistnet, "UnSplit's digit network, 11 layers"),
+    "two-blocks": Network(two_blocks, "two convolutions with BatchNorm and pools, 9 layers"),
 }

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from leakbed.events import Array, Arrays
+from leakbed.wire.alarms import ALARMS, Alarms, alarms_of, pack_alarms
 from leakbed.wire.records import (
     BOTTOMS,
     CONFIG,
@@ -102,6 +103,8 @@ class SplitReply:
         rows: Its sample ids at the node, where the server holds the labels.
         bottom: The trained bottom, when the round is closed.
         bottoms: Whether ``bottom`` travels ``"sealed"`` or ``"relayed"``.
+        alarms: By detector, after how many gradients it raised its alarm (-1 for never) and its
+            most suspicious score, when the round is closed; for the harness, sealed from all taps.
     """
 
     steps: int
@@ -112,6 +115,7 @@ class SplitReply:
     rows: Array | None = None
     bottom: Arrays | None = None
     bottoms: str = "sealed"
+    alarms: Alarms | None = None
 
     def records(self) -> RecordDict:
         """Return the records that carry this reply."""
@@ -124,6 +128,8 @@ class SplitReply:
             records[SMASHED] = pack({k: v for k, v in batch.items() if v is not None})
         if self.bottom is not None:
             records[BOTTOMS[self.bottoms]] = pack(self.bottom)
+        if self.alarms:
+            records[ALARMS] = pack_alarms(self.alarms)
         return records
 
     @classmethod
@@ -153,6 +159,7 @@ class SplitReply:
             rows=batch.get("rows"),
             bottom=bottom,
             bottoms=bottoms,
+            alarms=alarms_of(message),
         )
 
 

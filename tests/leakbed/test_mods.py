@@ -8,9 +8,9 @@ import torch
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from torch import Tensor
 
-from defenses import SmashedNoise, WeightNoise
+from defenses import NoPeek, SmashedNoise, WeightNoise
 from leakbed.contracts import Defense, DefenseState, Protects
-from leakbed.mods import defend
+from leakbed.mods import defend, load_state, save_state
 from leakbed.wire.messages import EvaluateRequest, SplitReply, SplitRequest
 from leakbed.wire.records import pack, unpack
 from tests import tiny
@@ -164,6 +164,27 @@ def test_a_cut_gradient_is_the_servers_to_protect_and_fits_no_weights() -> None:
     assert "cut protects cut-gradient messages but this app sends update" in refusal(
         defend(Cut(), stream=7), train(), arrays=pack({"w": X})
     )
+
+
+def test_a_hook_into_training_is_refused_where_nobody_calls_it() -> None:
+    said = refusal(defend(NoPeek(), stream=7), train(), arrays=pack({"w": X}))
+    assert "nopeek hooks into the node's own training step, which a mod never sees" in said
+    assert "use it in an app built on Leakbed's split clients" in said
+    with pytest.raises(ValueError, match="nopeek hooks into"):
+        smash(defend(NoPeek(), stream=7), context())
+
+
+def test_a_state_survives_storage_alarm_and_all() -> None:
+    kept, tensors = context(), {"a": torch.arange(3), "b": torch.tensor(True)}
+    state = DefenseState(
+        stream=2**62, messages=4, tensors=tensors, alarm=3, score=0.25, probing=True
+    )
+    save_state(kept, "here", state)
+    found = load_state(kept, "here")
+    assert found is not None
+    assert vars(found) | {"tensors": None} == vars(state) | {"tensors": None}
+    assert all(torch.equal(found.tensors[name], value) for name, value in tensors.items())
+    assert load_state(kept, "there") is None
 
 
 def test_weights_the_mod_cannot_read_are_refused_and_not_sent_unprotected() -> None:

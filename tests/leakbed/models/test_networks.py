@@ -38,6 +38,18 @@ PUBLISHED = [
         12 * 76 + 2 * 12 * 301 + 769 * 10,
     ),
     ("mlp2", (1, 28, 28), [(32,)] * 2, 785 * 32 + 33 * 10),
+    (
+        "fsha-resnet",
+        (3, 32, 32),
+        [(64, 32, 32)] * 3 + [(64, 16, 16)] * 2 + [(128, 8, 8)] * 2 + [(256, 4, 4)] * 3,
+        1_846_656 + 2 * 590_080 + 4097 * 10,
+    ),
+    (
+        "two-blocks",
+        (1, 28, 28),
+        [(32, 28, 28)] * 3 + [(32, 14, 14)] + [(64, 14, 14)] * 3 + [(64, 7, 7)],
+        320 + 64 + 18_496 + 128 + 3137 * 10,
+    ),
 ]
 
 
@@ -50,6 +62,17 @@ def test_layers_are_the_published_ones(
     assert cuts == shapes
     if parameters:
         assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+# parameters up to the four cuts of the paper's figure 3
+@pytest.mark.parametrize(
+    ("cut_", "parameters"), [(4, 75_776), (5, 371_072), (6, 666_240), (7, 1_846_656)]
+)
+def test_the_residual_network_has_the_published_splits(cut_: int, parameters: int) -> None:
+    architecture = Architecture(
+        name="fsha-resnet", image_shape=(3, 32, 32), num_classes=10, cut=cut_
+    )
+    assert sum(p.numel() for p in architecture.bottom(0).parameters()) == parameters
 
 
 def test_published_activations() -> None:
@@ -102,7 +125,7 @@ def test_gradient_matching_works_batched_over_victims(name: str, activation: str
     model = Architecture(
         name=name, image_shape=(1, side, side), num_classes=3, activation=activation
     ).build(0)
-    model = model.double()
+    model = model.double().eval()  # in training BatchNorm counts in place, which vmap refuses
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(2, 1, side, side, generator=generator, dtype=torch.float64)
     labels = torch.tensor([0, 2])

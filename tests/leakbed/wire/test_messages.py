@@ -40,6 +40,7 @@ def carried(value: Any, kind: str = SPLIT_STEP) -> Any:
         (SplitReply(steps=3, examples=6, smashed=X, rows=Y), SPLIT_STEP),
         (SplitReply(steps=3, examples=6, bottom={"w": X}), SPLIT_STEP),
         (SplitReply(steps=3, examples=6, bottom={"w": X}, bottoms="relayed"), SPLIT_STEP),
+        (SplitReply(steps=3, examples=6, bottom={"w": X}, alarms={"d": (4, 0.5)}), SPLIT_STEP),
         (SplitReply(steps=0, examples=2, smashed=X), SPLIT_EVALUATE),
         (EvaluateRequest(round=2, start=0, stop=2, bottom={"w": X}), SPLIT_EVALUATE),
         (EvaluateRequest(round=2, start=0, stop=2, bottom={"w": X}, bottoms="relayed"), "e.split"),

@@ -1,0 +1,66 @@
+"""Adversaries small enough for unit tests: one changes nothing, others only what they must."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from leakbed.contracts import (
+    Evidence,
+    Guess,
+    Knowledge,
+    MissingKnowledgeError,
+    Seat,
+    ThreatModel,
+    View,
+)
+
+
+@dataclass
+class Memory:
+    """What a stand-in carries: its generator, how often it forged, and an image of its own."""
+
+    noise: torch.Generator
+    image: Tensor
+    forged: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Echo:
+    """Returns the gradient it was given; draws, learns and guesses all the same."""
+
+    name: ClassVar[str] = "echo"
+    source: ClassVar[str] = "https://example.org"
+    threat: ClassVar[ThreatModel] = ThreatModel(
+        seat=Seat.SERVER,
+        evidence=frozenset({Evidence.SMASHED, Evidence.CUT_GRADIENT}),
+        needs=frozenset({Knowledge.PUBLIC_IMAGES}),
+        active=True,
+    )
+    scale: float = 1.0
+
+    def begin(self, view: View, *, seed: int) -> Memory:
+        if view.public_images is None or view.smashed_shape is None:
+            raise MissingKnowledgeError("an echo wants images of its own")
+        torch.rand(3)  # from the global generator, which the training must not notice
+        return Memory(noise=torch.Generator().manual_seed(seed), image=view.public_images[0])
+
+    def forge(self, state: Memory, smashed: Tensor, cut_gradient: Tensor) -> tuple[Memory, Tensor]:
+        torch.rand(len(smashed))
+        state.forged += 1
+        state.image = state.image + 0.01 * torch.rand(state.image.shape, generator=state.noise)
+        return state, cut_gradient * self.scale
+
+    def guess(self, state: Memory, smashed: Tensor) -> Guess:
+        torch.rand(2)
+        bright = smashed.flatten(1).mean(1)[:, None, None, None, None]
+        return Guess(images=state.image * bright.sigmoid())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doubling(Echo):
+    """Doubles every gradient."""
+
+    name: ClassVar[str] = "doubling"
+    scale: float = 2.0

@@ -1,0 +1,53 @@
+"""What an adversary is granted before the first message."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from leakbed.contracts import Evidence, Knowledge, Seat, ThreatModel, View
+from leakbed.events import Arrays
+from leakbed.opening import opening_view
+from leakbed.targets import MisfitError
+from tests.tiny import architecture
+
+THREAT = ThreatModel(
+    seat=Seat.SERVER,
+    evidence=frozenset({Evidence.SMASHED}),
+    needs=frozenset({Knowledge.PUBLIC_IMAGES, Knowledge.ARCHITECTURE}),
+    active=True,
+)
+OWNED: Arrays = {
+    "images": np.ones((3, 1, 6, 6), dtype=np.float32),
+    "labels": np.arange(3, dtype=np.int64),
+}
+
+
+def opened(*needs: Knowledge, public: Arrays | None = OWNED) -> View:
+    threat = replace(THREAT, needs=frozenset(needs))
+    device = torch.device("cpu")
+    return opening_view(threat, architecture(), rows=8, public=public, device=device)
+
+
+def test_it_has_shapes_and_no_evidence() -> None:
+    view = opened()
+    assert (view.targets, view.rows, view.smashed_shape) == (0, 8, architecture().smashed_shape)
+    assert (view.image_shape, view.num_classes) == ((1, 6, 6), 3)
+    granted = ("smashed", "cut_gradient", "labels", "before", "after", "architecture")
+    assert all(getattr(view, name) is None for name in (*granted, "public_images"))
+
+
+def test_what_the_threat_model_names_is_granted() -> None:
+    view = opened(Knowledge.PUBLIC_IMAGES, Knowledge.ARCHITECTURE)
+    assert view.architecture == architecture()
+    assert view.public_images is not None
+    assert view.public_labels is not None
+    assert view.public_images.shape == (3, 1, 6, 6)
+    assert view.public_labels.tolist() == [0, 1, 2]
+
+
+def test_an_adversary_that_owns_nothing_is_told_what_to_set() -> None:
+    with pytest.raises(MisfitError, match=r"set data\.public above 0"):
+        opened(Knowledge.PUBLIC_IMAGES, public=None)
+    assert opened(public=None).public_images is None
