@@ -1,14 +1,17 @@
 """The attacks, one published method per file. Listing one in ``ATTACKS`` puts it under test."""
 
+from typing import Any
+
 from attacks.constant_image import ConstantImage
 from attacks.deep_leakage_from_model import DeepLeakageFromModel
 from attacks.deep_leakage_from_model_plus import DeepLeakageFromModelPlus
+from attacks.feature_space_hijacking import FeatureSpaceHijacking
 from attacks.majority_label import MajorityLabel
 from attacks.mean_image import MeanImage
 from attacks.smashed_as_image import SmashedAsImage
 from attacks.unsplit import UnSplit
 from attacks.unsplit_labels import UnSplitLabels
-from leakbed.contracts import Attack
+from leakbed.contracts import Adversary, Attack
 
 ATTACKS: dict[str, type[Attack]] = {
     "constant-image": ConstantImage,
@@ -21,11 +24,17 @@ ATTACKS: dict[str, type[Attack]] = {
     "unsplit-labels": UnSplitLabels,
 }
 
+ADVERSARIES: dict[str, type[Adversary[Any]]] = {
+    "fsha": FeatureSpaceHijacking,
+}
+
 __all__ = [
+    "ADVERSARIES",
     "ATTACKS",
     "ConstantImage",
     "DeepLeakageFromModel",
     "DeepLeakageFromModelPlus",
+    "FeatureSpaceHijacking",
     "MajorityLabel",
     "MeanImage",
     "SmashedAsImage",

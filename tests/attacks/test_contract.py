@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import attacks
-from attacks import ATTACKS
+from attacks import ADVERSARIES, ATTACKS
 from leakbed.contracts import Attack, Guess, View
 from tests.attacks.views import quick_attack, view_for
 
@@ -77,7 +77,8 @@ def test_every_file_that_defines_an_attack_is_listed() -> None:
         and node.target.id == "name"
         and node.value is not None
     }
-    assert defining == {kind.__module__.rpartition(".")[2] for kind in ATTACKS.values()}
+    listed = [*ATTACKS.values(), *ADVERSARIES.values()]
+    assert defining == {kind.__module__.rpartition(".")[2] for kind in listed}
 
 
 @pytest.mark.parametrize("name", NAMES)
