@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from defenses import DEFENSES
-from leakbed.contracts import Defense
+from leakbed.contracts import Defense, Protects
 from leakbed.data.recipe import DataRecipe
 from leakbed.models import Architecture, resolve_device
 from leakbed.naming import unknown
@@ -168,6 +168,10 @@ class Cell:
             steps=self.plan.local_steps,
         )
 
+    def chosen_defenses(self) -> tuple[Defense, ...]:
+        """Return all of the node's defences, those of its training step among them."""
+        return tuple(DEFENSES[name](**settings) for name, settings in self.defenses)
+
     def torch_device(self) -> torch.device:
         """Return where this node computes."""
         return resolve_device(self.device)
@@ -196,12 +200,12 @@ def _rows(
 
 
 def cell_defenses(context: Context) -> tuple[tuple[Defense, ...], int]:
-    """Return the defences of a node's cell and their stream; none before it is set up."""
+    """Return a node's defences of messages and their stream; none before it is set up."""
     if _CELL not in context.state:
         return (), 0
     cell = Cell.of(context)
-    chosen = tuple(DEFENSES[name](**settings) for name, settings in cell.defenses)
-    return chosen, cell.defence_stream
+    chosen = cell.chosen_defenses()
+    return tuple(d for d in chosen if d.protects - {Protects.TRAINING}), cell.defence_stream
 
 
 def one_torch_thread(message: Message, context: Context, call_next: ClientAppCallable) -> Message:

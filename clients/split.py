@@ -15,10 +15,13 @@ from torch import Tensor
 
 from clients import head
 from clients.cell import Cell, OutOfStepError, UnstableTrainingError, live
+from clients.guard import Guard
 from clients.part_trainer import PartTrainer
 from clients.parts import blank
+from leakbed.defending import TrainingStep
 from leakbed.events import Array, Arrays
 from leakbed.tensors import finite, view
+from leakbed.wire.alarms import Alarms
 from leakbed.wire.head_messages import BackwardReply
 from leakbed.wire.messages import EvaluateRequest, SplitReply, SplitRequest
 from leakbed.wire.records import ROUND
@@ -37,6 +40,12 @@ class BottomTrainer(PartTrainer):
         """
         super().__init__(cell, "bottom")
         self._pending: tuple[tuple[int, int], Tensor] | None = None
+        self._guard = Guard.of(cell)
+
+    @property
+    def alarms(self) -> Alarms | None:
+        """What the node's detectors found so far; None where it has none."""
+        return None if self._guard is None else self._guard.alarms or None
 
     def forward(self, round_: int, step: int) -> Float[Tensor, " batch *cut"]:
         """Return the smashed batch of a step, and keep its graph for the gradient."""
@@ -47,6 +56,9 @@ class BottomTrainer(PartTrainer):
 
     def backward(self, gradient: Array, *, round_: int, step: int) -> None:
         """Fill the bottom's gradients from that of the pending smashed batch.
+
+        Defences of the training step see it and add their penalties. A batch sent to probe the
+        server leaves no gradient, so that no optimiser learns from it.
 
         Args:
             gradient: dL/d(smashed), from the server.
@@ -65,7 +77,10 @@ class BottomTrainer(PartTrainer):
                 "lost, repeated or changed"
             )
         self.optimiser.zero_grad()
-        pending.backward(received.to(self._device))
+        if self._guard is None:
+            pending.backward(received.to(self._device))
+        else:
+            self._backward_guarded(self._guard, pending, received, place=place)
         self._pending = None
 
     def gradients(self) -> Arrays:
@@ -76,8 +91,9 @@ class BottomTrainer(PartTrainer):
         }
 
     def labels(self, round_: int, step: int) -> Array:
-        """Return the labels of a step's batch."""
-        return self._labels.index_select(0, self.batch(round_, step)).numpy()
+        """Return the labels to send with a step's batch; call it once per batch."""
+        labels = self._labels.index_select(0, self.batch(round_, step))
+        return (labels if self._guard is None else self._guard.labels(labels)).numpy()
 
     def load(self, arrays: Arrays) -> None:
         """Take weights and buffers as every part does, and drop the batch that waits.
@@ -87,6 +103,51 @@ class BottomTrainer(PartTrainer):
         """
         self._pending = None
         super().load(arrays)
+
+    def store(self, context: Context) -> None:
+        """Write what every part does, and the state of the defences, into the node's state."""
+        super().store(context)
+        if self._guard is not None:
+            self._guard.store(context)
+
+    def restore(self, context: Context) -> bool:
+        """Take from the node's state what :meth:`store` wrote; defences begin if there is none.
+
+        Args:
+            context: The node's.
+
+        Returns:
+            Whether there were weights.
+        """
+        if self._guard is not None:
+            self._guard.restore(context)
+        return super().restore(context)
+
+    def _backward_guarded(
+        self, guard: Guard, pending: Tensor, received: Tensor, *, place: tuple[int, int]
+    ) -> None:
+        rows = self.batch(*place)
+        images = self._images.index_select(0, rows).to(self._device)
+        penalty = guard.penalty(images, pending)
+        pending.backward(received.to(self._device), retain_graph=penalty is not None)
+        probing = guard.probing
+        seen = TrainingStep(
+            cut_gradient=received,
+            labels=self._labels.index_select(0, rows),
+            first_gradient=self._first_gradient(),
+        )
+        guard.inspect(seen, round_=place[0], step=place[1])
+        if probing:
+            self.optimiser.zero_grad()
+        elif penalty is not None:
+            penalty.backward()
+
+    def _first_gradient(self) -> Tensor:
+        """Return a copy of the gradient of the bottom's first weights."""
+        weights = [p for p in self.module.parameters() if p.requires_grad]
+        first = next((p for p in weights if p.ndim > 1), weights[0])
+        gradient = torch.zeros_like(first) if first.grad is None else first.grad
+        return gradient.detach().cpu().clone()
 
 
 def register(app: ClientApp) -> None:
@@ -139,6 +200,9 @@ def _answer(
     steps, examples = trainer.steps(request.round)
     closing = request.step == steps
     memory = live(context)
+    shared, at_server = cell.plan.labels == "shared", cell.plan.labels == "server"
+    # Before anything is stored: defences of labels note what they sent.
+    labels = trainer.labels(request.round, request.step) if shared and not closing else None
     if closing or memory is None:
         _store(trainer, context, pending=None if closing else request)
     if closing:
@@ -153,18 +217,18 @@ def _answer(
             step=request.step,
             bottom=bottom,
             bottoms=cell.plan.bottoms,
+            alarms=trainer.alarms,
         )
         return reply.records()
     smashed = trainer.forward(request.round, request.step).cpu()
     _check_finite(cell, request, "its smashed data", smashed)
     head.expect(cell, context, round_=request.round, step=request.step)
-    shared, at_server = cell.plan.labels == "shared", cell.plan.labels == "server"
     return SplitReply(
         steps=steps,
         examples=examples,
         step=request.step,
         smashed=smashed.numpy(),
-        labels=trainer.labels(request.round, request.step) if shared else None,
+        labels=labels,
         rows=trainer.batch(request.round, request.step).numpy() if at_server else None,
     ).records()
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from leakbed.events import Arrays
 from leakbed.grids.failures import NodeFailed
 from leakbed.tensors import finite, view
+from leakbed.wire.alarms import Alarms
 from leakbed.wire.messages import SPLIT_EVALUATE, EvaluateRequest, SplitReply
 from leakbed.wire.records import WireError
 from strategies.post import Post, checked, partition
@@ -36,6 +37,7 @@ class SplitStrategy(Strategy):
     Attributes:
         bottom: The bottom as it stands between rounds; opaque to the server while sealed.
         part: The server's part of the model with its optimiser.
+        alarms: What each node's detectors found, by partition; for the harness alone.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class SplitStrategy(Strategy):
         self._step_timeout = step_timeout
         self._shape = smashed_shape
         self._optimiser_state = optimiser_state
+        self.alarms: dict[int, Alarms] = {}
         self._grid: Grid | None = None
         self._lanes: list[Lane] = []
         self._sent: list[Message] = []
@@ -201,8 +204,7 @@ class SplitStrategy(Strategy):
         if not self._sent:
             return None
         answers = zip(checked(list(replies), self._sent), self._sent, strict=True)
-        smashed = [self._smashed(reply, sent) for reply, sent in answers]
-        correct = self.correct(server_round, smashed)
+        correct = self.correct(server_round, [self._smashed(*answer) for answer in answers])
         rows = len(self._test_labels)
         return MetricRecord({"accuracy": correct / rows, "num-examples": rows})
 
@@ -238,12 +240,12 @@ class SplitStrategy(Strategy):
         Raises:
             NodeFailed: If it brings no bottom, or one that may be read by others than it should.
         """
-        about = message.metadata
+        node, kind = self._partition(message.metadata.src_node_id), message.metadata.message_type
         with self._blamed(message):
             reply = SplitReply.of(message)
         if reply.bottom is None or reply.bottoms != self._bottoms:
-            cause = f"no {self._bottoms} bottom in the closing reply"
-            raise NodeFailed(self._partition(about.src_node_id), about.message_type, cause)
+            raise NodeFailed(node, kind, f"no {self._bottoms} bottom in the closing reply")
+        self.alarms |= {node: reply.alarms} if reply.alarms else {}
         return reply
 
     @contextmanager

@@ -8,6 +8,8 @@ import torch
 import defenses
 from defenses import DEFENSES
 from leakbed.contracts import Defense, Protects
+from leakbed.defending import Holdings, TrainingStep
+from tests import tiny
 
 FOLDER = Path(defenses.__file__).parent
 
@@ -17,6 +19,17 @@ def test_every_file_is_in_the_catalogue_under_its_own_name() -> None:
     assert set(DEFENSES) == files
     assert list(DEFENSES) == sorted(DEFENSES)
     assert all(defence.name == name for name, defence in DEFENSES.items())
+
+
+def holdings() -> Holdings:
+    images, labels = tiny.images()
+    return Holdings(
+        images=images,
+        labels=labels,
+        architecture=tiny.architecture(),
+        batch_size=8,
+        optimiser=tiny.plan().optimiser,
+    )
 
 
 @pytest.mark.parametrize("defence", DEFENSES.values(), ids=list(DEFENSES))
@@ -36,11 +49,14 @@ class TestEveryDefence:
 
     def test_it_overrides_the_hook_of_what_it_protects(self, defence: type[Defense]) -> None:
         hooks = {
-            Protects.UPDATE: "protect_update",
-            Protects.SMASHED: "protect_smashed",
-            Protects.CUT_GRADIENT: "protect_cut_gradient",
+            "protect_update": Protects.UPDATE,
+            "protect_smashed": Protects.SMASHED,
+            "protect_cut_gradient": Protects.CUT_GRADIENT,
+            "penalty": Protects.TRAINING,
+            "protect_labels": Protects.TRAINING,
+            "inspect": Protects.TRAINING,
         }
-        overridden = {kind for kind, hook in hooks.items() if hook in vars(defence)}
+        overridden = {kind for hook, kind in hooks.items() if hook in vars(defence)}
         assert overridden == defence.protects != frozenset()
 
     def test_it_changes_no_tensor_it_was_given(self, defence: type[Defense]) -> None:
@@ -52,6 +68,13 @@ class TestEveryDefence:
         chosen.protect_update(state, {"w": other}, {"w": tensor})
         chosen.protect_smashed(state, tensor)
         chosen.protect_cut_gradient(state, tensor)
+        labels = torch.arange(3)
+        state = chosen.prepare(state, holdings())
+        chosen.penalty(state, other, tensor)
+        chosen.protect_labels(state, labels, classes=3)
+        seen = TrainingStep(cut_gradient=tensor, labels=labels, first_gradient=torch.ones(36))
+        chosen.inspect(state, seen)
+        assert torch.equal(labels, torch.arange(3))
         assert torch.equal(tensor, kept)
         assert torch.equal(other, torch.ones(3, 4))
         assert torch.equal(torch.get_rng_state(), generators)

@@ -1,0 +1,227 @@
+"""The hooks of a node's training: what they are given, where their state lives, what they do."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Message
+from torch import Tensor, nn
+
+from clients.guard import Guard
+from leakbed.contracts import IllegalCombinationError
+from leakbed.grids import Canonical
+from leakbed.grids.failures import NodeFailed
+from leakbed.seeds import derive
+from leakbed.wire.head_messages import BackwardReply
+from leakbed.wire.messages import BACKWARD_STEP, SPLIT_STEP, SplitReply, SplitRequest
+from strategies.vanilla_split import VanillaSplit
+from tests import guarded, tiny
+
+
+@pytest.fixture(autouse=True)
+def identity() -> Iterator[None]:
+    with tiny.identity(), guarded.catalogued():
+        yield
+
+
+PLAN = tiny.plan(momentum=0.9)
+
+
+def trained(
+    *defenses: tuple[str, dict[str, Any]], resident: bool = True, nodes: int = 1, rounds: int = 2
+) -> tuple[dict[str, Tensor], VanillaSplit]:
+    inner = tiny.ready(nodes, resident=resident, plan=PLAN, model="stateful", defenses=defenses)
+    grid = Canonical(inner, stream=0, roster=inner.roster)
+    strategy = tiny.split_strategy("stateful", settings=PLAN)
+    return tiny.train_split(grid, strategy, rounds=rounds), strategy
+
+
+def test_a_defence_that_only_looks_changes_no_bit_and_nothing_on_the_wire() -> None:
+    plain, honest = trained()
+    watched, strategy = trained(("witness", {}))
+    assert tiny.same(plain, watched)
+    assert honest.alarms == {}
+    assert list(strategy.alarms) == [0]
+
+
+def test_hooks_are_called_with_the_batch_and_what_came_back_for_it() -> None:
+    trained(("witness", {}), rounds=1)
+    cell = tiny.cell(plan=PLAN, model="stateful")
+    images, labels = cell.rows()
+    batches = cell.batches(1, len(images))
+    order = [name for name, _ in guarded.CALLS]
+    assert order == ["prepare", *["labels", "penalty", "inspect"] * 3]
+    (held,) = guarded.called("prepare")
+    assert torch.equal(held.images, images)
+    assert (held.batch_size, held.architecture) == (8, tiny.architecture("stateful"))
+    inspected = guarded.called("inspect")
+    for step, batch in enumerate(batches):
+        shown, _ = guarded.called("penalty")[step]
+        state, seen = inspected[step]
+        assert torch.equal(shown, images[batch])
+        assert torch.equal(guarded.called("labels")[step], labels[batch])
+        assert torch.equal(seen.labels, labels[batch])
+        assert len(seen.cut_gradient) == len(batch)
+        assert state.messages == step
+
+
+def test_the_first_gradient_is_what_the_cut_gradient_makes_of_the_first_weights() -> None:
+    plan = tiny.plan(local_steps=1, learning_rate=0.25)
+    grid = tiny.ready(plan=plan, defenses=(("witness", {"weight": 3.0}),))
+    strategy = tiny.split_strategy(settings=plan)
+    before = torch.from_numpy(strategy.bottom["0.weight"].copy())
+    tiny.train_split(grid, strategy, rounds=1)
+    ((_, seen),) = guarded.called("inspect")
+    ((images, smashed),) = guarded.called("penalty")
+    bottom = tiny.architecture().bottom(derive(tiny.SEED, "victim-init"))
+    made = bottom(images)
+    assert torch.equal(made.detach(), smashed)
+    (task,) = torch.autograd.grad(made, [bottom[0].weight], seen.cut_gradient, retain_graph=True)
+    (extra,) = torch.autograd.grad(3.0 * made.square().mean(), [bottom[0].weight])
+    torch.testing.assert_close(seen.first_gradient, task)  # without the penalty
+    after = torch.from_numpy(strategy.bottom["0.weight"])
+    torch.testing.assert_close(after, before - 0.25 * (task + extra))
+
+
+def test_a_penalty_trains_as_the_whole_objective_does() -> None:
+    """Slow reading: the uncut network on task + penalty, with one optimiser for each part."""
+    plan = tiny.plan(momentum=0.9)
+    grid = tiny.ready(plan=plan, defenses=(("witness", {"weight": 2.0}),))
+    found = tiny.train_split(grid, tiny.split_strategy(settings=plan), rounds=1)
+    network = tiny.architecture().build(derive(tiny.SEED, "victim-init"))
+    optimiser = plan.optimiser(network.parameters())
+    images, labels = tiny.cell().rows()
+    for batch in tiny.cell(plan=plan).batches(1, len(images)):
+        optimiser.zero_grad()
+        smashed = network[:2](images[batch])
+        task = nn.functional.cross_entropy(network[2:](smashed), labels[batch])
+        (task + 2.0 * smashed.square().mean()).backward()
+        optimiser.step()
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_state_survives_a_change_of_process(nodes: int) -> None:
+    hooks = ("witness", {"weight": 0.5, "probes": (1, 4), "alarm": 5})
+    kept, one = trained(hooks, nodes=nodes)
+    forgotten, two = trained(hooks, nodes=nodes, resident=False)
+    assert tiny.same(kept, forgotten)
+    assert one.alarms == two.alarms
+    assert [found["witness"][0] for found in one.alarms.values()] == [5] * nodes
+
+
+def test_a_node_learns_nothing_from_a_probe_but_the_server_does() -> None:
+    plan = tiny.plan(local_steps=1, momentum=0.9)
+    grid = tiny.ready(plan=plan, defenses=(("witness", {"probes": (0,), "weight": 1.0}),))
+    strategy = tiny.split_strategy(settings=plan)
+    before = {name: value.copy() for name, value in strategy.bottom.items()}
+    top = {name: value.clone() for name, value in strategy.part.module.state_dict().items()}
+    tiny.train_split(grid, strategy, rounds=1)
+    assert all((strategy.bottom[name] == value).all() for name, value in before.items())
+    assert not tiny.same(top, strategy.part.module.state_dict())
+    tiny.train_split(grid, strategy, rounds=1)
+    assert not (strategy.bottom["0.weight"] == before["0.weight"]).all()
+
+
+def test_a_probe_s_labels_reach_the_server_wrong() -> None:
+    seen: list[Any] = []
+    plan = tiny.plan(local_steps=2)
+    grid = tiny.ready(plan=plan, defenses=(("witness", {"probes": (1,)}),))
+    strategy = tiny.split_strategy(settings=plan)
+    train = strategy.part.train
+    strategy.part.train = lambda s, y: (seen.append(y), train(s, y))[1]  # type: ignore[assignment]
+    tiny.train_split(grid, strategy, rounds=1)
+    _, labels = tiny.cell().rows()
+    batches = tiny.cell(plan=plan).batches(1, len(labels))
+    assert torch.equal(seen[0], labels[batches[0]])
+    assert torch.equal(seen[1], (labels[batches[1]] + 1) % tiny.CLASSES)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_a_detector_told_to_stop_ends_the_run_and_says_who_what_and_when(resident: bool) -> None:
+    hooks = ("witness", {"alarm": 5, "stop": True})
+    with pytest.raises(NodeFailed, match="HijackSuspectedError: witness at node 0") as caught:
+        trained(hooks, resident=resident)
+    assert "alarm after 5 gradients, in round 2, step 1" in str(caught.value)
+    assert "the node trains no further" in str(caught.value)
+
+
+def test_an_alarm_without_stop_is_reported_and_training_goes_on() -> None:
+    plain, _ = trained()
+    alarmed, strategy = trained(("witness", {"alarm": 2}))
+    assert tiny.same(plain, alarmed)
+    step, score = strategy.alarms[0]["witness"]
+    assert step == 2
+    first = [seen.first_gradient.double().sum() for _, seen in guarded.called("inspect")]
+    assert score == pytest.approx(max(torch.stack(first).cumsum(0).tolist()))
+
+
+@pytest.mark.parametrize("name", ["splitguard", "splitout", "gradients-scrutinizer"])
+def test_a_detector_refuses_a_node_that_has_no_labels(name: str) -> None:
+    cell = tiny.cell(plan=tiny.plan(labels="server"), defenses=((name, {}),))
+    with pytest.raises(IllegalCombinationError, match=f"{name} cannot work with .* = 'server'"):
+        Guard.of(cell)
+
+
+def test_a_cell_without_hooks_has_no_guard() -> None:
+    assert Guard.of(tiny.cell()) is None
+    assert Guard.of(tiny.cell(defenses=(("smashed-noise", {}),))) is None
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_a_backward_pass_alone_calls_the_hooks_too(resident: bool) -> None:
+    def gradients(**settings: Any) -> Any:
+        hooks = (("witness", settings),)
+        grid = tiny.ready(plan=tiny.plan(), resident=resident, defenses=hooks)
+        bottom = tiny.split_strategy(settings=tiny.plan()).bottom
+        opening = SplitRequest(round=1, step=0, bottom=bottom)
+        reply = SplitReply.of(sent(grid, opening, SPLIT_STEP))
+        assert reply.smashed is not None
+        back = SplitRequest(round=1, step=0, gradient=np.full_like(reply.smashed, 0.1))
+        return BackwardReply.of(sent(grid, back, BACKWARD_STEP)).gradient["0.weight"]
+
+    plain, penalised, probed = gradients(), gradients(weight=1.0), gradients(probes=(0,))
+    assert np.abs(plain).min() > 0
+    assert not np.allclose(plain, penalised)
+    assert (probed == 0).all()
+
+
+def sent(grid: Any, request: SplitRequest, kind: str) -> Message:
+    message = Message(request.records(), dst_node_id=1, message_type=kind)
+    (reply,) = grid.send_and_receive([message])
+    assert not reply.has_error(), reply.error
+    answer: Message = reply
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("nopeek", {"alpha": 0.1}),
+        ("splitguard", {"warm_up": 0, "probability": 0.5, "fakes": 1}),
+        ("splitout", {"window": 2}),
+        ("gradients-scrutinizer", {"every": 4}),
+    ],
+)
+def test_published_defences_do_the_same_in_one_process_and_in_many(
+    name: str, settings: dict[str, Any]
+) -> None:
+    kept, one = trained((name, settings), rounds=3)
+    forgotten, two = trained((name, settings), rounds=3, resident=False)
+    assert tiny.same(kept, forgotten)
+    assert one.alarms == two.alarms
+    assert bool(one.alarms) == (name != "nopeek")
+    plain, _ = trained(rounds=3)
+    only_looks = name in {"splitout", "gradients-scrutinizer"}
+    assert tiny.same(kept, plain) == only_looks
+
+
+def test_message_defences_and_hooks_work_side_by_side() -> None:
+    noise = ("smashed-noise", {"sigma": 0.5})
+    alone, _ = trained(noise)
+    both, strategy = trained(("witness", {}), noise)
+    assert tiny.same(alone, both)
+    assert set(strategy.alarms[0]) == {"witness"}

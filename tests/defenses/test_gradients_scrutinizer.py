@@ -1,0 +1,135 @@
+from math import cos, exp, log, sqrt
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from defenses import GradientsScrutinizer
+from defenses.gradients_scrutinizer import likeness
+from leakbed.contracts import DefenseState
+from leakbed.defending import NO_ALARM, TrainingStep
+from tests.played import play, random_critic
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def literal_likeness(gradients: Tensor, labels: list[int]) -> list[float]:
+    same, other = [], []
+    for k, one in enumerate(gradients.flatten(1)):
+        for l, two in enumerate(gradients.flatten(1)):  # noqa: E741  the paper's letter
+            if k != l:
+                c = 0.5 + 0.5 * float(one @ two) / float(one.norm() * two.norm())
+                (same if labels[k] == labels[l] else other).append(c)
+    return [np.mean(same), np.std(same), np.mean(other), np.std(other)]  # type: ignore[list-item]
+
+
+def literal_score(history: list[list[float]]) -> float:
+    """The published formulas, by numpy's own polynomial fit."""
+    steps, same, same_sd, other, other_sd = (list(column) for column in zip(*history, strict=True))
+
+    def error(values: list[float]) -> float:
+        fitted = np.polyval(np.polyfit(steps, values, 2), steps)
+        return float(np.sqrt(np.mean((fitted - np.array(values)) ** 2)))
+
+    ms, md, ss, sd = same[-1], other[-1], same_sd[-1], other_sd[-1]
+    g = (ms - md) / (ms + md)
+    e = (error(same) + error(other)) / 2
+    top, bottom = (ms + ss, md + sd), (ms - ss, md - sd)
+    v = max(0.0, min(top) - max(bottom)) / (max(top) - min(bottom))
+    big_g = float(np.sign(g)) * abs(g) ** 0.4
+    big_e, big_v = -log(7 * e + exp(-2)), -log(v + exp(-1))
+    return 1 / (1 + exp(-5 * (big_g * big_e * big_v - 0.7)))
+
+
+def test_the_likeness_of_pairs_is_the_double_loop_s() -> None:
+    gradients, labels = normal(7, 2, 3), [0, 1, 1, 0, 2, 2, 2]
+    found = likeness(gradients, torch.tensor(labels))
+    assert found is not None
+    assert found.tolist() == pytest.approx(literal_likeness(gradients, labels))
+
+
+@pytest.mark.parametrize("labels", [[1, 1, 1], [0, 1, 2]])
+def test_a_batch_without_both_kinds_of_pairs_is_left_out(labels: list[int]) -> None:
+    assert likeness(normal(3, 4), torch.tensor(labels)) is None
+
+
+@pytest.mark.parametrize("gap", [-0.2, 0.0, 0.1, 0.4])
+def test_the_score_is_the_published_one(gap: float) -> None:
+    history = [
+        [step, 0.5 + gap + 0.02 * cos(step), 0.1, 0.45 + 0.01 * sqrt(step), 0.08]
+        for step in range(1, 60)
+    ]
+    found = GradientsScrutinizer().score(torch.tensor(history, dtype=torch.float64))
+    assert found == pytest.approx(literal_score(history), abs=1e-9)
+
+
+@pytest.mark.parametrize(("overlap_width", "expected"), [(0.0, 0.506), (1.0, None)])
+def test_a_known_value_of_the_score(overlap_width: float, expected: float | None) -> None:
+    """A gap of 0.1, no overlap, error about .005: G E V just passes 0.7, as research has it."""
+    wave = 0.005 * sqrt(2)
+    history = torch.tensor(
+        [
+            [s, 0.55 + wave * (-1) ** s, overlap_width, 0.45 + wave * (-1) ** s, overlap_width]
+            for s in range(1, 201)
+        ],
+        dtype=torch.float64,
+    )
+    history[-1, 1], history[-1, 3] = 0.55, 0.45
+    score = GradientsScrutinizer().score(history)
+    if expected is None:
+        assert score < 0.1
+    else:
+        assert score == pytest.approx(expected, abs=0.05)
+
+
+def inspected(defence: GradientsScrutinizer, steps: int, *, alike: bool) -> DefenseState:
+    state, labels = defence.begin(1), torch.arange(16) % 4
+    for step in range(steps):
+        rows = normal(16, 8, seed=step) * (0.2 if alike else 1.0)
+        rows += torch.eye(4, 8, dtype=torch.float64)[labels] if alike else 0
+        seen = TrainingStep(cut_gradient=rows, labels=labels, first_gradient=torch.zeros(1, 1))
+        state = defence.inspect(state, seen).next()
+    return state
+
+
+def test_gradients_that_know_labels_pass_and_others_raise_the_alarm_when_scored() -> None:
+    honest = inspected(GradientsScrutinizer(every=10), 25, alike=True)
+    assert (honest.alarm, honest.score > 0.5) == (NO_ALARM, True)
+    forged = inspected(GradientsScrutinizer(every=10), 25, alike=False)
+    assert (forged.alarm, forged.score < 0.2) == (10, True)
+
+
+def test_a_server_that_answers_zeros_is_suspicious_not_an_error() -> None:
+    defence, labels = GradientsScrutinizer(every=4), torch.arange(6) % 2
+    state = defence.begin(1)
+    for _ in range(4):
+        seen = TrainingStep(
+            cut_gradient=torch.zeros(6, 3), labels=labels, first_gradient=torch.zeros(1, 1)
+        )
+        state = defence.inspect(state, seen).next()
+    assert state.alarm == 4
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_honest_gradients_know_labels_and_a_forger_s_do_not(seed: int) -> None:
+    """The published constants suit another network: only the forger's alarm is sure here."""
+    defence = GradientsScrutinizer(every=100)
+    honest = play(defence, seed=seed, steps=100)[-1]
+    forged = play(defence, seed=seed, steps=100, forge=random_critic(seed))[-1]
+    gaps = [
+        (state.tensors["history"][50:, 1] - state.tensors["history"][50:, 3]).mean().item()
+        for state in (honest, forged)
+    ]
+    assert gaps[0] > 0.1
+    assert gaps[0] > 5 * abs(gaps[1])
+    assert forged.alarm == 100
+    assert honest.score > forged.score
+
+
+@pytest.mark.parametrize("wrong", [{"every": 3}, {"slope": 0.0}, {"threshold": -0.1}])
+def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="gradients-scrutinizer needs"):
+        GradientsScrutinizer(**wrong)  # type: ignore[arg-type]
