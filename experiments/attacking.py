@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from attacks import ATTACKS
+from attacks import ADVERSARIES, ATTACKS
 from experiments.settings import AttackSettings
-from leakbed.contracts import Attack, Guess, Knowledge, UnfitViewError
+from leakbed.contracts import Adversary, Attack, Guess, Knowledge, UnfitViewError
 from leakbed.events import Arrays
 from leakbed.models import resolve_device
 from leakbed.oracle import (
@@ -29,7 +29,7 @@ from leakbed.oracle import (
 )
 from leakbed.oracle.answer_key import AnswerKey
 from leakbed.seeds import derive
-from leakbed.targets import Evidences, Target, pick_targets
+from leakbed.targets import Evidences, MisfitError, Target, pick_targets
 from leakbed.trace import Trace
 from leakbed.views import architecture_of, build_view
 
@@ -45,14 +45,14 @@ class Attacked:
         seconds: Time the attack itself took.
     """
 
-    attack: Attack
+    attack: Attack | Adversary[Any]
     targets: Sequence[Target]
     guess: Guess
     seconds: float
 
 
-def make_attack(settings: AttackSettings) -> Attack:
-    """Return an attack with its settings.
+def make_attack(settings: AttackSettings) -> Attack | Adversary[Any]:
+    """Return a passive attack or an active adversary with its settings.
 
     Args:
         settings: Checked; values out of range raise the attack's own errors.
@@ -60,7 +60,8 @@ def make_attack(settings: AttackSettings) -> Attack:
     Returns:
         The attack.
     """
-    kind = ATTACKS[settings.name]
+    catalogue: dict[str, type[Attack | Adversary[Any]]] = {**ATTACKS, **ADVERSARIES}
+    kind = catalogue[settings.name]
     own = dict(settings.own)
     if settings.restarts is not None and "restarts" in _fields(kind):
         own["restarts"] = settings.restarts
@@ -91,10 +92,16 @@ def attack_run(
 
     Raises:
         UnfitViewError: If restarts are asked of an attack that cannot choose among them.
+        MisfitError: If the attack is an active one: what is over cannot be rewritten.
     """
     recorded = Trace(trace)
     evidences = Evidences.of(recorded)
     attack = make_attack(settings)
+    if isinstance(attack, Adversary):
+        raise MisfitError(
+            f"{attack.name} rewrites gradients while a run trains, which a recorded trace cannot "
+            f"repeat; name it in an experiment's [[attack]] and run that"
+        )
     targets = pick_targets(evidences, attack.threat, when=settings.when, count=settings.targets)
     where = resolve_device(device)
     labels = None

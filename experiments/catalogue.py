@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
 
-from attacks import ATTACKS
+from attacks import ADVERSARIES, ATTACKS
 from defenses import DEFENSES
 from leakbed.api import Catalogue, Entry
 from leakbed.data import DATASETS
@@ -22,7 +22,7 @@ def catalogue() -> Catalogue:
         "data sets": {name: _entry(line) for name, line in DATASETS.items()},
         "models": {name: _entry(network.words) for name, network in MODELS.items()},
         "protocols": {name: _entry(_module(entry.build)) for name, entry in PROTOCOLS.items()},
-        "attacks": {name: _plugin(kind) for name, kind in ATTACKS.items()},
+        "attacks": {name: _plugin(kind) for name, kind in {**ATTACKS, **ADVERSARIES}.items()},
         "defences": {name: _plugin(kind) for name, kind in DEFENSES.items()},
     }
 

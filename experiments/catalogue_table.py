@@ -8,9 +8,11 @@ import inspect
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from attacks import ATTACKS
+from attacks import ADVERSARIES, ATTACKS
 from defenses import DEFENSES
+from leakbed.contracts import Adversary, Attack
 from strategies import PROTOCOLS
 
 BEGIN = "<!-- catalogue: written by `make readme` -->"
@@ -26,9 +28,10 @@ def tables() -> str:
     protocols = [
         (f"`{name}`", _summary(inspect.getmodule(entry.build))) for name, entry in PROTOCOLS.items()
     ]
+    known: dict[str, type[Attack | Adversary[Any]]] = {**ATTACKS, **ADVERSARIES}
     attacks = [
         (f"`{name}`", _summary(kind), kind().threat.in_words(), _link(kind.source))
-        for name, kind in ATTACKS.items()
+        for name, kind in known.items()
     ]
     defences = [
         (f"`{name}`", _summary(kind), ", ".join(sorted(kind.protects)), _link(kind.source))

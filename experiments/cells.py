@@ -3,10 +3,11 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
 
+from experiments.plugins import adversary_names
 from experiments.settings import (
     SECTIONS,
     AttackSettings,
@@ -18,10 +19,33 @@ from experiments.settings import (
 )
 from experiments.settings_protocol import ProtocolSettings
 
+CHECKPOINT_EVERY = 100
+"""Forged gradients between two measures, unless the experiment says otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hijacking:
+    """The active adversary at a run's server, and what the harness does beside it.
+
+    Attributes:
+        name: Its catalogue key.
+        own: Its settings.
+        checkpoint_every: Forged gradients from one measure of what it can decode to the next.
+        forges: Whether nodes get what it forges. The control run's adversary trains all the same,
+            but its nodes get the gradients of the protocol.
+    """
+
+    name: str
+    own: JsonObject
+    checkpoint_every: int
+    forges: bool = True
+
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """One training run; cells that differ only in a passive attack share it.
+
+    A run with an active adversary is never a passive attack's.
 
     Attributes:
         seed: From which its streams are derived.
@@ -31,6 +55,7 @@ class Training:
         defense: What protects it.
         device: Where parties compute.
         keep_rounds: Which rounds its trace keeps.
+        adversary: Who hijacks it; None where everybody follows the protocol.
     """
 
     seed: int
@@ -40,6 +65,7 @@ class Training:
     defense: DefenseSettings
     device: str
     keep_rounds: str = "last"
+    adversary: Hijacking | None = None
 
     def as_json(self) -> JsonObject:
         """Return every setting as JSON values."""
@@ -51,7 +77,14 @@ class Training:
             "defense": self.defense.model_dump(mode="json"),
             "device": self.device,
             "keep_rounds": self.keep_rounds,
+            **({"adversary": asdict(self.adversary)} if self.adversary else {}),
         }
+
+    def never_hijacked(self) -> "Training":
+        """Return the control run: the adversary trains as ever, and its nodes never notice it."""
+        if self.adversary is None:
+            return self
+        return replace(self, adversary=replace(self.adversary, forges=False))
 
     def key(self, source: str) -> str:
         """Return the name of this run's folder: a hash of its settings and of what it ran on."""
@@ -93,13 +126,28 @@ def cells(settings: Settings) -> list[CellSettings]:
         settings: Checked.
 
     Returns:
-        Cells in the order case, sweep, defence, attack.
+        Cells in the order case, sweep, defence, attack; passive attacks before active ones.
     """
+    attacks = sorted(settings.attack, key=lambda attack: attack.name in adversary_names())
     return [
-        CellSettings(case=case, training=training, attack=attack, demo=settings.demo)
+        CellSettings(
+            case=case, training=_hijacked(training, attack), attack=attack, demo=settings.demo
+        )
         for case, training in _trainings(settings)
-        for attack in settings.attack
+        for attack in attacks
     ]
+
+
+def _hijacked(training: Training, attack: AttackSettings) -> Training:
+    """Return the run an attack needs: of an active adversary, one of its own."""
+    if attack.name not in adversary_names():
+        return training
+    hijacking = Hijacking(
+        name=attack.name,
+        own=attack.own,
+        checkpoint_every=attack.checkpoint_every or CHECKPOINT_EVERY,
+    )
+    return replace(training, adversary=hijacking)
 
 
 def _trainings(settings: Settings) -> Iterator[tuple[str, Training]]:

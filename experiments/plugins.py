@@ -1,7 +1,7 @@
 """The names and settings of the plug-ins, read from their source without importing it.
 
 Importing an attack imports torch, which takes seconds; a typing mistake in a settings file should
-be answered at once. Catalogues are one plain dict each, one class per file, so their source says
+be answered at once. Catalogues are plain dicts, one class per file, so their source says
 all there is to know; a test compares this reading with the classes themselves.
 """
 
@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parents[1]
+_ADVERSARIES = "ADVERSARIES"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +28,10 @@ class PluginFields:
 
 @cache
 def plugin_fields(package: str) -> dict[str, PluginFields]:
-    """Return the catalogue of a package by key.
+    """Return the catalogues of a package by key.
 
     Args:
-        package: ``"attacks"`` or ``"defenses"``.
+        package: ``"attacks"`` (passive ones and active adversaries) or ``"defenses"``.
 
     Returns:
         What a settings file may say of each plug-in.
@@ -44,17 +45,24 @@ def plugin_fields(package: str) -> dict[str, PluginFields]:
 
 
 @cache
+def adversary_names() -> tuple[str, ...]:
+    """Return the keys of the catalogue of active adversaries."""
+    return tuple(_entries(_parsed(_ROOT / "attacks" / "__init__.py"), only=_ADVERSARIES))
+
+
+@cache
 def protocol_names() -> tuple[str, ...]:
     """Return the keys of the catalogue of protocols."""
     return tuple(_entries(_parsed(_ROOT / "strategies" / "__init__.py")))
 
 
-def _entries(catalogue: ast.Module) -> dict[str, ast.expr]:
-    """Return the entries of the one dict a catalogue's module defines."""
+def _entries(catalogue: ast.Module, *, only: str | None = None) -> dict[str, ast.expr]:
+    """Return the entries of the dicts a catalogue's module defines, or of the one of a name."""
     return {
         str(key.value): value
         for node in catalogue.body
         if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict)
+        if only is None or ast.unparse(node.target) == only
         for key, value in zip(node.value.keys, node.value.values, strict=True)
         if isinstance(key, ast.Constant)
     }
@@ -78,6 +86,9 @@ def _fields(module: ast.Module, name: str) -> dict[str, str]:
 
 
 def _annotated(node: ast.ClassDef) -> dict[str, str]:
+    """Return the fields a class itself adds; one that is no dataclass adds none."""
+    if not any("dataclass" in ast.unparse(each) for each in node.decorator_list):
+        return {}
     return {
         statement.target.id: ast.unparse(statement.annotation)
         for statement in node.body

@@ -12,6 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from clients.cell import Cell, TrainingPlan
+from clients.guard import unlabelled
 from defenses import DEFENSES
 from experiments.cells import Training
 from experiments.dividing import check_parties, partition_of
@@ -28,6 +29,8 @@ from leakbed.seeds import derive
 from leakbed.strips import strip_architecture
 from leakbed.targets import MisfitError, refuse_misfit
 from strategies import PROTOCOLS
+
+_SPLIT = {Protects.SMASHED, Protects.CUT_GRADIENT, Protects.TRAINING}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,14 @@ class Prepared:
         """What a run depends on beside settings and our code: its data and the user's code."""
         own = [name for name in (self.data.name, self.architecture.name) if ":" in name]
         return ":".join([self.data.digest(), *map(_own_source, own)])
+
+    @property
+    def public(self) -> Arrays | None:
+        """Images and labels of the adversary's own; None where it has none."""
+        dataset, rows = self.data.dataset(), self.data.split().public
+        if not len(rows):
+            return None
+        return {"images": dataset.images[rows].numpy(), "labels": dataset.labels[rows].numpy()}
 
     def stream(self, role: str) -> int:
         """Return the stream of a role in this run."""
@@ -117,6 +128,8 @@ def prepare(training: Training, *, root: str | None) -> Prepared:
     check_parties(training, architecture)
     for partition, rows in enumerate(data.split().nodes):
         prepared.cell(partition).batches(1, len(rows))
+        for defence in make_defenses(training):
+            defence.check(rows=len(rows), batch_size=protocol.batch_size)
     resolve_device(training.device)
     return prepared
 
@@ -189,9 +202,14 @@ def make_defenses(training: Training) -> tuple[Defense, ...]:
 
 def unread(threat: ThreatModel, training: Training) -> str | None:
     """Return why a protocol sends nothing that an attack reads, or None if it does."""
+    entry = PROTOCOLS[training.protocol.name]
+    if threat.active and entry.divides == "features":
+        return (
+            f"each party of {training.protocol.name} holds a strip of every image, and no "
+            "adversary here forges the gradients of strips; use 'vanilla-split'"
+        )
     try:
-        exchanges = PROTOCOLS[training.protocol.name].exchanges
-        refuse_misfit(threat, updates=exchanges == "weights")
+        refuse_misfit(threat, updates=entry.exchanges == "weights")
     except MisfitError as error:
         return str(error)
     return None
@@ -200,11 +218,12 @@ def unread(threat: ThreatModel, training: Training) -> str | None:
 def misfit(training: Training) -> str | None:
     """Return why a defence cannot protect a protocol, or None if it can."""
     exchanges = PROTOCOLS[training.protocol.name].exchanges
-    sent = (
-        {Protects.UPDATE} if exchanges == "weights" else {Protects.SMASHED, Protects.CUT_GRADIENT}
-    )
+    sent = {Protects.UPDATE} if exchanges == "weights" else _SPLIT
+    labels = resolved(training.protocol).labels
     for name, _ in training.defense.stack:
         protects = DEFENSES[name].protects
+        if exchanges == "split" and labels not in DEFENSES[name].labels:
+            return unlabelled(DEFENSES[name](), str(labels))
         if not protects & sent:
             fitting = [key for key, other in DEFENSES.items() if other.protects & sent]
             return (

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,13 +17,22 @@ import torch
 from flwr.serverapp import Grid
 
 from clients import node_app
-from experiments.attacking import attack_run, judge, keep_guess, keep_truth, make_attack
-from experiments.cells import CellSettings, cells
+from experiments.attacking import (
+    Attacked,
+    attack_run,
+    judge,
+    keep_guess,
+    keep_truth,
+    make_attack,
+)
+from experiments.cells import CellSettings, Training, cells
+from experiments.decoding import decoded_attack, never_hijacked, quality
 from experiments.preparing import Prepared, make_defenses, misfit, prepare, unread
+from experiments.run_folder import TrainingRun
 from experiments.settings import JsonObject, Settings
 from experiments.settings_file import load_settings
 from experiments.settling import settled
-from experiments.training import TrainingRun, train
+from experiments.training import train
 from leakbed import __version__
 from leakbed.api import Progress
 from leakbed.cards import Card, Threat, card_key, peak_memory, read_cards, source_hash, write_card
@@ -130,15 +140,13 @@ class _Runner:
     def cells_of(self, keyed: Mapping[str, CellSettings], done: Mapping[str, Card]) -> list[Card]:
         """Return a card per cell; train only if one of them is missing and fits."""
         training = self._prepared.settings
-        trained: TrainingRun | None = None
         cards = []
         for key, cell in keyed.items():
             card = done.get(key)
             if card is None:
                 why = misfit(training) or unread(make_attack(cell.attack).threat, training)
                 if why is None:
-                    trained = trained or self._trained(cell.case)
-                    card = self._attacked(cell, key, trained)
+                    card = self._attacked(cell, key)
                 else:
                     card = _unfit(cell, key, self._source, why)
                 write_card(card, self._folder)
@@ -147,33 +155,64 @@ class _Runner:
                 self._progress.advance(f"{cell.case}: {cell.attack.name} / {training.defense.name}")
         return cards
 
-    def _trained(self, case: str) -> TrainingRun:
-        training = self._prepared.settings
+    def _trained(self, case: str, prepared: Prepared) -> TrainingRun:
+        """Return a finished run of these settings, trained now if there is none."""
+        training = prepared.settings
         folder = self._folder / "runs" / training.key(self._ran_on)
         if (finished := TrainingRun.read(folder)) is not None:
             return finished
         if self._progress is not None:
-            self._progress.note(f"{case}: training {training.protocol.name}")
+            self._progress.note(f"{case}: training {training.protocol.name}{_by(training)}")
         with self._grids(training.data.nodes) as (grid, roster):
-            return train(self._prepared, grid, folder, roster=roster)
+            return train(prepared, grid, folder, roster=roster)
 
-    def _attacked(self, cell: CellSettings, key: str, trained: TrainingRun) -> Card:
-        seed, name = cell.training.seed, cell.attack.name
-        if self._progress is not None:
-            self._progress.note(f"{cell.case}: attacking with {name}")
+    def _attacked(self, cell: CellSettings, key: str) -> Card:
         try:
-            attacked = attack_run(
-                trained.trace,
-                cell.attack,
-                stream=derive(seed, f"adversary/{name}"),
-                device=cell.training.device,
-                answers=trained.answers,
-            )
+            if cell.training.adversary is not None:
+                return self._hijacked(cell, key)
+            trained = self._trained(cell.case, self._prepared)
+            return self._judged(cell, key, trained, self._passive(cell, trained))
         except UNFIT as error:
             return _unfit(cell, key, self._source, str(error))
+
+    def _passive(self, cell: CellSettings, trained: TrainingRun) -> Attacked:
+        """Attack the trace of a run."""
+        name = cell.attack.name
+        if self._progress is not None:
+            self._progress.note(f"{cell.case}: attacking with {name}")
+        return attack_run(
+            trained.trace,
+            cell.attack,
+            stream=derive(cell.training.seed, f"adversary/{name}"),
+            device=cell.training.device,
+            answers=trained.answers,
+        )
+
+    def _hijacked(self, cell: CellSettings, key: str) -> Card:
+        """Train under the adversary and judge what it decoded, its control run beside it."""
+        trained = self._trained(cell.case, self._prepared)
+        attacked, beside = decoded_attack(trained, cell.attack), {}
+        if cell.attack.control is not False:
+            settings = self._prepared.settings.never_hijacked()
+            control = self._trained(cell.case, replace(self._prepared, settings=settings))
+            beside = {"never_hijacked": never_hijacked(control, cell.attack)}
+        curve = {"checkpoints": quality(trained)}
+        return self._judged(cell, key, trained, attacked, scores=curve, control=beside)
+
+    def _judged(
+        self,
+        cell: CellSettings,
+        key: str,
+        trained: TrainingRun,
+        attacked: Attacked,
+        *,
+        scores: JsonObject | None = None,
+        control: JsonObject | None = None,
+    ) -> Card:
+        """Keep a guess, score it, and say what the run came to; the last two stand beside that."""
         keep_guess(attacked, self._folder / "guesses" / f"{key}.safetensors")
         answers = AnswerKey.read(trained.answers)
-        stream = derive(seed, "oracle")
+        stream = derive(cell.training.seed, "oracle")
         verdict, truth = judge(attacked, answers, trained.trace, stream=stream)
         keep_truth(truth, self._folder / "truths" / f"{key}.safetensors")
         cost: JsonObject = {
@@ -184,9 +223,9 @@ class _Runner:
         return Card(
             **_described(cell, key, self._source),
             status="done",
-            scores=verdict.scores,
+            scores={**verdict.scores, **(scores or {})},
             baselines=verdict.baselines,
-            control=verdict.control,
+            control={**(verdict.control or {}), **(control or {})} or None,
             utility=dict(trained.utility),
             cost=cost,
             unreliable=verdict.unreliable,
@@ -215,6 +254,14 @@ def _described(cell: CellSettings, key: str, source: str) -> dict[str, Any]:
         "version": __version__,
         "source": source,
     }
+
+
+def _by(training: Training) -> str:
+    """Say who stands at the server of a run, where somebody does."""
+    if training.adversary is None:
+        return ""
+    manner = "" if training.adversary.forges else " (control: it forges nothing)"
+    return f" under {training.adversary.name}{manner}"
 
 
 def _unfit(cell: CellSettings, key: str, source: str, why: str | None) -> Card:

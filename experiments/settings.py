@@ -16,13 +16,14 @@ from pydantic import (
     model_validator,
 )
 
-from experiments.plugins import PluginFields, plugin_fields
+from experiments.plugins import PluginFields, adversary_names, plugin_fields
 from experiments.settings_protocol import ProtocolSettings, Strict
 from experiments.settings_values import check_value
 from leakbed.naming import unknown
 
 JsonObject = dict[str, Any]
 SECTIONS = ("data", "model", "protocol")
+_PASSIVE, _ACTIVE = {"restarts"}, {"checkpoint_every", "control"}
 _WIDEST = 1024  # pixels a side; all images lie in memory at once
 
 
@@ -56,7 +57,11 @@ class ModelSettings(Strict):
 
 
 class AttackSettings(BaseModel):
-    """One attack: keys every attack has, and its own in ``own``."""
+    """One attack: keys every attack has, and its own in ``own``.
+
+    ``restarts`` is for passive attacks, ``checkpoint_every`` and ``control`` are for adversaries;
+    see :class:`experiments.cells.Hijacking`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -64,6 +69,8 @@ class AttackSettings(BaseModel):
     targets: int = Field(default=8, ge=1, strict=True)
     restarts: int | None = Field(default=None, ge=1, strict=True)
     when: Literal["training", "inference"] = "training"
+    checkpoint_every: int | None = Field(default=None, ge=1, strict=True)
+    control: bool | None = Field(default=None, strict=True)
     reported: Any = None
     own: JsonObject = Field(default_factory=dict)
 
@@ -162,14 +169,28 @@ class Settings(Strict):
         return self
 
 
+def common_keys(attack: object) -> frozenset[str]:
+    """Return the keys that an attack shares with others.
+
+    Args:
+        attack: Its name. No other gradients can be forged once a run is over, so an adversary has
+            no restarts; a passive attack changes nothing while the run trains.
+
+    Returns:
+        Legal keys of its table, beside its own.
+    """
+    known = frozenset(AttackSettings.model_fields) - {"own"}
+    return known - (_PASSIVE if attack in adversary_names() else _ACTIVE)
+
+
 def _attack(table: object) -> object:
     if not isinstance(table, Mapping):
         return table
     given = dict(table)
     if isinstance(given.get("own"), Mapping):  # settings that were checked before
         given |= given.pop("own")
-    common = set(AttackSettings.model_fields) - {"own"}
     own_fields = _plugin("attacks", "attack", given.get("name")).settings
+    common = common_keys(given.get("name"))
     own: JsonObject = {}
     kept: JsonObject = {}
     for key, value in given.items():

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from experiments.plugins import plugin_fields
-from experiments.settings import AttackSettings, JsonObject, Settings, SettingsError
+from experiments.settings import JsonObject, Settings, SettingsError, common_keys
 
 
 def load_settings(
@@ -80,7 +80,7 @@ def _takes(section: str, table: object, key: str) -> bool:
     own = plugin_fields("attacks" if section == "attack" else "defenses").get(
         str(table.get("name"))
     )
-    common = set(AttackSettings.model_fields) - {"own"} if section == "attack" else {"name"}
+    common = common_keys(table.get("name")) if section == "attack" else frozenset({"name"})
     common -= {"restarts"}  # only of use to attacks that choose among their tries
     return key in common or (own is not None and key in own.settings)
 

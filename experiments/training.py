@@ -1,15 +1,12 @@
 """One training run on any grid: set the nodes up, train under the wiretap, keep trace and answers.
 
-The folder of a run holds ``trace/`` (what an adversary may have) and ``answers/`` (what only the
-oracle may open). A run that stops half-way leaves neither in place.
+An active adversary stands at the wiretap, on the server's side of everything that is recorded.
 """
 
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -20,58 +17,26 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from experiments.dividing import labels_of
+from experiments.hijacking import ActiveRun
 from experiments.preparing import Prepared, answer_key, make_defenses
+from experiments.run_folder import SUMMARY, TrainingRun, unfinished
+from experiments.settings import JsonObject
 from experiments.soundness import RefuseNonFinite
 from leakbed.contracts import Defense, Protects
 from leakbed.events import Event
 from leakbed.grids import Canonical
 from leakbed.models import resolve_device
+from leakbed.opening import ADVERSARY, PUBLIC
 from leakbed.seeds import scoped
 from leakbed.trace import Recorder
-from leakbed.views import ADVERSARY, PUBLIC
 from leakbed.wire.messages import SETUP
 from leakbed.wiretap import Wiretap
 from strategies import PROTOCOLS
 from strategies.setup import Built, Setup
 
-_SUMMARY, _UNFINISHED = "run.json", ".unfinished"
-
 
 class NodeCountError(ValueError):
     """A federation has another number of nodes than the experiment's data."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingRun:
-    """A finished training run on disk.
-
-    Attributes:
-        folder: Where it lies.
-        utility: Test accuracy and the like.
-        cost: Seconds and bytes.
-    """
-
-    folder: Path
-    utility: Mapping[str, float]
-    cost: Mapping[str, float]
-
-    @property
-    def trace(self) -> Path:
-        """What an adversary may have."""
-        return self.folder / "trace"
-
-    @property
-    def answers(self) -> Path:
-        """What only the oracle may open."""
-        return self.folder / "answers"
-
-    @classmethod
-    def read(cls, folder: Path) -> "TrainingRun | None":
-        """Return the finished run in a folder, or None if there is none."""
-        try:
-            return cls(folder=folder, **json.loads((folder / _SUMMARY).read_text()))
-        except (OSError, ValueError, TypeError):
-            return None  # absent, or damaged: it is trained again
 
 
 def train(
@@ -88,6 +53,8 @@ def train(
     Returns:
         The finished run.
     """
+    adversary = prepared.settings.adversary
+    active = None if adversary is None else ActiveRun(prepared, adversary)
     timeout = prepared.settings.protocol.timeout
     canonical = Canonical(
         grid,
@@ -98,49 +65,29 @@ def train(
     )
     _check_node_count(canonical, prepared)
     _tell_nodes(canonical, prepared, timeout)
-    with _unfinished(folder) as work:
-        _record(prepared, canonical, work)
+    with unfinished(folder) as work:
+        summary = _record(prepared, canonical, work, active)
+        if active is not None:
+            summary = active.concluded(summary, work)
+        (work / SUMMARY).write_text(json.dumps(summary))
         if (rival := TrainingRun.read(folder)) is not None:
             return rival  # another process finished the same run first
         shutil.rmtree(folder, ignore_errors=True)
         work.rename(folder)
-    return TrainingRun(folder=folder, **json.loads((folder / _SUMMARY).read_text()))
+    return TrainingRun(folder=folder, **json.loads((folder / SUMMARY).read_text()))
 
 
-@contextmanager
-def _unfinished(folder: Path) -> Iterator[Path]:
-    """Give a folder of this process's own to work in, and leave nothing of it behind."""
-    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for left in folder.parent.glob(f"{folder.name}{_UNFINISHED}-*"):
-        process = int(left.suffix.rpartition("-")[2])
-        if process == os.getpid() or not _alive(process):  # containers give the same number again
-            shutil.rmtree(left, ignore_errors=True)
-    work = folder.with_suffix(f"{_UNFINISHED}-{os.getpid()}")
-    work.mkdir(mode=0o700)
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _record(prepared: Prepared, grid: Canonical, work: Path) -> None:
-    """Train under the wiretap and write trace, answers and summary."""
+def _record(
+    prepared: Prepared, grid: Canonical, work: Path, active: ActiveRun | None
+) -> JsonObject:
+    """Train under the wiretap, write trace and answers, and return the summary."""
     started = perf_counter()
     rounds = prepared.settings.protocol.rounds
     with Recorder(work / "trace", about=_about(prepared)) as recorder:
         _hold_public(recorder, prepared)
         kept = recorder if prepared.settings.keep_rounds == "all" else LastRound(recorder, rounds)
-        tap = Wiretap(grid, [RefuseNonFinite(), kept], roster=grid.roster, strict=True)
+        hooks = [RefuseNonFinite(), kept]
+        tap = Wiretap(grid, hooks, active=active, roster=grid.roster, strict=True)
         built, utility = _start(prepared, tap, recorder, grid.roster)
     cost = {
         "seconds": perf_counter() - started,
@@ -149,7 +96,7 @@ def _record(prepared: Prepared, grid: Canonical, work: Path) -> None:
     }
     answers = answer_key(prepared, built.bottom() if built.bottom else None)
     answers.write(work / "answers", trace=work / "trace")
-    (work / _SUMMARY).write_text(json.dumps({"utility": utility, "cost": cost}))
+    return {"utility": utility, "cost": cost}
 
 
 class LastRound:
@@ -289,7 +236,5 @@ def _about(prepared: Prepared) -> dict[str, Any]:
 
 
 def _hold_public(recorder: Recorder, prepared: Prepared) -> None:
-    dataset, rows = prepared.data.dataset(), prepared.data.split().public
-    if len(rows):
-        owned = {"images": dataset.images[rows].numpy(), "labels": dataset.labels[rows].numpy()}
+    if (owned := prepared.public) is not None:
         recorder.hold(ADVERSARY, PUBLIC, owned)

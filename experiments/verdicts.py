@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from experiments.measures import Measure, difference, number, text, value_text
+from experiments.measures import Measure, difference, number, pooled, text, value_text
 from experiments.report_cells import LEADING, METRIC_IN_WORDS, SMASHED_PICTURE, Cell
 from leakbed.cards import Card
 from leakbed.metrics import HIGHER_LEAKS_MORE
@@ -80,9 +80,17 @@ def _contests(cell: Cell, scored: Sequence[Cell]) -> Iterable[tuple[str, str, Me
             yield "the smashed map shown as a picture", metric, picture.measures[metric]
         if (free := _guess(cell, metric)) is not None:
             yield f"the {free[0]} baseline", metric, free[1]
+        if (honest := _never_hijacked(cell, metric)) is not None:
+            yield "the same adversary with a client that was never hijacked", metric, honest
         if (nearest := cell.baselines(metric).get(_NEAREST)) is not None and metric == "ssim":
             error = cell.baseline_error(metric)
             yield "the nearest public image", metric, Measure(mean=nearest, stderr=error)
+
+
+def _never_hijacked(cell: Cell, metric: str) -> Measure | None:
+    """Return what an active adversary reads of honest training, where that was tried."""
+    tables = [(card.control or {}).get("never_hijacked") for card in cell.cards]
+    return pooled([table for table in tables if isinstance(table, Mapping)], metric)
 
 
 def beats_guessing(cell: Cell, metric: str) -> bool:

@@ -22,9 +22,10 @@ from experiments.attacking import (
 )
 from experiments.cells import cells
 from experiments.preparing import prepare
+from experiments.run_folder import TrainingRun
 from experiments.settings import AttackSettings
 from experiments.settings_file import load_settings
-from experiments.training import TrainingRun, train
+from experiments.training import train
 from leakbed.contracts import Evidence, Guess, Seat, ThreatModel, UnfitViewError, View
 from leakbed.flower_internals import task_identity
 from leakbed.grids import LocalGrid

@@ -1,6 +1,6 @@
 """The catalogue names everything that is implemented, each with a line."""
 
-from attacks import ATTACKS
+from attacks import ADVERSARIES, ATTACKS
 from defenses import DEFENSES
 from experiments.catalogue import catalogue
 from leakbed.data import DATASETS
@@ -14,7 +14,7 @@ def test_every_entry_of_every_catalogue_is_there_with_a_line() -> None:
         "data sets": set(DATASETS),
         "models": set(MODELS),
         "protocols": set(PROTOCOLS),
-        "attacks": set(ATTACKS),
+        "attacks": {*ATTACKS, *ADVERSARIES},
         "defences": set(DEFENSES),
     }
     lines = [entry["line"] for entries in found.values() for entry in entries.values()]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from attacks import ATTACKS
+from attacks import ADVERSARIES, ATTACKS
 from defenses import DEFENSES
 from experiments.catalogue_table import BEGIN, END, MissingMarkersError, current, tables
 from strategies import PROTOCOLS
@@ -19,7 +19,8 @@ def test_the_readme_is_current() -> None:
 
 def test_every_entry_has_one_row() -> None:
     names = [line.split("|")[1].strip() for line in tables().splitlines() if line.startswith("| `")]
-    assert sorted(names) == sorted(f"`{name}`" for name in [*PROTOCOLS, *ATTACKS, *DEFENSES])
+    known = [*PROTOCOLS, *ATTACKS, *ADVERSARIES, *DEFENSES]
+    assert sorted(names) == sorted(f"`{name}`" for name in known)
 
 
 def test_baselines_stand_below_published_attacks() -> None:

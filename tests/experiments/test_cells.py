@@ -1,6 +1,8 @@
 """Cells are the product of cases, sweeps, defences and attacks."""
 
-from experiments.cells import cells
+from typing import Any
+
+from experiments.cells import CellSettings, cells
 from experiments.settings_file import load_settings
 
 TABLE = {
@@ -47,3 +49,42 @@ def test_the_reported_figure_is_not_part_of_a_cells_identity() -> None:
     told = {"name": "x", "attack": [{"name": "constant-image", "reported": 0.5}]}
     untold = {"name": "x", "attack": [{"name": "constant-image"}]}
     assert cells(load_settings(told))[0].as_json() == cells(load_settings(untold))[0].as_json()
+
+
+def hijacked(*tables: dict[str, Any]) -> list[CellSettings]:
+    return cells(load_settings({"name": "x", "attack": list(tables)}))
+
+
+def test_a_hijacked_run_is_never_a_passive_attacks() -> None:
+    active, passive = {"name": "fsha"}, {"name": "mean-image"}
+    found = hijacked(active, passive)
+    assert [cell.attack.name for cell in found] == ["mean-image", "fsha"], "passive ones first"
+    assert found[0].training.adversary is None
+    assert found[1].training.key("s") != found[0].training.key("s")
+    alone = hijacked(passive)[0].training
+    assert alone.key("s") == found[0].training.key("s"), "as if no adversary were there"
+
+
+def test_a_hijacked_run_is_its_adversarys_settings_and_not_its_targets() -> None:
+    plain, aimed, other, often = hijacked(
+        {"name": "fsha"},
+        {"name": "fsha", "targets": 3, "when": "inference", "control": False, "reported": 1},
+        {"name": "fsha", "gradient_scale": 2.0},
+        {"name": "fsha", "checkpoint_every": 7},
+    )
+    keys = [cell.training.key("s") for cell in (plain, aimed, other, often)]
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 3
+    assert plain.as_json() != aimed.as_json()
+
+
+def test_the_control_run_differs_in_what_nodes_get_alone() -> None:
+    training = hijacked({"name": "fsha", "gradient_scale": 2.0})[0].training
+    control = training.never_hijacked()
+    assert training.adversary is not None
+    assert control.adversary is not None
+    assert (training.adversary.forges, control.adversary.forges) == (True, False)
+    assert control.adversary.own == training.adversary.own == {"gradient_scale": 2.0}
+    assert control.key("s") != training.key("s")
+    honest = hijacked({"name": "mean-image"})[0].training
+    assert honest.never_hijacked() == honest

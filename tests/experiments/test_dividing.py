@@ -11,9 +11,10 @@ from clients import node_app
 from experiments.cells import Training, cells
 from experiments.dividing import labels_of, partition_of
 from experiments.preparing import prepare
+from experiments.run_folder import TrainingRun
 from experiments.settings import SettingsError
 from experiments.settings_file import load_settings
-from experiments.training import TrainingRun, train
+from experiments.training import train
 from leakbed.contracts import Evidence, Seat, ThreatModel
 from leakbed.events import Phase, SmashedUp
 from leakbed.flower_internals import task_identity

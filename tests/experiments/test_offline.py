@@ -56,6 +56,8 @@ def test_with_answers_it_is_scored(recorded: Path, tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused(recorded: Path, tmp_path: Path) -> None:
     with pytest.raises(MisfitError, match="'fedavg'"):
         attack_trace(recorded / "trace", "dlm-plus", out=tmp_path)
+    with pytest.raises(MisfitError, match=r"a recorded trace cannot repeat.*\[\[attack\]\]"):
+        attack_trace(recorded / "trace", "fsha", out=tmp_path)
     with pytest.raises(SettingsError, match="did you mean 'unsplit'"):
         attack_trace(recorded / "trace", "unsplitt", out=tmp_path)
     with pytest.raises(TraceError, match="holds no trace"):

@@ -1,11 +1,15 @@
 """A run's ingredients, and the misfits that need no training to be seen."""
 
+import re
+
 import pytest
 
+from attacks import ADVERSARIES
 from experiments.cells import Training, cells
-from experiments.preparing import answer_key, misfit, prepare
+from experiments.preparing import answer_key, misfit, prepare, unread
 from experiments.settings import SettingsError
 from experiments.settings_file import load_settings
+from leakbed.contracts import IllegalCombinationError
 
 TABLE = {
     "name": "small",
@@ -29,6 +33,18 @@ def training(*overrides: str, defense: str = "none") -> Training:
         ("vanilla-split", "smashed-noise", True),
         ("vanilla-split", "weight-sparsification", False),
         ("vanilla-split", "none", True),
+        ("fedavg", "nopeek", False),
+        ("vanilla-split", "nopeek", True),
+        ("u-shaped", "nopeek", True),
+        ("vertical-split", "nopeek", True),
+        ("fedavg", "splitguard", False),
+        ("vanilla-split", "splitguard", True),
+        ("u-shaped", "splitguard", False),
+        ("u-shaped", "splitout", True),
+        ("u-shaped", "gradients-scrutinizer", True),
+        ("vertical-split", "splitguard", False),
+        ("vertical-split", "splitout", False),
+        ("vertical-split", "gradients-scrutinizer", False),
     ],
 )
 def test_a_defence_must_protect_a_message_that_is_sent(
@@ -36,6 +52,48 @@ def test_a_defence_must_protect_a_message_that_is_sent(
 ) -> None:
     why = misfit(training(f"protocol.name={protocol}", defense=defense))
     assert (why is None) == fits
+
+
+@pytest.mark.parametrize(
+    ("protocol", "told"),
+    [
+        ("vanilla-split", None),
+        ("splitfed-v1", None),
+        ("parallel-split", None),
+        ("fedavg", "this protocol exchanges updates"),
+        ("vertical-split", "holds a strip of every image.*use 'vanilla-split'"),
+    ],
+)
+def test_an_adversary_forges_where_whole_images_are_smashed(
+    protocol: str, told: str | None
+) -> None:
+    threat = ADVERSARIES["fsha"]().threat
+    why = unread(threat, training(f"protocol.name={protocol}"))
+    assert why is None if told is None else re.search(told, str(why))
+
+
+def test_public_rows_are_the_adversarys_and_nobody_elses() -> None:
+    prepared = prepare(training(), root=None)
+    public, private = prepared.public, answer_key(prepared, None).images
+    assert public is not None
+    assert len(public["images"]) == len(public["labels"]) > 0
+    own = {image.tobytes() for image in public["images"]}
+    assert not own & {image.numpy().tobytes() for image in private}
+    assert prepare(training("data.public=0.0"), root=None).public is None
+
+
+def test_a_detector_needs_labels_that_the_node_may_use() -> None:
+    why = misfit(training("protocol.labels=server", defense="splitout"))
+    assert why is not None
+    assert "splitout cannot work with protocol.labels = 'server'" in why
+    assert "choose a protocol with labels = 'client' or 'shared'" in why
+
+
+def test_fewer_gradients_than_the_window_are_refused_before_training() -> None:
+    # 400 digits at 2 nodes: 140 rows each, so 9 batches of 16
+    with pytest.raises(IllegalCombinationError, match=r"simulates 9 .* window of 10 needs 10"):
+        prepare(training(defense="splitout"), root=None)
+    prepare(training("protocol.batch_size=8", defense="splitout"), root=None)
 
 
 def test_no_stream_of_a_run_is_another_or_the_seed() -> None:

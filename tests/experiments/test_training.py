@@ -1,6 +1,5 @@
 """A training run keeps a trace an adversary may have and answers only the oracle may open."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +10,10 @@ import torch
 from clients import node_app
 from experiments.cells import Training, cells
 from experiments.preparing import prepare
+from experiments.run_folder import TrainingRun
 from experiments.settings_file import load_settings
 from experiments.soundness import NonFiniteError
-from experiments.training import NodeCountError, TrainingRun, train
+from experiments.training import NodeCountError, train
 from leakbed.events import Bottom, Sealed, SmashedUp
 from leakbed.flower_internals import task_identity
 from leakbed.grids import LocalGrid, NodeFailed
@@ -96,14 +96,6 @@ def test_smashed_rows_are_those_the_answer_key_says(tmp_path: Path) -> None:
         assert answers.labels[torch.tensor(rows)].tolist() == event.labels.tolist()
 
 
-def test_a_run_is_read_back_and_an_unfinished_one_is_not(tmp_path: Path) -> None:
-    run = trained(tmp_path / "run")
-    again = TrainingRun.read(tmp_path / "run")
-    assert again is not None
-    assert (again.utility, again.cost) == (run.utility, run.cost)
-    assert TrainingRun.read(tmp_path / "other") is None
-
-
 def test_another_number_of_nodes_prints_the_flag_to_use(tmp_path: Path) -> None:
     with pytest.raises(NodeCountError, match='--federation-config "num-supernodes=2"'):
         trained(tmp_path / "run", nodes=3)
@@ -121,21 +113,6 @@ def test_a_trace_keeps_the_last_round_unless_all_are_asked_for(tmp_path: Path) -
     assert {e.round for e in Trace(last.trace).events(SmashedUp)} == {2}
     assert {e.round for e in Trace(every.trace).events(SmashedUp)} == {1, 2}
     assert last.utility == every.utility
-
-
-def test_a_damaged_run_is_none_and_is_trained_again(tmp_path: Path) -> None:
-    run = trained(tmp_path / "run")
-    (run.folder / "run.json").write_text("")
-    assert TrainingRun.read(run.folder) is None
-    assert trained(tmp_path / "run").utility == run.utility
-
-
-def test_what_a_killed_process_left_is_swept_and_a_living_ones_is_not(tmp_path: Path) -> None:
-    dead, alive, own = (tmp_path / f"run.unfinished-{pid}" for pid in (2**22 + 1, 1, os.getpid()))
-    for left in (dead, alive, own):
-        left.mkdir()
-    trained(tmp_path / "run")
-    assert {path.name for path in tmp_path.iterdir()} == {"run", alive.name}
 
 
 def test_a_node_that_diverges_is_named_by_its_partition(tmp_path: Path) -> None:

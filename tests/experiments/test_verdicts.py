@@ -42,6 +42,17 @@ def test_baselines_and_the_nearest_public_image_are_rivals(make_card: MakeCard) 
     assert "another-row" not in text
 
 
+def test_what_an_adversary_reads_of_honest_training_is_a_rival(
+    make_card: MakeCard, scores: Callable[..., dict[str, Any]]
+) -> None:
+    def told(honest: float) -> str:
+        control = {"within": True, "never_hijacked": scores(ssim=honest)}
+        return fell_short(make_card(attack="fsha", means={"ssim": 0.9}, control=control))
+
+    assert told(0.3).startswith("It beats everything")
+    assert "a client that was never hijacked (SSIM 0.90 against 0.90)" in told(0.9)
+
+
 def test_a_lead_within_two_errors_is_no_lead(make_card: MakeCard) -> None:
     text = fell_short(make_card(means={"ssim": 0.774}))
     assert "the nearest public image (SSIM 0.77 against 0.77)" in text
