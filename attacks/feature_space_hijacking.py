@@ -11,13 +11,10 @@ where the paper's equations 1 to 3 have logarithms. The critic scores the pilot 
 high, and the client descends on its own score.
 
 Departures:
-- The pilot ends in a ReLU where the first smashed batch has no negative number (``output``): the
-  published client ends in a sum, but a pilot that may go below zero is easily told from a ReLU.
-- Published clients and pilots read pixels in [-1, 1]. Clients here read [0, 1]; so may the pilot.
-- Public images are drawn without replacement until too few are left for a batch.
 - A pilot trained to low distance correlation beforehand (``pretraining``) stays as it is from then
   on, and so does its decoder; the paper's appendix B leaves it open.
-- For its parts' own see :mod:`attacks.hijacking_networks` and :mod:`attacks.critic`.
+- For its parts' own see :mod:`attacks.steering`, :mod:`attacks.hijacking_networks` and
+  :mod:`attacks.critic`.
 """
 
 from dataclasses import dataclass
@@ -28,32 +25,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from attacks.critic import EPSILON, PENALTIES, Critic, Penalty
-from attacks.hijacking_networks import (
-    ACTIVATIONS,
-    NETS,
-    PADDINGS,
-    Blueprint,
-    NoPilotError,
-    blueprint,
-)
-from attacks.owned_images import Draws, owned_images
-from leakbed.contracts import (
-    Evidence,
-    Guess,
-    Knowledge,
-    MissingKnowledgeError,
-    Seat,
-    ThreatModel,
-    UnfitViewError,
-    View,
-)
+from attacks.critic import EPSILON
+from attacks.owned_images import owned_images
+from attacks.steering import HijackSettings, Steering
+from leakbed.contracts import Evidence, Guess, Knowledge, Seat, ThreatModel, View
 from leakbed.distance_correlation import distance_correlation
-from leakbed.naming import unknown
 from leakbed.seeds import derive
 
-OUTPUTS = ("auto", "linear", "relu")
-PIXELS = ("centred", "unit")
 SMALL = {
     "nets": "small",
     "pilot_rate": 1e-3,
@@ -68,76 +46,33 @@ _CHUNK = 256  # rows decoded at once
 
 
 @dataclass(kw_only=True, eq=False)
-class Hijacked:
+class Hijacked(Steering):
     """What a hijacker holds; :meth:`FeatureSpaceHijacking.forge` consumes it.
 
     Attributes:
-        pilot: From images to feature maps, without the ReLU that may end it.
-        decoder: Back.
-        critic: Tells the client's feature maps from the pilot's.
+        decoder: From feature maps back to images.
         adam: Over pilot and decoder.
-        draws: Its own images.
-        unit: Whether the pilot reads pixels in [0, 1].
-        rectified: Whether a ReLU ends the pilot; None until the first smashed batch.
-        prepared: Whether the pretraining is over, which follows it.
+        prepared: Whether the pretraining is over, which follows the first smashed batch.
         autoencoder_loss: Of the last public batch, before the step; NaN before the first.
     """
 
-    pilot: nn.Module
     decoder: nn.Module
-    critic: Critic
     adam: Adam
-    draws: Draws
-    unit: bool
-    rectified: bool | None
     prepared: bool
     autoencoder_loss: Float[Tensor, ""]
 
-    def mapped(
-        self, images: Float[Tensor, " batch *image"]
-    ) -> Float[Tensor, " batch channels height width"]:
-        """Return the pilot's feature maps of images in [-1, 1]."""
-        maps: Tensor = self.pilot(images.add(1).div(2) if self.unit else images)
-        return maps.relu() if self.rectified else maps
-
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureSpaceHijacking:
+class FeatureSpaceHijacking(HijackSettings):
     """Reconstruction by a server that forges the cut gradient; published settings are the defaults.
 
     Attributes:
-        nets: ``"paper"``, or ``"small"`` for a CPU.
-        activations: Of pilot and decoder: ``"linear"`` (the code: none) or ``"swish"`` (the paper).
-        padding: Whether the pilot's halvings pad; ``"auto"`` takes the shallowest pilot that fits.
-        output: What ends the pilot: ``"linear"``, ``"relu"``, or ``"auto"`` by what the client
-            sends.
-        pixels: The pilot reads: ``"centred"`` in [-1, 1], ``"unit"`` in [0, 1]. With the latter a
-            small decoder starts at the public images' mean grey; for clients without BatchNorm.
-        pilot_rate: Adam's step size on pilot and decoder.
-        critic_rate: On the critic.
-        critic_beta: Adam's first momentum on the critic.
-        penalty: The critic's gradient is to have norm 1 in each ``"channel"`` of its input (the
-            code), or over each ``"sample"`` (the usual penalty).
-        penalty_weight: Of the penalty.
-        gradient_scale: Factor of the forged gradient; the paper's answer to a client that adds a
-            distance-correlation penalty to its loss is 25.
         without_class: Public images of this label are not used; -1 uses all.
         pretraining: Steps that fit pilot and decoder to low distance correlation before the first
             forgery; 0 trains them beside it, as published.
         fidelity: Weight of the reconstruction in those steps (appendix B).
     """
 
-    nets: str = "paper"
-    activations: str = "linear"
-    padding: str = "auto"
-    output: str = "auto"
-    pixels: str = "centred"
-    pilot_rate: float = 1e-5
-    critic_rate: float = 1e-4
-    critic_beta: float = 0.9
-    penalty: str = "channel"
-    penalty_weight: float = 500.0
-    gradient_scale: float = 1.0
     without_class: int = -1
     pretraining: int = 0
     fidelity: float = 50.0
@@ -153,19 +88,7 @@ class FeatureSpaceHijacking:
         Raises:
             ValueError: A setting is out of range.
         """
-        for setting, legal in (
-            ("nets", NETS),
-            ("activations", ACTIVATIONS),
-            ("padding", PADDINGS),
-            ("output", OUTPUTS),
-            ("pixels", PIXELS),
-            ("penalty", PENALTIES),
-        ):
-            if (value := getattr(self, setting)) not in legal:
-                raise ValueError(unknown(setting, value, legal))
-        for setting in ("pilot_rate", "critic_rate", "gradient_scale"):
-            if not getattr(self, setting) > 0:
-                raise ValueError(f"{setting} is {getattr(self, setting)}; it must be positive")
+        super().__post_init__()
         if self.pretraining < 0:
             raise ValueError(f"pretraining is {self.pretraining}; it must be 0 or more")
 
@@ -186,26 +109,15 @@ class FeatureSpaceHijacking:
             The state before the first batch.
         """
         images, _ = owned_images(view, without_class=self.without_class)
-        plan = self._plan(view)
-        pilot = plan.pilot(derive(seed, "pilot")).to(images.device)
+        plan = self.plan(view)
+        steering = self.steering(plan, images, seed=seed)
         grey = float(images.mean()) * 2 - 1 if self.pixels == "unit" else 0.0
         decoder = plan.decoder(derive(seed, "decoder"), grey=grey).to(images.device)
-        critic = Critic(
-            plan.critic(derive(seed, "critic")).to(images.device),
-            rate=self.critic_rate,
-            beta=self.critic_beta,
-            penalty=Penalty(over=self.penalty, weight=self.penalty_weight),
-            stream=derive(seed, "mixing"),
-        )
-        both = [*pilot.parameters(), *decoder.parameters()]
+        both = [*steering.pilot.parameters(), *decoder.parameters()]
         return Hijacked(
-            pilot=pilot,
+            **vars(steering),
             decoder=decoder,
-            critic=critic,
             adam=Adam(both, lr=self.pilot_rate, eps=EPSILON, fused=True),
-            draws=Draws(images, stream=derive(seed, "public")),
-            unit=self.pixels == "unit",
-            rectified={"linear": False, "relu": True}.get(self.output),
             prepared=False,
             autoencoder_loss=torch.tensor(torch.nan),
         )
@@ -230,9 +142,7 @@ class FeatureSpaceHijacking:
             The state, and the forged gradient.
         """
         del cut_gradient
-        private = state.draws.like(smashed)
-        if state.rectified is None:
-            state.rectified = bool((private >= 0).all())
+        private = state.received(smashed)
         if not state.prepared:
             self._prepare(state, len(private))
         images = state.draws.batch(len(private))
@@ -267,23 +177,6 @@ class FeatureSpaceHijacking:
             public = state.mapped(images)
             _fit(state, images, public, fidelity=self.fidelity)
         state.prepared = True
-
-    def _plan(self, view: View) -> Blueprint:
-        if view.smashed_shape is None:
-            raise MissingKnowledgeError(
-                "fsha builds its networks for one shape of smashed data, and the view says none; "
-                "set smashed_shape"
-            )
-        try:
-            return blueprint(
-                view.image_shape,
-                view.smashed_shape,
-                nets=self.nets,
-                activations=self.activations,
-                padding=self.padding,
-            )
-        except NoPilotError as error:
-            raise UnfitViewError(f"fsha: {error}") from error
 
 
 def _fit(state: Hijacked, images: Tensor, public: Tensor, *, fidelity: float | None = None) -> None:

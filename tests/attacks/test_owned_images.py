@@ -82,3 +82,11 @@ def test_what_cannot_be_used_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         owned_images(view(**changes), without_class=without)
+
+
+def test_places_are_those_of_the_batches() -> None:
+    owned = images()
+    batches, places = Draws(owned, stream=1), Draws(owned, stream=1)
+    for _ in range(5):
+        chosen = places.places(3)
+        assert torch.equal(batches.batch(3), owned[chosen].mul(2).sub(1))
