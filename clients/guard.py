@@ -15,13 +15,9 @@ from leakbed.contracts import Defense, DefenseState, IllegalCombinationError, Pr
 from leakbed.defending import NO_ALARM, Holdings, TrainingStep
 from leakbed.mods import load_state, save_state
 from leakbed.seeds import derive
-from leakbed.wire.alarms import Alarms
+from leakbed.wire.alarms import Alarms, Finding
 
 _KEY = "leakbed.training-defence"
-
-
-class HijackSuspectedError(RuntimeError):
-    """A detector raised its alarm, and the node was told to stop then."""
 
 
 class Guard:
@@ -65,10 +61,17 @@ class Guard:
     def alarms(self) -> Alarms:
         """What the detectors found so far; none where there is no detector."""
         return {
-            defence.name: (state.alarm, state.score)
+            defence.name: Finding(state.alarm, state.score, state.last, state.messages)
             for defence, state in zip(self._defences, self._states, strict=True)
             if type(defence).inspect is not Defense.inspect
         }
+
+    @property
+    def stopped_by(self) -> str | None:
+        """The first detector whose alarm ends the node's training; None while it goes on."""
+        pairs = zip(self._defences, self._states, strict=True)
+        stopping = (d.name for d, state in pairs if d.stop and state.alarm != NO_ALARM)
+        return next(stopping, None)
 
     def labels(self, labels: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
         """Return the labels to send with the next batch."""
@@ -97,26 +100,15 @@ class Guard:
                 total = term if total is None else total + term
         return total
 
-    def inspect(self, seen: TrainingStep, *, round_: int, step: int) -> None:
+    def inspect(self, seen: TrainingStep) -> None:
         """Show every detector what came back for a batch, before the bottom learns from it.
 
         Args:
             seen: All of it, on the CPU.
-            round_: The batch's round.
-            step: Its step.
-
-        Raises:
-            HijackSuspectedError: If one of them raised its alarm and is set to stop the node.
         """
         for index, defence in enumerate(self._defences):
             after = defence.inspect(self._states[index], seen)
             self._states[index] = replace(after, probing=False).next()
-            if defence.stop and after.alarm != NO_ALARM:
-                raise HijackSuspectedError(
-                    f"{defence.name} at node {self._cell.partition} takes the server for a "
-                    f"hijacker: alarm after {after.alarm} gradients, in round {round_}, step "
-                    f"{step}, with score {after.score:.3g}; the node trains no further"
-                )
 
     def store(self, context: Context) -> None:
         """Write the states into the node's."""

@@ -21,7 +21,7 @@ from clients.parts import blank
 from leakbed.defending import TrainingStep
 from leakbed.events import Array, Arrays
 from leakbed.tensors import finite, view
-from leakbed.wire.alarms import Alarms
+from leakbed.wire.alarms import Alarms, pack_stop
 from leakbed.wire.head_messages import BackwardReply
 from leakbed.wire.messages import EvaluateRequest, SplitReply, SplitRequest
 from leakbed.wire.records import ROUND
@@ -47,6 +47,11 @@ class BottomTrainer(PartTrainer):
         """What the node's detectors found so far; None where it has none."""
         return None if self._guard is None else self._guard.alarms or None
 
+    @property
+    def stopped_by(self) -> str | None:
+        """The detector whose alarm ended the node's training; None while it goes on."""
+        return None if self._guard is None else self._guard.stopped_by
+
     def forward(self, round_: int, step: int) -> Float[Tensor, " batch *cut"]:
         """Return the smashed batch of a step, and keep its graph for the gradient."""
         images = self._images.index_select(0, self.batch(round_, step)).to(self._device)
@@ -58,7 +63,7 @@ class BottomTrainer(PartTrainer):
         """Fill the bottom's gradients from that of the pending smashed batch.
 
         Defences of the training step see it and add their penalties. A batch sent to probe the
-        server leaves no gradient, so that no optimiser learns from it.
+        server, or one whose gradient ended the training, leaves no gradient to learn from.
 
         Args:
             gradient: dL/d(smashed), from the server.
@@ -136,8 +141,8 @@ class BottomTrainer(PartTrainer):
             labels=self._labels.index_select(0, rows),
             first_gradient=self._first_gradient(),
         )
-        guard.inspect(seen, round_=place[0], step=place[1])
-        if probing:
+        guard.inspect(seen)
+        if probing or guard.stopped_by is not None:
             self.optimiser.zero_grad()
         elif penalty is not None:
             penalty.backward()
@@ -174,10 +179,7 @@ def register(app: ClientApp) -> None:
             raise OutOfStepError("train.backward needs the cut gradient of the pending batch")
         trainer = _trainer(Cell.of(context), context, request)
         trainer.backward(request.gradient, round_=request.round, step=request.step)
-        if live(context) is None:
-            _store(trainer, context, pending=None)
-        reply = BackwardReply(step=request.step, gradient=trainer.gradients())
-        return Message(reply.records(), reply_to=message)
+        return Message(_gradients(trainer, context, request), reply_to=message)
 
     @app.evaluate("split")
     def evaluate(message: Message, context: Context) -> Message:
@@ -197,6 +199,8 @@ def _answer(
     cell: Cell, trainer: BottomTrainer, context: Context, request: SplitRequest
 ) -> RecordDict:
     """Return the next smashed batch, or the bottom when the round is over; store the state."""
+    if trainer.stopped_by is not None:
+        return _refusal(trainer, context)
     steps, examples = trainer.steps(request.round)
     closing = request.step == steps
     memory = live(context)
@@ -231,6 +235,21 @@ def _answer(
         labels=labels,
         rows=trainer.batch(request.round, request.step).numpy() if at_server else None,
     ).records()
+
+
+def _gradients(trainer: BottomTrainer, context: Context, request: SplitRequest) -> RecordDict:
+    """Return the bottom's gradient instead of a step; store the state."""
+    if trainer.stopped_by is not None:
+        return _refusal(trainer, context)
+    if live(context) is None:
+        _store(trainer, context, pending=None)
+    return BackwardReply(step=request.step, gradient=trainer.gradients()).records()
+
+
+def _refusal(trainer: BottomTrainer, context: Context) -> RecordDict:
+    """Return the answer of a node that trains no further; its state says so from then on."""
+    _store(trainer, context, pending=None)
+    return pack_stop(str(trainer.stopped_by), trainer.alarms or {})
 
 
 def _trainer(cell: Cell, context: Context, request: SplitRequest) -> BottomTrainer:

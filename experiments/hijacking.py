@@ -17,6 +17,7 @@ from torch import Tensor
 
 from attacks import ADVERSARIES
 from experiments.cells import Hijacking
+from experiments.detecting import timed
 from experiments.preparing import Prepared, answer_key
 from experiments.run_folder import DECODED
 from experiments.settings import JsonObject
@@ -57,6 +58,8 @@ class ActiveRun:
         self._chosen = chosen
         self._answers = answer_key(prepared, None)
         self._seen: dict[tuple[int, int, int], Tensor] = {}
+        self._forged: dict[int, list[int]] = {}
+        self._latest: tuple[Tensor, tuple[int, int, int]] | None = None
         adversary = make_adversary(chosen.name, chosen.own)
         view = opening_view(
             adversary.threat,
@@ -84,6 +87,8 @@ class ActiveRun:
         self.seconds += perf_counter() - started
         if isinstance(event, CutGradientDown):
             smashed = self._seen.pop(place)
+            self._forged.setdefault(event.node, []).append(self._hijack.iteration)
+            self._latest = smashed, place
             if self._hijack.iteration % self._chosen.checkpoint_every == 0:
                 self._measure(smashed, place)
         return sent if self._chosen.forges else None
@@ -96,8 +101,11 @@ class ActiveRun:
             work: The run's folder, with its trace; what is decoded is written there.
 
         Returns:
-            Utility, cost and checkpoints.
+            Utility, cost and checkpoints, and where among the forged gradients alarms were raised;
+            of a run that a node stopped also a checkpoint of the very end.
         """
+        if summary["detection"].get("stopped"):
+            self._measure_the_end()
         started = perf_counter()
         save_file(self._decoded(work / "trace"), work / DECODED)
         (work / DECODED).chmod(0o600)
@@ -107,7 +115,9 @@ class ActiveRun:
             "seconds": summary["cost"]["seconds"] - self.watching,
             "adversary_seconds": self.seconds,
         }
-        return {**summary, "cost": cost, "checkpoints": self.checkpoints}
+        hijacked = self._chosen.forges
+        detection = timed(summary["detection"], self._forged, hijacked=hijacked)
+        return {**summary, "cost": cost, "checkpoints": self.checkpoints, "detection": detection}
 
     def _decoded(self, folder: Path) -> dict[str, Tensor]:
         """Return what the adversary makes of the smashed data of a trace's last round."""
@@ -119,6 +129,12 @@ class ActiveRun:
                 guess = self._hijack.guess(torch.from_numpy(event.smashed))
                 tensors |= _kept(guess, place_of(event.phase, event.node, event.step))
         return tensors
+
+    def _measure_the_end(self) -> None:
+        """Add a checkpoint of the last gradient, where it has none."""
+        measured = self.checkpoints[-1]["step"] if self.checkpoints else 0
+        if self._latest is not None and measured < self._hijack.iteration:
+            self._measure(*self._latest)
 
     def _measure(self, smashed: Tensor, place: tuple[int, int, int]) -> None:
         """Score what the adversary makes of one training batch by now."""

@@ -10,8 +10,9 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 SUMMARY, DECODED, _UNFINISHED = "run.json", "decoded.safetensors", ".unfinished"
 
@@ -26,12 +27,17 @@ class TrainingRun:
         cost: Seconds and bytes.
         checkpoints: What an active adversary could decode while it trained, in order: the number of
             gradients it had forged (``step``) and scores of the batch of that step.
+        detection: What its nodes' detectors found, from :func:`experiments.detecting.found`; empty
+            where they had none.
+        smashed: What was measured of the smashed data themselves; empty where none were sent.
     """
 
     folder: Path
     utility: Mapping[str, float]
     cost: Mapping[str, float]
     checkpoints: Sequence[Mapping[str, float]] = ()
+    detection: Mapping[str, Any] = field(default_factory=dict)
+    smashed: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def trace(self) -> Path:

@@ -27,6 +27,7 @@ from experiments.attacking import (
 )
 from experiments.cells import CellSettings, Training, cells
 from experiments.decoding import decoded_attack, never_hijacked, quality
+from experiments.detecting import detected
 from experiments.preparing import Prepared, make_defenses, misfit, prepare, unread
 from experiments.run_folder import TrainingRun
 from experiments.settings import JsonObject, Settings
@@ -195,7 +196,10 @@ class _Runner:
         if cell.attack.control is not False:
             settings = self._prepared.settings.never_hijacked()
             control = self._trained(cell.case, replace(self._prepared, settings=settings))
-            beside = {"never_hijacked": never_hijacked(control, cell.attack)}
+            beside = {
+                "never_hijacked": never_hijacked(control, cell.attack),
+                "detection": detected(control),
+            }
         curve = {"checkpoints": quality(trained)}
         return self._judged(cell, key, trained, attacked, scores=curve, control=beside)
 
@@ -227,6 +231,8 @@ class _Runner:
             baselines=verdict.baselines,
             control={**(verdict.control or {}), **(control or {})} or None,
             utility=dict(trained.utility),
+            detection=detected(trained),
+            smashed=dict(trained.smashed),
             cost=cost,
             unreliable=verdict.unreliable,
         )

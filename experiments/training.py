@@ -16,6 +16,8 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from experiments.dependence import smashed_dependence
+from experiments.detecting import found
 from experiments.dividing import labels_of
 from experiments.hijacking import ActiveRun
 from experiments.preparing import Prepared, answer_key, make_defenses
@@ -28,10 +30,11 @@ from leakbed.grids import Canonical
 from leakbed.models import resolve_device
 from leakbed.opening import ADVERSARY, PUBLIC
 from leakbed.seeds import scoped
-from leakbed.trace import Recorder
+from leakbed.trace import Recorder, Trace
 from leakbed.wire.messages import SETUP
 from leakbed.wiretap import Wiretap
 from strategies import PROTOCOLS
+from strategies.post import NodeStopped
 from strategies.setup import Built, Setup
 
 
@@ -85,18 +88,31 @@ def _record(
     rounds = prepared.settings.protocol.rounds
     with Recorder(work / "trace", about=_about(prepared)) as recorder:
         _hold_public(recorder, prepared)
-        kept = recorder if prepared.settings.keep_rounds == "all" else LastRound(recorder, rounds)
+        kept = recorder if _keeps_all(prepared) else LastRound(recorder, rounds)
         hooks = [RefuseNonFinite(), kept]
         tap = Wiretap(grid, hooks, active=active, roster=grid.roster, strict=True)
-        built, utility = _start(prepared, tap, recorder, grid.roster)
+        built, utility, stop = _start(prepared, tap, recorder, grid.roster)
     cost = {
         "seconds": perf_counter() - started,
         "bytes_up": tap.bytes_up,
         "bytes_down": tap.bytes_down,
     }
-    answers = answer_key(prepared, built.bottom() if built.bottom else None)
+    # A stopped run has no last bottom: what it held at the last round's end is not what it sent.
+    bottom = built.bottom() if built.bottom and stop is None else None
+    answers = answer_key(prepared, bottom)
     answers.write(work / "answers", trace=work / "trace")
-    return {"utility": utility, "cost": cost}
+    return {
+        "utility": utility,
+        "cost": cost,
+        "detection": found(getattr(built.strategy, "alarms", {}), stop),
+        "smashed": smashed_dependence(Trace(work / "trace"), answers),
+    }
+
+
+def _keeps_all(prepared: Prepared) -> bool:
+    """Say whether all rounds are recorded: nobody knows beforehand where a node will stop."""
+    settings = prepared.settings
+    return settings.keep_rounds == "all" or any(d.stop for d in make_defenses(settings))
 
 
 class LastRound:
@@ -145,7 +161,8 @@ def _tell_nodes(grid: Canonical, prepared: Prepared, timeout: float) -> None:
 
 def _start(
     prepared: Prepared, tap: Wiretap, recorder: Recorder, roster: Mapping[int, int]
-) -> tuple[Built, dict[str, float]]:
+) -> tuple[Built, dict[str, float], NodeStopped | None]:
+    """Train; return the strategy, the utility, and the node that stopped, where one did."""
     protocol = prepared.settings.protocol
     entry = PROTOCOLS[protocol.name]
     built = entry.build(_setup(prepared, roster))
@@ -156,20 +173,23 @@ def _start(
         recorder.hold("server", f"model/round-{round_}", held)
         return None
 
-    with scoped(prepared.stream("server")):
-        result = built.strategy.start(
-            tap,
-            built.arrays,
-            num_rounds=protocol.rounds,
-            timeout=protocol.timeout,
-            evaluate_fn=keep,
-        )
+    try:
+        with scoped(prepared.stream("server")):
+            result = built.strategy.start(
+                tap,
+                built.arrays,
+                num_rounds=protocol.rounds,
+                timeout=protocol.timeout,
+                evaluate_fn=keep,
+            )
+    except NodeStopped as stop:
+        return built, {}, stop  # nothing is evaluated any more
     if not len(prepared.data.split().test):
-        return built, {}  # nothing is held out to measure utility on
+        return built, {}, None  # nothing is held out to measure utility on
     if entry.exchanges == "weights":
-        return built, {"test_accuracy": _whole_accuracy(prepared, result.arrays)}
+        return built, {"test_accuracy": _whole_accuracy(prepared, result.arrays)}, None
     metrics = result.evaluate_metrics_clientapp[protocol.rounds]
-    return built, {"test_accuracy": float(str(metrics["accuracy"]))}
+    return built, {"test_accuracy": float(str(metrics["accuracy"]))}, None
 
 
 def _setup(prepared: Prepared, roster: Mapping[int, int]) -> Setup:

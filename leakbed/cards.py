@@ -86,8 +86,15 @@ class Card(BaseModel):
         settings: Everything else the cell was run with.
         scores: From the oracle, ``Scores.as_dict``.
         baselines: The same metrics without evidence: baseline, metric, mean.
-        control: The negative control's verdict; ``None`` where there is none.
-        utility: What the defence left of the task: test accuracy and the like.
+        control: The negative control's verdict; ``None`` where there is none. Of an active
+            adversary also what it reads of a client that was ``never_hijacked``, and what that
+            client's detectors found (``detection``).
+        utility: What the defence left of the task: test accuracy and the like; empty where a node
+            stopped.
+        detection: What detectors at the nodes found, and whether the run was hijacked; empty
+            without detectors.
+        smashed: Of the last round's smashed data, whoever reads them: their distance correlation
+            with the images, ``corrected`` for bias (0 for independent data) and ``plain``.
         cost: Seconds, bytes up and down (evaluation included), peak memory of the process so far in
             bytes.
         reported: The source's own figure, where there is one.
@@ -118,6 +125,8 @@ class Card(BaseModel):
     baselines: dict[str, dict[str, float | None]] = Field(default_factory=dict)
     control: JsonObject | None = None
     utility: JsonObject = Field(default_factory=dict)
+    detection: JsonObject = Field(default_factory=dict)
+    smashed: JsonObject = Field(default_factory=dict)
     cost: JsonObject = Field(default_factory=dict)
     reported: JsonValue = None
     unreliable: str | None = None

@@ -48,6 +48,7 @@ class DefenseState:
         tensors: Anything else, by name.
         alarm: After how many gradients a detector raised its alarm; -1 where it did not.
         score: Its most suspicious score so far, on its own scale; NaN before the first.
+        last: Its latest score; NaN before the first.
         probing: Whether the batch that waits for its gradient has labels made up to probe the
             server, so that the node must not learn from it.
     """
@@ -57,6 +58,7 @@ class DefenseState:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     alarm: int = NO_ALARM
     score: float = nan
+    last: float = nan
     probing: bool = False
 
     def next(self) -> DefenseState:
@@ -81,6 +83,7 @@ class DefenseState:
             self,
             alarm=self.messages + 1 if raised else self.alarm,
             score=score if isnan(self.score) else worse(score, self.score),
+            last=score,
         )
 
     def generator(self) -> torch.Generator:
@@ -136,6 +139,7 @@ class Defense:
 
     Attributes:
         labels: The values of ``protocol.labels`` under which it works.
+        suspicious: Of a detector: which of its scores are suspicious, ``"low"`` or ``"high"`` ones.
         stop: Whether a node whose detector raised an alarm refuses to train on.
     """
 
@@ -143,6 +147,7 @@ class Defense:
     source: ClassVar[str]
     protects: ClassVar[frozenset[Protects]]
     labels: ClassVar[frozenset[str]] = frozenset({"shared", "server", "client"})
+    suspicious: ClassVar[str] = "high"
     stop: bool = False
 
     def begin(self, stream: int) -> DefenseState:

@@ -147,6 +147,7 @@ def load_state(context: Context, key: str) -> DefenseState | None:
         tensors=_tensors(unpack(kept)) if kept is not None else {},
         alarm=int(str(record["alarm"])),
         score=float(str(record["score"])),
+        last=float(str(record["last"])),
         probing=bool(record["probing"]),
     )
 
@@ -159,7 +160,7 @@ def save_state(context: Context, key: str, state: DefenseState) -> None:
         key: Of the defence.
         state: Its state.
     """
-    numbers = ("stream", "messages", "alarm", "score", "probing")
+    numbers = ("stream", "messages", "alarm", "score", "last", "probing")
     context.state[key] = ConfigRecord({name: getattr(state, name) for name in numbers})
     if state.tensors:
         tensors = {name: value.numpy() for name, value in state.tensors.items()}

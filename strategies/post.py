@@ -7,14 +7,42 @@ never as they arrive, so the result is the same on every grid.
 
 from collections.abc import Mapping, Sequence
 from time import monotonic
+from typing import Any
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from leakbed.grids.failures import NodeFailed
 from leakbed.grids.waiting import wait_for
+from leakbed.wire.alarms import Alarms, alarms_of, stop_of
+from leakbed.wire.records import WireError
 
 _LATE = "raise protocol.timeout if its steps take longer"
+
+
+class NodeStopped(NodeFailed):
+    """A node's detector took the server for a hijacker, and the node trains no further.
+
+    Attributes:
+        by: The detector.
+        alarms: What all the node's detectors found.
+    """
+
+    def __init__(self, node: int, message_type: str, by: str, alarms: Alarms) -> None:
+        """Say who stopped, and why.
+
+        Args:
+            node: Partition id.
+            message_type: Of the message it answered so.
+            by: The detector.
+            alarms: What all the node's detectors found.
+        """
+        cause = f"{by} takes the server for a hijacker; the node trains no further"
+        super().__init__(node, message_type, cause)
+        self.by, self.alarms = by, alarms
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.node, self.message_type, self.by, self.alarms)
 
 
 class Post:
@@ -56,18 +84,21 @@ class Post:
             The reply.
 
         Raises:
-            NodeFailed: If there is no answer in time, an error, or more than one answer.
+            NodeFailed: If there is no answer in time, an error, or more than one answer; as
+                :class:`NodeStopped` where the node answers that it trains no further.
         """
         message, sent = self._sent.pop(node)
         kind = message.metadata.message_type
         replies = wait_for(self._grid, [message.metadata.message_id], timeout=self._timeout)
         try:
-            return checked(replies, [message])[0]
+            (reply,) = checked(replies, [message])
         except NodeFailed as error:
             # Where a message's time to live is over first, its grid answers with an error.
             late = self._timeout is not None and monotonic() - sent >= self._timeout
             cause = f"no reply within {self._timeout} s; {_LATE}" if late else error.cause
             raise NodeFailed(self.partition(node), kind, cause) from error
+        refuse_stopped(reply, self.partition(node))
+        return reply
 
     def exchange(self, message: Message) -> Message:
         """Send a finished message and wait for its reply, as :meth:`receive` does.
@@ -104,6 +135,27 @@ def partition(grid: Grid, node: int) -> int:
     """Return which partition a Flower node id is, where the grid knows, else the id itself."""
     roster: Mapping[int, int] = getattr(grid, "roster", {})
     return roster.get(node, node)
+
+
+def refuse_stopped(reply: Message, node: int) -> None:
+    """Refuse a reply that says its node trains no further.
+
+    Args:
+        reply: With content.
+        node: Its sender's partition.
+
+    Raises:
+        NodeStopped: If it says so.
+        NodeFailed: If it says so in a way that cannot be read.
+    """
+    kind = reply.metadata.message_type
+    try:
+        by = stop_of(reply)
+        alarms = alarms_of(reply) if by is not None else None
+    except WireError as error:
+        raise NodeFailed(node, kind, str(error)) from error
+    if by is not None:
+        raise NodeStopped(node, kind, by, alarms or {})
 
 
 def checked(replies: Sequence[Message], sent: Sequence[Message]) -> list[Message]:

@@ -24,7 +24,7 @@ from leakbed.tensors import finite, view
 from leakbed.wire.alarms import Alarms
 from leakbed.wire.messages import SPLIT_EVALUATE, EvaluateRequest, SplitReply
 from leakbed.wire.records import WireError
-from strategies.post import Post, checked, partition
+from strategies.post import Post, checked, partition, refuse_stopped
 from strategies.split_loop import Labels, Lane
 from strategies.trainers import ServerPart, UnfitBatchError
 
@@ -241,6 +241,7 @@ class SplitStrategy(Strategy):
             NodeFailed: If it brings no bottom, or one that may be read by others than it should.
         """
         node, kind = self._partition(message.metadata.src_node_id), message.metadata.message_type
+        refuse_stopped(message, node)
         with self._blamed(message):
             reply = SplitReply.of(message)
         if reply.bottom is None or reply.bottoms != self._bottoms:

@@ -177,7 +177,7 @@ def test_a_hook_into_training_is_refused_where_nobody_calls_it() -> None:
 def test_a_state_survives_storage_alarm_and_all() -> None:
     kept, tensors = context(), {"a": torch.arange(3), "b": torch.tensor(True)}
     state = DefenseState(
-        stream=2**62, messages=4, tensors=tensors, alarm=3, score=0.25, probing=True
+        stream=2**62, messages=4, tensors=tensors, alarm=3, score=0.25, last=0.5, probing=True
     )
     save_state(kept, "here", state)
     found = load_state(kept, "here")

@@ -5,7 +5,15 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from leakbed.events import Sealed
-from leakbed.wire.alarms import ALARMS, alarms_of, pack_alarms
+from leakbed.wire.alarms import (
+    ALARMS,
+    STOPPED,
+    Finding,
+    alarms_of,
+    pack_alarms,
+    pack_stop,
+    stop_of,
+)
 from leakbed.wire.messages import SPLIT_STEP, SplitReply, SplitRequest
 from leakbed.wire.records import SEALED, WireError, pack
 from leakbed.wire.translation import events_up
@@ -18,7 +26,8 @@ def identity() -> Iterator[None]:
         yield
 
 
-FOUND = {"splitout": (10, 0.9), "splitguard": (-1, 0.5)}
+FOUND = {"splitout": Finding(10, 0.9, 0.8, 31), "splitguard": Finding(-1, 0.5, 1.0, 7)}
+WHOLE = {"splitout.alarm": 1, "splitout.score": 1.0, "splitout.last": 1, "splitout.gradients": 2}
 
 
 def reply(record: Any) -> Message:
@@ -34,17 +43,40 @@ def test_alarms_survive_the_wire() -> None:
 @pytest.mark.parametrize(
     "record",
     [
-        ConfigRecord({"splitout.alarm-step": 1}),
+        ConfigRecord(WHOLE),  # type: ignore[arg-type]
         ArrayRecord(),
-        MetricRecord({"splitout.alarm-step": 1}),
-        MetricRecord({"splitout.alarm-step": 1.5, "splitout.score": 1.0}),
-        MetricRecord({"splitout.alarm-step": 1, "splitout.score": [1.0]}),
-        MetricRecord({"splitout.other": 1, "splitout.alarm-step": 1, "splitout.score": 1.0}),
+        MetricRecord({"splitout.alarm": 1}),
+        MetricRecord({**WHOLE, "splitout.alarm": 1.5}),
+        MetricRecord({**WHOLE, "splitout.score": [1.0]}),
+        MetricRecord({**WHOLE, "splitout.other": 1}),
+        MetricRecord({**WHOLE, "alarm": 1}),
     ],
 )
 def test_what_is_no_record_of_alarms_is_refused(record: Any) -> None:
-    with pytest.raises(WireError, match=r"sealed\.alarms|no alarm and score"):
+    with pytest.raises(WireError, match=r"sealed\.alarms|no finding of a detector|is not whole"):
         alarms_of(reply(record))
+
+
+def test_a_whole_record_is_read() -> None:
+    assert alarms_of(reply(MetricRecord(WHOLE))) == {"splitout": Finding(1, 1.0, 1, 2)}  # type: ignore[arg-type]
+
+
+def test_a_node_s_word_that_it_stopped_survives_the_wire_and_findings_stay_sealed() -> None:
+    sent = Message(SplitRequest(round=1, step=1).records(), dst_node_id=1, message_type=SPLIT_STEP)
+    answer = Message(pack_stop("splitout", FOUND), reply_to=sent)
+    assert stop_of(answer) == "splitout"
+    assert alarms_of(answer) == FOUND
+    assert events_up(sent, answer, 0) == []  # nothing an adversary could read, no tensor at all
+    assert stop_of(reply(pack_alarms(FOUND))) is None
+
+
+@pytest.mark.parametrize(
+    "record", [MetricRecord({"by": 1}), ConfigRecord(), ConfigRecord({"by": 1})]
+)
+def test_a_stop_that_names_no_detector_is_refused(record: Any) -> None:
+    content = RecordDict({STOPPED: record})
+    with pytest.raises(WireError, match="what stopped the node"):
+        stop_of(Message(content, dst_node_id=1, message_type=SPLIT_STEP))
 
 
 def test_a_reply_without_detectors_carries_nothing_of_them() -> None:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
+from leakbed.wire.alarms import Finding
 from leakbed.wire.messages import (
     SPLIT_EVALUATE,
     SPLIT_STEP,
@@ -40,7 +41,10 @@ def carried(value: Any, kind: str = SPLIT_STEP) -> Any:
         (SplitReply(steps=3, examples=6, smashed=X, rows=Y), SPLIT_STEP),
         (SplitReply(steps=3, examples=6, bottom={"w": X}), SPLIT_STEP),
         (SplitReply(steps=3, examples=6, bottom={"w": X}, bottoms="relayed"), SPLIT_STEP),
-        (SplitReply(steps=3, examples=6, bottom={"w": X}, alarms={"d": (4, 0.5)}), SPLIT_STEP),
+        (
+            SplitReply(steps=3, examples=6, bottom={"w": X}, alarms={"d": Finding(4, 0.5, 0.5, 6)}),
+            SPLIT_STEP,
+        ),
         (SplitReply(steps=0, examples=2, smashed=X), SPLIT_EVALUATE),
         (EvaluateRequest(round=2, start=0, stop=2, bottom={"w": X}), SPLIT_EVALUATE),
         (EvaluateRequest(round=2, start=0, stop=2, bottom={"w": X}, bottoms="relayed"), "e.split"),
