@@ -98,6 +98,7 @@ def test_a_hook_that_meddles_with_everything_changes_no_bit(
     train: Callable[[Wiretap], Mapping[str, Tensor]],
 ) -> None:
     meddler = Meddler()
+    trained(train, [])  # loads data once; beartype, checking that, draws from `random`
     expected = trained(train, [])
     assert tiny.same(trained(train, [meddler]), expected)
     assert meddler.seen

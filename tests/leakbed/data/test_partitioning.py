@@ -1,5 +1,8 @@
 import inspect
 import logging
+import random
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -142,3 +145,16 @@ def test_an_empty_part_is_refused() -> None:
             alpha=[0.001, 9.0, 9.0, 9.0, 9.0],
             min_partition_size=0,
         )
+
+
+def test_the_first_deal_of_a_process_draws_from_no_generator_of_the_app() -> None:
+    """Importing Flower's partitioners does, and the app may be sampling nodes just then."""
+    asked = (
+        "import random, torch; from leakbed.data.partitioning import partition; random.seed(1);"
+        "partition(torch.arange(8), nodes=2, stream=1); print(random.random())"
+    )
+    printed = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", asked], capture_output=True, check=True, text=True
+    )
+    random.seed(1)
+    assert float(printed.stdout) == random.random()
