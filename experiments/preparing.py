@@ -16,6 +16,7 @@ from clients.guard import unlabelled
 from defenses import DEFENSES
 from experiments.cells import Training
 from experiments.dividing import check_parties, partition_of
+from experiments.intruders import check_intruder, misplaced
 from experiments.settings import SettingsError
 from experiments.settings_protocol import ProtocolSettings
 from experiments.settling import resolved
@@ -60,10 +61,8 @@ class Prepared:
     @property
     def public(self) -> Arrays | None:
         """Images and labels of the adversary's own; None where it has none."""
-        dataset, rows = self.data.dataset(), self.data.split().public
-        if not len(rows):
-            return None
-        return {"images": dataset.images[rows].numpy(), "labels": dataset.labels[rows].numpy()}
+        images, labels = self.data.owned()
+        return {"images": images.numpy(), "labels": labels.numpy()} if len(labels) else None
 
     def stream(self, role: str) -> int:
         """Return the stream of a role in this run."""
@@ -82,10 +81,18 @@ class Prepared:
             partition=partition,
             stream=self.stream(f"node/{partition}"),
             defence_stream=self.stream(f"defence/{partition}"),
-            defenses=self.defenses,
             device=self.settings.device,
             order_stream=order,
+            **self._intruder(partition),
         )
+
+    def _intruder(self, partition: int) -> dict[str, Any]:
+        """Return what makes a node malicious; it does not defend itself against anybody."""
+        chosen = self.settings.intruder
+        if chosen is None or partition not in chosen.nodes:
+            return {"defenses": self.defenses}
+        stream = self.stream(f"adversary/{chosen.name}/{partition}")
+        return {"intruder": (chosen.name, chosen.own), "intruder_stream": stream}
 
 
 def prepare(training: Training, *, root: str | None) -> Prepared:
@@ -110,7 +117,7 @@ def prepare(training: Training, *, root: str | None) -> Prepared:
     architecture = Architecture(
         name=model.name,
         image_shape=(channels, height, width),
-        num_classes=len(dataset.classes),
+        num_classes=len(dataset.classes) + model.extra_classes,
         activation=model.activation,
         initialisation=model.initialisation,
         cut=model.cut,
@@ -126,10 +133,12 @@ def prepare(training: Training, *, root: str | None) -> Prepared:
     if entry.exchanges == "split":
         _check_parts(architecture, parts=entry.parts)
     check_parties(training, architecture)
+    data.owned()  # refuses a public set that does not fit
     for partition, rows in enumerate(data.split().nodes):
         prepared.cell(partition).batches(1, len(rows))
         for defence in make_defenses(training):
             defence.check(rows=len(rows), batch_size=protocol.batch_size)
+    check_intruder(training, prepared.cell)
     resolve_device(training.device)
     return prepared
 
@@ -146,9 +155,11 @@ def _recipe(training: Training, root: str | None) -> DataRecipe:
         root=root,
         size=chosen.size,
         image_size=chosen.image_size,
+        channels=chosen.channels,
         partition=partition_of(training),
         partition_settings=tuple(sorted(own.items())),
         public=chosen.public,
+        public_from=chosen.public_from,
         test=chosen.test,
         download=chosen.download,
     )
@@ -216,10 +227,12 @@ def unread(threat: ThreatModel, training: Training) -> str | None:
 
 
 def misfit(training: Training) -> str | None:
-    """Return why a defence cannot protect a protocol, or None if it can."""
+    """Return why a defence or an intruder does not fit a protocol, or None if all do."""
     exchanges = PROTOCOLS[training.protocol.name].exchanges
     sent = {Protects.UPDATE} if exchanges == "weights" else _SPLIT
     labels = resolved(training.protocol).labels
+    if (why := misplaced(training, exchanges=exchanges, labels=str(labels))) is not None:
+        return why
     for name, _ in training.defense.stack:
         protects = DEFENSES[name].protects
         if exchanges == "split" and labels not in DEFENSES[name].labels:
@@ -245,6 +258,7 @@ def answer_key(prepared: Prepared, bottom: Arrays | None) -> AnswerKey:
         Everything the oracle needs to score attacks on it.
     """
     dataset, rows = prepared.data.dataset(), prepared.data.split()
+    public_images, public_labels = prepared.data.owned()
     starts = torch.tensor([0, *(len(part) for part in rows.nodes)]).cumsum(0)
     if prepared.data.aligned:
         starts = torch.zeros_like(starts)  # every party's batches name the same rows
@@ -255,10 +269,11 @@ def answer_key(prepared: Prepared, bottom: Arrays | None) -> AnswerKey:
         test_labels=dataset.labels[rows.test],
         order=_order(prepared, rows.nodes, starts),
         num_classes=len(dataset.classes),
-        public_images=dataset.images[rows.public],
-        public_labels=dataset.labels[rows.public],
+        public_images=public_images,
+        public_labels=public_labels,
         bottom=bottom,
         parties=prepared.data.nodes if prepared.data.aligned else 1,
+        classes=dataset.classes,
     )
 
 

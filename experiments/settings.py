@@ -16,14 +16,16 @@ from pydantic import (
     model_validator,
 )
 
-from experiments.plugins import PluginFields, adversary_names, plugin_fields
+from experiments.plugins import PluginFields, adversary_names, intruder_names, plugin_fields
 from experiments.settings_protocol import ProtocolSettings, Strict
 from experiments.settings_values import check_value
 from leakbed.naming import unknown
 
 JsonObject = dict[str, Any]
 SECTIONS = ("data", "model", "protocol")
-_PASSIVE, _ACTIVE = {"restarts"}, {"checkpoint_every", "control"}
+_PASSIVE, _ACTIVE = {"restarts", "when"}, {"checkpoint_every", "when", "control"}
+_INTRUDING = {"nodes", "control"}
+_MOST_EXTRA = 1000
 _WIDEST = 1024  # pixels a side; all images lie in memory at once
 
 
@@ -40,27 +42,34 @@ class DataSettings(Strict):
     alpha: float | None = Field(default=None, gt=0)
     partition_settings: JsonObject = Field(default_factory=dict)
     public: float = Field(default=0.2, ge=0, lt=1)
+    public_from: str | None = None
     test: float | None = Field(default=None, ge=0, lt=1)
     size: int | None = Field(default=None, ge=1)
     image_size: int | None = Field(default=None, ge=1, le=_WIDEST)
+    channels: Literal[1, 3] | None = None
     download: bool = False
 
 
 class ModelSettings(Strict):
-    """Which network, cut where; see :class:`leakbed.models.Architecture`."""
+    """Which network, cut where; see :class:`leakbed.models.Architecture`.
+
+    ``extra_classes`` are outputs beyond those of the data, which no true label uses.
+    """
 
     name: str = "mnistnet"
     cut: int | None = Field(default=None, ge=0)
     upper_cut: int | None = Field(default=None, ge=1)
     activation: str | None = None
     initialisation: Literal["default", "uniform"] = "default"
+    extra_classes: int = Field(default=0, ge=0, le=_MOST_EXTRA)
 
 
 class AttackSettings(BaseModel):
     """One attack: keys every attack has, and its own in ``own``.
 
-    ``restarts`` is for passive attacks, ``checkpoint_every`` and ``control`` are for adversaries;
-    see :class:`experiments.cells.Hijacking`.
+    ``restarts`` is for passive attacks, ``checkpoint_every`` and ``control`` are for adversaries,
+    see :class:`experiments.cells.Hijacking`; ``nodes`` and ``control`` are for malicious clients,
+    see :class:`experiments.cells.Intruding`, whose samples ``targets`` counts.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -71,6 +80,7 @@ class AttackSettings(BaseModel):
     when: Literal["training", "inference"] = "training"
     checkpoint_every: int | None = Field(default=None, ge=1, strict=True)
     control: bool | None = Field(default=None, strict=True)
+    nodes: tuple[int, ...] | None = Field(default=None, min_length=1)
     reported: Any = None
     own: JsonObject = Field(default_factory=dict)
 
@@ -174,13 +184,16 @@ def common_keys(attack: object) -> frozenset[str]:
 
     Args:
         attack: Its name. No other gradients can be forged once a run is over, so an adversary has
-            no restarts; a passive attack changes nothing while the run trains.
+            no restarts; a passive attack changes nothing while the run trains; an intruder attacks
+            no message of its own choosing.
 
     Returns:
         Legal keys of its table, beside its own.
     """
-    known = frozenset(AttackSettings.model_fields) - {"own"}
-    return known - (_PASSIVE if attack in adversary_names() else _ACTIVE)
+    everyones = set(AttackSettings.model_fields) - {"own"} - _PASSIVE - _ACTIVE - _INTRUDING
+    if attack in intruder_names():
+        return frozenset(everyones | _INTRUDING)
+    return frozenset(everyones | (_ACTIVE if attack in adversary_names() else _PASSIVE))
 
 
 def _attack(table: object) -> object:

@@ -5,10 +5,12 @@ with ``Dataset.official_test`` counting the latter, so that every row has one nu
 """
 
 import os
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 from leakbed.data.dataset import BadDataError, Dataset, Decoded, MissingDataError, finished
+from leakbed.data.fitting import fitted
 from leakbed.data.folders import read_folder
 from leakbed.data.own import read_own
 from leakbed.data.published import PUBLISHED, read_digits, read_published
@@ -35,6 +37,7 @@ def load(
     size: int | None = None,
     download: bool = False,
     image_size: int | None = None,
+    channels: int | None = None,
 ) -> Dataset:
     """Return a data set; the same object for the same arguments within a process.
 
@@ -44,20 +47,18 @@ def load(
             reads it from the environment variable ``LEAKBED_DATA``.
         size: How many rows to keep, evenly spaced; ``None`` keeps all.
         download: Whether to fetch a published set that is missing into ``root``.
-        image_size: Side in pixels to which the images of an ``image-folder`` are resized.
+        image_size: Side in pixels of the square to which images are resized; ``None`` keeps them.
+        channels: 1 makes images grey, 3 coloured; ``None`` keeps them.
 
     Returns:
         Training and test rows pooled, test last. Shared: do not change its tensors.
 
     Raises:
         UnknownDatasetError: No data set of that name.
-        BadDataError: ``image_size`` was given for a set whose images have one.
     """
     if name not in DATASETS and ":" not in name:
         message = unknown("data set", name, DATASETS)
         raise UnknownDatasetError(f"{message}; or 'package.module:function' for your own")
-    if image_size is not None and name != "image-folder":
-        raise BadDataError(f"image_size is for image-folder; data set {name!r} has its own size")
     if root is None and (variable := os.environ.get("LEAKBED_DATA")):
         root = Path(variable)
     if name == "mnist-5k":
@@ -68,6 +69,7 @@ def load(
         size=size,
         download=download,
         image_size=image_size,
+        channels=channels,
     )
 
 
@@ -79,9 +81,17 @@ def _load(
     size: int | None,
     download: bool,
     image_size: int | None,
+    channels: int | None,
 ) -> Dataset:
     decoded = _read(name, root=root, download=download, image_size=image_size)
-    return finished(name, decoded, size=size)
+    dataset = finished(name, decoded, size=size)
+    own_channels, *own_size = dataset.image_shape
+    height, width = own_size if image_size is None else (image_size, image_size)
+    try:
+        images = fitted(dataset.images, shape=(channels or own_channels, height, width))
+    except ValueError as error:
+        raise BadDataError(f"data set {name!r}: {error}") from error
+    return replace(dataset, images=images)
 
 
 def _read(name: str, *, root: Path | None, download: bool, image_size: int | None) -> Decoded:

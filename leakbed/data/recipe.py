@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from leakbed.data import Dataset, Split, load, split
+from leakbed.data import BadDataError, Dataset, Split, load, split
+from leakbed.data.fitting import fitted
 from leakbed.data.splitting import ALIGNED
 from leakbed.strips import strip
 
@@ -25,10 +26,13 @@ class DataRecipe:
         stream: The cell's ``data`` stream.
         root: Folder that holds downloaded sets, or None.
         size: Keep only this many rows; None keeps all.
-        image_size: Resize image folders to this side; None refuses mixed sizes.
+        image_size: Resize images to this side; None refuses folders of mixed sizes.
+        channels: 1 makes images grey, 3 coloured; None keeps them.
         partition: Name of the partitioner; ``"aligned"`` gives every node a strip of all rows.
         partition_settings: Its own settings, as pairs.
         public: Share of the rows the adversary owns.
+        public_from: Data set of which it owns as many rows instead, made to fit in shape; None is
+            the same one.
         test: Share of the rows held out for testing; None as for :func:`leakbed.data.split`.
         download: Whether a missing set may be downloaded.
     """
@@ -39,9 +43,11 @@ class DataRecipe:
     root: str | None = None
     size: int | None = None
     image_size: int | None = None
+    channels: int | None = None
     partition: str = "iid"
     partition_settings: tuple[tuple[str, Any], ...] = field(default=())
     public: float = 0.2
+    public_from: str | None = None
     test: float | None = None
     download: bool = False
 
@@ -52,15 +58,45 @@ class DataRecipe:
 
     def dataset(self) -> Dataset:
         """Return the whole data set; decoded once per process."""
-        return _dataset(self.name, self.root, self.size, self.image_size, self.download)
+        return _loaded(self, self.name, size=self.size, channels=self.channels)
 
     def digest(self) -> str:
         """Return a checksum of all images and labels; computed once per process."""
-        return _digest(self.dataset())
+        foreign = [] if self.public_from is None else [_digest(_foreign(self))]
+        return ":".join([_digest(self.dataset()), *foreign])
 
     def split(self) -> Split:
         """Return the rows of every part; computed once per process."""
         return _split(self)
+
+    def owned(
+        self,
+    ) -> tuple[Float[Tensor, " public channels height width"], Int[Tensor, " public"]]:
+        """Return the images and labels that the adversary owns.
+
+        Returns:
+            Rows of the data set that no node has, or as many of ``public_from``, spread over it.
+
+        Raises:
+            BadDataError: If the other data set has too few rows, or labels that the task has not.
+        """
+        dataset, rows = self.dataset(), self.split().public
+        if self.public_from is None:
+            return dataset.images[rows], dataset.labels[rows]
+        other = _foreign(self)
+        if len(other) < len(rows):
+            raise BadDataError(
+                f"data.public_from {self.public_from!r} has {len(other)} rows, but the adversary "
+                f"is to own {len(rows)}; lower data.public, or choose a larger set"
+            )
+        if other.num_classes > dataset.num_classes:
+            raise BadDataError(
+                f"data.public_from {self.public_from!r} has {other.num_classes} classes, "
+                f"{self.name!r} {dataset.num_classes}; choose a set with as many or fewer"
+            )
+        chosen = torch.arange(len(rows)) * len(other) // max(len(rows), 1)
+        images = fitted(other.images[chosen], shape=dataset.image_shape)
+        return images, other.labels[chosen]
 
     @property
     def aligned(self) -> bool:
@@ -98,12 +134,16 @@ class DataRecipe:
         return images[place[owned.private]], torch.full((len(stored),), -1)
 
 
-@lru_cache(maxsize=2)  # by what it depends on alone: cells of other seeds share it
-def _dataset(
-    name: str, root: str | None, size: int | None, image_size: int | None, download: bool
-) -> Dataset:
-    folder = Path(root) if root else None
-    return load(name, root=folder, size=size, image_size=image_size, download=download)
+def _loaded(recipe: DataRecipe, name: str, **kept: int | None) -> Dataset:
+    """Return a data set from where the recipe reads; :func:`load` decodes it once per process."""
+    folder = Path(recipe.root) if recipe.root else None
+    size, download = recipe.image_size, recipe.download
+    return load(name, root=folder, image_size=size, download=download, **kept)
+
+
+def _foreign(recipe: DataRecipe) -> Dataset:
+    """Return the other data set that an adversary's images come from."""
+    return _loaded(recipe, str(recipe.public_from))
 
 
 @lru_cache(maxsize=4)
@@ -119,7 +159,7 @@ def _split(recipe: DataRecipe) -> Split:
     )
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _digest(dataset: Dataset) -> str:
     digest = hashlib.sha256(str(dataset.classes).encode())
     for tensor in (dataset.images, dataset.labels):

@@ -48,7 +48,7 @@ def test_defaults_are_one_undefended_case() -> None:
         ({"protocol": {"local_steps": 10**11}}, "less than or equal to 1000000"),
         ({"data": {"public": 1.0}}, "less than 1"),
         ({"attack": []}, "at least 1"),
-        ({"attack": [{"targets": 2}]}, "every attack needs a name; legal: constant-image"),
+        ({"attack": [{"targets": 2}]}, "every attack needs a name; legal: "),
         ({"attack": [{"name": "unsplit", "outer_steps": "x"}]}, "outer_steps: Input should be a v"),
         ({"attack": [{"name": "unsplit", "tv": float("nan")}]}, "tv: Input should be a finite"),
         ({"attack": [{"name": "unsplit", "own": {"x": 1}}]}, "unknown key of attack unsplit 'x'"),

@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from leakbed.data import (
     DATASETS,
@@ -30,9 +31,17 @@ def test_without_a_root_the_error_says_how_to_set_one(
         load(name)
 
 
-def test_image_size_is_for_folders() -> None:
-    with pytest.raises(BadDataError, match="image_size is for image-folder"):
-        load("mnist-5k", image_size=32)
+def test_images_are_fitted_to_a_size_and_a_number_of_channels() -> None:
+    plain, fitted = load("mnist-5k", size=50), load("mnist-5k", size=50, image_size=32, channels=3)
+    assert fitted.image_shape == (3, 32, 32)
+    assert torch.equal(fitted.labels, plain.labels)
+    assert torch.equal(fitted.images[:, 0], fitted.images[:, 2])
+    assert load("mnist-5k", size=50, image_size=28).images.equal(plain.images)
+
+
+def test_channels_that_are_no_colours_are_refused() -> None:
+    with pytest.raises(BadDataError, match=r"mnist-5k.*cannot be given 2"):
+        load("mnist-5k", size=50, channels=2)
 
 
 def test_decoded_once_per_process(tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
-from leakbed.data import load, split
+from leakbed.data import BadDataError, load, split
 from leakbed.data.recipe import DataRecipe
 from tests import tiny
 
@@ -80,3 +80,34 @@ def test_nodes_that_divide_rows_see_whole_images() -> None:
     assert torch.equal(images, recipe.dataset().images[rows])
     assert torch.equal(labels, recipe.dataset().labels[rows])
     assert torch.equal(recipe.seen_by(images, 1), images)
+
+
+def test_the_adversary_owns_public_rows() -> None:
+    recipe = tiny.recipe(2)
+    images, labels = recipe.owned()
+    rows = recipe.split().public
+    assert torch.equal(images, recipe.dataset().images[rows])
+    assert torch.equal(labels, recipe.dataset().labels[rows])
+
+
+def test_images_of_another_set_take_the_place_of_public_rows_and_of_nothing_else() -> None:
+    own = DataRecipe(name="mnist-5k", size=50, nodes=2, stream=1)
+    foreign = replace(own, public_from="tests.leakbed.data.own_data:colour_floats")
+    assert torch.equal(own.split().private, foreign.split().private)
+    images, labels = foreign.owned()
+    assert images.shape == own.owned()[0].shape == (9, 1, 28, 28)
+    assert labels.unique().tolist() == [0, 1, 2]
+    assert (images.diff(dim=0).flatten(1) > 0).all()  # its pixels rise from row to row
+    assert own.digest() != foreign.digest()
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "message"),
+    [
+        ("mnist-5k", "tests.tiny:images", "has 60 rows, but the adversary is to own 900"),
+        ("tests.tiny:images", "mnist-5k", "has 10 classes.* 3; choose"),
+    ],
+)
+def test_another_set_that_does_not_fit_is_refused(name: str, other: str, message: str) -> None:
+    with pytest.raises(BadDataError, match=message):
+        DataRecipe(name=name, nodes=2, stream=1, public_from=other).owned()
