@@ -109,6 +109,27 @@ def test_run_writes_where_it_is_told(invoke: Invoke, testbed: Testbed) -> None:
     assert testbed.asked[0][2] == {"out": Path("here")}
 
 
+def test_another_scale_is_a_file_beside_the_experiments(
+    invoke: Invoke, testbed: Testbed, tmp_path: Path
+) -> None:
+    (tmp_path / "paper.toml").write_text('name = "big"\n[[attack]]\nname = "constant-image"\n')
+    assert invoke("run", "tried.toml", "--scale", "paper", "-o", "seed=7").exit_code == 0
+    _, (checked,), options = testbed.asked[0]
+    assert (checked.name, checked.seed, options) == ("big", 7, {"out": Path("runs/big")})
+
+
+@pytest.mark.parametrize("scale", ["papper", "tried"])
+def test_a_scale_that_an_experiment_lacks_is_refused_with_those_it_has(
+    invoke: Invoke, testbed: Testbed, tmp_path: Path, scale: str
+) -> None:
+    (tmp_path / "paper.toml").write_text("")
+    result = invoke("run", "tried.toml", "--scale", scale)
+    assert result.exit_code == 2
+    assert f"tried.toml has no settings at scale '{scale}'" in result.stderr
+    assert result.stderr.endswith("it has: paper\n")
+    assert not testbed.asked
+
+
 def test_compare_runs_the_flagship(
     invoke: Invoke, testbed: Testbed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
