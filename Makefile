@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 CONSTRAINTS ?=
 
 PACKAGES := leakbed attacks defenses strategies clients experiments
-BENCHMARKS := split_steps fedavg_round scale wire unsplit_targets
+BENCHMARKS := split_steps hijacked_steps fedavg_round scale wire unsplit_targets
 BIN := .venv/bin
 
 # Flower reports usage unless told otherwise; a run here should also work without a network.

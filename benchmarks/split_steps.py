@@ -37,6 +37,7 @@ NETWORKS = {
     "784-256": ("benchmarks.perceptron:network", 2),
     "mnistnet": ("mnistnet", 2),
     "mnistnet cut 5": ("mnistnet", 5),
+    "two-blocks": ("two-blocks", 7),
 }
 BOTTOMS = {"vanilla-split": "sealed", "splitfed-v1": "relayed"}
 
@@ -52,6 +53,8 @@ class Size:
         workers: Of the Ray grid and of Flower's runtime.
         steps: Batches of each node in a round.
         batch: Rows of each batch.
+        optimizer: ``"sgd"`` or ``"adam"``.
+        learning_rate: Its step size.
     """
 
     network: str = "784-256"
@@ -60,6 +63,8 @@ class Size:
     workers: int = 1
     steps: int = 200
     batch: int = 64
+    optimizer: str = "sgd"
+    learning_rate: float = 0.01
 
     @property
     def architecture(self) -> Architecture:
@@ -73,7 +78,8 @@ class Size:
         return TrainingPlan(
             batch_size=self.batch,
             local_steps=self.steps,
-            learning_rate=0.01,
+            optimizer=self.optimizer,
+            learning_rate=self.learning_rate,
             bottoms=BOTTOMS[self.protocol],
         )
 
