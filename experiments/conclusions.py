@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from experiments.comparison import families
 from experiments.measures import Measure, difference, text, value_text
 from experiments.report_cells import FAMILY_IN_WORDS, LEADING, METRIC_IN_WORDS, Cell, cells, grouped
+from experiments.report_detection import noticed
 from experiments.verdicts import caveats, misses, place, shortfall
 from leakbed.cards import Card
 from leakbed.metrics import HIGHER_LEAKS_MORE
@@ -31,6 +32,7 @@ def conclusions(cards: Iterable[Card], *, samples: Mapping[str, str] | None = No
     Returns:
         Whole sentences.
     """
+    cards = list(cards)
     scored = [cell for cell in cells(cards) if cell.first.status == "done" and cell.measures]
     attacks = [cell for cell in scored if cell.is_attack]
     if not attacks:
@@ -43,7 +45,9 @@ def conclusions(cards: Iterable[Card], *, samples: Mapping[str, str] | None = No
         protected = [cell for cell in block if cell.first.defense != "none"]
         said += [_defence(same, plain) for same in grouped(protected, _protected)]
     return [
-        sentence.strip() for sentence in [*said, *misses(attacks), *caveats(scored)] if sentence
+        sentence.strip()
+        for sentence in [*said, *noticed(cards), *misses(attacks), *caveats(scored)]
+        if sentence
     ]
 
 

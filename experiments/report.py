@@ -20,6 +20,7 @@ from markupsafe import Markup
 from experiments.conclusions import conclusions as say
 from experiments.report_cells import FAMILY_IN_WORDS, Cell, cells, family, superseded
 from experiments.report_charts import charts, legend
+from experiments.report_detection import COLUMNS, detectors
 from experiments.report_pictures import Block, blocks, samples
 from experiments.report_tables import setting, stolen, tables
 from experiments.report_template import PAGE, STYLE
@@ -65,6 +66,12 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
         "control",
         "The same guesses scored against samples they were not made from. They must stay within "
         "two standard errors of the baselines; otherwise the score measures something else.",
+    ),
+    (
+        "detectors",
+        "Alarms that a node raised at its own server, in runs with a hijacker and in honest ones, "
+        "each with the exact 95% interval; when the alarm came, and what had been read by then. A "
+        "passive attack forges nothing, so a run it reads is an honest one to every detector.",
     ),
     (
         "utility and cost",
@@ -134,6 +141,8 @@ def _content(folder: Path, cards: Sequence[Card]) -> dict[str, Any]:
         "legend": legend(scored),
         "tables": tables(scored),
         "stolen": stolen(scored),
+        "detectors": detectors(cards),
+        "detector_columns": COLUMNS,
         "threats": _threats(found),
         "unfit": [
             {"name": f"{cell.first.attack}, {setting(cell)}", "why": _why(cell.first)}

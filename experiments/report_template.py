@@ -216,6 +216,17 @@ nothing was fitted to and the victim's own.</p>
 </tbody></table></div>
 </section>{% endif %}
 
+{% if detectors %}<section>
+<h2>Detectors at the nodes</h2>
+<p class="soft">How many runs raised an alarm, with the exact 95% interval; at which gradient the
+alarm came, and the median of what the adversary's decoder read by then.</p>
+<div class="wide"><table>
+<thead><tr>{% for name in detector_columns %}<th>{{ name }}</th>{% endfor %}</tr></thead>
+<tbody>{% for row in detectors %}<tr>
+{% for value in row %}<td>{{ value }}</td>{% endfor %}</tr>{% endfor %}
+</tbody></table></div>
+</section>{% endif %}
+
 {% if threats %}<section>
 <h2>Threat models</h2>
 <dl>{% for threat in threats %}<dt>{{ threat.attacks }}</dt><dd>{{ threat.words }}</dd>{% endfor %}

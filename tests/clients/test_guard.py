@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from clients.guard import Guard
 from leakbed.contracts import IllegalCombinationError
+from leakbed.events import Event, SmashedUp
 from leakbed.grids import Canonical
 from leakbed.seeds import derive
 from leakbed.wire.alarms import ALARMS, STOPPED, alarms_of, stop_of
 from leakbed.wire.head_messages import BackwardReply
 from leakbed.wire.messages import BACKWARD_STEP, SPLIT_STEP, SplitReply, SplitRequest
+from leakbed.wiretap import Wiretap
 from strategies.post import NodeStopped
 from strategies.vanilla_split import VanillaSplit
 from tests import guarded, tiny
@@ -264,3 +266,35 @@ def test_message_defences_and_hooks_work_side_by_side() -> None:
     both, strategy = trained(("witness", {}), noise)
     assert tiny.same(alone, both)
     assert set(strategy.alarms[0]) == {"witness"}
+
+
+def test_no_detector_sees_a_passive_adversary_that_attacks_while_they_watch() -> None:
+    """Whatever it draws, guesses and overwrites: the same bits, the same scores."""
+
+    def meddle(event: Event) -> None:
+        torch.manual_seed(3)
+        if isinstance(event, SmashedUp):
+            clone = tiny.architecture("stateful").bottom(9)
+            guess = torch.rand(len(event.smashed), *tiny.IMAGE_SHAPE, requires_grad=True)
+            nn.functional.mse_loss(clone(guess), torch.from_numpy(event.smashed)).backward()
+            event.smashed[...] = 7
+            attacked.append(event.step)
+
+    def watched(*hooks: Any) -> tuple[dict[str, Tensor], VanillaSplit]:
+        detectors = (
+            ("splitguard", {"warm_up": 0, "probability": 0.5, "fakes": 1, "threshold": 0.0}),
+            ("splitout", {"window": 2}),
+            ("gradients-scrutinizer", {"every": 4, "threshold": 0.0}),
+        )
+        inner = tiny.ready(plan=PLAN, model="stateful", defenses=detectors)
+        grid = Wiretap(Canonical(inner, stream=0, roster=inner.roster), hooks, strict=True)
+        strategy = tiny.split_strategy("stateful", settings=PLAN)
+        return tiny.train_split(grid, strategy, rounds=4), strategy
+
+    attacked: list[int] = []
+    alone, attended = watched(), watched(meddle)
+    assert len(attacked) == 12
+    assert tiny.same(alone[0], attended[0])
+    assert repr(alone[1].alarms) == repr(attended[1].alarms)
+    assert {finding.alarm for finding in attended[1].alarms[0].values()} == {-1}
+    assert all(finding.score == finding.score for finding in attended[1].alarms[0].values())

@@ -32,6 +32,7 @@ def test_a_state_begins_without_alarm_or_score() -> None:
     state = Idle().begin(5)
     assert (state.alarm, state.probing, state.messages) == (NO_ALARM, False, 0)
     assert isnan(state.score)
+    assert isnan(state.last)
 
 
 @pytest.mark.parametrize(("worse", "kept"), [(min, [0.7, 0.2, 0.2]), (max, [0.7, 0.7, 0.9])])
@@ -42,6 +43,7 @@ def test_the_first_alarm_and_the_worst_score_stay(worse: object, kept: list[floa
         state = state.judged(score, suspicious=suspicious, worse=worse).next()  # type: ignore[arg-type]
         found.append(state.score)
     assert found == kept
+    assert state.last == 0.9
     assert state.alarm == 6  # the second verdict, after five gradients and its own
 
 

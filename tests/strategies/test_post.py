@@ -2,11 +2,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from leakbed.grids import LocalGrid, NodeFailed
-from strategies.post import Post, checked, partition
+from leakbed.wire.alarms import STOPPED, Finding, pack_stop
+from strategies.post import NodeStopped, Post, checked, partition, refuse_stopped
 from tests import tiny
 
 
@@ -96,3 +97,26 @@ def test_an_exchange_returns_the_reply_to_a_finished_message() -> None:
 def test_a_node_is_called_by_its_partition_where_the_grid_knows_it() -> None:
     assert partition(LocalGrid(ClientApp(), nodes=3), 3) == 2
     assert partition(LocalGrid(ClientApp(), nodes=3), 17) == 17
+
+
+def test_a_node_s_word_that_it_stopped_ends_the_exchange_with_what_it_found() -> None:
+    app, alarms = ClientApp(), {"splitout": Finding(10, 1.0, 0.9, 10)}
+
+    @app.train("split")
+    def step(message: Message, context: Context) -> Message:
+        return Message(pack_stop("splitout", alarms), reply_to=message)
+
+    post = Post(LocalGrid(app, nodes=2), timeout=None)
+    post.send(2, "train.split", RecordDict())
+    with pytest.raises(NodeStopped, match=r"node 1 .*splitout takes the server for a") as caught:
+        post.receive(2)
+    assert (caught.value.by, caught.value.alarms) == ("splitout", alarms)
+
+
+def test_a_stop_that_cannot_be_read_is_a_failure_of_its_node() -> None:
+    (sent,) = numbered(1)
+    broken = Message(RecordDict({STOPPED: ConfigRecord()}), reply_to=sent)
+    with pytest.raises(NodeFailed, match=r"node 7 .*what stopped the node") as caught:
+        refuse_stopped(broken, 7)
+    assert not isinstance(caught.value, NodeStopped)
+    refuse_stopped(Message(RecordDict(), reply_to=sent), 7)
