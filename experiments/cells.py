@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
-from experiments.plugins import adversary_names
+from experiments.plugins import adversary_names, intruder_names
 from experiments.settings import (
+    CHOICES,
     SECTIONS,
     AttackSettings,
     DataSettings,
@@ -42,10 +43,27 @@ class Hijacking:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Intruding:
+    """The malicious client of a run.
+
+    Attributes:
+        name: Its catalogue key.
+        own: Its settings.
+        nodes: The partitions that are it, each by itself.
+        samples: How many samples it is asked for after training.
+    """
+
+    name: str
+    own: JsonObject
+    nodes: tuple[int, ...]
+    samples: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Training:
     """One training run; cells that differ only in a passive attack share it.
 
-    A run with an active adversary is never a passive attack's.
+    A run with an active adversary or a malicious client is never a passive attack's.
 
     Attributes:
         seed: From which its streams are derived.
@@ -55,7 +73,8 @@ class Training:
         defense: What protects it.
         device: Where parties compute.
         keep_rounds: Which rounds its trace keeps.
-        adversary: Who hijacks it; None where everybody follows the protocol.
+        adversary: Who hijacks it; None where the server follows the protocol.
+        intruder: Which nodes do not follow it; None where all do.
     """
 
     seed: int
@@ -66,6 +85,7 @@ class Training:
     device: str
     keep_rounds: str = "last"
     adversary: Hijacking | None = None
+    intruder: Intruding | None = None
 
     def as_json(self) -> JsonObject:
         """Return every setting as JSON values."""
@@ -74,10 +94,11 @@ class Training:
             "data": self.data.model_dump(mode="json"),
             "model": self.model.model_dump(mode="json"),
             "protocol": self.protocol.model_dump(mode="json"),
-            "defense": self.defense.model_dump(mode="json"),
+            "defense": self.defense.model_dump(mode="json", exclude={"everywhere"}),
             "device": self.device,
             "keep_rounds": self.keep_rounds,
             **({"adversary": asdict(self.adversary)} if self.adversary else {}),
+            **({"intruder": asdict(self.intruder)} if self.intruder else {}),
         }
 
     def never_hijacked(self) -> "Training":
@@ -110,7 +131,7 @@ class CellSettings:
 
     def as_json(self) -> JsonObject:
         """Return every setting a result depends on as JSON values."""
-        attack = self.attack.model_dump(mode="json", exclude={"reported"})
+        attack = self.attack.model_dump(mode="json", exclude={"reported", "everywhere"})
         return {
             "case": self.case,
             **self.training.as_json(),
@@ -128,18 +149,46 @@ def cells(settings: Settings) -> list[CellSettings]:
     Returns:
         Cells in the order case, sweep, defence, attack; passive attacks before active ones.
     """
-    attacks = sorted(settings.attack, key=lambda attack: attack.name in adversary_names())
+    active = {*adversary_names(), *intruder_names()}
+    attacks = sorted(settings.attack, key=lambda attack: attack.name in active)
     return [
         CellSettings(
-            case=case, training=_hijacked(training, attack), attack=attack, demo=settings.demo
+            case=case, training=_attacked(training, attack), attack=attack, demo=settings.demo
         )
-        for case, training in _trainings(settings)
-        for attack in attacks
+        for table in settings.case or ({"name": settings.name},)
+        for case, training in _trainings(settings, table)
+        for attack in chosen(table, "attacks", attacks)
     ]
 
 
-def _hijacked(training: Training, attack: AttackSettings) -> Training:
-    """Return the run an attack needs: of an active adversary, one of its own."""
+Choice = TypeVar("Choice", AttackSettings, DefenseSettings)
+
+
+def chosen(case: Mapping[str, Any], key: str, offered: Sequence[Choice]) -> list[Choice]:
+    """Return the attacks or defences that a case tries.
+
+    Args:
+        case: Its table.
+        key: ``"attacks"`` or ``"defenses"``.
+        offered: The experiment's.
+
+    Returns:
+        Those that the case names, or, where it names none, those that are tried everywhere.
+    """
+    names = case.get(key)
+    return [each for each in offered if (each.everywhere if names is None else each.name in names)]
+
+
+def _attacked(training: Training, attack: AttackSettings) -> Training:
+    """Return the run an attack needs: of an adversary or a malicious client, one of its own."""
+    if attack.name in intruder_names():
+        intruding = Intruding(
+            name=attack.name,
+            own=attack.own,
+            nodes=attack.nodes or (0,),
+            samples=attack.targets,
+        )
+        return replace(training, intruder=intruding)
     if attack.name not in adversary_names():
         return training
     hijacking = Hijacking(
@@ -150,13 +199,12 @@ def _hijacked(training: Training, attack: AttackSettings) -> Training:
     return replace(training, adversary=hijacking)
 
 
-def _trainings(settings: Settings) -> Iterator[tuple[str, Training]]:
-    for case in settings.case or ({"name": settings.name},):
-        fixed = {key: value for key, value in case.items() if key != "name"}
-        for values in product(*settings.sweep.values()):
-            swept = dict(zip(settings.sweep, values, strict=True))
-            for defense in settings.defense:
-                yield _label(case["name"], swept), _training(settings, {**fixed, **swept}, defense)
+def _trainings(settings: Settings, case: Mapping[str, Any]) -> Iterator[tuple[str, Training]]:
+    fixed = {key: value for key, value in case.items() if key not in {"name", *CHOICES}}
+    for values in product(*settings.sweep.values()):
+        swept = dict(zip(settings.sweep, values, strict=True))
+        for defense in chosen(case, "defenses", settings.defense):
+            yield _label(case["name"], swept), _training(settings, {**fixed, **swept}, defense)
 
 
 def _label(case: str, swept: Mapping[str, Any]) -> str:

@@ -16,15 +16,33 @@ from pydantic import (
     model_validator,
 )
 
-from experiments.plugins import PluginFields, adversary_names, intruder_names, plugin_fields
+from experiments.settings_plugins import (
+    AttackSettings,
+    DefenseSettings,
+    JsonObject,
+    attack_table,
+    common_keys,
+    defense_table,
+)
 from experiments.settings_protocol import ProtocolSettings, Strict
-from experiments.settings_values import check_value
 from leakbed.naming import unknown
 
-JsonObject = dict[str, Any]
+__all__ = [
+    "CHOICES",
+    "SECTIONS",
+    "AttackSettings",
+    "DataSettings",
+    "DefenseSettings",
+    "JsonObject",
+    "ModelSettings",
+    "Settings",
+    "SettingsError",
+    "common_keys",
+]
+
 SECTIONS = ("data", "model", "protocol")
-_PASSIVE, _ACTIVE = {"restarts", "when"}, {"checkpoint_every", "when", "control"}
-_INTRUDING = {"nodes", "control"}
+CHOICES = {"attacks": "attack", "defenses": "defense"}
+"""Keys of a case that choose among the experiment's tables of a kind."""
 _MOST_EXTRA = 1000
 _WIDEST = 1024  # pixels a side; all images lie in memory at once
 
@@ -64,40 +82,6 @@ class ModelSettings(Strict):
     extra_classes: int = Field(default=0, ge=0, le=_MOST_EXTRA)
 
 
-class AttackSettings(BaseModel):
-    """One attack: keys every attack has, and its own in ``own``.
-
-    ``restarts`` is for passive attacks, ``checkpoint_every`` and ``control`` are for adversaries,
-    see :class:`experiments.cells.Hijacking`; ``nodes`` and ``control`` are for malicious clients,
-    see :class:`experiments.cells.Intruding`, whose samples ``targets`` counts.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    targets: int = Field(default=8, ge=1, strict=True)
-    restarts: int | None = Field(default=None, ge=1, strict=True)
-    when: Literal["training", "inference"] = "training"
-    checkpoint_every: int | None = Field(default=None, ge=1, strict=True)
-    control: bool | None = Field(default=None, strict=True)
-    nodes: tuple[int, ...] | None = Field(default=None, min_length=1)
-    reported: Any = None
-    own: JsonObject = Field(default_factory=dict)
-
-
-class DefenseSettings(BaseModel):
-    """One alternative: nothing, one defence, or several applied in order."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    stack: tuple[tuple[str, JsonObject], ...] = ()
-
-    @property
-    def name(self) -> str:
-        """The catalogue keys joined by ``+``, or ``none``."""
-        return "+".join(name for name, _ in self.stack) or "none"
-
-
 class Settings(Strict):
     """A whole experiment, as its file has it.
 
@@ -115,7 +99,8 @@ class Settings(Strict):
         data: Defaults of every cell's data.
         model: Likewise.
         protocol: Likewise.
-        case: Named partial overrides, flattened to dotted keys.
+        case: Named partial overrides, flattened to dotted keys; ``attacks`` and ``defenses`` list
+            by name the only ones tried in it.
         attack: The attacks.
         defense: The alternatives.
         sweep: Dotted key to the values it takes.
@@ -155,9 +140,9 @@ class Settings(Strict):
             return given
         tables = dict(given)
         if isinstance(attacks := tables.get("attack"), Sequence):
-            tables["attack"] = [_attack(table) for table in attacks]
+            tables["attack"] = [attack_table(table) for table in attacks]
         if isinstance(defenses := tables.get("defense"), Sequence):
-            tables["defense"] = [_defense(table) for table in defenses]
+            tables["defense"] = [defense_table(table) for table in defenses]
         if isinstance(cases := tables.get("case"), Sequence):
             tables["case"] = [_flat(table) for table in cases]
         return tables
@@ -166,11 +151,9 @@ class Settings(Strict):
     def _legal_overrides(self) -> "Settings":
         """Check every dotted key of every case and sweep, and each of its values."""
         for case in self.case:
-            if not isinstance(case.get("name"), str):
-                raise ValueError(f"every [[case]] needs a name, got {case}")  # noqa: TRY004
-            for key, value in case.items():
-                if key != "name":
-                    _check_dotted(f"case {case['name']!r}", key, value)
+            self._check_case(case)
+        for key, table in CHOICES.items():
+            _check_reached(key, getattr(self, table), self.case)
         for key, values in self.sweep.items():
             if not values:
                 raise ValueError(f"sweep {key!r} has no values")
@@ -178,78 +161,15 @@ class Settings(Strict):
                 _check_dotted("sweep", key, value)
         return self
 
-
-def common_keys(attack: object) -> frozenset[str]:
-    """Return the keys that an attack shares with others.
-
-    Args:
-        attack: Its name. No other gradients can be forged once a run is over, so an adversary has
-            no restarts; a passive attack changes nothing while the run trains; an intruder attacks
-            no message of its own choosing.
-
-    Returns:
-        Legal keys of its table, beside its own.
-    """
-    everyones = set(AttackSettings.model_fields) - {"own"} - _PASSIVE - _ACTIVE - _INTRUDING
-    if attack in intruder_names():
-        return frozenset(everyones | _INTRUDING)
-    return frozenset(everyones | (_ACTIVE if attack in adversary_names() else _PASSIVE))
-
-
-def _attack(table: object) -> object:
-    if not isinstance(table, Mapping):
-        return table
-    given = dict(table)
-    if isinstance(given.get("own"), Mapping):  # settings that were checked before
-        given |= given.pop("own")
-    own_fields = _plugin("attacks", "attack", given.get("name")).settings
-    common = common_keys(given.get("name"))
-    own: JsonObject = {}
-    kept: JsonObject = {}
-    for key, value in given.items():
-        if key not in common and key not in own_fields:
-            raise ValueError(unknown(f"key of attack {given['name']}", key, {*common, *own_fields}))
-        if key not in common:
-            check_value(f"attack {given['name']}", key, value, written=own_fields[key])
-        (kept if key in common else own)[key] = value
-    return {**kept, "own": own}
-
-
-def _defense(table: object) -> object:
-    if not isinstance(table, Mapping):
-        return table
-    if "stack" in table:
-        if set(table) != {"stack"}:
-            raise ValueError("a [[defense]] with `stack` has no other key")
-        if not isinstance(table["stack"], list | tuple):
-            raise ValueError(
-                f'stack is {table["stack"]!r}; write a list such as [{{ name = "weight-noise" }}]'
-            )
-        return {"stack": [_one(each) for each in table["stack"]]}
-    return {"stack": []} if dict(table) == {"name": "none"} else {"stack": [_one(table)]}
-
-
-def _one(table: object) -> tuple[str, JsonObject]:
-    if isinstance(table, list | tuple):  # settings that were checked before
-        return table[0], table[1]
-    if not isinstance(table, Mapping):
-        raise ValueError(f'{table!r} is no defence; write {{ name = "weight-noise" }}')  # noqa: TRY004
-    own = {key: value for key, value in table.items() if key != "name"}
-    legal = _plugin("defenses", "defence", table.get("name"), "none").settings
-    for key, value in own.items():
-        if key not in legal:
-            raise ValueError(unknown(f"key of defence {table['name']}", key, legal))
-        check_value(f"defence {table['name']}", key, value, written=legal[key])
-    return str(table["name"]), own
-
-
-def _plugin(package: str, kind: str, name: object, *also: str) -> PluginFields:
-    known = plugin_fields(package)
-    if name is None:
-        raise ValueError(f"every {kind} needs a name; legal: {', '.join(sorted([*known, *also]))}")
-    if name not in known:
-        raise ValueError(unknown(kind, str(name), [*known, *also]))
-    return known[str(name)]
+    def _check_case(self, case: JsonObject) -> None:
+        if not isinstance(case.get("name"), str):
+            raise ValueError(f"every [[case]] needs a name, got {case}")  # noqa: TRY004
+        place = f"case {case['name']!r}"
+        for key, value in case.items():
+            if key in CHOICES:
+                _check_chosen(place, key, value, offered=getattr(self, CHOICES[key]))
+            elif key != "name":
+                _check_dotted(place, key, value)
 
 
 def _flat(table: object) -> object:
@@ -265,6 +185,25 @@ def _flat(table: object) -> object:
     return flat
 
 
+def _check_reached(
+    key: str,
+    offered: Sequence[AttackSettings | DefenseSettings],
+    cases: Sequence[Mapping[str, Any]],
+) -> None:
+    """Refuse what would run nowhere, and a case without anything to run."""
+    named = {name for case in cases for name in case.get(key, ())}
+    for each in offered:
+        if not each.everywhere and each.name not in named:
+            raise ValueError(
+                f"{CHOICES[key]} {each.name!r} has everywhere = false and no [[case]] names it in "
+                f"its {key}, so it would never run"
+            )
+    if not any(each.everywhere for each in offered):
+        idle = [case["name"] for case in cases if key not in case] if cases else ["the experiment"]
+        if idle:
+            raise ValueError(f"{idle[0]} has no {CHOICES[key]}: none is tried everywhere")
+
+
 class _Seed(Strict):
     seed: int = Field(default=0, ge=0)
 
@@ -274,6 +213,19 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "model": ModelSettings,
     "protocol": ProtocolSettings,
 }
+
+
+def _check_chosen(
+    place: str, key: str, value: object, *, offered: Sequence[AttackSettings | DefenseSettings]
+) -> None:
+    """Refuse a choice that is no list, or names what the experiment does not have."""
+    names = sorted({each.name for each in offered})
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError(f"{place}: {key} is {value!r}; write a list of: {', '.join(names)}")
+    for name in value:
+        if name not in names:
+            message = unknown(CHOICES[key], str(name), names)
+            raise ValueError(f"{place}: {key}: {message}; give it a [[{CHOICES[key]}]] table")
 
 
 def _check_dotted(place: str, key: str, value: object) -> None:

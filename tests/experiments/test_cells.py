@@ -88,3 +88,33 @@ def test_the_control_run_differs_in_what_nodes_get_alone() -> None:
     assert control.key("s") != training.key("s")
     honest = hijacked({"name": "mean-image"})[0].training
     assert honest.never_hijacked() == honest
+
+
+def test_a_case_may_name_the_attacks_and_defences_it_is_for() -> None:
+    found = cells(
+        load_settings(
+            {
+                "name": "x",
+                "attack": [{"name": "mean-image"}, {"name": "fsha", "everywhere": False}],
+                "defense": [
+                    {"name": "none"},
+                    {"name": "smashed-noise"},
+                    {"name": "splitout", "everywhere": False},
+                ],
+                "protocol": {"name": "vanilla-split"},
+                "case": [
+                    {"name": "plain"},
+                    {"name": "active", "attacks": ["fsha"], "defenses": ["none", "splitout"]},
+                ],
+            }
+        )
+    )
+    told = [(cell.case, cell.training.defense.name, cell.attack.name) for cell in found]
+    assert told == [
+        ("plain", "none", "mean-image"),
+        ("plain", "smashed-noise", "mean-image"),
+        ("active", "none", "fsha"),
+        ("active", "splitout", "fsha"),
+    ]
+    alone = cells(load_settings({"name": "x", "attack": [{"name": "mean-image"}]}))
+    assert "everywhere" not in str([cell.as_json() for cell in (*found, *alone)])

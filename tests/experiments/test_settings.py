@@ -30,6 +30,21 @@ def test_defaults_are_one_undefended_case() -> None:
         ({"sede": 1}, "unknown key 'sede'; did you mean 'seed'"),
         ({"data": {"nodse": 4}}, "unknown key 'nodse'; did you mean 'nodes'"),
         ({"protocol": {"name": "fedavgg"}}, "unknown protocol 'fedavgg'; did you mean 'fedavg'"),
+        (
+            {"case": [{"name": "a", "attacks": []}]},
+            "attacks is []; write a list of: constant-image",
+        ),
+        ({"case": [{"name": "a", "attacks": ["dlm"]}]}, "give it a [[attack]] table"),
+        ({"case": [{"name": "a", "defenses": ["nopeek"]}]}, "give it a [[defense]] table"),
+        ({"attack": [{**ATTACK, "everywhere": False}]}, "it would never run"),
+        (
+            {
+                "attack": [{**ATTACK, "everywhere": False}],
+                "case": [{"name": "a"}, {"name": "b", "attacks": ["constant-image"]}],
+            },
+            "a has no attack: none is tried everywhere",
+        ),
+        ({"defense": [{"name": "nopeek", "everywhere": 1}]}, "valid boolean"),
         ({"attack": [{"name": "unsplitt"}]}, "unknown attack 'unsplitt'; did you mean 'unsplit'"),
         ({"attack": [{"name": "unsplit", "outer_step": 3}]}, "did you mean 'outer_steps'"),
         ({"attack": [{"name": "dlm", "restart": 3}]}, "did you mean 'restarts'"),
