@@ -11,7 +11,7 @@ from leakbed.events import Bottom, Event, Sealed, SmashedUp, arrays_of
 from leakbed.grids import Canonical, NodeFailed
 from leakbed.seeds import derive, scoped
 from leakbed.wiretap import Wiretap
-from tests import tiny
+from tests import double_models, several_nodes, tiny
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +86,21 @@ def test_nodes_in_turn_go_on_from_the_bottom_of_the_one_before() -> None:
                 nn.functional.cross_entropy(network(images[batch]), labels[batch]).backward()
                 optimizer.step()
     assert tiny.same(trained, dict(network.state_dict()))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMISERS)
+def test_every_cut_gives_the_same_model(optimizer: str) -> None:
+    settings = several_nodes.plan(**OPTIMISERS[optimizer], local_steps=None)
+    models = [double_models.architecture(cut=cut) for cut in double_models.CUTS]
+    one = [several_nodes.trained("vanilla-split", settings, nodes=1, model=m) for m in models]
+    assert all(tiny.same(one[0], other) for other in one[1:])
+    # A bottom's momenta stay at its node, a top's serve them all: with several nodes it is so
+    # without momenta only.
+    plain = several_nodes.plan(weight_decay=0.01, local_steps=None)
+    several = [several_nodes.trained("vanilla-split", plain, model=model) for model in models]
+    assert all(tiny.same(several[0], other) for other in several[1:])
+    apart = [several_nodes.trained("vanilla-split", settings, model=m) for m in models[::6]]
+    assert not tiny.same(*apart)
 
 
 def watched(bottoms: str) -> tuple[list[Event], list[dict[str, Any]]]:

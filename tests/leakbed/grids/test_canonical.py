@@ -2,7 +2,7 @@ import random
 from collections.abc import Iterable, Iterator
 
 import pytest
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy.strategy_utils import sample_nodes
 
@@ -150,7 +150,12 @@ class Lying(GridWrapper):
 
 @pytest.mark.parametrize(
     ("claim", "complaint"),
-    [(3, r"several nodes claim one partition: \[3, 3\]"), ("x", "partition 'x', not a number")],
+    [
+        (3, r"several nodes claim one partition: \[3, 3\]"),
+        ("x", "partition 'x', not a number from 0; every node must run"),
+        (-1, "partition -1, not a number from 0"),
+        (True, "partition True, not a number from 0"),
+    ],
 )
 def test_nodes_that_cannot_be_told_apart_are_refused(claim: object, complaint: str) -> None:
     with pytest.raises(RosterError, match=complaint):
@@ -162,3 +167,22 @@ def test_a_node_that_fails_at_the_roster_is_named() -> None:
 
     with pytest.raises(NodeFailed, match=r"node 1 failed on 'query.roster'"):
         ask_roster(LocalGrid(ClientApp(), nodes=1))
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        RecordDict(),
+        RecordDict({"roster": MetricRecord({"partition": 0})}),
+        RecordDict({"roster": ConfigRecord({"party": 0})}),
+    ],
+)
+def test_a_reply_that_names_no_partition_is_refused(records: RecordDict) -> None:
+    class Odd(GridWrapper):
+        def send_and_receive(
+            self, messages: Iterable[Message], *, timeout: float | None = None
+        ) -> Iterable[Message]:
+            return [Message(records, reply_to=sent) for sent in messages]
+
+    with pytest.raises(RosterError, match="a node says it is partition None, not a number"):
+        ask_roster(Odd(LocalGrid(strange_nodes.app, nodes=2)))
