@@ -6,6 +6,7 @@ from attacks.constant_image import ConstantImage
 from attacks.deep_leakage_from_model import DeepLeakageFromModel
 from attacks.deep_leakage_from_model_plus import DeepLeakageFromModelPlus
 from attacks.feature_space_hijacking import FeatureSpaceHijacking
+from attacks.feature_space_hijacking_property import FeatureSpaceHijackingProperty
 from attacks.majority_label import MajorityLabel
 from attacks.mean_image import MeanImage
 from attacks.smashed_as_image import SmashedAsImage
@@ -26,6 +27,7 @@ ATTACKS: dict[str, type[Attack]] = {
 
 ADVERSARIES: dict[str, type[Adversary[Any]]] = {
     "fsha": FeatureSpaceHijacking,
+    "fsha-property": FeatureSpaceHijackingProperty,
 }
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "DeepLeakageFromModel",
     "DeepLeakageFromModelPlus",
     "FeatureSpaceHijacking",
+    "FeatureSpaceHijackingProperty",
     "MajorityLabel",
     "MeanImage",
     "SmashedAsImage",

@@ -150,7 +150,8 @@ def judge(
     Returns:
         The verdict, and the truth it was given by.
     """
-    truth, guess = answers.truth(attacked.targets), attacked.guess
+    guess, infers = attacked.guess, attacked.attack.threat.infers
+    truth = answers.truth(attacked.targets, attribute=infers)
     found = baselines(truth, unordered_labels=guess.images is None)
     scores = score(guess, truth, baselines=found)
     control, reasons = _control(guess, truth, found)
@@ -178,7 +179,7 @@ def keep_guess(attacked: Attacked, path: Path) -> None:
     guess = attacked.guess
     tensors = {
         name: getattr(guess, name)
-        for name in ("images", "labels", "objective", "failed")
+        for name in ("images", "labels", "attributes", "objective", "failed")
         if getattr(guess, name) is not None
     }
     _save(tensors, path)

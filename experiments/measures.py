@@ -12,10 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from leakbed.metrics import binomial_interval
-
-RATES = frozenset({"identification", "label_accuracy"})
-"""Metrics that are shares of samples, shown in percent."""
+from leakbed.metrics import RATES, binomial_interval
 
 _SMALL = 0.01  # errors under this would be rounded to half or twice their size
 _ROUNDING = 1e-9  # differences under this are arithmetic, not findings

@@ -31,12 +31,13 @@ METRIC_IN_WORDS: dict[str, str] = {
     "ssim": "SSIM",
     "ssim_skill": "SSIM skill",
     "label_accuracy": "label accuracy",
+    "attribute_accuracy": "attribute accuracy",
     "mse": "MSE",
     "psnr": "PSNR",
     "affine_mse": "affine MSE",
 }
 
-LEADING = ("identification", "abs_pearson", "ssim", "label_accuracy")
+LEADING = ("identification", "abs_pearson", "ssim", "label_accuracy", "attribute_accuracy")
 """The metrics that sentences and tables lead with; of all of them more is a greater leak."""
 
 SMASHED_PICTURE = "smashed-as-image"

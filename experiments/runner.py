@@ -26,7 +26,7 @@ from experiments.attacking import (
     make_attack,
 )
 from experiments.cells import CellSettings, Training, cells
-from experiments.decoding import decoded_attack, never_hijacked, quality
+from experiments.decoding import decoded_attack, honest_probe, never_hijacked, quality
 from experiments.detecting import detected
 from experiments.preparing import Prepared, make_defenses, misfit, prepare, unread
 from experiments.run_folder import TrainingRun
@@ -194,10 +194,12 @@ class _Runner:
         trained = self._trained(cell.case, self._prepared)
         attacked, beside = decoded_attack(trained, cell.attack), {}
         if cell.attack.control is not False:
+            stream = derive(cell.training.seed, "oracle")
             settings = self._prepared.settings.never_hijacked()
             control = self._trained(cell.case, replace(self._prepared, settings=settings))
             beside = {
                 "never_hijacked": never_hijacked(control, cell.attack),
+                **honest_probe(control, cell.attack, stream=stream),
                 "detection": detected(control),
             }
         curve = {"checkpoints": quality(trained)}

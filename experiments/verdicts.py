@@ -13,6 +13,10 @@ from leakbed.cards import Card
 from leakbed.metrics import HIGHER_LEAKS_MORE
 
 _NEAREST = "nearest-public"
+_HONEST = {
+    "never_hijacked": "the same adversary with a client that was never hijacked",
+    "honest_probe": "a linear probe of honest smashed data that was told half of the truth",
+}
 _FEW = 2  # losses that one sentence lists; more are counted
 
 
@@ -80,16 +84,17 @@ def _contests(cell: Cell, scored: Sequence[Cell]) -> Iterable[tuple[str, str, Me
             yield "the smashed map shown as a picture", metric, picture.measures[metric]
         if (free := _guess(cell, metric)) is not None:
             yield f"the {free[0]} baseline", metric, free[1]
-        if (honest := _never_hijacked(cell, metric)) is not None:
-            yield "the same adversary with a client that was never hijacked", metric, honest
+        for name, rival in _HONEST.items():
+            if (honest := _beside(cell, name, metric)) is not None:
+                yield rival, metric, honest
         if (nearest := cell.baselines(metric).get(_NEAREST)) is not None and metric == "ssim":
             error = cell.baseline_error(metric)
             yield "the nearest public image", metric, Measure(mean=nearest, stderr=error)
 
 
-def _never_hijacked(cell: Cell, metric: str) -> Measure | None:
-    """Return what an active adversary reads of honest training, where that was tried."""
-    tables = [(card.control or {}).get("never_hijacked") for card in cell.cards]
+def _beside(cell: Cell, name: str, metric: str) -> Measure | None:
+    """Return what is read of honest training beside an active adversary, where that was tried."""
+    tables = [(card.control or {}).get(name) for card in cell.cards]
     return pooled([table for table in tables if isinstance(table, Mapping)], metric)
 
 

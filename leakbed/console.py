@@ -32,10 +32,11 @@ COLUMNS = {
     "abs_pearson": "|Pearson|",
     "ssim": "SSIM",
     "label_accuracy": "labels",
+    "attribute_accuracy": "attribute",
 }
 """The leading scores; of all of them more is a greater leak."""
 
-_RATES = ("identification", "label_accuracy")
+_RATES = ("identification", "label_accuracy", "attribute_accuracy")
 _NEEDS_TRUTH = "nearest-public"
 _PATIENCE = 3600.0  # seconds over which the speed is averaged: a cell may take many minutes
 _NOTHING = "\N{EN DASH}"

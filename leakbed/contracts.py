@@ -74,6 +74,7 @@ class Knowledge(StrEnum):
     ARCHITECTURE = "architecture"
     BATCH_PLAN = "batch-plan"
     PUBLIC_IMAGES = "public-images"
+    PUBLIC_ATTRIBUTES = "public-attributes"
     LABELS = "labels"
 
 
@@ -86,6 +87,7 @@ IN_WORDS: dict[Evidence | Knowledge, str] = {
     Knowledge.ARCHITECTURE: "the layers of the part it does not hold (not their weights)",
     Knowledge.BATCH_PLAN: "how many samples and local steps lie behind a message",
     Knowledge.PUBLIC_IMAGES: "images of its own from the same distribution",
+    Knowledge.PUBLIC_ATTRIBUTES: "that attribute of each image of its own",
     Knowledge.LABELS: "the true labels of the attacked samples",
 }
 
@@ -99,19 +101,22 @@ class ThreatModel:
         evidence: The messages it reads.
         needs: Knowledge beyond the protocol's own messages.
         active: Whether it changes messages rather than only reading them.
+        infers: The attribute it infers, a key of :mod:`leakbed.attributes`; None for none.
     """
 
     seat: Seat
     evidence: frozenset[Evidence]
     needs: frozenset[Knowledge] = frozenset()
     active: bool = False
+    infers: str | None = None
 
     def in_words(self) -> str:
         """Say the threat model as one English sentence, for reports."""
         manner = "rewrites messages" if self.active else "follows the protocol"
         reads = ", ".join(IN_WORDS[item] for item in sorted(self.evidence))
         knows = ", ".join(IN_WORDS[item] for item in sorted(self.needs)) or "nothing else"
-        return f"The {self.seat} {manner}, reads {reads}, and knows {knows}."
+        infers = f", infers the attribute {self.infers!r}" if self.infers else ""
+        return f"The {self.seat} {manner}, reads {reads}{infers}, and knows {knows}."
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -139,6 +144,8 @@ class View:
         architecture: The network's layers without weights; its ``cut`` tells the parts apart.
         public_images: Images the adversary owns.
         public_labels: Their labels.
+        public_attributes: Their values of the attribute to infer.
+        attribute_values: How many values it takes; they are numbered from 0.
         smashed_shape: Shape of one smashed row, for an adversary that begins before any was sent;
             ``rows`` is then the size of the batches to come.
         device: Where the evidence lies and the attack should compute.
@@ -160,6 +167,8 @@ class View:
     architecture: Architecture | None = None
     public_images: Float[Tensor, " public channels height width"] | None = None
     public_labels: Int[Tensor, " public"] | None = None
+    public_attributes: Int[Tensor, " public"] | None = None
+    attribute_values: int | None = None
     smashed_shape: tuple[int, ...] | None = None
     device: torch.device | None = None
 
@@ -171,6 +180,7 @@ class Guess:
     Attributes:
         images: Guessed inputs; any range, the harness clips to [0, 1] for scoring.
         labels: Guessed labels.
+        attributes: Guessed values of the attribute that the threat model infers.
         objective: The attack's own final objective per target; lower is better.
         failed: Targets on which the attack broke down (non-finite everywhere); scored as failures.
         clones: Parameters of the stolen bottom per target, named as in ``architecture.bottom``.
@@ -178,6 +188,7 @@ class Guess:
 
     images: Float[Tensor, " targets rows channels height width"] | None = None
     labels: Int[Tensor, " targets rows"] | None = None
+    attributes: Int[Tensor, " targets rows"] | None = None
     objective: Float[Tensor, " targets"] | None = None
     failed: Bool[Tensor, " targets"] | None = None
     clones: Mapping[str, Float[Tensor, " targets *shape"]] | None = None

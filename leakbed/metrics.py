@@ -23,14 +23,18 @@ HIGHER_LEAKS_MORE = {
     "abs_pearson": True,
     "ssim": True,
     "label_accuracy": True,
+    "attribute_accuracy": True,
     "mse": False,
     "psnr": True,
     "affine_mse": False,
 }
 """Every metric of a score, the leading ones first, and which direction leaks more."""
 
-BEST_IS_ONE = ("identification", "abs_pearson", "ssim", "label_accuracy")
+BEST_IS_ONE = ("identification", "abs_pearson", "ssim", "label_accuracy", "attribute_accuracy")
 """The metrics whose perfect value is 1: those that can be given as skill over a baseline."""
+
+RATES = ("identification", "label_accuracy", "attribute_accuracy")
+"""The metrics that are shares of samples."""
 
 PSNR_CEILING = 100.0
 """Decibels given to equal images, so that a mean stays finite; 100 dB is an MSE of 1e-10."""

@@ -1,6 +1,6 @@
 """Adversaries small enough for unit tests: one changes nothing, others only what they must."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -64,3 +64,28 @@ class Doubling(Echo):
 
     name: ClassVar[str] = "doubling"
     scale: float = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Telling(Echo):
+    """Tells an attribute by how bright a smashed row is, and undoes what its client learns."""
+
+    name: ClassVar[str] = "telling"
+    scale: float = -20.0
+    attribute: str = "parity"
+
+    @property
+    def threat(self) -> ThreatModel:  # type: ignore[override]  of a setting, as real ones
+        needs = frozenset({Knowledge.PUBLIC_IMAGES, Knowledge.PUBLIC_ATTRIBUTES})
+        return replace(Echo.threat, needs=needs, infers=self.attribute)
+
+    def begin(self, view: View, *, seed: int) -> Memory:
+        if view.public_attributes is None or view.attribute_values is None:
+            raise MissingKnowledgeError("a teller wants attributes of its own images")
+        if not 0 <= int(view.public_attributes.max()) < view.attribute_values:
+            raise MissingKnowledgeError("a teller wants every value numbered")
+        return super().begin(view, seed=seed)
+
+    def guess(self, state: Memory, smashed: Tensor) -> Guess:
+        bright = smashed.flatten(1).mean(1, keepdim=True)
+        return Guess(attributes=(bright > bright.median()).long())

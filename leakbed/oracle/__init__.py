@@ -9,6 +9,7 @@ from leakbed.oracle.baselines import baselines
 from leakbed.oracle.clones import CloneScores, score_clones
 from leakbed.oracle.control import ControlVerdict, control_verdict
 from leakbed.oracle.matching import match_images, match_labels
+from leakbed.oracle.probe import linear_probe
 from leakbed.oracle.scores import (
     NEEDS_TRUTH,
     Scores,
@@ -32,6 +33,7 @@ __all__ = [
     "best_evidence_free",
     "control_verdict",
     "derange",
+    "linear_probe",
     "match_images",
     "match_labels",
     "score",

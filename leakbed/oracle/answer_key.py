@@ -7,7 +7,7 @@ batch of every round, and the bottoms a server never saw.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from leakbed.attributes import attribute_of
 from leakbed.events import Arrays, Phase
 from leakbed.oracle.truth import Truth
 from leakbed.seeds import derive
@@ -47,6 +48,7 @@ class AnswerKey:
         public_labels: Their labels.
         bottom: The victim's last bottom, where the protocol has one.
         parties: How many nodes hold a strip of every image; 1 where nodes hold whole ones.
+        classes: What each label means, where it is known.
     """
 
     images: Float[Tensor, " rows channels height width"]
@@ -59,6 +61,7 @@ class AnswerKey:
     public_labels: Int[Tensor, " public"]
     bottom: Arrays | None = None
     parties: int = 1
+    classes: tuple[str, ...] = ()
 
     def write(self, folder: Path, *, trace: Path | None = None) -> None:
         """Write the key to a new folder, readable by its owner only.
@@ -87,6 +90,7 @@ class AnswerKey:
             "sums": {file.name: _sum(file) for file in sorted(folder.glob("*.safetensors"))},
             "num_classes": self.num_classes,
             "parties": self.parties,
+            "classes": self.classes,
             "order": order,
         }
         (folder / _ABOUT).write_text(json.dumps(about))
@@ -127,13 +131,16 @@ class AnswerKey:
             num_classes=about["num_classes"],
             bottom=arrays,
             parties=about.get("parties", 1),
+            classes=tuple(about.get("classes", ())),
         )
 
-    def truth(self, targets: Sequence[Target]) -> Truth:
+    def truth(self, targets: Sequence[Target], *, attribute: str | None = None) -> Truth:
         """Return the truth behind some targets; of a party's, its strips of the images.
 
         Args:
             targets: All of one phase, and of one party where parties hold strips.
+            attribute: What is inferred of them, a key of :mod:`leakbed.attributes`; None for
+                nothing.
 
         Returns:
             Their images and labels among up to 1,000 candidates.
@@ -154,7 +161,7 @@ class AnswerKey:
             raise AnswerKeyError(
                 f"the answer key knows no batch {missing} (node, round, step); is it another run's?"
             ) from None
-        return Truth.among(
+        truth = Truth.among(
             images,
             labels,
             rows=rows,
@@ -164,6 +171,8 @@ class AnswerKey:
             public_labels=self.public_labels if len(self.public_labels) else None,
             limit=CANDIDATES,
         )
+        inferred = None if attribute is None else attribute_of(attribute, self.classes)
+        return replace(truth, attribute=inferred)
 
     def _seen_by(self, party: int, images: Tensor) -> Tensor:
         return strip(images, party=party, parties=self.parties) if self.parties > 1 else images

@@ -7,10 +7,14 @@ is worth at best, is printed beside the others, and never enters the skill or th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import torch
 from scipy.stats import binom
 from torch import Tensor
 
+from leakbed.attributes import Attribute
 from leakbed.contracts import Guess
 from leakbed.metrics import correlations
 from leakbed.oracle.scores import Scores, Summary, summarise
@@ -23,13 +27,14 @@ def baselines(truth: Truth, *, unordered_labels: bool = False) -> dict[str, Scor
 
     Args:
         truth: The private samples to guess.
-        unordered_labels: Whether the attack guesses labels without images, so that a target's
-            labels count as a multiset; chance is then higher.
+        unordered_labels: Whether the attack guesses labels or attributes without images, so that
+            a target's count as a multiset; chance is then higher.
 
     Returns:
         Scores by baseline: ``constant`` (0.5), ``public-intensity`` (each channel's public mean:
         the constant of lowest expected MSE), ``mean-public`` (the mean image), ``another-row``
-        (another target's true samples), ``nearest-public``, ``chance``, ``majority-label``.
+        (another target's true samples), ``nearest-public``, ``chance``, ``majority-label``,
+        ``majority-attribute`` (both of the public images).
         Baselines that nothing is known for (no public images, a single private image) are left out.
     """
     found = {name: score(guess, truth) for name, guess in _guesses(truth).items()}
@@ -52,7 +57,22 @@ def _guesses(truth: Truth) -> dict[str, Guess]:
     if truth.public_labels is not None:
         majority = torch.bincount(truth.public_labels).argmax()
         found["majority-label"] = Guess(labels=majority.expand_as(truth.labels))
+    if truth.attribute is not None:
+        found |= _attributes(truth, truth.attribute, found)
     return found
+
+
+def _attributes(truth: Truth, attribute: Attribute, found: Mapping[str, Guess]) -> dict[str, Guess]:
+    """Return the guesses that have labels with their attributes too, and the majority's."""
+    told = {
+        name: replace(guess, attributes=attribute.of(guess.labels))
+        for name, guess in found.items()
+        if guess.labels is not None and name != "majority-label"
+    }
+    if truth.public_labels is not None:
+        majority = torch.bincount(attribute.of(truth.public_labels)).argmax()
+        told["majority-attribute"] = Guess(attributes=majority.expand_as(truth.labels))
+    return told
 
 
 def _another_row(truth: Truth) -> Guess | None:
@@ -78,20 +98,26 @@ def _nearest(truth: Truth, public: Tensor) -> Guess:
 def _chance(truth: Truth, *, unordered: bool) -> Scores:
     """Return the expected scores of a uniform draw: no guess is drawn, so nothing is random."""
     identified = torch.full((truth.targets,), 1 / len(truth.candidates))
-    if unordered:
-        correct = torch.tensor([_multiset_chance(row, truth.num_classes) for row in truth.labels])
-    else:
-        correct = torch.full((truth.targets,), 1 / truth.num_classes)
     expected: dict[str, Summary] = {
         "identification": summarise(identified),
-        "label_accuracy": summarise(correct),
+        "label_accuracy": _uniform(truth.labels, truth.num_classes, unordered=unordered),
     }
+    if truth.attribute is not None and truth.attributes is not None:
+        values = len(truth.attribute.values)
+        expected["attribute_accuracy"] = _uniform(truth.attributes, values, unordered=unordered)
     return Scores(
         metrics=expected,
         targets=truth.targets,
         rows=truth.rows,
         candidates=len(truth.candidates),
     )
+
+
+def _uniform(values: Tensor, count: int, *, unordered: bool) -> Summary:
+    """Return the expected share of values that uniform draws among so many agree with."""
+    if unordered:
+        return summarise(torch.tensor([_multiset_chance(row, count) for row in values]))
+    return summarise(torch.full((len(values),), 1 / count))
 
 
 def _multiset_chance(labels: Tensor, num_classes: int) -> float:

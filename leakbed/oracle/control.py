@@ -10,10 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
-from leakbed.metrics import BEST_IS_ONE
+from leakbed.metrics import BEST_IS_ONE, RATES
 from leakbed.oracle.scores import Scores, best_evidence_free
-
-_RATES = ("identification", "label_accuracy")
 
 
 class ControlVerdict(TypedDict):
@@ -46,7 +44,7 @@ def control_verdict(control: Scores, baselines: Mapping[str, Scores]) -> Control
         baselines: Baselines of the truth.
 
     Returns:
-        The verdict on the four metrics whose perfect value is 1, as far as the guess has them.
+        The verdict on the metrics whose perfect value is 1, as far as the guess has them.
     """
     scores: dict[str, float] = {}
     limits: dict[str, dict[str, Any]] = {}
@@ -71,7 +69,7 @@ def _error(metric: str, control: Scores, baseline: Scores) -> float | None:
     if own is None or other is None:
         return None
     error = (own**2 + other**2) ** 0.5
-    if metric in _RATES:
+    if metric in RATES:
         rate = baseline.metrics[metric].mean
         error = max(error, (rate * (1 - rate) / (control.targets * control.rows)) ** 0.5)
     return float(error)

@@ -30,8 +30,9 @@ GREY = 0.5
 def score(guess: Guess, truth: Truth, *, baselines: Mapping[str, Scores] | None = None) -> Scores:
     """Score a guess with every metric it allows.
 
-    Labels follow the order in which the images matched. Where there are no usable images, as many
-    labels of a target agree as can (its labels as a multiset).
+    Labels and attributes follow the order in which the images matched. Where there are no usable
+    images, as many labels of a target agree as can (its labels as a multiset), and likewise as many
+    attributes.
 
     Args:
         guess: What the attack returned.
@@ -39,10 +40,11 @@ def score(guess: Guess, truth: Truth, *, baselines: Mapping[str, Scores] | None 
         baselines: From :func:`leakbed.oracle.baselines` of the same truth; adds the skills.
 
     Returns:
-        One summary per metric; none at all for a guess of neither images nor labels.
+        One summary per metric; none at all for a guess of neither images, labels nor attributes.
 
     Raises:
-        GuessShapeError: The guess has another number of targets or rows, or other image sizes.
+        GuessShapeError: The guess has another number of targets or rows, other image sizes, or
+            attributes where the truth names none.
     """
     if mismatch := _mismatch(guess, truth):
         raise GuessShapeError(mismatch)
@@ -55,12 +57,13 @@ def score(guess: Guess, truth: Truth, *, baselines: Mapping[str, Scores] | None 
         images = torch.where(usable[:, None, None, None, None], images, GREY)
         order = match_images(images, truth.images)
         found |= _image_summaries(_reorder(images, order), truth)
-    if guess.labels is not None:
-        labels = guess.labels.to(truth.labels.device)
-        by_label = match_labels(labels, truth.labels)
-        order = by_label if order is None else torch.where(usable[:, None], order, by_label)
-        hits = (labels.gather(1, order) == truth.labels) & ~gave_up[:, None]
-        found["label_accuracy"] = _rate(hits)
+    for name, own, true in (
+        ("label_accuracy", guess.labels, truth.labels),
+        ("attribute_accuracy", guess.attributes, truth.attributes),
+    ):
+        if own is not None and true is not None:
+            hits = _hits(own.to(true.device), true, order=order, ordered=usable)
+            found[name] = _rate(hits & ~gave_up[:, None])
     scores = Scores(
         metrics={name: found[name] for name in metrics.HIGHER_LEAKS_MORE if name in found},
         targets=truth.targets,
@@ -94,9 +97,15 @@ def with_skill(scores: Scores, baselines: Mapping[str, Scores]) -> Scores:
 
 def _mismatch(guess: Guess, truth: Truth) -> str | None:
     """Say what shows that a guess is not about these targets."""
+    if guess.attributes is not None and truth.attribute is None:
+        return (
+            "the guess has attributes and the truth names none; ask the answer key for the truth "
+            "with the attribute that the attack infers"
+        )
     wanted = {
         "images": tuple(truth.images.shape),
         "labels": tuple(truth.labels.shape),
+        "attributes": tuple(truth.labels.shape),
         "failed": (truth.targets,),
     }
     for name, shape in wanted.items():
@@ -114,6 +123,19 @@ def _gave_up(guess: Guess, truth: Truth) -> Bool[Tensor, " targets"]:
     if guess.failed is None:
         return torch.zeros(truth.targets, dtype=torch.bool, device=truth.images.device)
     return guess.failed.to(truth.images.device)
+
+
+def _hits(
+    guessed: Int[Tensor, " targets rows"],
+    true: Int[Tensor, " targets rows"],
+    *,
+    order: Int[Tensor, " targets rows"] | None,
+    ordered: Bool[Tensor, " targets"],
+) -> Bool[Tensor, " targets rows"]:
+    """Return where values agree, in the images' order or, without one, where as many as can do."""
+    freely = match_labels(guessed, true)
+    chosen = freely if order is None else torch.where(ordered[:, None], order, freely)
+    return guessed.gather(1, chosen) == true
 
 
 def _reorder(

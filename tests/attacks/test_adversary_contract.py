@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from attacks import ADVERSARIES, ATTACKS
-from leakbed.contracts import Adversary, Seat, View
+from leakbed.contracts import Adversary, Guess, Seat, View
 
 NAMES = sorted(ADVERSARIES)
 SHAPE, SMASHED, ROWS = (1, 8, 8), (3, 4, 4), 4
-QUICK: dict[str, dict[str, Any]] = {"fsha": {"nets": "small"}}
+QUICK: dict[str, dict[str, Any]] = {"fsha": {"nets": "small"}, "fsha-property": {"nets": "small"}}
 
 FENCE = """
 import sys
@@ -52,6 +52,8 @@ def view() -> View:
         rows=ROWS,
         public_images=torch.rand(9, *SHAPE, generator=draw),
         public_labels=torch.arange(9) % 3,
+        public_attributes=torch.arange(9) % 3,
+        attribute_values=3,
         smashed_shape=SMASHED,
         device=torch.device("cpu"),
     )
@@ -73,7 +75,12 @@ def answers(name: str, *, guessing: bool = False) -> list[Tensor]:
             adversary.guess(state, batch(20))
             torch.rand(5)  # the global generator must not matter either
     guess = adversary.guess(state, batch(20))
-    return [*forged, *(t for t in (guess.images, guess.labels) if t is not None)]
+    return [*forged, *guessed(guess)]
+
+
+def guessed(guess: Guess) -> list[Tensor]:
+    found = guess.images, guess.labels, guess.attributes
+    return [each for each in found if each is not None]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -110,7 +117,7 @@ def test_a_gradient_has_the_shape_and_type_of_its_batch_and_every_row_a_guess(na
     state, forged = adversary.forge(adversary.begin(view(), seed=3), batch(0), batch(1))
     assert (forged.shape, forged.dtype) == (batch(0).shape, batch(0).dtype)
     guess = adversary.guess(state, batch(0)[:3])
-    found = [each for each in (guess.images, guess.labels) if each is not None]
+    found = guessed(guess)
     assert found
     assert all(each.shape[:2] == (3, 1) for each in found)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from leakbed.attributes import UnfitAttributeError
 from leakbed.contracts import Evidence, Knowledge, Seat, ThreatModel, View
 from leakbed.events import Arrays
 from leakbed.opening import opening_view
@@ -24,10 +25,15 @@ OWNED: Arrays = {
 }
 
 
-def opened(*needs: Knowledge, public: Arrays | None = OWNED) -> View:
-    threat = replace(THREAT, needs=frozenset(needs))
-    device = torch.device("cpu")
-    return opening_view(threat, architecture(), rows=8, public=public, device=device)
+def opened(*needs: Knowledge, public: Arrays | None = OWNED, infers: str | None = None) -> View:
+    return opening_view(
+        replace(THREAT, needs=frozenset(needs), infers=infers),
+        architecture(),
+        rows=8,
+        public=public,
+        device=torch.device("cpu"),
+        classes=("4", "5", "6"),
+    )
 
 
 def test_it_has_shapes_and_no_evidence() -> None:
@@ -51,3 +57,20 @@ def test_an_adversary_that_owns_nothing_is_told_what_to_set() -> None:
     with pytest.raises(MisfitError, match=r"set data\.public above 0"):
         opened(Knowledge.PUBLIC_IMAGES, public=None)
     assert opened(public=None).public_images is None
+
+
+def test_an_attribute_is_granted_where_it_is_inferred_and_needed() -> None:
+    both = (Knowledge.PUBLIC_IMAGES, Knowledge.PUBLIC_ATTRIBUTES)
+    view = opened(*both, infers="parity")
+    assert view.public_attributes is not None
+    assert view.public_attributes.tolist() == [0, 1, 0]
+    assert view.attribute_values == 2
+    assert opened(Knowledge.PUBLIC_ATTRIBUTES, infers="label").attribute_values == 3
+    for other in (opened(Knowledge.PUBLIC_IMAGES, infers="parity"), opened(*both)):
+        assert other.public_attributes is None
+        assert other.attribute_values is None
+
+
+def test_an_attribute_the_classes_do_not_tell_is_refused() -> None:
+    with pytest.raises(UnfitAttributeError, match="use high-digit or label or parity"):
+        opened(Knowledge.PUBLIC_ATTRIBUTES, infers="animal")

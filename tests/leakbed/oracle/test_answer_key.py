@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from leakbed.attributes import UnfitAttributeError
 from leakbed.events import Phase
 from leakbed.oracle.answer_key import AnswerKey, AnswerKeyError
 from leakbed.targets import Target
@@ -26,6 +27,7 @@ def key() -> AnswerKey:
         public_images=IMAGES[:3],
         public_labels=torch.arange(3),
         bottom={"0.weight": np.ones((2, 2), np.float32)},
+        classes=tuple(map(str, range(10))),
     )
 
 
@@ -39,6 +41,7 @@ def test_survives_the_disk_exactly_and_privately(key: AnswerKey, tmp_path: Path)
     for name in ("images", "labels", "test_images", "test_labels", "public_images"):
         assert torch.equal(getattr(again, name), getattr(key, name)), name
     assert again.order == key.order
+    assert again.classes == key.classes
     assert again.bottom is not None
     np.testing.assert_array_equal(again.bottom["0.weight"], np.ones((2, 2)))
     assert all(f.stat().st_mode & 0o077 == 0 for f in (tmp_path / "answers").iterdir())
@@ -116,3 +119,20 @@ def test_the_truth_of_a_party_is_its_strip(key: AnswerKey, tmp_path: Path) -> No
         assert torch.equal(held_out.images[0, 0], IMAGES[1][..., node : node + 1])
     with pytest.raises(AnswerKeyError, match="several parties has several shapes"):
         again.truth([target(0, row=0), target(1, row=0)])
+
+
+def test_an_attribute_follows_from_the_classes(key: AnswerKey, tmp_path: Path) -> None:
+    key.write(tmp_path / "answers")
+    again = AnswerKey.read(tmp_path / "answers")
+    targets = [target(0, step=0, row=1), target(0, step=1, row=1)]
+    truth = again.truth(targets, attribute="high-digit")
+    assert truth.labels.tolist() == [[7], [2]]
+    assert truth.attributes is not None
+    assert truth.attributes.tolist() == [[1], [0]]
+    held_out = [target(0, step=2, row=1, phase=Phase.EVALUATE)]
+    odd = again.truth(held_out, attribute="parity").attributes
+    assert odd is not None
+    assert odd.tolist() == [[1]]
+    assert again.truth(targets).attributes is None
+    with pytest.raises(UnfitAttributeError, match="unnamed"):
+        replace(again, classes=()).truth(targets, attribute="parity")

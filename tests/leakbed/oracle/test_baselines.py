@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from leakbed.attributes import attribute_of
 from leakbed.contracts import Guess
 from leakbed.oracle import Truth, baselines, score
 
@@ -82,3 +83,23 @@ def test_a_single_target_borrows_another_candidate(truth: Truth) -> None:
         single, candidates=single.images[0], positions=torch.zeros_like(single.positions)
     )
     assert "another-row" not in baselines(alone)
+
+
+def test_an_inferred_attribute_has_baselines_of_its_own(truth: Truth) -> None:
+    asked = replace(truth, attribute=attribute_of("parity", tuple(map(str, range(10)))))
+    found = baselines(asked)
+    means = {name: scores.means().get("attribute_accuracy") for name, scores in found.items()}
+    parity = (truth.labels % 2).float()
+    assert means["chance"] == 0.5
+    assert means["majority-attribute"] == pytest.approx(1 - parity.mean().item())  # 0 is public's
+    other = (asked.deranged().labels % 2 == truth.labels % 2).float().mean().item()
+    assert means["another-row"] == pytest.approx(other)
+    assert means["nearest-public"] is not None
+    assert means["majority-label"] is means["constant"] is None
+    assert found["majority-label"].means() == baselines(truth)["majority-label"].means()
+
+
+def test_an_attribute_of_many_values_is_a_multiset_too(batches: Truth) -> None:
+    asked = replace(batches, attribute=attribute_of("label", tuple(map(str, range(10)))))
+    chance = baselines(asked, unordered_labels=True)["chance"].means()
+    assert chance["attribute_accuracy"] == chance["label_accuracy"] > 0.3

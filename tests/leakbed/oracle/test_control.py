@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from leakbed.attributes import attribute_of
 from leakbed.contracts import Guess
 from leakbed.oracle import Truth, baselines, control_verdict, score
 
@@ -58,3 +59,14 @@ def test_a_single_target_cannot_be_judged(truth: Truth) -> None:
     )
     found = control_verdict(score(Guess(images=single.images), single), baselines(single))
     assert found == {"within": None, "scores": {}, "baseline": {}, "above": []}
+
+
+def test_an_attribute_that_is_told_from_other_rows_is_seen(truth: Truth) -> None:
+    asked = replace(truth, attribute=attribute_of("label", tuple(map(str, range(10)))))
+    beside = baselines(asked)
+    honest = control_verdict(score(Guess(attributes=truth.labels), asked.deranged()), beside)
+    assert honest["within"] is True
+    leaked = Guess(attributes=asked.deranged().labels)
+    assert control_verdict(score(leaked, asked.deranged()), beside)["above"] == [
+        "attribute_accuracy"
+    ]

@@ -1,10 +1,12 @@
 """A guess is matched, clipped where intensities count, measured, and its failures counted."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 
+from leakbed.attributes import attribute_of
 from leakbed.contracts import Guess
 from leakbed.metrics import ssim
 from leakbed.oracle import GuessShapeError, Truth, baselines, score
@@ -131,3 +133,36 @@ def test_a_guess_of_other_targets_is_refused(truth: Truth) -> None:
 
 def test_a_guess_of_nothing_has_no_scores(truth: Truth) -> None:
     assert score(Guess(), truth).means() == {}
+
+
+DIGITS = tuple(str(digit) for digit in range(10))
+
+
+def test_attributes_are_scored_by_the_labels_they_follow_from(truth: Truth) -> None:
+    asked = replace(truth, attribute=attribute_of("parity", DIGITS))
+    guess = truth.labels % 2
+    assert score(Guess(attributes=guess), asked).means() == {"attribute_accuracy": 1}
+    guess[:4] = 1 - guess[:4]
+    found = score(Guess(attributes=guess), asked, baselines=baselines(asked))
+    assert found.means()["attribute_accuracy"] == 0.75
+    low, high = found.metrics["attribute_accuracy"].interval or (0, 0)
+    assert 0 < low < 0.75 < high < 1
+    assert found.means()["attribute_accuracy_skill"] < 0.75
+    failed = replace(Guess(attributes=asked.attributes), failed=torch.arange(16) < 8)
+    assert score(failed, asked).means()["attribute_accuracy"] == 0.5
+
+
+def test_attributes_follow_the_images_or_count_as_a_multiset(batches: Truth) -> None:
+    asked = replace(batches, attribute=attribute_of("label", DIGITS))
+    rolled = batches.labels.roll(1, 1)
+    assert score(Guess(attributes=rolled), asked).means() == {"attribute_accuracy": 1}
+    apart = score(Guess(images=batches.images, attributes=rolled), asked)
+    assert apart.means()["attribute_accuracy"] == 0
+
+
+def test_attributes_of_what_nobody_named_are_refused(truth: Truth) -> None:
+    with pytest.raises(GuessShapeError, match="the truth names none"):
+        score(Guess(attributes=truth.labels), truth)
+    asked = replace(truth, attribute=attribute_of("parity", DIGITS))
+    with pytest.raises(GuessShapeError, match="attributes have shape"):
+        score(Guess(attributes=truth.labels[:3]), asked)
