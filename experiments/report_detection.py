@@ -117,8 +117,11 @@ def _read(entry: Rates) -> str:
 
 
 def _range(runs: Sequence[Trial]) -> str:
+    """Return the extremes of the worst scores, and how many runs ended before the first one."""
     scores = [trial.score for trial in runs if trial.score is not None]
-    return f"{min(scores):.3f} to {max(scores):.3f}" if scores else _NOTHING
+    silent = len(runs) - len(scores)
+    told = f"{min(scores):.3f} to {max(scores):.3f}" if scores else _NOTHING
+    return f"{told}, {silent} without a verdict" if silent else told
 
 
 def text(cards: Sequence[Card]) -> str:

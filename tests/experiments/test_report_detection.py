@@ -50,7 +50,9 @@ def test_what_is_unknown_is_a_dash(make_card: MakeCard) -> None:
         MISSING,
         MISSING,
         "0 of 1 (0 to 98 %)",
-        *[MISSING] * 3,
+        MISSING,
+        f"{MISSING}, 1 without a verdict",
+        MISSING,
     )
 
 
