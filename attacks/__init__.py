@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from attacks.client_gan import ClientGan
 from attacks.constant_image import ConstantImage
 from attacks.deep_leakage_from_model import DeepLeakageFromModel
 from attacks.deep_leakage_from_model_plus import DeepLeakageFromModelPlus
@@ -13,6 +14,7 @@ from attacks.smashed_as_image import SmashedAsImage
 from attacks.unsplit import UnSplit
 from attacks.unsplit_labels import UnSplitLabels
 from leakbed.contracts import Adversary, Attack
+from leakbed.intruding import Intruder
 
 ATTACKS: dict[str, type[Attack]] = {
     "constant-image": ConstantImage,
@@ -30,9 +32,15 @@ ADVERSARIES: dict[str, type[Adversary[Any]]] = {
     "fsha-property": FeatureSpaceHijackingProperty,
 }
 
+INTRUDERS: dict[str, type[Intruder]] = {
+    "client-gan": ClientGan,
+}
+
 __all__ = [
     "ADVERSARIES",
     "ATTACKS",
+    "INTRUDERS",
+    "ClientGan",
     "ConstantImage",
     "DeepLeakageFromModel",
     "DeepLeakageFromModelPlus",

@@ -111,6 +111,9 @@ class Cell:
         device: As for :func:`leakbed.models.resolve_device`.
         order_stream: The stream that orders the batches, where nodes share one; None takes the
             node's own.
+        intruder: Name and settings of the malicious client that the node is; None for an honest
+            node.
+        intruder_stream: The intruder's own stream.
     """
 
     data: DataRecipe
@@ -122,6 +125,8 @@ class Cell:
     defenses: tuple[tuple[str, Mapping[str, Any]], ...] = field(default=())
     device: str = "auto"
     order_stream: int | None = None
+    intruder: tuple[str, Mapping[str, Any]] | None = None
+    intruder_stream: int = 0
 
     def record(self) -> ConfigRecord:
         """Return the cell as a Flower record."""
@@ -183,11 +188,13 @@ def _parsed(text: str) -> Cell:
     data, model = fields.pop("data"), fields.pop("architecture")
     data["partition_settings"] = tuple(map(tuple, data["partition_settings"]))
     model["image_shape"] = tuple(model["image_shape"])
+    intruder = fields.pop("intruder")
     return Cell(
         data=DataRecipe(**data),
         architecture=Architecture(**model),
         plan=TrainingPlan(**fields.pop("plan")),
         defenses=tuple(map(tuple, fields.pop("defenses"))),
+        intruder=None if intruder is None else tuple(intruder),
         **fields,
     )
 

@@ -16,6 +16,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from clients.cell import Cell, OutOfStepError, UnstableTrainingError, live
+from clients.intrusion import Intrusion
 from clients.part_trainer import PartTrainer
 from clients.parts import blank
 from leakbed.events import Array, Arrays
@@ -35,18 +36,19 @@ _AWAITED = "leakbed.head-awaited"
 class HeadTrainer(PartTrainer):
     """One node's head in training."""
 
-    def __init__(self, cell: Cell) -> None:
+    def __init__(self, cell: Cell, intrusion: Intrusion | None = None) -> None:
         """Make the trainer; its weights must be loaded before it is used.
 
         Args:
             cell: The node's.
+            intrusion: The intruder at this node.
         """
-        super().__init__(cell, "head")
+        super().__init__(cell, "head", intrusion=intrusion)
 
     def train(
         self, features: Shaped[Tensor, " batch *upper"], *, round_: int, step: int
     ) -> Float[Tensor, " batch *upper"]:
-        """Take one optimiser step on a batch's features.
+        """Take one optimiser step on a batch's features, unless it is an intruder's turn.
 
         Args:
             features: As received; never written to.
@@ -54,16 +56,18 @@ class HeadTrainer(PartTrainer):
             step: The batch's step.
 
         Returns:
-            dL/d(features) on the CPU, with L the mean cross-entropy of the batch.
+            dL/d(features) on the CPU, with L the mean cross-entropy of the batch, times the scale
+            of an intruder.
         """
         received = features.to(self._device).detach().requires_grad_()
+        labels = self.labels_of(round_, step).to(self._device)
         logits = self.output(received, role=f"head/{round_}/{step}")
-        labels = self._labels[self.batch(round_, step)].to(self._device)
         self.optimiser.zero_grad()
         nn.functional.cross_entropy(logits, labels).backward()
-        self.optimiser.step()
+        if not self.frozen:
+            self.optimiser.step()
         gradient = torch.zeros_like(received) if received.grad is None else received.grad
-        return gradient.cpu()
+        return gradient.cpu() if self._intrusion is None else self._intrusion.scaled(gradient).cpu()
 
 
 def load(cell: Cell, context: Context, arrays: Arrays) -> None:
@@ -202,7 +206,7 @@ def _trainer(cell: Cell, context: Context) -> HeadTrainer:
     if memory is not None and "head" in memory:
         kept: HeadTrainer = memory["head"]
         return kept
-    trainer = HeadTrainer(cell)
+    trainer = HeadTrainer(cell, Intrusion.at(cell, context))
     trainer.restore(context)
     return trainer
 

@@ -11,8 +11,10 @@ import torch
 from flwr.app import Context
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.func import functional_call
 
 from clients.cell import Cell
+from clients.intrusion import Intrusion
 from clients.parts import Part, blank, draws
 from leakbed.events import Arrays
 from leakbed.seeds import derive, scoped
@@ -28,14 +30,16 @@ class PartTrainer:
         optimiser: Over its parameters.
     """
 
-    def __init__(self, cell: Cell, part: Part) -> None:
+    def __init__(self, cell: Cell, part: Part, *, intrusion: Intrusion | None = None) -> None:
         """Make the trainer.
 
         Args:
             cell: The node's.
             part: Which part it trains.
+            intrusion: The intruder at this node, which it shares with the other part's trainer.
         """
         self._cell = cell
+        self._intrusion = intrusion
         self._keys = f"leakbed.{part}", f"leakbed.{part}-optimiser"
         self._device = cell.torch_device()
         self.module = blank(cell.architecture, part, self._device).train()
@@ -55,6 +59,24 @@ class PartTrainer:
         self._planned(round_)
         return self._steps
 
+    def images(self, round_: int, step: int) -> Float[Tensor, " batch *image"]:
+        """Return what the part is shown at a step: the node's rows, or what an intruder made."""
+        rows = self.batch(round_, step)
+        made = None if self._intrusion is None else self._intrusion.images(len(rows))
+        shown = self._images.index_select(0, rows) if made is None else made
+        return shown.to(self._device)
+
+    def labels_of(self, round_: int, step: int) -> Int[Tensor, " batch"]:
+        """Return the labels of what the part is shown at a step."""
+        rows = self.batch(round_, step)
+        made = None if self._intrusion is None else self._intrusion.labels(len(rows))
+        return self._labels.index_select(0, rows) if made is None else made
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the part must stay as it is while an intruder learns from its batch."""
+        return self._intrusion is not None and self._intrusion.freezes
+
     def output(
         self, received: Float[Tensor, " batch *input"], *, role: str
     ) -> Float[Tensor, " batch *output"]:
@@ -67,11 +89,12 @@ class PartTrainer:
         Returns:
             With its graph.
         """
+        run = self._unchanged if self.frozen else self.module
         if self._draws:
             with scoped(derive(self._cell.stream, role)):
-                made: Tensor = self.module(received)
+                made: Tensor = run(received)
         else:
-            made = self.module(received)
+            made = run(received)
         return made
 
     def load(self, arrays: Arrays) -> None:
@@ -113,6 +136,12 @@ class PartTrainer:
         self._load_optimiser(unpack(stored[optimiser]))
         self.load(views(stored[weights]))
         return True
+
+    def _unchanged(self, received: Tensor) -> Tensor:
+        """Return what the part makes of a batch that its buffers do not count."""
+        buffers = {name: value.clone() for name, value in self.module.named_buffers()}
+        made: Tensor = functional_call(self.module, buffers, (received,))
+        return made
 
     def _load_optimiser(self, arrays: Arrays) -> None:
         state: dict[int, dict[str, Tensor]] = {}

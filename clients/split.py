@@ -16,6 +16,7 @@ from torch import Tensor
 from clients import head
 from clients.cell import Cell, OutOfStepError, UnstableTrainingError, live
 from clients.guard import Guard
+from clients.intrusion import Intrusion
 from clients.part_trainer import PartTrainer
 from clients.parts import blank
 from leakbed.defending import TrainingStep
@@ -32,13 +33,14 @@ _PENDING = "leakbed.pending"
 class BottomTrainer(PartTrainer):
     """One node's bottom in training, with the smashed batch that waits for its gradient."""
 
-    def __init__(self, cell: Cell) -> None:
+    def __init__(self, cell: Cell, intrusion: Intrusion | None = None) -> None:
         """Make the trainer; its weights must be loaded before it is used.
 
         Args:
             cell: The node's.
+            intrusion: The intruder at this node.
         """
-        super().__init__(cell, "bottom")
+        super().__init__(cell, "bottom", intrusion=intrusion)
         self._pending: tuple[tuple[int, int], Tensor] | None = None
         self._guard = Guard.of(cell)
 
@@ -54,8 +56,7 @@ class BottomTrainer(PartTrainer):
 
     def forward(self, round_: int, step: int) -> Float[Tensor, " batch *cut"]:
         """Return the smashed batch of a step, and keep its graph for the gradient."""
-        images = self._images.index_select(0, self.batch(round_, step)).to(self._device)
-        smashed = self.output(images, role=f"forward/{round_}/{step}")
+        smashed = self.output(self.images(round_, step), role=f"forward/{round_}/{step}")
         self._pending = (round_, step), smashed
         return smashed.detach()
 
@@ -82,7 +83,9 @@ class BottomTrainer(PartTrainer):
                 "lost, repeated or changed"
             )
         self.optimiser.zero_grad()
-        if self._guard is None:
+        if self._intrusion is not None:
+            self._intrusion.learn(pending, received.to(self._device), self.optimiser)
+        elif self._guard is None:
             pending.backward(received.to(self._device))
         else:
             self._backward_guarded(self._guard, pending, received, place=place)
@@ -97,7 +100,7 @@ class BottomTrainer(PartTrainer):
 
     def labels(self, round_: int, step: int) -> Array:
         """Return the labels to send with a step's batch; call it once per batch."""
-        labels = self._labels.index_select(0, self.batch(round_, step))
+        labels = self.labels_of(round_, step)
         return (labels if self._guard is None else self._guard.labels(labels)).numpy()
 
     def load(self, arrays: Arrays) -> None:
@@ -114,6 +117,8 @@ class BottomTrainer(PartTrainer):
         super().store(context)
         if self._guard is not None:
             self._guard.store(context)
+        if self._intrusion is not None:
+            self._intrusion.store(context)
 
     def restore(self, context: Context) -> bool:
         """Take from the node's state what :meth:`store` wrote; defences begin if there is none.
@@ -269,7 +274,7 @@ def _trainer(cell: Cell, context: Context, request: SplitRequest) -> BottomTrain
 
 def _rebuilt(cell: Cell, context: Context, request: SplitRequest) -> BottomTrainer:
     """Return a trainer made from the node's state, its pending forward pass repeated."""
-    trainer = BottomTrainer(cell)
+    trainer = BottomTrainer(cell, Intrusion.at(cell, context))
     pending = context.state.config_records.get(_PENDING)
     if not trainer.restore(context) and request.bottom is None:
         raise OutOfStepError(f"node {cell.partition} was sent no bottom and holds none")

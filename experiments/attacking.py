@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from attacks import ADVERSARIES, ATTACKS
+from attacks import ADVERSARIES, ATTACKS, INTRUDERS
 from experiments.settings import AttackSettings
 from leakbed.contracts import Adversary, Attack, Guess, Knowledge, UnfitViewError
 from leakbed.events import Arrays
+from leakbed.intruding import Intruder
 from leakbed.models import resolve_device
 from leakbed.oracle import (
     CloneScores,
@@ -28,6 +29,7 @@ from leakbed.oracle import (
     score_clones,
 )
 from leakbed.oracle.answer_key import AnswerKey
+from leakbed.oracle.by_label import by_label
 from leakbed.seeds import derive
 from leakbed.targets import Evidences, MisfitError, Target, pick_targets
 from leakbed.trace import Trace
@@ -45,14 +47,14 @@ class Attacked:
         seconds: Time the attack itself took.
     """
 
-    attack: Attack | Adversary[Any]
+    attack: Attack | Adversary[Any] | Intruder
     targets: Sequence[Target]
     guess: Guess
     seconds: float
 
 
-def make_attack(settings: AttackSettings) -> Attack | Adversary[Any]:
-    """Return a passive attack or an active adversary with its settings.
+def make_attack(settings: AttackSettings) -> Attack | Adversary[Any] | Intruder:
+    """Return a passive attack, an active adversary or a malicious client with its settings.
 
     Args:
         settings: Checked; values out of range raise the attack's own errors.
@@ -60,7 +62,11 @@ def make_attack(settings: AttackSettings) -> Attack | Adversary[Any]:
     Returns:
         The attack.
     """
-    catalogue: dict[str, type[Attack | Adversary[Any]]] = {**ATTACKS, **ADVERSARIES}
+    catalogue: dict[str, type[Attack | Adversary[Any] | Intruder]] = {
+        **ATTACKS,
+        **ADVERSARIES,
+        **INTRUDERS,
+    }
     kind = catalogue[settings.name]
     own = dict(settings.own)
     if settings.restarts is not None and "restarts" in _fields(kind):
@@ -97,9 +103,9 @@ def attack_run(
     recorded = Trace(trace)
     evidences = Evidences.of(recorded)
     attack = make_attack(settings)
-    if isinstance(attack, Adversary):
+    if not isinstance(attack, Attack):
         raise MisfitError(
-            f"{attack.name} rewrites gradients while a run trains, which a recorded trace cannot "
+            f"{attack.name} rewrites messages while a run trains, which a recorded trace cannot "
             f"repeat; name it in an experiment's [[attack]] and run that"
         )
     targets = pick_targets(evidences, attack.threat, when=settings.when, count=settings.targets)
@@ -157,7 +163,7 @@ def judge(
     control, reasons = _control(guess, truth, found)
     if scores.failures:
         reasons.append(f"{scores.failures} of {scores.targets} targets failed")
-    result = scores.as_dict()
+    result = {**scores.as_dict(), "by_label": _labelled(scores, truth)}
     if guess.clones is not None and answers.bottom is not None and len(answers.test_images):
         result["stolen_model"] = _stolen(guess.clones, answers, trace, stream).as_dict()
     verdict = Verdict(
@@ -167,6 +173,11 @@ def judge(
         unreliable="; ".join(reasons) or None,
     )
     return verdict, truth
+
+
+def _labelled(scores: Scores, truth: Truth) -> dict[str, dict[str, float]]:
+    """Return the scores label by label, under keys that JSON has."""
+    return {str(label): means for label, means in by_label(scores, truth).items()}
 
 
 def keep_guess(attacked: Attacked, path: Path) -> None:

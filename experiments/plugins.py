@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parents[1]
-_ADVERSARIES = "ADVERSARIES"
+_ADVERSARIES, _INTRUDERS = "ADVERSARIES", "INTRUDERS"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ def plugin_fields(package: str) -> dict[str, PluginFields]:
     """Return the catalogues of a package by key.
 
     Args:
-        package: ``"attacks"`` (passive ones and active adversaries) or ``"defenses"``.
+        package: ``"attacks"`` (passive ones, adversaries, intruders) or ``"defenses"``.
 
     Returns:
         What a settings file may say of each plug-in.
@@ -48,6 +48,12 @@ def plugin_fields(package: str) -> dict[str, PluginFields]:
 def adversary_names() -> tuple[str, ...]:
     """Return the keys of the catalogue of active adversaries."""
     return tuple(_entries(_parsed(_ROOT / "attacks" / "__init__.py"), only=_ADVERSARIES))
+
+
+@cache
+def intruder_names() -> tuple[str, ...]:
+    """Return the keys of the catalogue of malicious clients."""
+    return tuple(_entries(_parsed(_ROOT / "attacks" / "__init__.py"), only=_INTRUDERS))
 
 
 @cache

@@ -32,12 +32,23 @@ METRIC_IN_WORDS: dict[str, str] = {
     "ssim_skill": "SSIM skill",
     "label_accuracy": "label accuracy",
     "attribute_accuracy": "attribute accuracy",
+    "class_rate": "called the class",
+    "nearest_real": "nearest real image",
+    "diversity": "diversity",
     "mse": "MSE",
     "psnr": "PSNR",
     "affine_mse": "affine MSE",
 }
 
-LEADING = ("identification", "abs_pearson", "ssim", "label_accuracy", "attribute_accuracy")
+LEADING = (
+    "identification",
+    "abs_pearson",
+    "ssim",
+    "label_accuracy",
+    "attribute_accuracy",
+    "class_rate",
+    "nearest_real",
+)
 """The metrics that sentences and tables lead with; of all of them more is a greater leak."""
 
 SMASHED_PICTURE = "smashed-as-image"

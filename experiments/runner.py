@@ -6,19 +6,17 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from flwr.serverapp import Grid
 
-from clients import node_app
 from experiments.attacking import (
     Attacked,
+    Verdict,
     attack_run,
     judge,
     keep_guess,
@@ -28,7 +26,9 @@ from experiments.attacking import (
 from experiments.cells import CellSettings, Training, cells
 from experiments.decoding import decoded_attack, honest_probe, never_hijacked, quality
 from experiments.detecting import detected
+from experiments.lending import Grids, grids_of
 from experiments.preparing import Prepared, make_defenses, misfit, prepare, unread
+from experiments.prototyping import judge_samples, sampled, without_intruder
 from experiments.run_folder import TrainingRun
 from experiments.settings import JsonObject, Settings
 from experiments.settings_file import load_settings
@@ -39,21 +39,12 @@ from leakbed.api import Progress
 from leakbed.cards import Card, Threat, card_key, peak_memory, read_cards, source_hash, write_card
 from leakbed.contracts import MissingKnowledgeError, UnfitViewError
 from leakbed.flower_internals import task_identity
-from leakbed.grids import LocalGrid
 from leakbed.oracle.answer_key import AnswerKey
 from leakbed.seeds import derive
 from leakbed.targets import MisfitError
 from strategies import PROTOCOLS
 
 UNFIT = (MisfitError, MissingKnowledgeError, UnfitViewError)
-
-
-class Grids(Protocol):
-    """Makes, or lends, the grid a training run needs."""
-
-    def __call__(self, nodes: int) -> Any:  # noqa: ANN401  a context manager of (grid, roster)
-        """Return a context manager of a grid and its roster, or None where it must be asked."""
-        ...
 
 
 def run(
@@ -91,7 +82,7 @@ def run(
     prepared = [prepare(group[0].training, root=root) for group in groups]
     source = source_hash()
     done = {card.key: card for card in read_cards(folder)} if (folder / "cards").is_dir() else {}
-    lent = grids or _grids(checked)
+    lent = grids or grids_of(checked)
     runners = [
         _Runner(each, folder=folder, source=source, grids=lent, progress=progress)
         for each in prepared
@@ -171,6 +162,8 @@ class _Runner:
         try:
             if cell.training.adversary is not None:
                 return self._hijacked(cell, key)
+            if cell.training.intruder is not None:
+                return self._intruded(cell, key)
             trained = self._trained(cell.case, self._prepared)
             return self._judged(cell, key, trained, self._passive(cell, trained))
         except UNFIT as error:
@@ -205,6 +198,18 @@ class _Runner:
         curve = {"checkpoints": quality(trained)}
         return self._judged(cell, key, trained, attacked, scores=curve, control=beside)
 
+    def _intruded(self, cell: CellSettings, key: str) -> Card:
+        """Train with a malicious client and judge its samples, a run of honest nodes beside it."""
+        trained, utility = self._trained(cell.case, self._prepared), {}
+        if cell.attack.control is not False:
+            honest = self._trained(cell.case, without_intruder(self._prepared))
+            utility = {f"honest_{name}": value for name, value in honest.utility.items()}
+        attacked = sampled(trained, cell.attack)
+        keep_guess(attacked, self._folder / "guesses" / f"{key}.safetensors")
+        verdict, truth = judge_samples(attacked, trained, self._prepared)
+        keep_truth(truth, self._folder / "truths" / f"{key}.safetensors")
+        return self._card(cell, key, trained, verdict, utility=utility)
+
     def _judged(
         self,
         cell: CellSettings,
@@ -221,21 +226,34 @@ class _Runner:
         stream = derive(cell.training.seed, "oracle")
         verdict, truth = judge(attacked, answers, trained.trace, stream=stream)
         keep_truth(truth, self._folder / "truths" / f"{key}.safetensors")
-        cost: JsonObject = {
-            **trained.cost,
-            "attack_seconds": attacked.seconds,
-            "peak_memory": peak_memory(),
-        }
+        verdict = replace(
+            verdict,
+            scores={**verdict.scores, **(scores or {})},
+            control={**(verdict.control or {}), **(control or {})} or None,
+        )
+        return self._card(cell, key, trained, verdict, cost={"attack_seconds": attacked.seconds})
+
+    def _card(
+        self,
+        cell: CellSettings,
+        key: str,
+        trained: TrainingRun,
+        verdict: Verdict,
+        *,
+        cost: JsonObject | None = None,
+        utility: JsonObject | None = None,
+    ) -> Card:
+        """Say what a run came to; the last two stand beside what the training took and left."""
         return Card(
             **_described(cell, key, self._source),
             status="done",
-            scores={**verdict.scores, **(scores or {})},
+            scores=verdict.scores,
             baselines=verdict.baselines,
-            control={**(verdict.control or {}), **(control or {})} or None,
-            utility=dict(trained.utility),
+            control=verdict.control,
+            utility={**trained.utility, **(utility or {})},
             detection=detected(trained),
             smashed=dict(trained.smashed),
-            cost=cost,
+            cost={**trained.cost, **(cost or {}), "peak_memory": peak_memory()},
             unreliable=verdict.unreliable,
         )
 
@@ -265,7 +283,9 @@ def _described(cell: CellSettings, key: str, source: str) -> dict[str, Any]:
 
 
 def _by(training: Training) -> str:
-    """Say who stands at the server of a run, where somebody does."""
+    """Say who attacks during a run, where somebody does."""
+    if training.intruder is not None:
+        return f" with {training.intruder.name} at nodes {list(training.intruder.nodes)}"
     if training.adversary is None:
         return ""
     manner = "" if training.adversary.forges else " (control: it forges nothing)"
@@ -274,25 +294,3 @@ def _by(training: Training) -> str:
 
 def _unfit(cell: CellSettings, key: str, source: str, why: str | None) -> Card:
     return Card(**_described(cell, key, source), status="unfit", why=why)
-
-
-def _grids(settings: Settings) -> Grids:
-    @contextmanager
-    def local(nodes: int) -> Iterator[tuple[Grid, Mapping[int, int]]]:
-        grid = LocalGrid(node_app, nodes=nodes)
-        yield grid, grid.roster
-
-    @contextmanager
-    def on_ray(nodes: int) -> Iterator[tuple[Grid, Mapping[int, int]]]:
-        from leakbed.grids.ray_grid import RayGrid  # noqa: PLC0415  Ray takes seconds to import
-
-        with RayGrid(
-            node_app,
-            nodes=nodes,
-            workers=settings.workers,
-            num_gpus=settings.gpus_per_worker,
-            address=settings.ray_address,
-        ) as grid:
-            yield grid, grid.roster
-
-    return on_ray if settings.grid == "ray" else local

@@ -21,6 +21,7 @@ from experiments.detecting import found
 from experiments.dividing import labels_of
 from experiments.hijacking import ActiveRun
 from experiments.preparing import Prepared, answer_key, make_defenses
+from experiments.prototyping import gather
 from experiments.run_folder import SUMMARY, TrainingRun, unfinished
 from experiments.settings import JsonObject
 from experiments.soundness import RefuseNonFinite
@@ -70,6 +71,8 @@ def train(
     _tell_nodes(canonical, prepared, timeout)
     with unfinished(folder) as work:
         summary = _record(prepared, canonical, work, active)
+        if prepared.settings.intruder is not None:
+            gather(canonical, prepared, work)
         if active is not None:
             summary = active.concluded(summary, work)
         (work / SUMMARY).write_text(json.dumps(summary))

@@ -66,6 +66,7 @@ class Evidence(StrEnum):
     SMASHED = "smashed"
     CUT_GRADIENT = "cut-gradient"
     HEAD_WEIGHT_GRADIENT = "head-weight-gradient"
+    SERVED = "served"
 
 
 class Knowledge(StrEnum):
@@ -84,6 +85,7 @@ IN_WORDS: dict[Evidence | Knowledge, str] = {
     Evidence.SMASHED: "the activations a node sends at the cut",
     Evidence.CUT_GRADIENT: "the gradient returned at the cut",
     Evidence.HEAD_WEIGHT_GRADIENT: "the weight gradient of the node's own last layer",
+    Evidence.SERVED: "what the server sends the node that it is",
     Knowledge.ARCHITECTURE: "the layers of the part it does not hold (not their weights)",
     Knowledge.BATCH_PLAN: "how many samples and local steps lie behind a message",
     Knowledge.PUBLIC_IMAGES: "images of its own from the same distribution",

@@ -24,16 +24,26 @@ HIGHER_LEAKS_MORE = {
     "ssim": True,
     "label_accuracy": True,
     "attribute_accuracy": True,
+    "class_rate": True,
+    "nearest_real": True,
+    "diversity": True,
     "mse": False,
     "psnr": True,
     "affine_mse": False,
 }
 """Every metric of a score, the leading ones first, and which direction leaks more."""
 
-BEST_IS_ONE = ("identification", "abs_pearson", "ssim", "label_accuracy", "attribute_accuracy")
+BEST_IS_ONE = (
+    "identification",
+    "abs_pearson",
+    "ssim",
+    "label_accuracy",
+    "attribute_accuracy",
+    "class_rate",
+)
 """The metrics whose perfect value is 1: those that can be given as skill over a baseline."""
 
-RATES = ("identification", "label_accuracy", "attribute_accuracy")
+RATES = ("identification", "label_accuracy", "attribute_accuracy", "class_rate")
 """The metrics that are shares of samples."""
 
 PSNR_CEILING = 100.0

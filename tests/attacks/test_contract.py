@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import attacks
-from attacks import ADVERSARIES, ATTACKS
+from attacks import ADVERSARIES, ATTACKS, INTRUDERS
 from leakbed.contracts import Attack, Guess, View
 from tests.attacks.views import quick_attack, view_for
 
@@ -78,7 +78,7 @@ def test_every_file_that_defines_an_attack_is_listed() -> None:
         and node.target.id == "name"
         and node.value is not None
     }
-    listed = [*ATTACKS.values(), *ADVERSARIES.values()]
+    listed = [*ATTACKS.values(), *ADVERSARIES.values(), *INTRUDERS.values()]
     assert defining == {kind.__module__.rpartition(".")[2] for kind in listed}
 
 

@@ -1,6 +1,6 @@
 """The catalogue names everything that is implemented, each with a line."""
 
-from attacks import ADVERSARIES, ATTACKS
+from attacks import ADVERSARIES, ATTACKS, INTRUDERS
 from defenses import DEFENSES
 from experiments.catalogue import catalogue
 from leakbed.data import DATASETS
@@ -14,7 +14,7 @@ def test_every_entry_of_every_catalogue_is_there_with_a_line() -> None:
         "data sets": set(DATASETS),
         "models": set(MODELS),
         "protocols": set(PROTOCOLS),
-        "attacks": {*ATTACKS, *ADVERSARIES},
+        "attacks": {*ATTACKS, *ADVERSARIES, *INTRUDERS},
         "defences": set(DEFENSES),
     }
     lines = [entry["line"] for entries in found.values() for entry in entries.values()]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from attacks import ADVERSARIES, ATTACKS
+from attacks import ADVERSARIES, ATTACKS, INTRUDERS
 from defenses import DEFENSES
 from experiments.catalogue_table import BEGIN, END, MissingMarkersError, current, tables
 from strategies import PROTOCOLS
@@ -19,7 +19,7 @@ def test_the_readme_is_current() -> None:
 
 def test_every_entry_has_one_row() -> None:
     names = [line.split("|")[1].strip() for line in tables().splitlines() if line.startswith("| `")]
-    known = [*PROTOCOLS, *ATTACKS, *ADVERSARIES, *DEFENSES]
+    known = [*PROTOCOLS, *ATTACKS, *ADVERSARIES, *INTRUDERS, *DEFENSES]
     assert sorted(names) == sorted(f"`{name}`" for name in known)
 
 

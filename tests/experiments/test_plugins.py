@@ -4,14 +4,15 @@ from dataclasses import fields
 
 import pytest
 
-from attacks import ADVERSARIES, ATTACKS
+from attacks import ADVERSARIES, ATTACKS, INTRUDERS
 from defenses import DEFENSES
-from experiments.plugins import adversary_names, plugin_fields, protocol_names
+from experiments.plugins import adversary_names, intruder_names, plugin_fields, protocol_names
 from strategies import PROTOCOLS
 
 
 @pytest.mark.parametrize(
-    ("package", "catalogue"), [("attacks", {**ATTACKS, **ADVERSARIES}), ("defenses", DEFENSES)]
+    ("package", "catalogue"),
+    [("attacks", {**ATTACKS, **ADVERSARIES, **INTRUDERS}), ("defenses", DEFENSES)],
 )
 def test_source_says_what_the_classes_say(package: str, catalogue: dict[str, type]) -> None:
     read = plugin_fields(package)
@@ -25,6 +26,11 @@ def test_adversaries_are_those_of_their_catalogue_and_no_attack_is_one() -> None
     assert not set(ATTACKS) & set(ADVERSARIES)
     assert all(kind().threat.active for kind in ADVERSARIES.values())
     assert not any(kind().threat.active for kind in ATTACKS.values())
+
+
+def test_intruders_are_those_of_their_catalogue() -> None:
+    assert set(intruder_names()) == set(INTRUDERS)
+    assert not set(INTRUDERS) & {*ATTACKS, *ADVERSARIES}
 
 
 def test_protocols_are_those_of_the_catalogue() -> None:
