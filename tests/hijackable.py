@@ -55,3 +55,16 @@ def view(**changes: Any) -> View:
         "device": torch.device("cpu"),
     }
     return View(**known | changes)
+
+
+def blocks() -> nn.Sequential:
+    """Cut at 2, and for a U-shape at 4 as well."""
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 4, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(4, 3),
+    )

@@ -140,6 +140,28 @@ def test_its_losses_fall_and_only_a_hijacked_client_is_decoded() -> None:
     assert errors[0] < 0.5 * errors[1]
 
 
+@pytest.mark.parametrize("mutes", [True, False])
+def test_the_pilot_does_without_a_clients_dead_channels_where_it_is_told_to(mutes: bool) -> None:
+    sent = torch.rand(ROWS, *SMASHED, generator=torch.Generator().manual_seed(0))
+    sent[:, 2:4] = 0.0
+    chosen, state = begun(mutes=mutes)
+    before = copy.deepcopy(state.pilot[-1].bias)
+    for _ in range(2):
+        state, _ = chosen.forge(state, sent, sent)
+    public = state.mapped(images(40, seed=1).mul(2).sub(1))
+    assert bool(public[:, 2:4].any()) is not mutes
+    assert public[:, :2].any()
+    assert torch.equal(state.pilot[-1].bias[2:4], before[2:4]) is mutes  # nor learns in them
+
+
+@pytest.mark.parametrize("pixels", ["centred", "unit"])
+def test_a_small_decoder_starts_at_the_grey_of_its_own_images(pixels: str) -> None:
+    """From middle grey its first steps would darken all, and drag the pilot's maps with them."""
+    _, state = begun(pixels=pixels)
+    made = state.decoder(torch.zeros(1, *SMASHED)).add(1).div(2)
+    assert torch.allclose(made, images(40, seed=1).mean(), atol=1e-3)
+
+
 def test_the_forged_gradient_can_be_scaled() -> None:
     sent = torch.ones(ROWS, *SMASHED)
     forged = []

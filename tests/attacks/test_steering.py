@@ -71,6 +71,24 @@ def test_the_first_batch_alone_says_what_ends_the_pilot(
     assert bool((steered.mapped(IMAGES) >= 0).all()) is rectified
 
 
+def test_channels_that_a_client_leaves_silent_are_silent_in_the_pilot_until_it_uses_them() -> None:
+    steered, deaf = steering(mutes=True, output="linear"), steering(output="linear")
+    untouched = deaf.mapped(IMAGES)
+    assert torch.equal(steered.mapped(IMAGES), untouched)  # before the first batch
+    sent = torch.zeros(ROWS, *SMASHED)
+    sent[2, 1, 3, 4] = -0.5  # one number of one row is enough
+    sent[:, 4:] = 1.0
+    for each in (steered, deaf):
+        each.received(sent)
+    heard = [False, True, False, False, True, True]
+    maps = steered.mapped(IMAGES)
+    assert maps.flatten(2).any(2).any(0).tolist() == heard
+    assert torch.equal(maps[:, heard], untouched[:, heard])
+    assert torch.equal(deaf.mapped(IMAGES), untouched)
+    steered.received(sent + 1)
+    assert torch.equal(steered.mapped(IMAGES), untouched)
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "told"),
     [
