@@ -118,12 +118,19 @@ def _score(cell: Cell, metric: str) -> dict[str, Any]:
         error_text(metric, measure),
         f"skill {value_text('ssim_skill', skill.mean)}" if skill is not None else "",
         f"{best[0]} {value_text(metric, best[1])}" if best else "",
+        _judge(cell) if metric == "class_rate" else "",
     ]
     return {
         "label": METRIC_IN_WORDS[metric],
         "value": value_text(metric, measure.mean),
         "notes": [note for note in notes if note],
     }
+
+
+def _judge(cell: Cell) -> str:
+    """Return what the classifier behind a class rate is worth on held-out images."""
+    judge = cell.first.scores.get("judge")
+    return f"judge right {_share(judge.get('accuracy'))}" if isinstance(judge, dict) else ""
 
 
 def _control(cell: Cell) -> dict[str, str]:

@@ -112,6 +112,7 @@ def test_the_report_shows_the_samples_and_names_the_rate(done: tuple[Path, list[
     folder, _ = done
     text = write_report(folder).read_text()
     assert "called the class" in text
+    assert "judge right" in text
     assert "client-gan" in text
     assert text.count("data:image/png") > 8
 
