@@ -5,7 +5,7 @@ way before the next one's reply is read. Replies are taken in the order the serv
 never as they arrive, so the result is the same on every grid.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any
 
@@ -158,12 +158,18 @@ def refuse_stopped(reply: Message, node: int) -> None:
         raise NodeStopped(node, kind, by, alarms or {})
 
 
-def checked(replies: Sequence[Message], sent: Sequence[Message]) -> list[Message]:
+def checked(
+    replies: Sequence[Message],
+    sent: Sequence[Message],
+    *,
+    partition_of: Callable[[int], int] = int,
+) -> list[Message]:
     """Return one reply for each message sent, in that order.
 
     Args:
         replies: In any order.
         sent: The messages they should answer.
+        partition_of: Which partition a Flower node id is, to name a node that failed.
 
     Returns:
         The replies.
@@ -184,6 +190,6 @@ def checked(replies: Sequence[Message], sent: Sequence[Message]) -> list[Message
         elif own[0].has_error():
             cause = own[0].error.reason or "no reason given"
         if cause:
-            raise NodeFailed(about.dst_node_id, about.message_type, cause)
+            raise NodeFailed(partition_of(about.dst_node_id), about.message_type, cause)
         found.append(own[0])
     return found

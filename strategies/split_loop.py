@@ -159,7 +159,7 @@ class Lane:
         request = HeadRequest(round=self._round, step=self.step, features=features.numpy())
         self._post.send(self.node, HEAD_STEP, request.records())
 
-    def receive_upper(self) -> Float[Tensor, " batch *upper"]:
+    def receive_upper(self) -> Shaped[Tensor, "..."]:
         """Wait for the gradient of the features; not a finite one is a :class:`NodeFailed`."""
         message = self._post.receive(self.node)
         with self.blamed(HEAD_STEP):
@@ -208,7 +208,7 @@ class Lane:
         """
         try:
             yield
-        except (WireError, UnfitBatchError) as error:
+        except (WireError, UnfitBatchError, NoLabelsError) as error:
             raise NodeFailed(self._post.partition(self.node), kind, str(error)) from error
 
     def check_finite(self, what: str, tensor: Tensor, *, kind: str = SPLIT_STEP) -> None:

@@ -147,7 +147,8 @@ class SplitStrategy(Strategy):
             The server's part, and how many samples it was trained on.
         """
         del server_round
-        self.close_round([self.closed(r) for r in checked(list(replies), self._sent)])
+        found = checked(list(replies), self._sent, partition_of=self._partition)
+        self.close_round([self.closed(reply) for reply in found])
         examples = sum(lane.examples for lane in self._lanes)
         return self.part.arrays(), MetricRecord({"num-examples": examples})
 
@@ -167,13 +168,9 @@ class SplitStrategy(Strategy):
         """
         del arrays, config, grid
         rows = len(self._test_labels) if server_round in self._evaluate_rounds else 0
-        self._sent = [
-            message
-            for start in range(0, rows, _EVALUATION_ROWS)
-            for message in self.evaluations(
-                server_round, start, min(start + _EVALUATION_ROWS, rows)
-            )
-        ]
+        starts = range(0, rows, _EVALUATION_ROWS)
+        chunks = [(start, min(start + _EVALUATION_ROWS, rows)) for start in starts]
+        self._sent = [m for chunk in chunks for m in self.evaluations(server_round, *chunk)]
         return self._sent
 
     def evaluations(self, round_: int, start: int, stop: int) -> Sequence[Message]:
@@ -203,8 +200,9 @@ class SplitStrategy(Strategy):
         """
         if not self._sent:
             return None
-        answers = zip(checked(list(replies), self._sent), self._sent, strict=True)
-        correct = self.correct(server_round, [self._smashed(*answer) for answer in answers])
+        found = checked(list(replies), self._sent, partition_of=self._partition)
+        smashed = [self._smashed(*pair) for pair in zip(found, self._sent, strict=True)]
+        correct = self.correct(server_round, smashed)
         rows = len(self._test_labels)
         return MetricRecord({"accuracy": correct / rows, "num-examples": rows})
 

@@ -30,6 +30,7 @@ BOTTOMS = {"sealed": f"{SEALED}bottom", "relayed": "relayed.bottom"}
 _STYPE = "numpy.ndarray"  # Flower's name for what np.save writes
 _MAGIC = magic(1, 0)
 _MAGIC_BYTES = len(_MAGIC)
+_NUMBERS = frozenset(map(np.dtype, "?bhilqBHILQefdFD"))  # what a tensor can be a view of
 
 
 class WireError(ValueError):
@@ -109,7 +110,7 @@ def _about(stype: str, header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[A
         raise ValueError(f"stype {stype!r}, first bytes {header[:_MAGIC_BYTES]!r}")
     buffer = BytesIO(header[_MAGIC_BYTES:])
     shape, fortran, dtype = read_array_header_1_0(buffer)
-    if dtype.hasobject or dtype.names or min(shape, default=0) < 0:
+    if dtype not in _NUMBERS or min(shape, default=0) < 0:
         raise ValueError(f"shape {shape} of {dtype}")
     return shape, fortran, dtype
 

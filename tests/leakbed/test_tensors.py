@@ -33,3 +33,9 @@ def test_numbers_whose_sum_overflows_are_finite_all_the_same() -> None:
     assert not torch.isfinite(large.sum())
     assert finite(large)
     assert finite(torch.zeros(0))
+
+
+def test_complex_numbers_are_looked_at_too() -> None:
+    """No part of a model has them, but a node may send them."""
+    assert finite(torch.zeros(2, dtype=torch.complex64))
+    assert not finite(torch.tensor([1.0, complex(0, torch.inf)]))

@@ -1,6 +1,5 @@
 """Whatever a hostile client sends, decoding ends in a value or a WireError, and never in pickle."""
 
-import pickle
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -8,9 +7,10 @@ from typing import Any
 import pytest
 from flwr.app import Array as WireArray
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from leakbed.wire.alarms import ALARMS, STOPPED, alarms_of, stop_of
 from leakbed.wire.head_messages import (
     BackwardReply,
     HeadEvaluateReply,
@@ -39,10 +39,10 @@ from leakbed.wire.records import (
     SMASHED,
     UPPER_GRADIENT,
     WireError,
-    pack,
 )
 from leakbed.wire.translation import events_down, events_up
 from tests import tiny
+from tests.hostile import ANY, ARRAYS, FINE, NAMES, fuzz
 
 READERS: dict[str, Callable[[Message], object]] = {
     reader.__name__: reader.of  # type: ignore[attr-defined]
@@ -56,7 +56,7 @@ READERS: dict[str, Callable[[Message], object]] = {
         HeadEvaluateReply,
         BackwardReply,
     )
-}
+} | {"alarms_of": alarms_of, "stop_of": stop_of}
 KINDS = [SPLIT_STEP, SPLIT_EVALUATE, HEAD_STEP, HEAD_EVALUATE, BACKWARD_STEP, "train", "evaluate"]
 KEYS = [
     CONFIG,
@@ -68,68 +68,9 @@ KEYS = [
     BOTTOM_GRADIENT,
     *BOTTOMS.values(),
     "arrays",
+    ALARMS,
+    STOPPED,
 ]
-NAMES = ["smashed", "labels", "rows", "gradient", "features", "0.weight"]
-FINE = pack({"a": tiny.images()[0][:2].numpy()})["a"].data
-
-
-class Bomb:
-    """Unpickling it would be noticed."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return pytest.fail, ("a received message was unpickled",)
-
-
-def damaged() -> st.SearchStrategy[bytes]:
-    """An array's bytes with some of them changed, cut off or appended."""
-    change = st.tuples(st.integers(0, len(FINE) - 1), st.integers(0, 255))
-
-    def apply(changes: list[tuple[int, int]], length: int, more: bytes) -> bytes:
-        data = bytearray(FINE)
-        for place, value in changes:
-            data[place] = value
-        return bytes(data[:length]) + more
-
-    lengths = st.integers(0, len(FINE)) | st.just(len(FINE))
-    return st.builds(apply, st.lists(change, max_size=4), lengths, st.binary(max_size=8))
-
-
-HEADERS = st.sampled_from(
-    [
-        b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }",
-        b"{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }",
-        b"{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999,), }",
-        b"{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (1,), }",
-        b"{'descr': '<f4', 'fortran_order': False, 'shape': 3, }",
-        b"__import__('os').system('true')",
-        b"(" * 5000,
-    ]
-).map(lambda header: b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
-DATA = st.one_of(
-    st.just(FINE),
-    damaged(),
-    st.binary(max_size=64),
-    st.just(pickle.dumps(Bomb())),
-    st.tuples(HEADERS, st.just(pickle.dumps(Bomb()))).map(b"".join),
-)
-SHAPES = st.lists(st.integers(-2, 2**40), max_size=3).map(tuple)
-ARRAYS = st.builds(
-    WireArray,
-    st.sampled_from(["float32", "object", ""]),
-    SHAPES,
-    st.sampled_from(["numpy.ndarray", "numpy.ndarray", "pickle", ""]),
-    DATA,
-)
-NUMBERS = st.integers(-(2**62), 2**62) | st.floats()
-CONFIGS = st.dictionaries(
-    st.sampled_from([ROUND, "step", "start", "stop"]), NUMBERS | st.text(max_size=3)
-).map(ConfigRecord)
-COUNTS = st.dictionaries(
-    st.sampled_from(["steps", "step", "num-examples", "correct"]),
-    NUMBERS | st.lists(st.integers(0, 9), max_size=2),
-).map(MetricRecord)
-ARRAY_RECORDS = st.dictionaries(st.sampled_from(NAMES), ARRAYS, min_size=1, max_size=3)
-ANY = st.one_of(CONFIGS, COUNTS, ARRAY_RECORDS.map(ArrayRecord))
 # Without sound counts and positions, most messages would be refused before an array is looked at.
 SOUND = {
     CONFIG: st.just({ROUND: 1, "step": 0, "start": 0, "stop": 2}).map(ConfigRecord),
@@ -144,15 +85,13 @@ WANTED = {
 FITTING = {
     key: st.fixed_dictionaries(dict.fromkeys(WANTED.get(key, NAMES[:1]), ARRAYS)).map(ArrayRecord)
     for key in KEYS
-    if key not in SOUND
+    if key not in {*SOUND, ALARMS, STOPPED}
 }
 CONTENTS = st.one_of(
     st.dictionaries(st.sampled_from(KEYS), ANY, max_size=5),
     st.fixed_dictionaries(SOUND, optional=FITTING),
 )
-FUZZ = settings(
-    max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck)
-)
+FUZZ = fuzz(60)
 
 
 @pytest.fixture(autouse=True, scope="module")

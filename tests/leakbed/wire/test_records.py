@@ -67,6 +67,13 @@ def test_objects_are_never_unpickled() -> None:
         unpack(ArrayRecord({"bad": hostile}))
 
 
+@pytest.mark.parametrize("kind", ["M8[s]", "U2", "S3", ">f4", "longdouble", "f4,i4"])
+def test_what_no_tensor_can_hold_is_no_array_of_numbers(kind: str) -> None:
+    strange = ArrayRecord({"a": WireArray(np.zeros(2, dtype=kind))})
+    with pytest.raises(WireError, match=r"array 'a' is no NumPy array of numbers: shape \(2,\) of"):
+        views(strange)
+
+
 def test_a_record_is_byte_for_byte_what_flower_makes() -> None:
     for name, array in ARRAYS.items():
         ours, flowers = pack({name: array})[name], WireArray(np.asarray(array, order="C"))
