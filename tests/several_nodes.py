@@ -4,17 +4,20 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, Message
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
+from clients import node_app
 from clients.cell import Cell, TrainingPlan
 from leakbed.events import Event
 from leakbed.grid_wrapper import GridWrapper
-from leakbed.grids import Canonical
+from leakbed.grids import Canonical, LocalGrid
+from leakbed.grids.nodes import node_ids
 from leakbed.models import Architecture
 from leakbed.seeds import derive
+from leakbed.wire.messages import SETUP
 from leakbed.wiretap import Wiretap
 from strategies import PROTOCOLS
 from strategies.setup import Built, Setup
@@ -57,21 +60,32 @@ def grid(
     nodes: int = NODES,
     model: Architecture | None = None,
     resident: bool = True,
+    on: Canonical | None = None,
 ) -> Canonical:
-    """A canonical grid whose nodes know their cell."""
-    chosen: dict[str, Any] = {
-        "plan": settings,
-        "data": data(nodes),
-        "architecture": model or double_models.architecture(),
-    }
-    inner = tiny.ready(nodes, resident=resident, **chosen)
-    return Canonical(inner, stream=derive(tiny.SEED, "sampling"), roster=inner.roster)
+    """A canonical grid whose nodes know their cell: a new one, or the first nodes of another."""
+    if on is None:
+        local = LocalGrid(node_app, nodes=nodes)
+        inner: Grid = local if resident else tiny.Forgetful(local)
+        roster = local.roster
+    else:
+        inner, roster = on, {node: p for node, p in on.roster.items() if p < nodes}
+    chosen = Canonical(inner, stream=derive(tiny.SEED, "sampling"), roster=roster)
+    known = cells(settings, nodes=nodes, model=model)
+    chosen.send_and_receive(
+        [
+            Message(RecordDict({"cell": known[p].record()}), dst_node_id=node, message_type=SETUP)
+            for node, p in roster.items()
+        ]
+    )
+    return chosen
 
 
-def labels(nodes: int = NODES) -> dict[int, Tensor]:
+def labels(nodes: int = NODES, *, on: Canonical | None = None) -> dict[int, Tensor]:
     """What a server that holds the labels holds, by Flower's node id."""
     whole = data(nodes).dataset().labels
-    return {n + 1: whole[rows] for n, rows in enumerate(data(nodes).split().nodes)}
+    rows = data(nodes).split().nodes
+    roster = node_ids(nodes) if on is None else on.roster
+    return {node: whole[rows[p]] for node, p in roster.items() if p < nodes}
 
 
 def built(
@@ -118,20 +132,22 @@ def trained(
     present: Iterable[Iterable[int]] | None = None,
     events: list[Event] | None = None,
     alter: Callable[[Message], None] | None = None,
+    on: Canonical | None = None,
     **changes: Any,
 ) -> Weights:
     """The whole model after training, weights and buffers.
 
     ``present`` says which partitions there are in each round, None all of them; ``events`` takes
-    what a tap sees; ``alter`` changes replies.
+    what a tap sees; ``alter`` changes replies; ``on`` is a grid to train on, None a new LocalGrid.
     """
-    chosen: Grid = grid(settings, nodes=nodes, model=model, resident=resident)
+    inner = grid(settings, nodes=nodes, model=model, resident=resident, on=on)
+    chosen: Grid = inner
     if present is not None:
         chosen = Present(chosen, present)
     if alter is not None:
         chosen = Altered(chosen, alter)
     if events is not None:
-        chosen = Wiretap(chosen, [events.append], roster={n + 1: n for n in range(nodes)})
+        chosen = Wiretap(chosen, [events.append], roster=inner.roster)
     server = built(protocol, settings, nodes=nodes, model=model, **changes)
     if present is not None and isinstance(server.strategy, FedAvg):
         server.strategy.min_available_nodes = server.strategy.min_train_nodes = 1

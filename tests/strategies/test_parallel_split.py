@@ -23,6 +23,7 @@ from leakbed.models import Architecture
 from leakbed.seeds import derive
 from leakbed.wire.records import BOTTOM_GRADIENT, SMASHED, pack, unpack
 from tests import double_models, several_nodes, tiny
+from tests.definitions import concatenated
 from tests.several_nodes import NODES, OPTIMISERS, Weights, distance, plan, trained
 
 STEP, ROUND = {"sync": "step"}, {"sync": "round"}
@@ -48,25 +49,7 @@ def uncut(
 ) -> Weights:
     """One network, one optimiser, and in each step all nodes' rows as one batch."""
     cells = several_nodes.cells(settings, model=model)
-    network = cells[0].architecture.build(derive(tiny.SEED, "victim-init"))
-    optimiser = settings.optimiser(network.parameters())
-    for round_ in range(1, rounds + 1):
-        if settings.optimizer_state == "fresh":
-            optimiser = settings.optimiser(network.parameters())
-        here = [cells[node] for node in (present[round_ - 1] if present else range(NODES))]
-        plans = [cell.batches(round_, len(cell.rows()[0])) for cell in here]
-        for step in range(max(map(len, plans))):
-            chosen = [
-                (cell.rows(), batches[step])
-                for cell, batches in zip(here, plans, strict=True)
-                if step < len(batches)
-            ]
-            images = torch.cat([images[batch] for (images, _), batch in chosen])
-            labels = torch.cat([labels[batch] for (_, labels), batch in chosen])
-            optimiser.zero_grad()
-            torch.nn.functional.cross_entropy(network(images), labels).backward()
-            optimiser.step()
-    return dict(network.state_dict())
+    return concatenated(cells, rounds=rounds, present=present)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMISERS)

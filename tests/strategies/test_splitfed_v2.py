@@ -5,31 +5,17 @@ from itertools import groupby
 from typing import Any
 
 import pytest
-import torch
 
 from leakbed.events import Bottom, CutGradientDown, Event, SmashedUp
-from leakbed.seeds import derive, generator
 from tests import double_models, several_nodes, tiny
-from tests.several_nodes import NODES, OPTIMISERS, Weights, distance, plan, trained
+from tests.definitions import interleaved, left, order
+from tests.several_nodes import NODES, OPTIMISERS, distance, plan, trained
 
 
 @pytest.fixture(autouse=True)
 def identity() -> Iterator[None]:
     with tiny.identity():
         yield
-
-
-def order(nodes: list[int], *, round_: int, step: int) -> list[int]:
-    """A step's nodes as the documented draw puts them."""
-    stream = derive(derive(tiny.SEED, "server/lots"), f"order/{round_}/{step}")
-    drawn = torch.randperm(len(nodes), generator=generator(stream)).tolist()
-    return [nodes[place] for place in drawn]
-
-
-def left(settings: Any, *, step: int) -> list[int]:
-    """The nodes that have a batch in a step, by partition."""
-    cells = several_nodes.cells(settings)
-    return [c.partition for c in cells if len(c.batches(1, len(c.rows()[0]))) > step]
 
 
 @pytest.mark.parametrize("optimizer", ["momentum", "adam"])
@@ -41,43 +27,12 @@ def test_one_node_is_vanilla_bit_for_bit(optimizer: str, state: str) -> None:
     assert tiny.same(ours, trained("vanilla-split", settings, **chosen))
 
 
-def literal(settings: Any, *, rounds: int) -> Weights:
-    """The paper's loop on whole tensors: one top, one optimiser, a bottom for each node."""
-    cells = several_nodes.cells(settings)
-    parts = cells[0].architecture.parts(derive(tiny.SEED, "victim-init"))
-    bottoms = [cell.architecture.bottom(0) for cell in cells]
-    optimisers = [settings.optimiser(bottom.parameters()) for bottom in bottoms]
-    top = settings.optimiser(parts.top.parameters())
-    merged = parts.bottom.state_dict()
-    for round_ in range(1, rounds + 1):
-        plans = [cell.batches(round_, len(cell.rows()[0])) for cell in cells]
-        for bottom in bottoms:
-            bottom.load_state_dict(merged)
-        for step in range(max(map(len, plans))):
-            for node in order(left(settings, step=step), round_=round_, step=step):
-                images, labels = cells[node].rows()
-                batch = plans[node][step]
-                optimisers[node].zero_grad()
-                top.zero_grad()
-                logits = parts.top(bottoms[node](images[batch]))
-                torch.nn.functional.cross_entropy(logits, labels[batch]).backward()
-                optimisers[node].step()
-                top.step()
-        counts = [sum(map(len, batches)) for batches in plans]
-        states = [bottom.state_dict() for bottom in bottoms]
-        merged = {
-            name: sum(s[name] * (n / sum(counts)) for s, n in zip(states, counts, strict=True))
-            for name in merged
-        }
-    return merged | parts.top.state_dict()
-
-
 @pytest.mark.parametrize("optimizer", OPTIMISERS)
 @pytest.mark.parametrize("steps", [3, None])
 def test_is_the_papers_loop(optimizer: str, steps: int | None) -> None:
     settings = plan(**OPTIMISERS[optimizer], local_steps=steps)
     ours = trained("splitfed-v2", settings, rounds=2)
-    assert distance(ours, literal(settings, rounds=2)) < 1e-10
+    assert distance(ours, interleaved(several_nodes.cells(settings), rounds=2)) < 1e-10
 
 
 def gradients(settings: Any, *, rounds: int = 2) -> list[CutGradientDown]:
@@ -95,8 +50,9 @@ def test_gradients_stand_in_the_record_in_the_order_of_processing(steps: int | N
         place: [event.node for event in group]
         for place, group in groupby(sent, key=lambda event: (event.round, event.step))
     }
+    cells = several_nodes.cells(settings)
     expected = {
-        (round_, step): order(left(settings, step=step), round_=round_, step=step)
+        (round_, step): order(left(cells, step=step), round_=round_, step=step)
         for round_ in (1, 2)
         for step in range(6 if steps is None else steps)
     }

@@ -9,9 +9,10 @@ from torch import nn
 
 from leakbed.events import Bottom, Event, Sealed, SmashedUp, arrays_of
 from leakbed.grids import Canonical, NodeFailed
-from leakbed.seeds import derive, scoped
+from leakbed.seeds import derive
 from leakbed.wiretap import Wiretap
 from tests import double_models, several_nodes, tiny
+from tests.definitions import uncut
 
 
 @pytest.fixture(autouse=True)
@@ -24,22 +25,6 @@ OPTIMISERS: dict[str, dict[str, Any]] = {
     "sgd": {"momentum": 0.9, "weight_decay": 0.01, "learning_rate": 0.1},
     "adam": {"optimizer": "adam", "weight_decay": 0.01, "learning_rate": 0.01},
 }
-
-
-def uncut(settings: Any, *, rounds: int, model: str = "plain") -> dict[str, torch.Tensor]:
-    """The oracle: one network, one optimiser, one loop."""
-    cell = tiny.cell(plan=settings)
-    network = tiny.architecture(model).build(derive(tiny.SEED, "victim-init"))
-    optimizer = settings.optimiser(network.parameters())
-    images, labels = cell.rows()
-    for round_ in range(1, rounds + 1):
-        for step, batch in enumerate(cell.batches(round_, len(images))):
-            optimizer.zero_grad()
-            with scoped(derive(cell.stream, f"forward/{round_}/{step}")):
-                loss = nn.functional.cross_entropy(network(images[batch]), labels[batch])
-            loss.backward()
-            optimizer.step()
-    return dict(network.state_dict())
 
 
 def split(settings: Any, *, rounds: int, model: str = "plain", **more: Any) -> dict[str, Any]:
@@ -59,14 +44,14 @@ def test_one_node_is_training_the_uncut_model_bit_for_bit(
 ) -> None:
     settings = tiny.plan(**OPTIMISERS[optimizer], labels=labels, bottoms=bottoms, local_steps=steps)
     trained = split(settings, rounds=3)
-    assert tiny.same(trained, uncut(settings, rounds=3))
+    assert tiny.same(trained, uncut(tiny.cell(plan=settings), rounds=3))
 
 
 @pytest.mark.parametrize("optimizer", OPTIMISERS)
 def test_one_node_is_training_the_uncut_model_with_dropout_and_batch_norm(optimizer: str) -> None:
     settings = tiny.plan(**OPTIMISERS[optimizer])
     trained = split(settings, rounds=3, model="stateful")
-    assert tiny.same(trained, uncut(settings, rounds=3, model="stateful"))
+    assert tiny.same(trained, uncut(tiny.cell(plan=settings, model="stateful"), rounds=3))
     assert trained["1.num_batches_tracked"] == 9  # each batch counted once
 
 
@@ -89,18 +74,26 @@ def test_nodes_in_turn_go_on_from_the_bottom_of_the_one_before() -> None:
 
 
 @pytest.mark.parametrize("optimizer", OPTIMISERS)
-def test_every_cut_gives_the_same_model(optimizer: str) -> None:
-    settings = several_nodes.plan(**OPTIMISERS[optimizer], local_steps=None)
-    models = [double_models.architecture(cut=cut) for cut in double_models.CUTS]
-    one = [several_nodes.trained("vanilla-split", settings, nodes=1, model=m) for m in models]
-    assert all(tiny.same(one[0], other) for other in one[1:])
-    # A bottom's momenta stay at its node, a top's serve them all: with several nodes it is so
-    # without momenta only.
-    plain = several_nodes.plan(weight_decay=0.01, local_steps=None)
-    several = [several_nodes.trained("vanilla-split", plain, model=model) for model in models]
-    assert all(tiny.same(several[0], other) for other in several[1:])
-    apart = [several_nodes.trained("vanilla-split", settings, model=m) for m in models[::6]]
-    assert not tiny.same(*apart)
+def test_every_cut_gives_one_node_the_same_model(optimizer: str) -> None:
+    settings = several_nodes.plan(**OPTIMISERS[optimizer], local_steps=2)
+    expected = uncut(several_nodes.cells(settings, nodes=1)[0], rounds=2)
+    for cut in double_models.CUTS:
+        model = double_models.architecture(cut=cut)
+        found = several_nodes.trained("vanilla-split", settings, nodes=1, model=model)
+        assert tiny.same(found, expected), cut
+
+
+def test_every_cut_gives_several_nodes_the_same_model_without_momenta_only() -> None:
+    """A bottom's momenta stay at its node; a top's serve all."""
+
+    def trained(settings: Any) -> list[dict[str, torch.Tensor]]:
+        models = [double_models.architecture(cut=cut) for cut in (1, 4, 7)]
+        return [several_nodes.trained("vanilla-split", settings, model=each) for each in models]
+
+    first, *others = trained(several_nodes.plan(weight_decay=0.01, local_steps=2))
+    assert all(tiny.same(first, other) for other in others)
+    first, *others = trained(several_nodes.plan(momentum=0.9, local_steps=2))
+    assert not any(tiny.same(first, other) for other in others)
 
 
 def watched(bottoms: str) -> tuple[list[Event], list[dict[str, Any]]]:
