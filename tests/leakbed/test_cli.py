@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from leakbed import __version__
 from leakbed.cli import main
 
 OVERRUN = """
@@ -72,6 +73,18 @@ def test_help_loads_nothing_heavy() -> None:
     ended = started("--help")
     assert ended.stderr.splitlines()[-1] == "0 []"
     assert "compare" in ended.stdout
+
+
+def test_the_module_runs_as_the_command_does() -> None:
+    """It would otherwise be imported, do nothing and say that all went well."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "leakbed.cli", "--version"],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.stdout == f"{__version__}\n"
 
 
 def test_a_typing_mistake_is_answered_without_torch(tmp_path: Path) -> None:
