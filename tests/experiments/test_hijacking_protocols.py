@@ -20,7 +20,7 @@ from leakbed.flower_internals import task_identity
 from leakbed.grids import LocalGrid
 from leakbed.trace import Trace
 
-ROUNDS = 32
+ROUNDS = 16
 NODES = {"vanilla-split": 4, "u-shaped": 2, "splitfed-v1": 2, "splitfed-v2": 2}
 TABLE: dict[str, Any] = {
     "name": "hijacked",
