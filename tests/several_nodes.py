@@ -159,7 +159,7 @@ def whole(server: Built, arrays: ArrayRecord) -> Weights:
     """Both parts by name."""
     bottom: Mapping[str, Any] = server.bottom() if server.bottom else {}
     top: Weights = dict(arrays.to_torch_state_dict())
-    return {name: torch.from_numpy(value) for name, value in bottom.items()} | top
+    return {name: torch.tensor(value) for name, value in bottom.items()} | top
 
 
 class Present(GridWrapper):

@@ -4,14 +4,17 @@ import importlib
 import sys
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common.serde import recorddict_to_proto
 from flwr.supercore.task_identity import TaskIdentity
 
 import leakbed.flower_internals
 from leakbed.flower_internals import (
     FlowerMovedError,
     assembled,
+    filled,
     set_message_id,
     task_identity,
     with_content,
@@ -118,3 +121,30 @@ def test_a_module_that_moved_is_said_to_have_moved(monkeypatch: pytest.MonkeyPat
     assert type(e.value).__name__ == "FlowerMovedError"
     monkeypatch.undo()
     monkeypatch.setattr(leakbed, "flower_internals", sys.modules["leakbed.flower_internals"])
+
+
+def test_a_filled_record_is_what_flower_would_have_made() -> None:
+    arrays = {"x": Array(np.arange(3.0))}
+    ours: RecordDict = filled(
+        RecordDict(),
+        {
+            "a": filled(ArrayRecord(), arrays),
+            "c": filled(ConfigRecord(), {"y": 1}),
+            "m": filled(MetricRecord(), {"z": 2.0}),
+        },
+    )
+    theirs = RecordDict(
+        {"a": ArrayRecord(arrays), "c": ConfigRecord({"y": 1}), "m": MetricRecord({"z": 2.0})}
+    )
+    assert ours == theirs
+    assert recorddict_to_proto(ours) == recorddict_to_proto(theirs)
+    assert ours.array_records["a"].object_id == theirs.array_records["a"].object_id
+    ours["a"]["y"] = Array(np.zeros(1))  # type: ignore[index]
+    assert list(theirs.array_records["a"]) == ["x"]
+
+
+def test_items_that_moved_are_said_to_have_moved() -> None:
+    record = ConfigRecord()
+    record.__dict__["_data"] = None
+    with pytest.raises(FlowerMovedError, match=r"flwr\.app\.ConfigRecord is not what it was"):
+        filled(record, {})
