@@ -1,0 +1,1 @@
+"""What Leakbed costs, measured beside alternatives: run each file with ``python -m``."""
