@@ -34,18 +34,7 @@ def plain() -> nn.Sequential:
 
 def everywhere() -> nn.Sequential:
     """BatchNorm and dropout in all three parts; cuts 2 and 6."""
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3),
-        nn.BatchNorm2d(4),
-        nn.Dropout(0.25),
-        nn.Conv2d(4, 3, 3),
-        nn.BatchNorm2d(3),
-        nn.Dropout(0.25),
-        nn.Flatten(),
-        nn.BatchNorm1d(12),
-        nn.Dropout(0.25),
-        nn.Linear(12, 4),
-    )
+    return u_shaped.everywhere(outputs=4)
 
 
 CUTS = {"plain": (1, 3), "everywhere": (2, 6)}

@@ -39,7 +39,7 @@ def normed() -> nn.Sequential:
     )
 
 
-def everywhere() -> nn.Sequential:
+def everywhere(outputs: int = 3) -> nn.Sequential:
     """BatchNorm and dropout in all three parts; cuts 2 and 6."""
     return nn.Sequential(
         nn.Conv2d(1, 4, 3),
@@ -51,7 +51,7 @@ def everywhere() -> nn.Sequential:
         nn.Flatten(),
         nn.BatchNorm1d(12),
         nn.Dropout(0.25),
-        nn.Linear(12, 3),
+        nn.Linear(12, outputs),
     )
 
 

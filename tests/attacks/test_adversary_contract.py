@@ -1,86 +1,16 @@
 """Every adversary of the catalogue keeps the contract. A new one needs its view's shapes only."""
 
 import copy
-import subprocess
-import sys
 from dataclasses import FrozenInstanceError, fields
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from attacks import ADVERSARIES, ATTACKS
-from leakbed.contracts import Adversary, Guess, Seat, View
+from attacks import ADVERSARIES
+from leakbed.contracts import Adversary
+from tests.attacks.adversary_views import answers, batch, guessed, quick, view
 
 NAMES = sorted(ADVERSARIES)
-SHAPE, SMASHED, ROWS = (1, 8, 8), (3, 4, 4), 4
-QUICK: dict[str, dict[str, Any]] = {"fsha": {"nets": "small"}, "fsha-property": {"nets": "small"}}
-
-FENCE = """
-import sys
-import importlib.abc
-
-FORBIDDEN = ("leakbed.data", "leakbed.oracle", "leakbed.wire", "leakbed.grids", "flwr", "ray")
-
-class Refuse(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name in FORBIDDEN or name.startswith(tuple(f + "." for f in FORBIDDEN)):
-            raise ImportError(f"an adversary imported {name}")
-
-sys.meta_path.insert(0, Refuse())
-import runpy
-module = runpy.run_path(sys.argv[1])
-for name in module["NAMES"]:
-    module["answers"](name)
-    print(name)
-"""
-
-
-def quick(name: str) -> Adversary[Any]:
-    return ADVERSARIES[name](**QUICK.get(name, {}))
-
-
-def view() -> View:
-    draw = torch.Generator().manual_seed(7)
-    return View(
-        seat=Seat.SERVER,
-        image_shape=SHAPE,
-        num_classes=3,
-        targets=0,
-        rows=ROWS,
-        public_images=torch.rand(9, *SHAPE, generator=draw),
-        public_labels=torch.arange(9) % 3,
-        public_attributes=torch.arange(9) % 3,
-        attribute_values=3,
-        smashed_shape=SMASHED,
-        device=torch.device("cpu"),
-    )
-
-
-def batch(seed: int) -> Tensor:
-    return torch.randn(ROWS, *SMASHED, generator=torch.Generator().manual_seed(seed))
-
-
-def answers(name: str, *, guessing: bool = False) -> list[Tensor]:
-    """Three forged gradients, and what is guessed of a batch after them."""
-    adversary = quick(name)
-    state = adversary.begin(view(), seed=3)
-    forged = []
-    for step in range(3):
-        state, gradient = adversary.forge(state, batch(step), batch(step + 10))
-        forged.append(gradient)
-        if guessing:
-            adversary.guess(state, batch(20))
-            torch.rand(5)  # the global generator must not matter either
-    guess = adversary.guess(state, batch(20))
-    return [*forged, *guessed(guess)]
-
-
-def guessed(guess: Guess) -> list[Tensor]:
-    found = guess.images, guess.labels, guess.attributes
-    return [each for each in found if each is not None]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -132,18 +62,3 @@ def test_names_its_source_and_holds_settings_only(name: str) -> None:
     for field in fields(adversary):  # type: ignore[arg-type]  a frozen dataclass by contract
         with pytest.raises(FrozenInstanceError):
             setattr(adversary, field.name, None)
-
-
-def test_no_name_is_both_an_attacks_and_an_adversarys() -> None:
-    assert not ADVERSARIES.keys() & ATTACKS.keys()
-
-
-def test_no_adversary_needs_data_or_flower() -> None:
-    done = subprocess.run(  # noqa: S603  our own interpreter on our own code
-        [sys.executable, "-c", FENCE, __file__],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.split() == NAMES

@@ -265,14 +265,6 @@ def test_what_cannot_work_is_refused_before_training(
     ("settings", "message"),
     [
         ({"nets": "papre"}, "did you mean 'paper'"),
-        ({"activations": "relu"}, "legal: linear, swish"),
-        ({"padding": "same"}, "legal: auto, padded, unpadded"),
-        ({"output": "sigmoid"}, "legal: auto, linear, relu"),
-        ({"pixels": "bytes"}, "legal: centred, unit"),
-        ({"penalty": "row"}, "legal: channel, sample"),
-        ({"pilot_rate": 0.0}, "pilot_rate is 0.0"),
-        ({"critic_rate": -1.0}, "critic_rate"),
-        ({"gradient_scale": 0.0}, "gradient_scale"),
         ({"pretraining": -1}, "pretraining is -1"),
     ],
 )

@@ -1,71 +1,16 @@
 """Every intruder of the catalogue keeps the contract. A new one needs nothing here but its name."""
 
-import subprocess
-import sys
 from dataclasses import FrozenInstanceError, fields
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from attacks import ADVERSARIES, ATTACKS, INTRUDERS
 from leakbed.contracts import Seat
-from leakbed.intruding import Intruder, IntruderState, NodeView
+from leakbed.intruding import Intruder, IntruderState
+from tests.attacks.intruder_views import CYCLE, ROWS, SHAPE, gradient, played, quick, view
 
 NAMES = sorted(INTRUDERS)
-SHAPE, ROWS, CYCLE = (1, 8, 8), 4, 5
-QUICK: dict[str, dict[str, Any]] = {"client-gan": {"width": 4, "latent": 3}}
-
-FENCE = """
-import sys
-import importlib.abc
-
-FORBIDDEN = ("leakbed.data", "leakbed.oracle", "leakbed.wire", "leakbed.grids", "flwr", "ray")
-
-class Refuse(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name in FORBIDDEN or name.startswith(tuple(f + "." for f in FORBIDDEN)):
-            raise ImportError(f"an intruder imported {name}")
-
-sys.meta_path.insert(0, Refuse())
-import runpy
-module = runpy.run_path(sys.argv[1])
-for name in module["NAMES"]:
-    module["played"](name)
-    print(name)
-"""
-
-
-def quick(name: str) -> Intruder:
-    return INTRUDERS[name](**QUICK.get(name, {}))
-
-
-def view() -> NodeView:
-    return NodeView(image_shape=SHAPE, num_classes=3, outputs=4, device=torch.device("cpu"))
-
-
-def gradient(step: int) -> Tensor:
-    return torch.randn(ROWS, *SHAPE, generator=torch.Generator().manual_seed(step))
-
-
-def played(name: str, *, looking: bool = False) -> tuple[list[Tensor], IntruderState]:
-    """What an intruder showed the network in some turns, its samples after them, and its state."""
-    intruder = quick(name)
-    state = intruder.begin(view(), seed=3)
-    shown = []
-    for step in range(CYCLE):
-        if looking:
-            intruder.turn(view(), state, rows=ROWS)
-            intruder.samples(view(), state, count=2)
-            torch.rand(5)  # the global generator must not matter either
-        turn = intruder.turn(view(), state, rows=ROWS)
-        images = turn.images
-        if images is not None:
-            shown.append(images.detach())
-        state = intruder.learn(state, turn, None if images is None else gradient(step))
-    return [*shown, intruder.samples(view(), state, count=2)], state
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -137,15 +82,5 @@ def test_names_its_source_and_holds_settings_only(name: str) -> None:
 
 
 def test_no_name_is_in_two_catalogues() -> None:
-    assert not INTRUDERS.keys() & (ATTACKS.keys() | ADVERSARIES.keys())
-
-
-def test_no_intruder_needs_data_or_flower() -> None:
-    done = subprocess.run(  # noqa: S603  our own interpreter on our own code
-        [sys.executable, "-c", FENCE, __file__],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.split() == NAMES
+    names = [*ATTACKS, *ADVERSARIES, *INTRUDERS]
+    assert len(set(names)) == len(names)

@@ -1,10 +1,10 @@
-"""Every attack runs where data cannot be opened and the truth cannot be imported."""
+"""Every attack, passive or active, runs where neither data nor the truth can be had."""
 
 import subprocess
 import sys
 from pathlib import Path
 
-from attacks import ATTACKS
+from attacks import ADVERSARIES, ATTACKS, INTRUDERS
 
 FENCE = """
 import sys
@@ -18,7 +18,9 @@ class Refuse(importlib.abc.MetaPathFinder):
             raise ImportError(f"an attack imported {name}")
 
 sys.meta_path.insert(0, Refuse())
-from attacks import ATTACKS
+from attacks import ADVERSARIES, ATTACKS, INTRUDERS
+from tests.attacks.adversary_views import answers
+from tests.attacks.intruder_views import played
 from tests.attacks.views import quick_attack, view_for
 
 ready = {name: (quick_attack(name), view_for(quick_attack(name))) for name in sorted(ATTACKS)}
@@ -41,6 +43,10 @@ def fenced(name, act):
 ATTACKING = """
 for name, (attack, view) in ready.items():
     fenced(name, lambda: attack.run(view, seed=0))
+for name in ADVERSARIES:
+    fenced(name, lambda: answers(name))
+for name in INTRUDERS:
+    fenced(name, lambda: played(name))
 """
 
 TRESPASSING = """
@@ -63,7 +69,7 @@ def said(acts: str) -> dict[str, str]:
 
 
 def test_no_attack_needs_data_or_flower() -> None:
-    assert said(ATTACKING) == dict.fromkeys(sorted(ATTACKS), "ran")
+    assert said(ATTACKING) == dict.fromkeys([*ATTACKS, *ADVERSARIES, *INTRUDERS], "ran")
 
 
 def test_the_fence_holds() -> None:

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from flwr.app import Context
-from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp import Grid
 
 from experiments.cells import cells
 from experiments.preparing import prepare
@@ -22,7 +20,8 @@ from leakbed.grids import LocalGrid
 from leakbed.oracle.answer_key import AnswerKey
 from leakbed.trace import Trace
 from strategies import PROTOCOLS
-from tests import slow_nodes, tiny
+from tests import tiny
+from tests.runtimes import on_flower, on_ray
 
 NODES = 3
 TABLE: dict[str, Any] = {
@@ -107,41 +106,13 @@ def test_another_seed_is_another_run(case: str, tmp_path: Path) -> None:
     assert Trace(run.trace).records != locally(case, tmp_path / "run")["records"]
 
 
-def on_ray(work: Callable[[Grid], None]) -> None:
-    from leakbed.grids.ray_grid import RayGrid  # noqa: PLC0415  Ray takes seconds to import
-
-    with RayGrid(slow_nodes.app, nodes=NODES, workers=2) as grid:
-        work(grid)
-
-
-def on_flower(work: Callable[[Grid], None]) -> None:
-    from flwr.simulation import run_simulation  # noqa: PLC0415  it imports Ray
-
-    server = ServerApp()
-
-    @server.main()
-    def main(grid: Grid, context: Context) -> None:
-        torch.set_num_threads(1)
-        work(grid)
-
-    run_simulation(
-        server,
-        slow_nodes.app,
-        num_supernodes=NODES,
-        backend_config={
-            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-            "init_args": {"num_cpus": 2},
-        },
-    )
-
-
 # One process start per grid serves all trainings: starting Ray takes longer than they do.
 # Flower 1.41 leaves files open and Ray announces a default it will change: neither is ours.
 @pytest.mark.runtime
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore:Tip:FutureWarning")
 @pytest.mark.parametrize("runtime", [on_ray, on_flower])
 def test_every_grid_leaves_the_same(
-    runtime: Callable[[Callable[[Grid], None]], None],
+    runtime: Callable[..., None],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -153,6 +124,6 @@ def test_every_grid_leaves_the_same(
         for case in CASES:
             found[case] = outcome(grid, case, tmp_path / f"there {case}", None)
 
-    runtime(work)
+    runtime(work, nodes=NODES)
     expected = {case: locally(case, tmp_path / f"here {case}") for case in CASES}
     assert [case for case in CASES if found[case] != expected[case]] == []

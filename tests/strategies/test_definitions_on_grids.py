@@ -12,16 +12,15 @@ from itertools import groupby
 from typing import Any
 
 import pytest
-import torch
-from flwr.app import Context
-from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp import Grid
 
 from leakbed.events import CutGradientDown, Event
 from leakbed.flower_internals import task_identity
 from leakbed.grids import Canonical
 from leakbed.seeds import derive, scoped
-from tests import double_models, several_nodes, slow_nodes, tiny, u_shaped
+from tests import double_models, several_nodes, tiny, u_shaped
 from tests.definitions import Weights, concatenated, interleaved, left, order, uncut
+from tests.runtimes import on_flower, on_ray
 from tests.several_nodes import NODES, OPTIMISERS, distance, plan
 
 pytestmark = pytest.mark.runtime
@@ -111,34 +110,6 @@ def training_on(grid: Grid) -> Train:
     return train
 
 
-def on_ray(work: Callable[[Grid], None]) -> None:
-    from leakbed.grids.ray_grid import RayGrid  # noqa: PLC0415  Ray takes seconds to import
-
-    with RayGrid(slow_nodes.app, nodes=NODES, workers=2) as grid:
-        work(grid)
-
-
-def on_flower(work: Callable[[Grid], None]) -> None:
-    from flwr.simulation import run_simulation  # noqa: PLC0415  it imports Ray
-
-    server = ServerApp()
-
-    @server.main()
-    def main(grid: Grid, context: Context) -> None:
-        torch.set_num_threads(1)
-        work(grid)
-
-    run_simulation(
-        server,
-        slow_nodes.app,
-        num_supernodes=NODES,
-        backend_config={
-            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-            "init_args": {"num_cpus": 2},
-        },
-    )
-
-
 @pytest.fixture(autouse=True)
 def identity() -> Iterator[None]:
     with task_identity():
@@ -149,7 +120,7 @@ def identity() -> Iterator[None]:
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore:Tip:FutureWarning")
 @pytest.mark.parametrize("runtime", [on_ray, on_flower])
 def test_every_protocol_is_its_definition(
-    runtime: Callable[[Callable[[Grid], None]], None], monkeypatch: pytest.MonkeyPatch
+    runtime: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", "")  # Flower changes it for its workers
     monkeypatch.setattr("flwr.supercore.telemetry.FLWR_TELEMETRY_ENABLED", "0")
@@ -160,7 +131,7 @@ def test_every_protocol_is_its_definition(
         for name, pair in {**BIT_FOR_BIT, **NEARLY}.items():
             found[name] = pair(train)
 
-    runtime(work)
+    runtime(work, nodes=NODES)
     assert found.keys() == {*BIT_FOR_BIT, *NEARLY}
     assert [name for name in BIT_FOR_BIT if not tiny.same(*found[name])] == []
     off = {name: distance(*found[name]) for name in NEARLY}
