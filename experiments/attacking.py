@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from attacks import ADVERSARIES, ATTACKS, INTRUDERS
+from experiments.known_labels import tell, unknown_only
 from experiments.settings import AttackSettings
-from leakbed.contracts import Adversary, Attack, Guess, Knowledge, UnfitViewError
+from leakbed.contracts import Adversary, Attack, Guess, UnfitViewError
 from leakbed.events import Arrays
 from leakbed.intruding import Intruder
 from leakbed.models import resolve_device
@@ -42,7 +43,7 @@ class Attacked:
 
     Attributes:
         attack: With its settings.
-        targets: Which messages were attacked.
+        targets: Which messages were attacked, without those whose label the attack was told.
         guess: On the CPU.
         seconds: Time the attack itself took.
     """
@@ -91,7 +92,8 @@ def attack_run(
         settings: The attack's.
         stream: The adversary's.
         device: As for :func:`leakbed.models.resolve_device`.
-        answers: Opened only for an attack whose threat model declares that it is given labels.
+        answers: Opened only for an attack whose threat model declares that it is given labels, of
+            all targets or of a few.
 
     Returns:
         The guess of the restart with the lowest objective of the attack's own, target by target.
@@ -110,10 +112,16 @@ def attack_run(
         )
     targets = pick_targets(evidences, attack.threat, when=settings.when, count=settings.targets)
     where = resolve_device(device)
-    labels = None
-    if Knowledge.LABELS in attack.threat.needs and answers is not None:
-        labels = AnswerKey.read(answers).truth(targets).labels
-    view = build_view(recorded, evidences, attack.threat, targets, device=where, labels=labels)
+    told = tell(attack.threat, targets, answers, known_per_class=settings.known_per_class)
+    view = build_view(
+        recorded,
+        evidences,
+        attack.threat,
+        targets,
+        device=where,
+        labels=told.labels,
+        known_labels=told.known_labels,
+    )
     repeats = 1 if "restarts" in _fields(type(attack)) else settings.restarts or 1
     started = perf_counter()
     guess = attack.run(view, seed=derive(stream, "restart/0"))
@@ -122,7 +130,8 @@ def attack_run(
     for repeat in range(1, repeats):
         guess = _better(guess, attack.run(view, seed=derive(stream, f"restart/{repeat}")))
     seconds = perf_counter() - started
-    return Attacked(attack=attack, targets=targets, guess=_on_cpu(guess), seconds=seconds)
+    targets, guess = unknown_only(targets, _on_cpu(guess), told.known_labels)
+    return Attacked(attack=attack, targets=targets, guess=guess, seconds=seconds)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from leakbed.naming import unknown
 JsonObject = dict[str, Any]
 _PASSIVE, _ACTIVE = {"restarts", "when"}, {"checkpoint_every", "when", "control"}
 _INTRUDING = {"nodes", "control"}
+_TOLD, KNOWN_PER_CLASS = {"known_per_class"}, 1
 _COMMON = {"everywhere"}
 
 
@@ -23,8 +24,9 @@ class AttackSettings(BaseModel):
 
     ``restarts`` is for passive attacks, ``checkpoint_every`` and ``control`` are for adversaries,
     see :class:`experiments.cells.Hijacking`; ``nodes`` and ``control`` are for malicious clients,
-    see :class:`experiments.cells.Intruding`, whose samples ``targets`` counts. One that is not
-    ``everywhere`` runs in the cases that name it.
+    see :class:`experiments.cells.Intruding`, whose samples ``targets`` counts. ``known_per_class``
+    is for attacks that know a few true labels: the first so many targets of each class. One that is
+    not ``everywhere`` runs in the cases that name it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,6 +35,7 @@ class AttackSettings(BaseModel):
     targets: int = Field(default=8, ge=1, strict=True)
     restarts: int | None = Field(default=None, ge=1, strict=True)
     when: Literal["training", "inference"] = "training"
+    known_per_class: int | None = Field(default=None, ge=0, strict=True)
     checkpoint_every: int | None = Field(default=None, ge=1, strict=True)
     control: bool | None = Field(default=None, strict=True)
     nodes: tuple[int, ...] | None = Field(default=None, min_length=1)
@@ -69,10 +72,13 @@ def common_keys(attack: object) -> frozenset[str]:
     Returns:
         Legal keys of its table, beside its own.
     """
-    everyones = set(AttackSettings.model_fields) - {"own"} - _PASSIVE - _ACTIVE - _INTRUDING
+    some = _PASSIVE | _ACTIVE | _INTRUDING | _TOLD
+    everyones = set(AttackSettings.model_fields) - {"own"} - some
     if attack in intruder_names():
         return frozenset(everyones | _INTRUDING)
-    return frozenset(everyones | (_ACTIVE if attack in adversary_names() else _PASSIVE))
+    if attack in adversary_names():
+        return frozenset(everyones | _ACTIVE)
+    return frozenset(everyones | _PASSIVE | (_TOLD if _told(attack) else set()))
 
 
 def attack_table(table: object) -> object:
@@ -102,6 +108,8 @@ def attack_table(table: object) -> object:
         if key not in common:
             check_value(f"attack {given['name']}", key, value, written=own_fields[key])
         (kept if key in common else own)[key] = value
+    if _told(given["name"]):
+        kept.setdefault("known_per_class", KNOWN_PER_CLASS)
     return {**kept, "own": own}
 
 
@@ -130,6 +138,12 @@ def defense_table(table: object) -> object:
             f'stack is {own["stack"]!r}; write a list such as [{{ name = "weight-noise" }}]'
         )
     return {**common, "stack": [_one(each) for each in own["stack"]]}
+
+
+def _told(attack: object) -> bool:
+    """Say whether an attack may know labels."""
+    fields = plugin_fields("attacks").get(str(attack))
+    return fields is not None and fields.told
 
 
 def _one(table: object) -> tuple[str, JsonObject]:

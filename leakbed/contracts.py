@@ -73,6 +73,7 @@ class Knowledge(StrEnum):
     """What an attack needs beyond the protocol's own messages."""
 
     ARCHITECTURE = "architecture"
+    KNOWN_LABELS = "known-labels"
     BATCH_PLAN = "batch-plan"
     PUBLIC_IMAGES = "public-images"
     PUBLIC_ATTRIBUTES = "public-attributes"
@@ -87,6 +88,7 @@ IN_WORDS: dict[Evidence | Knowledge, str] = {
     Evidence.HEAD_WEIGHT_GRADIENT: "the weight gradient of the node's own last layer",
     Evidence.SERVED: "what the server sends the node that it is",
     Knowledge.ARCHITECTURE: "the layers of the part it does not hold (not their weights)",
+    Knowledge.KNOWN_LABELS: "the true labels of a few of the attacked samples",
     Knowledge.BATCH_PLAN: "how many samples and local steps lie behind a message",
     Knowledge.PUBLIC_IMAGES: "images of its own from the same distribution",
     Knowledge.PUBLIC_ATTRIBUTES: "that attribute of each image of its own",
@@ -139,6 +141,8 @@ class View:
         after: The weights it sent back, same names and shapes as ``before``.
         buffers: Non-trainable state (BatchNorm statistics) each victim started from.
         smashed: Activations at the cut, one row per target.
+        known_labels: True labels of the few targets it knows, -1 elsewhere; known targets are not
+            scored.
         cut_gradient: The loss gradient with respect to ``smashed``, same shape.
         head_gradient: Weight gradient of the linear layer that reads ``smashed``; read off an
             update it is known up to a positive factor.
@@ -162,6 +166,7 @@ class View:
     before: Mapping[str, Float[Tensor, " targets *shape"]] | None = None
     after: Mapping[str, Float[Tensor, " targets *shape"]] | None = None
     buffers: Mapping[str, Tensor] | None = None
+    known_labels: Int[Tensor, " targets rows"] | None = None
     smashed: Float[Tensor, " targets *cut"] | None = None
     cut_gradient: Float[Tensor, " targets *cut"] | None = None
     head_gradient: Float[Tensor, " targets classes features"] | None = None

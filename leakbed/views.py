@@ -27,6 +27,7 @@ def build_view(
     *,
     device: torch.device,
     labels: Int[Tensor, " targets rows"] | None = None,
+    known_labels: Int[Tensor, " targets rows"] | None = None,
 ) -> View:
     """Grant a threat model's seat what it may read, and nothing else.
 
@@ -37,6 +38,7 @@ def build_view(
         targets: From :func:`pick_targets`.
         device: Where the attack computes.
         labels: The targets' true labels, granted only to a threat model that says it needs them.
+        known_labels: Those of a few targets, -1 elsewhere; granted likewise.
 
     Returns:
         The view.
@@ -58,10 +60,12 @@ def build_view(
             granted["public_images"] = own
     if Knowledge.ARCHITECTURE in threat.needs:
         granted["architecture"] = architecture
-    if Knowledge.LABELS in threat.needs and granted.get("labels") is None:
-        if labels is None:
-            raise MisfitError("the attack is given true labels; it needs the answer key for them")
-        granted["labels"] = labels.to(device)
+    for need, name, given in (
+        (Knowledge.LABELS, "labels", labels),
+        (Knowledge.KNOWN_LABELS, "known_labels", known_labels),
+    ):
+        if need in threat.needs and granted.get(name) is None:
+            granted[name] = _told(given).to(device)
     rows, local_steps = _batch_plan(evidences, trace.about) if targets[0].row is None else (1, 1)
     return View(
         seat=threat.seat,
@@ -73,6 +77,12 @@ def build_view(
         device=device,
         **granted,
     )
+
+
+def _told(labels: Tensor | None) -> Tensor:
+    if labels is None:
+        raise MisfitError("the attack is given true labels; it needs the answer key for them")
+    return labels
 
 
 def architecture_of(about: Mapping[str, Any]) -> Architecture:

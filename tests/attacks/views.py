@@ -9,7 +9,7 @@ from attacks import ATTACKS
 from leakbed.contracts import Attack, Evidence, Knowledge, View
 from leakbed.models import Architecture
 
-SHAPE, CLASSES, TARGETS = (1, 8, 8), 4, 3
+SHAPE, CLASSES, TARGETS, KNOWN = (1, 8, 8), 4, 3, 2
 QUICK: dict[str, dict[str, Any]] = {
     "dlm": {"iterations": 3, "restarts": 1},
     "dlm-plus": {"iterations": 3, "restarts": 1},
@@ -41,6 +41,8 @@ def view_for(attack: Attack) -> View:
     if Knowledge.PUBLIC_IMAGES in threat.needs:
         granted["public_images"] = torch.rand(5, *SHAPE, generator=stream)
         granted["public_labels"] = torch.randint(CLASSES, (5,), generator=stream)
+    if Knowledge.KNOWN_LABELS in threat.needs:
+        granted["known_labels"] = torch.where(torch.arange(TARGETS) < KNOWN, labels, -1)[:, None]
     return View(
         seat=threat.seat,
         image_shape=SHAPE,

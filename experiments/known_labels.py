@@ -1,0 +1,130 @@
+"""Which true labels an attack is told, and what of its guess is left to be scored.
+
+Some attacks know the labels of a few attacked samples: a party knows some of its own customers.
+The harness tells them the first targets of each class, in the order the messages were sent, and
+scores the others alone: a label that was given is no leak.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from leakbed.contracts import Guess, Knowledge, ThreatModel
+from leakbed.oracle.answer_key import AnswerKey
+from leakbed.targets import MisfitError, Target
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Told:
+    """The labels an attack is given.
+
+    Attributes:
+        labels: Of every target; None for a threat model that is not given them.
+        known_labels: Of a few targets, -1 elsewhere; None likewise.
+    """
+
+    labels: Int[Tensor, " targets rows"] | None = None
+    known_labels: Int[Tensor, " targets rows"] | None = None
+
+
+def tell(
+    threat: ThreatModel,
+    targets: Sequence[Target],
+    answers: Path | None,
+    *,
+    known_per_class: int | None,
+) -> Told:
+    """Open the answer key for as much as a threat model grants, and no further.
+
+    Args:
+        threat: The attack's.
+        targets: Its targets.
+        answers: The answer key; None where there is none, and then nothing is told.
+        known_per_class: How many targets of each class are known; None is 1.
+
+    Returns:
+        The labels it is given.
+    """
+    if Knowledge.LABELS in threat.needs and answers is not None:
+        return Told(labels=AnswerKey.read(answers).labels_of(targets))
+    if Knowledge.KNOWN_LABELS not in threat.needs:
+        return Told()
+    count = 1 if known_per_class is None else known_per_class
+    if count == 0:
+        return Told(known_labels=torch.full((len(targets), 1), -1))
+    if answers is None:
+        return Told()
+    return Told(known_labels=first_of_each_class(AnswerKey.read(answers).labels_of(targets), count))
+
+
+def first_of_each_class(
+    labels: Int[Tensor, " targets rows"], count: int
+) -> Int[Tensor, " targets rows"]:
+    """Return the labels of the first targets of each class, -1 elsewhere.
+
+    Args:
+        labels: Of all targets, in the order their messages were sent.
+        count: Targets to know of each class; all of a class that has fewer.
+
+    Returns:
+        What the adversary knows.
+
+    Raises:
+        MisfitError: If several samples stand behind a target.
+    """
+    if labels.shape[1] != 1:
+        raise MisfitError(
+            f"{labels.shape[1]} samples stand behind each message; a label is known of one sample, "
+            "so attack rows at a cut, or updates of one step on one sample"
+        )
+    flat = labels.flatten()
+    known = torch.full_like(flat, -1)
+    for label in flat.unique():
+        first = (flat == label).nonzero().flatten()[:count]
+        known[first] = label
+    return known.unsqueeze(1)
+
+
+def unknown_only(
+    targets: Sequence[Target], guess: Guess, known_labels: Int[Tensor, " targets rows"] | None
+) -> tuple[list[Target], Guess]:
+    """Return what is scored: the targets whose label was not given, and the guess of them.
+
+    Args:
+        targets: All that were attacked.
+        guess: Of all of them.
+        known_labels: What the attack was told, -1 elsewhere; None if nothing.
+
+    Returns:
+        The others, in their order.
+
+    Raises:
+        MisfitError: If every label was given, so that nothing is left to infer.
+    """
+    if known_labels is None or bool((known_labels < 0).all()):
+        return list(targets), guess
+    unknown = (known_labels < 0).all(1)
+    if not bool(unknown.any()):
+        raise MisfitError(
+            f"the labels of all {len(targets)} targets are known, so none is left to infer; attack "
+            "more targets or lower known_per_class"
+        )
+    left = [target for target, free in zip(targets, unknown.tolist(), strict=True) if free]
+    return left, _picked(guess, unknown)
+
+
+def _picked(guess: Guess, wanted: Tensor) -> Guess:
+    """Return a guess of the wanted targets only."""
+    changes: dict[str, Any] = {}
+    for each in fields(Guess):
+        value = getattr(guess, each.name)
+        if isinstance(value, Mapping):
+            changes[each.name] = {name: tensor[wanted] for name, tensor in value.items()}
+        elif value is not None:
+            changes[each.name] = value[wanted]
+    return replace(guess, **changes)
