@@ -23,6 +23,7 @@ from leakbed.data.recipe import DataRecipe
 from leakbed.models import Architecture, resolve_device
 from leakbed.naming import unknown
 from leakbed.order import batches
+from leakbed.seeds import derive
 
 _CELL = "leakbed.cell"
 _LEGAL = {
@@ -173,6 +174,18 @@ class Cell:
             steps=self.plan.local_steps,
         )
 
+    def training_rows(self) -> tuple[Float[Tensor, " rows *image"], Int[Tensor, " rows"]]:
+        """Return the node's images, and the labels it trains with: as defences noised them.
+
+        The noise is drawn once: every call returns the same labels.
+        """
+        images, labels = self.rows()
+        classes = self.architecture.num_classes
+        for index, defence in enumerate(self.chosen_defenses()):
+            stream = derive(self.defence_stream, f"labels/{index}")
+            labels = defence.noised_labels(stream, labels, classes=classes)
+        return images, labels
+
     def chosen_defenses(self) -> tuple[Defense, ...]:
         """Return all of the node's defences, those of its training step among them."""
         return tuple(DEFENSES[name](**settings) for name, settings in self.defenses)
@@ -207,12 +220,13 @@ def _rows(
 
 
 def cell_defenses(context: Context) -> tuple[tuple[Defense, ...], int]:
-    """Return a node's defences of messages and their stream; none before it is set up."""
+    """Return a node's defences of what a mod sees, and their stream; none before it is set up."""
     if _CELL not in context.state:
         return (), 0
     cell = Cell.of(context)
     chosen = cell.chosen_defenses()
-    return tuple(d for d in chosen if d.protects - {Protects.TRAINING}), cell.defence_stream
+    messages = {Protects.UPDATE, Protects.SMASHED}
+    return tuple(d for d in chosen if d.protects & messages), cell.defence_stream
 
 
 def one_torch_thread(message: Message, context: Context, call_next: ClientAppCallable) -> Message:

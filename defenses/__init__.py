@@ -1,6 +1,9 @@
 """The defences, one published method per file. Listing one in ``DEFENSES`` puts it under test."""
 
+from defenses.gradient_compression import GradientCompression
 from defenses.gradients_scrutinizer import GradientsScrutinizer
+from defenses.iso_noise import IsoNoise
+from defenses.max_norm import MaxNorm
 from defenses.nopeek import NoPeek
 from defenses.smashed_noise import SmashedNoise
 from defenses.splitguard import SplitGuard
@@ -10,7 +13,10 @@ from defenses.weight_sparsification import WeightSparsification
 from leakbed.contracts import Defense
 
 DEFENSES: dict[str, type[Defense]] = {
+    "gradient-compression": GradientCompression,
     "gradients-scrutinizer": GradientsScrutinizer,
+    "iso-noise": IsoNoise,
+    "max-norm": MaxNorm,
     "nopeek": NoPeek,
     "smashed-noise": SmashedNoise,
     "splitguard": SplitGuard,
@@ -21,7 +27,10 @@ DEFENSES: dict[str, type[Defense]] = {
 
 __all__ = [
     "DEFENSES",
+    "GradientCompression",
     "GradientsScrutinizer",
+    "IsoNoise",
+    "MaxNorm",
     "NoPeek",
     "SmashedNoise",
     "SplitGuard",

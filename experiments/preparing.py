@@ -17,6 +17,7 @@ from defenses import DEFENSES
 from experiments.cells import Training
 from experiments.dividing import check_parties, partition_of
 from experiments.intruders import check_intruder, misplaced
+from experiments.outlook import check_defences
 from experiments.settings import SettingsError
 from experiments.settings_protocol import ProtocolSettings
 from experiments.settling import resolved
@@ -31,7 +32,7 @@ from leakbed.strips import strip_architecture
 from leakbed.targets import MisfitError, refuse_misfit
 from strategies import PROTOCOLS
 
-_SPLIT = {Protects.SMASHED, Protects.CUT_GRADIENT, Protects.TRAINING}
+_SPLIT = set(Protects) - {Protects.UPDATE}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,10 +135,10 @@ def prepare(training: Training, *, root: str | None) -> Prepared:
         _check_parts(architecture, parts=entry.parts)
     check_parties(training, architecture)
     data.owned()  # refuses a public set that does not fit
-    for partition, rows in enumerate(data.split().nodes):
-        prepared.cell(partition).batches(1, len(rows))
-        for defence in make_defenses(training):
-            defence.check(rows=len(rows), batch_size=protocol.batch_size)
+    sizes = tuple(map(len, data.split().nodes))
+    for partition, rows in enumerate(sizes):
+        prepared.cell(partition).batches(1, rows)
+    check_defences(make_defenses(training), training, architecture, rows=sizes)
     check_intruder(training, prepared.cell)
     resolve_device(training.device)
     return prepared

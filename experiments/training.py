@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
+from jaxtyping import Int
 from torch import Tensor
 
 from experiments.dependence import smashed_dependence
@@ -88,10 +89,9 @@ def _record(
 ) -> JsonObject:
     """Train under the wiretap, write trace and answers, and return the summary."""
     started = perf_counter()
-    rounds = prepared.settings.protocol.rounds
     with Recorder(work / "trace", about=_about(prepared)) as recorder:
         _hold_public(recorder, prepared)
-        kept = recorder if _keeps_all(prepared) else LastRound(recorder, rounds)
+        kept = recorder if _keeps_all(prepared) else SomeRounds(recorder, _wanted(prepared))
         hooks = [RefuseNonFinite(), kept]
         tap = Wiretap(grid, hooks, active=active, roster=grid.roster, strict=True)
         built, utility, stop = _start(prepared, tap, recorder, grid.roster)
@@ -118,26 +118,32 @@ def _keeps_all(prepared: Prepared) -> bool:
     return settings.keep_rounds == "all" or any(d.stop for d in make_defenses(settings))
 
 
-class LastRound:
-    """A hook that records the last round only: the one that is attacked.
+def _wanted(prepared: Prepared) -> frozenset[int]:
+    """Return the rounds that are attacked."""
+    kept = prepared.settings.keep_rounds
+    return frozenset({prepared.settings.protocol.rounds} if isinstance(kept, str) else kept)
+
+
+class SomeRounds:
+    """A hook that records only the rounds that are attacked.
 
     All rounds of split learning on thousands of images are gigabytes.
     """
 
     draws_nothing = True
 
-    def __init__(self, recorder: Recorder, rounds: int) -> None:
+    def __init__(self, recorder: Recorder, rounds: frozenset[int]) -> None:
         """Wrap a recorder.
 
         Args:
             recorder: Writes what is kept.
-            rounds: The last round's number.
+            rounds: Numbers of the rounds to keep.
         """
-        self._recorder, self._rounds = recorder, rounds
+        self._recorder, self._rounds = recorder, rounds | {0}
 
     def __call__(self, event: Event) -> None:
-        """Record an event of the last round, or one that belongs to none."""
-        if event.round in {0, self._rounds}:
+        """Record an event of a round to keep, or one that belongs to none."""
+        if event.round in self._rounds:
             self._recorder(event)
 
 
@@ -206,12 +212,12 @@ def _setup(prepared: Prepared, roster: Mapping[int, int]) -> Setup:
         nodes=prepared.data.nodes,
         fraction=protocol.fraction,
         bottoms=prepared.plan.bottoms,
-        labels={node: labels_of(prepared.data, part) for node, part in roster.items()}
+        labels={node: _labels_at_server(prepared, part) for node, part in roster.items()}
         if at_server
         else None,
         test_labels=dataset.labels[rows.test],
         evaluate_rounds=(protocol.rounds,),
-        defences=_gradient_defences(prepared),
+        defences=_server_defences(prepared),
         defence_stream=prepared.stream("defence/server"),
         timeout=protocol.timeout,
         device=resolve_device(prepared.settings.device),
@@ -221,9 +227,20 @@ def _setup(prepared: Prepared, roster: Mapping[int, int]) -> Setup:
     )
 
 
-def _gradient_defences(prepared: Prepared) -> tuple[Defense, ...]:
+def _server_defences(prepared: Prepared) -> tuple[Defense, ...]:
     chosen = make_defenses(prepared.settings)
-    return tuple(d for d in chosen if Protects.CUT_GRADIENT in d.protects)
+    return tuple(d for d in chosen if d.protects & {Protects.CUT_GRADIENT, Protects.TOP})
+
+
+def _labels_at_server(prepared: Prepared, partition: int) -> Int[Tensor, " rows"]:
+    """Return the labels of a node's rows that the server trains with, as defences noised them."""
+    labels = labels_of(prepared.data, partition)
+    # Feature parties hold strips of the same rows, so that a row has one noisy label.
+    place = "" if prepared.data.aligned else f"/{partition}"
+    for index, defence in enumerate(make_defenses(prepared.settings)):
+        stream = prepared.stream(f"defence/server/labels/{index}{place}")
+        labels = defence.noised_labels(stream, labels, classes=prepared.architecture.num_classes)
+    return labels
 
 
 def _whole_accuracy(prepared: Prepared, arrays: ArrayRecord) -> float:

@@ -12,12 +12,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar, runtime_checkable
 
-from leakbed.defending import (
-    Defense,
-    DefenseState,
-    IllegalCombinationError,
-    Protects,
-)
+from leakbed.defence_state import DefenseState
+from leakbed.defending import Defense, IllegalCombinationError, Protects
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -73,11 +69,11 @@ class Knowledge(StrEnum):
     """What an attack needs beyond the protocol's own messages."""
 
     ARCHITECTURE = "architecture"
-    KNOWN_LABELS = "known-labels"
     BATCH_PLAN = "batch-plan"
     PUBLIC_IMAGES = "public-images"
     PUBLIC_ATTRIBUTES = "public-attributes"
     LABELS = "labels"
+    KNOWN_LABELS = "known-labels"
 
 
 IN_WORDS: dict[Evidence | Knowledge, str] = {
@@ -88,11 +84,11 @@ IN_WORDS: dict[Evidence | Knowledge, str] = {
     Evidence.HEAD_WEIGHT_GRADIENT: "the weight gradient of the node's own last layer",
     Evidence.SERVED: "what the server sends the node that it is",
     Knowledge.ARCHITECTURE: "the layers of the part it does not hold (not their weights)",
-    Knowledge.KNOWN_LABELS: "the true labels of a few of the attacked samples",
     Knowledge.BATCH_PLAN: "how many samples and local steps lie behind a message",
     Knowledge.PUBLIC_IMAGES: "images of its own from the same distribution",
     Knowledge.PUBLIC_ATTRIBUTES: "that attribute of each image of its own",
     Knowledge.LABELS: "the true labels of the attacked samples",
+    Knowledge.KNOWN_LABELS: "the true labels of a few of the attacked samples",
 }
 
 
@@ -141,12 +137,12 @@ class View:
         after: The weights it sent back, same names and shapes as ``before``.
         buffers: Non-trainable state (BatchNorm statistics) each victim started from.
         smashed: Activations at the cut, one row per target.
-        known_labels: True labels of the few targets it knows, -1 elsewhere; known targets are not
-            scored.
         cut_gradient: The loss gradient with respect to ``smashed``, same shape.
         head_gradient: Weight gradient of the linear layer that reads ``smashed``; read off an
             update it is known up to a positive factor.
         labels: True labels, where the protocol or the threat model gives them.
+        known_labels: True labels of the few targets it knows, -1 elsewhere; known targets are not
+            scored.
         architecture: The network's layers without weights; its ``cut`` tells the parts apart.
         public_images: Images the adversary owns.
         public_labels: Their labels.
@@ -166,11 +162,11 @@ class View:
     before: Mapping[str, Float[Tensor, " targets *shape"]] | None = None
     after: Mapping[str, Float[Tensor, " targets *shape"]] | None = None
     buffers: Mapping[str, Tensor] | None = None
-    known_labels: Int[Tensor, " targets rows"] | None = None
     smashed: Float[Tensor, " targets *cut"] | None = None
     cut_gradient: Float[Tensor, " targets *cut"] | None = None
     head_gradient: Float[Tensor, " targets classes features"] | None = None
     labels: Int[Tensor, " targets rows"] | None = None
+    known_labels: Int[Tensor, " targets rows"] | None = None
     architecture: Architecture | None = None
     public_images: Float[Tensor, " public channels height width"] | None = None
     public_labels: Int[Tensor, " public"] | None = None
@@ -188,6 +184,7 @@ class Guess:
         images: Guessed inputs; any range, the harness clips to [0, 1] for scoring.
         labels: Guessed labels.
         attributes: Guessed values of the attribute that the threat model infers.
+        scores: How strongly label 1 of two is believed; only their order counts.
         objective: The attack's own final objective per target; lower is better.
         failed: Targets on which the attack broke down (non-finite everywhere); scored as failures.
         clones: Parameters of the stolen bottom per target, named as in ``architecture.bottom``.
@@ -196,6 +193,7 @@ class Guess:
     images: Float[Tensor, " targets rows channels height width"] | None = None
     labels: Int[Tensor, " targets rows"] | None = None
     attributes: Int[Tensor, " targets rows"] | None = None
+    scores: Float[Tensor, " targets rows"] | None = None
     objective: Float[Tensor, " targets"] | None = None
     failed: Bool[Tensor, " targets"] | None = None
     clones: Mapping[str, Float[Tensor, " targets *shape"]] | None = None

@@ -7,21 +7,20 @@ in apps built on it alone. Importing this module needs neither torch nor Flower.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from enum import StrEnum
-from math import isnan, nan
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from leakbed.defence_state import DefenseState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import torch
     from jaxtyping import Float, Int
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from leakbed.models import Architecture
-
-NO_ALARM = -1
 
 
 class IllegalCombinationError(ValueError):
@@ -29,72 +28,14 @@ class IllegalCombinationError(ValueError):
 
 
 class Protects(StrEnum):
-    """The message a defence changes, or the node's own training step."""
+    """The message a defence changes, or what somebody trains with."""
 
     UPDATE = "update"
     SMASHED = "smashed"
     CUT_GRADIENT = "cut-gradient"
     TRAINING = "training"
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class DefenseState:
-    """What a defence carries from one message to the next.
-
-    Attributes:
-        stream: The defence's own random stream.
-        messages: How many messages it has protected, or gradients inspected; with the stream,
-            fixes the next noise.
-        tensors: Anything else, by name.
-        alarm: After how many gradients a detector raised its alarm; -1 where it did not.
-        score: Its most suspicious score so far, on its own scale; NaN before the first.
-        last: Its latest score; NaN before the first.
-        probing: Whether the batch that waits for its gradient has labels made up to probe the
-            server, so that the node must not learn from it.
-    """
-
-    stream: int
-    messages: int = 0
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
-    alarm: int = NO_ALARM
-    score: float = nan
-    last: float = nan
-    probing: bool = False
-
-    def next(self) -> DefenseState:
-        """Return the state after one more message."""
-        return replace(self, messages=self.messages + 1)
-
-    def judged(
-        self, score: float, *, suspicious: bool, worse: Callable[[float, float], float]
-    ) -> DefenseState:
-        """Return the state after a detector's verdict on one gradient.
-
-        Args:
-            score: Of what was seen so far.
-            suspicious: Whether it calls for an alarm; only the first raises one.
-            worse: ``min`` or ``max``, whichever of two scores is the more suspicious one.
-
-        Returns:
-            The state, still to be counted on by :meth:`next`.
-        """
-        raised = suspicious and self.alarm == NO_ALARM
-        return replace(
-            self,
-            alarm=self.messages + 1 if raised else self.alarm,
-            score=score if isnan(self.score) else worse(score, self.score),
-            last=score,
-        )
-
-    def generator(self) -> torch.Generator:
-        """Return the generator of the current message's noise (on the CPU).
-
-        torch keeps 32 bits of a seed: enough to measure what noise does, not to hide it from an
-        adversary who can try them all. A deployment needs a cryptographic source.
-        """
-        from leakbed.seeds import derive, generator  # noqa: PLC0415  keeps this module torch-free
-
-        return generator(derive(self.stream, f"message/{self.messages}"))
+    LABELS = "labels"
+    TOP = "top"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,7 +44,7 @@ class Holdings:
 
     Attributes:
         images: Its private rows.
-        labels: Their labels.
+        labels: Their labels, as the node trains with them.
         architecture: The whole network without weights, which such a detector must know.
         batch_size: Rows per step.
         optimiser: Makes the node's optimiser over given parameters.
@@ -122,13 +63,34 @@ class TrainingStep:
 
     Attributes:
         cut_gradient: As received, one row per sample.
-        labels: The batch's true labels.
+        labels: The batch's, as the node trains with them.
         first_gradient: What the cut gradient makes of the bottom's first weights, without penalty.
     """
 
     cut_gradient: Float[Tensor, " batch *cut"]
     labels: Int[Tensor, " batch"]
     first_gradient: Float[Tensor, " *weights"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """What a defence may know of a run before it starts, for one node's rows.
+
+    Attributes:
+        classes: Labels are 0 to ``classes - 1``.
+        rows: The node's private samples.
+        batch_size: Of its steps.
+        steps: How many it takes, in all rounds together.
+        passes: How often at most one of its rows is in a batch.
+        top: The server's part of the network, with weights of no meaning.
+    """
+
+    classes: int
+    rows: int
+    batch_size: int
+    steps: int
+    passes: int
+    top: nn.Module
 
 
 class Defense:
@@ -139,6 +101,8 @@ class Defense:
 
     Attributes:
         labels: The values of ``protocol.labels`` under which it works.
+        claims: The differential privacy it claims: of what, with which norm, over which horizon;
+            empty for none.
         suspicious: Of a detector: which of its scores are suspicious, ``"low"`` or ``"high"`` ones.
         stop: Whether a node whose detector raised an alarm refuses to train on.
     """
@@ -147,6 +111,7 @@ class Defense:
     source: ClassVar[str]
     protects: ClassVar[frozenset[Protects]]
     labels: ClassVar[frozenset[str]] = frozenset({"shared", "server", "client"})
+    claims: ClassVar[str] = ""
     suspicious: ClassVar[str] = "high"
     stop: bool = False
 
@@ -207,6 +172,62 @@ class Defense:
             The next state and the gradient to send.
         """
         return state, gradient
+
+    def protect_labelled_gradient(
+        self,
+        state: DefenseState,
+        gradient: Float[Tensor, " batch *cut"],
+        labels: Int[Tensor, " batch"],
+    ) -> tuple[DefenseState, Float[Tensor, " batch *cut"]]:
+        """Change that gradient knowing the rows' labels; what a sender that has them calls.
+
+        Args:
+            state: From ``begin`` or the previous message.
+            gradient: The gradient it would send.
+            labels: Of its rows; one that needs them refuses :meth:`protect_cut_gradient`.
+
+        Returns:
+            The next state and the gradient to send.
+        """
+        del labels
+        return self.protect_cut_gradient(state, gradient)
+
+    def protect_weight_gradients(
+        self, state: DefenseState, gradients: Mapping[str, Float[Tensor, " batch *weight"]]
+    ) -> tuple[DefenseState, Mapping[str, Float[Tensor, " *weight"]]]:
+        """Make of each sample's gradient what the top's optimiser steps with.
+
+        Args:
+            state: From ``begin`` or the previous step.
+            gradients: By parameter name, of each sample's own loss.
+
+        Returns:
+            The next state, and one gradient for each parameter.
+        """
+        return state, {name: each.mean(0) for name, each in gradients.items()}
+
+    def noised_labels(
+        self, stream: int, labels: Int[Tensor, " rows"], *, classes: int
+    ) -> Int[Tensor, " rows"]:
+        """Change training labels, once for all rows, wherever they are held.
+
+        Args:
+            stream: Of these rows; the same one gives the same labels, whoever asks and how often.
+            labels: The true ones.
+            classes: Labels are 0 to ``classes - 1``.
+
+        Returns:
+            The labels to train with.
+        """
+        del stream, classes
+        return labels
+
+    def check_run(self, run: Run) -> None:
+        """Refuse a run it cannot protect, or one that exceeds what it claims; before training.
+
+        Args:
+            run: For one node's rows.
+        """
 
     def check(self, *, rows: int, batch_size: int) -> None:
         """Refuse a node that has too little to work with; called before training.

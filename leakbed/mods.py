@@ -37,8 +37,10 @@ def defend(defence: Defense | Callable[[Context], Chosen], *, stream: int | None
 
     Raises:
         ValueError: If a single defence comes without its stream.
+        IllegalCombinationError: If a mod never sees what a single defence protects.
     """
     if isinstance(defence, Defense):
+        _refuse_unseen(defence)
         if stream is None:
             raise ValueError("defend(defence) needs stream=..., the secret seed of its noise")
         chosen: Chosen = ((defence,), stream)
@@ -65,6 +67,16 @@ def _mod(lookup: Callable[[Context], Chosen]) -> Mod:
     return mod
 
 
+def _refuse_unseen(defence: Defense) -> None:
+    """Refuse a defence that would let every message of a node pass unprotected."""
+    if defence.protects == {Protects.CUT_GRADIENT}:
+        raise IllegalCombinationError(
+            f"{defence.name} protects the cut gradient, which the label holder sends, and a node's "
+            "mod never sees; give it to the server's part, TopTrainer(..., defences=(...)), or, "
+            "where labels stay at the node, to an app built on Leakbed's split clients"
+        )
+
+
 def _kind(message: Message, reply: Message) -> Protects | None:
     """Return what kind of tensor a reply carries, if any of ours."""
     kind = message.metadata.message_type
@@ -82,6 +94,11 @@ def _refuse_misfit(defence: Defense, kind: Protects) -> None:
         return
     if kind is Protects.SMASHED and Protects.CUT_GRADIENT in defence.protects:
         return  # a cut gradient is protected by the party that sends it, not here
+    if defence.protects & {Protects.LABELS, Protects.TOP}:
+        raise IllegalCombinationError(
+            f"{defence.name} changes what a party trains with, its labels or the top's steps, "
+            "which a mod never sees; use it in an app built on Leakbed's strategies and clients"
+        )
     if Protects.TRAINING in defence.protects:
         raise IllegalCombinationError(
             f"{defence.name} hooks into the node's own training step, which a mod never sees; use "

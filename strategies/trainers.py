@@ -7,7 +7,9 @@ from flwr.app import ArrayRecord
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from leakbed.contracts import Defense, DefenseState
+from leakbed.contracts import Defense, Protects
+from leakbed.gradient_defences import GradientDefences
+from strategies.private_steps import PrivateSteps
 
 
 class UnfitBatchError(ValueError):
@@ -39,13 +41,14 @@ class ServerPart:
         Args:
             module: Trained in place.
             optimiser: Over its parameters.
-            defences: Applied, in order, to every cut gradient before it is sent.
+            defences: Those of the cut gradient are applied, in order, to each before it is sent.
             defence_stream: The secret seed of their noise.
         """
         self.module = module
         self._optimiser = optimiser
         self._fresh = optimiser.state_dict()
-        self._defences = [(d, d.begin(defence_stream + i)) for i, d in enumerate(defences)]
+        sent = tuple(d for d in defences if Protects.CUT_GRADIENT in d.protects)
+        self._defences = GradientDefences(sent, stream=defence_stream)
         first = next(module.parameters(), torch.empty(0))
         self._device, self._dtype = first.device, first.dtype
 
@@ -62,15 +65,21 @@ class ServerPart:
         """Drop the optimiser's momenta and step counts, as at the start."""
         self._optimiser.load_state_dict(self._fresh)
 
-    def protected(self, gradient: Float[Tensor, " batch *cut"]) -> Float[Tensor, " batch *cut"]:
-        """Return a cut gradient on the CPU as it may be sent."""
-        gradient = gradient.cpu()
-        states: list[tuple[Defense, DefenseState]] = []
-        for defence, state in self._defences:
-            after, gradient = defence.protect_cut_gradient(state, gradient)
-            states.append((defence, after.next()))
-        self._defences = states
-        return gradient
+    def protected(
+        self,
+        gradient: Float[Tensor, " batch *cut"],
+        labels: Int[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, " batch *cut"]:
+        """Return a cut gradient on the CPU as it may be sent.
+
+        Args:
+            gradient: dL/d(smashed).
+            labels: Of its rows, where this part has them.
+
+        Returns:
+            It, changed by every defence in turn.
+        """
+        return self._defences.protect(gradient.cpu(), labels)
 
     def received(self, smashed: Shaped[Tensor, " batch *cut"]) -> Float[Tensor, " batch *cut"]:
         """Return a smashed batch as a leaf that takes a gradient.
@@ -109,6 +118,25 @@ class ServerPart:
 class TopTrainer(ServerPart):
     """The top with the loss: for protocols whose labels are at the server."""
 
+    def __init__(
+        self,
+        module: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        *,
+        defences: tuple[Defense, ...] = (),
+        defence_stream: int = 0,
+    ) -> None:
+        """Take the module, as every part does.
+
+        Args:
+            module: Trained in place.
+            optimiser: Over its parameters.
+            defences: Of the cut gradient, and of the top's own steps.
+            defence_stream: The secret seed of their noise.
+        """
+        super().__init__(module, optimiser, defences=defences, defence_stream=defence_stream)
+        self._private = PrivateSteps.of(module, defences, stream=defence_stream)
+
     def train(
         self, smashed: Shaped[Tensor, " batch *cut"], labels: Int[Tensor, " labels"]
     ) -> Float[Tensor, " batch *cut"]:
@@ -123,7 +151,7 @@ class TopTrainer(ServerPart):
         """
         received = self.received(smashed)
         self._descend(received, labels)
-        return self.protected(_gradient(received))
+        return self.protected(_gradient(received), labels)
 
     def train_jointly(
         self, batches: Sequence[tuple[Tensor, Tensor]], *, own_mean: bool = False
@@ -145,7 +173,8 @@ class TopTrainer(ServerPart):
         parts = _gradient(received).split(sizes)
         if own_mean:
             parts = tuple(part * (len(received) / len(part)) for part in parts)
-        return [self.protected(part) for part in parts]
+        pairs = zip(parts, batches, strict=True)
+        return [self.protected(part, labels) for part, (_, labels) in pairs]
 
     def train_merged(
         self,
@@ -165,7 +194,7 @@ class TopTrainer(ServerPart):
             dL/d(smashed) of each party, as it may be sent.
         """
         self._descend(merge(received), labels)
-        return [self.protected(_gradient(each)) for each in received]
+        return [self.protected(_gradient(each), labels) for each in received]
 
     def predict(self, smashed: Shaped[Tensor, " batch *cut"]) -> Int[Tensor, " batch"]:
         """Return the predicted label of each smashed row."""
@@ -192,6 +221,8 @@ class TopTrainer(ServerPart):
                 row=int(illegal.int().argmax()),
             )
         self.backward(nn.functional.cross_entropy(logits, labels.to(logits.device)))
+        if self._private is not None:
+            self._private.replace_gradients()
         self.step()
 
 

@@ -37,9 +37,10 @@ class TestEveryDefence:
     def test_it_is_frozen_settings_with_defaults(self, defence: type[Defense]) -> None:
         assert dataclasses.is_dataclass(defence)
         assert defence() == defence()
-        name = dataclasses.fields(defence)[0].name
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            setattr(defence(), name, 1)
+        settings = [field.name for field in dataclasses.fields(defence)]
+        for name in [*settings, "more"]:
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                setattr(defence(), name, 1)
 
     def test_it_names_a_source_its_docstring_names_too(self, defence: type[Defense]) -> None:
         text = (FOLDER / f"{defence.name.replace('-', '_')}.py").read_text()
@@ -52,6 +53,9 @@ class TestEveryDefence:
             "protect_update": Protects.UPDATE,
             "protect_smashed": Protects.SMASHED,
             "protect_cut_gradient": Protects.CUT_GRADIENT,
+            "protect_labelled_gradient": Protects.CUT_GRADIENT,
+            "protect_weight_gradients": Protects.TOP,
+            "noised_labels": Protects.LABELS,
             "penalty": Protects.TRAINING,
             "protect_labels": Protects.TRAINING,
             "inspect": Protects.TRAINING,
@@ -67,7 +71,11 @@ class TestEveryDefence:
         generators = torch.get_rng_state()
         chosen.protect_update(state, {"w": other}, {"w": tensor})
         chosen.protect_smashed(state, tensor)
-        chosen.protect_cut_gradient(state, tensor)
+        classes = torch.tensor([0, 1, 1])
+        chosen.protect_labelled_gradient(state, tensor, classes)
+        chosen.protect_weight_gradients(state, {"w": tensor})
+        chosen.noised_labels(1, classes, classes=2)
+        assert classes.tolist() == [0, 1, 1]
         labels = torch.arange(3)
         state = chosen.prepare(state, holdings())
         chosen.penalty(state, other, tensor)

@@ -8,7 +8,8 @@ from torch import Tensor
 from defenses import GradientsScrutinizer
 from defenses.gradients_scrutinizer import likeness
 from leakbed.contracts import DefenseState
-from leakbed.defending import NO_ALARM, TrainingStep
+from leakbed.defence_state import NO_ALARM
+from leakbed.defending import TrainingStep
 from tests.played import play, random_critic
 
 

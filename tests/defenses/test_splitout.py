@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from defenses import SplitOut
 from defenses.splitout import HONEST, WINDOW, outlier, simulated
 from leakbed.contracts import DefenseState, IllegalCombinationError
-from leakbed.defending import NO_ALARM, Holdings, TrainingStep
+from leakbed.defence_state import NO_ALARM
+from leakbed.defending import Holdings, TrainingStep
 from leakbed.seeds import derive
 from tests import tiny
 from tests.played import play, random_critic

@@ -1,12 +1,10 @@
-from dataclasses import replace
-from math import isnan
 from typing import ClassVar
 
-import pytest
 import torch
+from torch import Tensor, nn
 
 from leakbed.contracts import Defense, DefenseState, Protects
-from leakbed.defending import NO_ALARM, TrainingStep
+from leakbed.defending import Run, TrainingStep
 
 
 class Idle(Defense):
@@ -18,37 +16,31 @@ class Idle(Defense):
 def test_hooks_that_are_not_overridden_change_nothing() -> None:
     idle, labels = Idle(), torch.arange(3)
     state = idle.begin(5)
-    seen = TrainingStep(
-        cut_gradient=torch.ones(3, 2), labels=labels, first_gradient=torch.ones(2, 2)
-    )
+    gradient = torch.ones(3, 2)
+    seen = TrainingStep(cut_gradient=gradient, labels=labels, first_gradient=torch.ones(2, 2))
     assert idle.penalty(state, torch.ones(3, 1), torch.ones(3, 2)) == (state, None)
     assert idle.protect_labels(state, labels, classes=3) == (state, labels)
+    assert idle.noised_labels(5, labels, classes=3) is labels
+    assert idle.protect_cut_gradient(state, gradient) == (state, gradient)
     assert idle.inspect(state, seen) is state
     idle.check(rows=0, batch_size=1)
+    idle.check_run(Run(classes=3, rows=1, batch_size=1, steps=1, passes=1, top=nn.Identity()))
     assert not idle.stop
 
 
-def test_a_state_begins_without_alarm_or_score() -> None:
-    state = Idle().begin(5)
-    assert (state.alarm, state.probing, state.messages) == (NO_ALARM, False, 0)
-    assert isnan(state.score)
-    assert isnan(state.last)
+def test_samples_gradients_become_their_mean() -> None:
+    _, made = Idle().protect_weight_gradients(Idle().begin(5), {"w": torch.tensor([[1.0], [3.0]])})
+    assert made["w"].tolist() == [2.0]
 
 
-@pytest.mark.parametrize(("worse", "kept"), [(min, [0.7, 0.2, 0.2]), (max, [0.7, 0.7, 0.9])])
-def test_the_first_alarm_and_the_worst_score_stay(worse: object, kept: list[float]) -> None:
-    state = DefenseState(stream=1, messages=4)
-    found = []
-    for score, suspicious in [(0.7, False), (0.2, True), (0.9, True)]:
-        state = state.judged(score, suspicious=suspicious, worse=worse).next()  # type: ignore[arg-type]
-        found.append(state.score)
-    assert found == kept
-    assert state.last == 0.9
-    assert state.alarm == 6  # the second verdict, after five gradients and its own
+def test_a_defence_that_needs_no_labels_is_asked_without_them() -> None:
+    class Twice(Idle):
+        def protect_cut_gradient(
+            self, state: DefenseState, gradient: Tensor
+        ) -> tuple[DefenseState, Tensor]:
+            return state, gradient * 2
 
-
-def test_each_message_has_a_generator_of_its_own_and_the_same_again() -> None:
-    state = replace(DefenseState(stream=3), messages=2)
-    draws = [torch.rand(2, generator=s.generator()) for s in (state, state, state.next())]
-    assert torch.equal(draws[0], draws[1])
-    assert not torch.equal(draws[0], draws[2])
+    state = Twice().begin(5)
+    sent = Twice().protect_labelled_gradient(state, torch.ones(3, 2), torch.arange(3))
+    assert sent[0] is state
+    assert torch.equal(sent[1], torch.full((3, 2), 2.0))

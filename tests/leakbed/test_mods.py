@@ -159,11 +159,23 @@ def test_a_misfit_says_what_why_and_what_instead() -> None:
         smash(defend(WeightNoise(), stream=7), context())
 
 
-def test_a_cut_gradient_is_the_servers_to_protect_and_fits_no_weights() -> None:
-    assert np.array_equal(smash(defend(Cut(), stream=7), context()), X)
+def test_a_cut_gradient_is_the_label_holders_to_protect_and_fits_no_weights() -> None:
+    def looked_up() -> Any:
+        return defend(lambda _: ((Cut(),), 7))
+
+    assert np.array_equal(smash(looked_up(), context()), X)
     assert "cut protects cut-gradient messages but this app sends update" in refusal(
-        defend(Cut(), stream=7), train(), arrays=pack({"w": X})
+        looked_up(), train(), arrays=pack({"w": X})
     )
+    with pytest.raises(ValueError, match=r"cut protects the cut gradient, which the label holder"):
+        defend(Cut(), stream=7)
+
+
+@pytest.mark.parametrize("what", [Protects.LABELS, Protects.TOP])
+def test_what_a_party_trains_with_is_nothing_a_mod_sees(what: Protects) -> None:
+    defence = type("Held", (Cut,), {"name": "held", "protects": frozenset({what})})()
+    with pytest.raises(ValueError, match="held changes what a party trains with"):
+        smash(defend(defence, stream=7), context())
 
 
 def test_a_hook_into_training_is_refused_where_nobody_calls_it() -> None:

@@ -1,0 +1,45 @@
+import pytest
+import torch
+
+from defenses import MaxNorm
+
+GRADIENT = torch.tensor([[3.0, 4.0], [0.6, 0.8], [0.0, 1.0]])
+
+
+def sent(gradient: torch.Tensor, stream: int = 7) -> torch.Tensor:
+    defence = MaxNorm()
+    _, made = defence.protect_cut_gradient(defence.begin(stream), gradient)
+    return made
+
+
+def test_noise_lies_along_each_row_and_the_largest_has_none() -> None:
+    made = sent(GRADIENT)
+    assert torch.equal(made[0], GRADIENT[0])
+    cosines = torch.nn.functional.cosine_similarity(made, GRADIENT).abs()
+    torch.testing.assert_close(cosines, torch.ones(3))
+    assert not torch.equal(made[1:], GRADIENT[1:])
+
+
+def test_the_published_factor() -> None:
+    draw = torch.randn(3, 1, generator=MaxNorm().begin(7).generator())
+    sigma = (25 / torch.tensor([[25.0], [1.0], [1.0]]) - 1).sqrt()
+    torch.testing.assert_close(sent(GRADIENT), GRADIENT * (1 + sigma * draw))
+
+
+def test_expected_squared_norms_are_the_largest_rows() -> None:
+    quiet = [torch.full((20_000, 2), 0.5), torch.zeros(20_000, 2)]
+    rows = torch.cat([torch.tensor([[3.0, 4.0]]), *quiet])
+    squares = sent(rows).square().sum(1)
+    assert squares[1:20_001].mean().item() == pytest.approx(25, rel=0.05)
+    assert squares[20_001:].mean().item() == pytest.approx(25, rel=0.05)  # rows of zeros too
+
+
+def test_every_message_has_its_own_noise_whatever_the_shape() -> None:
+    defence = MaxNorm()
+    state = defence.begin(7)
+    maps = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    _, one = defence.protect_cut_gradient(state, maps)
+    _, two = defence.protect_cut_gradient(state.next(), maps)
+    assert one.shape == maps.shape
+    assert not torch.equal(one, two)
+    assert torch.equal(sent(torch.zeros(3, 2)), torch.zeros(3, 2))
