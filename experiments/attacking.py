@@ -4,7 +4,7 @@ The attack gets a view and a stream of its own; only afterwards does the oracle 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from attacks import ADVERSARIES, ATTACKS, INTRUDERS
+from experiments.guesses import better, on_cpu
 from experiments.known_labels import tell, unknown_only
 from experiments.settings import AttackSettings
 from leakbed.contracts import Adversary, Attack, Guess, UnfitViewError
@@ -103,7 +104,7 @@ def attack_run(
         MisfitError: If the attack is an active one: what is over cannot be rewritten.
     """
     recorded = Trace(trace)
-    evidences = Evidences.of(recorded)
+    evidences = Evidences.of(recorded, settings.collect)
     attack = make_attack(settings)
     if not isinstance(attack, Attack):
         raise MisfitError(
@@ -128,9 +129,9 @@ def attack_run(
     if repeats > 1 and guess.objective is None:
         raise UnfitViewError(f"{attack.name} has no objective to choose by; leave restarts out")
     for repeat in range(1, repeats):
-        guess = _better(guess, attack.run(view, seed=derive(stream, f"restart/{repeat}")))
+        guess = better(guess, attack.run(view, seed=derive(stream, f"restart/{repeat}")))
     seconds = perf_counter() - started
-    targets, guess = unknown_only(targets, _on_cpu(guess), told.known_labels)
+    targets, guess = unknown_only(targets, on_cpu(guess), told.known_labels)
     return Attacked(attack=attack, targets=targets, guess=guess, seconds=seconds)
 
 
@@ -173,7 +174,8 @@ def judge(
     if scores.failures:
         reasons.append(f"{scores.failures} of {scores.targets} targets failed")
     result = {**scores.as_dict(), "by_label": _labelled(scores, truth)}
-    if guess.clones is not None and answers.bottom is not None and len(answers.test_images):
+    whole = answers.bottom is not None and len(answers.test_images) > 0
+    if guess.clones is not None and whole and _at_the_end(attacked, trace):
         result["stolen_model"] = _stolen(guess.clones, answers, trace, stream).as_dict()
     verdict = Verdict(
         scores=result,
@@ -248,6 +250,12 @@ def _control(
 
 def _stolen(
     clones: Mapping[str, Tensor], answers: AnswerKey, trace: Path, stream: int
+def _at_the_end(attacked: Attacked, trace: Path) -> bool:
+    """Say whether the last round was attacked: the oracle keeps no bottom of an earlier one."""
+    number = attacked.targets[0].round
+    return bool(number == Trace(trace).about.get("rounds", number))
+
+
 ) -> CloneScores:
     recorded = Trace(trace)
     architecture = architecture_of(recorded.about)
@@ -270,36 +278,6 @@ def _stolen(
 
 def _tensors(arrays: Arrays) -> dict[str, Tensor]:
     return {name: torch.from_numpy(value) for name, value in arrays.items()}
-
-
-def _better(first: Guess, second: Guess) -> Guess:
-    """Return target by target the guess with the lower objective; failures lose."""
-    if first.objective is None or second.objective is None:
-        return first
-    wins = second.objective < first.objective.nan_to_num(torch.inf)
-    changes: dict[str, Any] = {}
-    for each in fields(Guess):
-        a, b = getattr(first, each.name), getattr(second, each.name)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            changes[each.name] = {name: _where(wins, b[name], a[name]) for name in a}
-        elif a is not None and b is not None:
-            changes[each.name] = _where(wins, b, a)
-    return replace(first, **changes)
-
-
-def _where(wins: Tensor, better: Tensor, worse: Tensor) -> Tensor:
-    return torch.where(wins.reshape(-1, *[1] * (better.dim() - 1)), better, worse)
-
-
-def _on_cpu(guess: Guess) -> Guess:
-    changes: dict[str, Any] = {}
-    for each in fields(Guess):
-        value = getattr(guess, each.name)
-        if isinstance(value, Mapping):
-            changes[each.name] = {name: tensor.detach().cpu() for name, tensor in value.items()}
-        elif value is not None:
-            changes[each.name] = value.detach().cpu()
-    return replace(guess, **changes)
 
 
 def _fields(kind: Any) -> set[str]:  # noqa: ANN401  a dataclass, which a Protocol cannot say

@@ -17,8 +17,10 @@ from experiments.settings import (
     JsonObject,
     ModelSettings,
     Settings,
+    SettingsError,
 )
 from experiments.settings_protocol import ProtocolSettings
+from leakbed.targets import round_number
 
 CHECKPOINT_EVERY = 100
 """Forged gradients between two measures, unless the experiment says otherwise."""
@@ -72,7 +74,7 @@ class Training:
         protocol: How it trains.
         defense: What protects it.
         device: Where parties compute.
-        keep_rounds: Which rounds its trace keeps.
+        keep_rounds: Which rounds its trace keeps: the ``"last"``, ``"all"``, or those numbers.
         adversary: Who hijacks it; None where the server follows the protocol.
         intruder: Which nodes do not follow it; None where all do.
     """
@@ -83,7 +85,7 @@ class Training:
     protocol: ProtocolSettings
     defense: DefenseSettings
     device: str
-    keep_rounds: str = "last"
+    keep_rounds: str | tuple[int, ...] = "last"
     adversary: Hijacking | None = None
     intruder: Intruding | None = None
 
@@ -156,7 +158,7 @@ def cells(settings: Settings) -> list[CellSettings]:
             case=case, training=_attacked(training, attack), attack=attack, demo=settings.demo
         )
         for table in settings.case or ({"name": settings.name},)
-        for case, training in _trainings(settings, table)
+        for case, training in _trainings(settings, table, chosen(table, "attacks", attacks))
         for attack in chosen(table, "attacks", attacks)
     ]
 
@@ -199,12 +201,31 @@ def _attacked(training: Training, attack: AttackSettings) -> Training:
     return replace(training, adversary=hijacking)
 
 
-def _trainings(settings: Settings, case: Mapping[str, Any]) -> Iterator[tuple[str, Training]]:
+def _trainings(
+    settings: Settings, case: Mapping[str, Any], attacks: Sequence[AttackSettings]
+) -> Iterator[tuple[str, Training]]:
     fixed = {key: value for key, value in case.items() if key not in {"name", *CHOICES}}
     for values in product(*settings.sweep.values()):
         swept = dict(zip(settings.sweep, values, strict=True))
         for defense in chosen(case, "defenses", settings.defense):
-            yield _label(case["name"], swept), _training(settings, {**fixed, **swept}, defense)
+            training = _training(settings, {**fixed, **swept}, defense)
+            yield _label(case["name"], swept), _kept(training, attacks)
+
+
+def _kept(training: Training, attacks: Sequence[AttackSettings]) -> Training:
+    """Return a run that keeps every round which one of its attacks reads."""
+    last = training.protocol.rounds
+    wanted = {last}
+    for attack in attacks:
+        number = round_number(attack.collect, last=last)
+        if number > last:
+            raise SettingsError(
+                f"attack {attack.name}: collect = {attack.collect}, but protocol.rounds is {last}"
+            )
+        wanted.add(number)
+    if training.keep_rounds == "all" or wanted == {last}:
+        return training
+    return replace(training, keep_rounds=tuple(sorted(wanted)))
 
 
 def _label(case: str, swept: Mapping[str, Any]) -> str:

@@ -5,15 +5,15 @@ The harness tells them the first targets of each class, in the order the message
 scores the others alone: a label that was given is no leak.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from experiments.guesses import picked
 from leakbed.contracts import Guess, Knowledge, ThreatModel
 from leakbed.oracle.answer_key import AnswerKey
 from leakbed.targets import MisfitError, Target
@@ -115,16 +115,4 @@ def unknown_only(
             "more targets or lower known_per_class"
         )
     left = [target for target, free in zip(targets, unknown.tolist(), strict=True) if free]
-    return left, _picked(guess, unknown)
-
-
-def _picked(guess: Guess, wanted: Tensor) -> Guess:
-    """Return a guess of the wanted targets only."""
-    changes: dict[str, Any] = {}
-    for each in fields(Guess):
-        value = getattr(guess, each.name)
-        if isinstance(value, Mapping):
-            changes[each.name] = {name: tensor[wanted] for name, tensor in value.items()}
-        elif value is not None:
-            changes[each.name] = value[wanted]
-    return replace(guess, **changes)
+    return left, picked(guess, unknown)

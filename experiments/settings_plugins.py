@@ -4,7 +4,7 @@ Read strictly and without torch: what a plug-in may be told is read from its sou
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,7 +13,9 @@ from experiments.settings_values import check_value
 from leakbed.naming import unknown
 
 JsonObject = dict[str, Any]
-_PASSIVE, _ACTIVE = {"restarts", "when"}, {"checkpoint_every", "when", "control"}
+Round = Annotated[int, Field(ge=1, strict=True)]
+_PASSIVE = {"restarts", "when", "collect"}
+_ACTIVE = {"checkpoint_every", "when", "control"}
 _INTRUDING = {"nodes", "control"}
 _TOLD, KNOWN_PER_CLASS = {"known_per_class"}, 1
 _COMMON = {"everywhere"}
@@ -22,10 +24,11 @@ _COMMON = {"everywhere"}
 class AttackSettings(BaseModel):
     """One attack: keys every attack has, and its own in ``own``.
 
-    ``restarts`` is for passive attacks, ``checkpoint_every`` and ``control`` are for adversaries,
-    see :class:`experiments.cells.Hijacking`; ``nodes`` and ``control`` are for malicious clients,
-    see :class:`experiments.cells.Intruding`, whose samples ``targets`` counts. ``known_per_class``
-    is for attacks that know a few true labels: the first so many targets of each class. One that is
+    ``restarts`` and ``collect``, the round whose messages are attacked, are for passive attacks;
+    ``checkpoint_every`` and ``control`` are for adversaries, see
+    :class:`experiments.cells.Hijacking`; ``nodes`` and ``control`` are for malicious clients, see
+    :class:`experiments.cells.Intruding`, whose samples ``targets`` counts. ``known_per_class`` is
+    for attacks that know a few true labels: the first so many targets of each class. One that is
     not ``everywhere`` runs in the cases that name it.
     """
 
@@ -35,6 +38,7 @@ class AttackSettings(BaseModel):
     targets: int = Field(default=8, ge=1, strict=True)
     restarts: int | None = Field(default=None, ge=1, strict=True)
     when: Literal["training", "inference"] = "training"
+    collect: Literal["first", "middle", "last"] | Round = "last"
     known_per_class: int | None = Field(default=None, ge=0, strict=True)
     checkpoint_every: int | None = Field(default=None, ge=1, strict=True)
     control: bool | None = Field(default=None, strict=True)

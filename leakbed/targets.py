@@ -1,8 +1,9 @@
 """Targets: which recorded messages are attacked, picked the same way in every protocol family.
 
-Always the last round's messages, first rows of every node first: so both families attack the same
-private samples. Where nodes hold strips of the same images, only the first party is attacked: the
-others' messages are about the same samples, and images of other shapes.
+One round's messages (the last, unless the attack asks for another), first rows of every node first:
+so both families attack the same private samples. Where nodes hold strips of the same images, only
+the first party is attacked: the others' messages are about the same samples, and images of other
+shapes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,7 +39,7 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evidences:
-    """The last round's messages of a trace, by kind.
+    """One round's messages of a trace, by kind.
 
     Attributes:
         updates: One per node that trained.
@@ -53,10 +54,18 @@ class Evidences:
     evaluated: Sequence[SmashedUp]
 
     @classmethod
-    def of(cls, trace: Trace) -> "Evidences":
-        """Read the last round of a trace."""
-        last = max((int(r.fields.get("round", 0)) for r in trace.records), default=0)
-        events = list(trace.events(UpdateUp, SmashedUp, CutGradientDown, round_=last))
+    def of(cls, trace: Trace, collect: str | int = "last") -> "Evidences":
+        """Read one round of a trace; one that it does not have is a :class:`MisfitError`.
+
+        Args:
+            trace: Of the run.
+            collect: ``"first"``, ``"middle"``, ``"last"`` or the round's number.
+
+        Returns:
+            Its messages.
+        """
+        number = _recorded(trace, collect)
+        events = list(trace.events(UpdateUp, SmashedUp, CutGradientDown, round_=number))
         if trace.about.get("divides") == "features":
             first = min((event.node for event in events), default=0)
             events = [event for event in events if event.node == first]
@@ -71,13 +80,43 @@ class Evidences:
         )
 
 
+def round_number(collect: str | int, *, last: int) -> int:
+    """Return which round an attack reads.
+
+    Args:
+        collect: ``"first"``, ``"middle"``, ``"last"`` or the round's number.
+        last: The last round's number.
+
+    Returns:
+        Its number; of an even number of rounds the middle is the earlier one.
+    """
+    named = {"first": 1, "middle": (last + 1) // 2, "last": last}
+    return named[collect] if isinstance(collect, str) else collect
+
+
+def _recorded(trace: Trace, collect: str | int) -> int:
+    """Return the number of a round that the trace has, or say why it has it not."""
+    rounds = sorted({int(record.fields.get("round", 0)) for record in trace.records})
+    last = rounds[-1] if rounds else 0
+    number = round_number(collect, last=last)
+    if number > last:
+        raise MisfitError(f"round {number} was not trained: the trace ends with round {last}")
+    if number not in rounds and number != last:
+        kept = ", ".join(str(each) for each in rounds if each)
+        raise MisfitError(
+            f"round {number} is not in the trace, which keeps round {kept}; record the run with "
+            "keep_rounds = 'all'"
+        )
+    return number
+
+
 def pick_targets(
     evidences: Evidences, threat: ThreatModel, *, when: str, count: int
 ) -> list[Target]:
     """Return the attacked messages.
 
     Args:
-        evidences: The last round.
+        evidences: The attacked round.
         threat: Says which kind of message is attacked; one without evidence takes what is there.
         when: ``"training"`` or ``"inference"``: which smashed rows are attacked.
         count: How many at most.
@@ -94,10 +133,10 @@ def pick_targets(
             raise MisfitError("an update is sent in training only; use when = 'training'")
         return [_of_update(event) for event in evidences.updates[:count]]
     if not evidences.smashed:
-        raise MisfitError("the trace holds neither updates nor smashed data of a last round")
+        raise MisfitError("the trace holds neither updates nor smashed data of that round")
     if when == "inference":
         if not evidences.evaluated:
-            raise MisfitError("no test rows were evaluated in this run; use when = 'training'")
+            raise MisfitError("no test rows were evaluated in that round; use when = 'training'")
         rows = [(e, row) for e in evidences.evaluated for row in range(len(e.smashed))]
         return [_of_row(event, row) for event, row in rows[:count]]
     return _interleaved(evidences)[:count]

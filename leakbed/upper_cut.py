@@ -19,7 +19,7 @@ def at_upper_cut(
 
     Args:
         trace: Of the round.
-        evidences: Its last round.
+        evidences: The attacked round.
         architecture: What was trained.
 
     Returns:
@@ -34,17 +34,17 @@ def at_upper_cut(
             "receives it is the node: seat = 'client' with protocol.labels = 'server'. A server "
             "receives one where nodes hold the head: protocol.name = 'u-shaped'"
         )
-    last = max((event.round for event in evidences.smashed.values()), default=0)
+    number = max((event.round for event in evidences.smashed.values()), default=0)
     smashed, gradients = {}, {}
-    for event in trace.events(FeaturesDown, UpperGradientUp, round_=last):
+    for event in trace.events(FeaturesDown, UpperGradientUp, round_=number):
         node, step = event.node, event.step
         if isinstance(event, UpperGradientUp):
             gradients[node, step] = CutGradientDown(
-                node=node, round=last, step=step, gradient=event.gradient
+                node=node, round=number, step=step, gradient=event.gradient
             )
         elif isinstance(event, FeaturesDown) and event.phase == Phase.TRAIN:
             smashed[node, step] = SmashedUp(
-                node=node, round=last, step=step, smashed=event.features
+                node=node, round=number, step=step, smashed=event.features
             )
     found = replace(evidences, smashed=smashed, gradients=gradients)
     return replace(architecture, cut=architecture.upper_cut, upper_cut=None), found

@@ -33,7 +33,7 @@ def build_view(
 
     Args:
         trace: Where the run is described.
-        evidences: Its last round.
+        evidences: Its attacked round.
         threat: The attack's.
         targets: From :func:`pick_targets`.
         device: Where the attack computes.

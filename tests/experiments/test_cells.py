@@ -2,7 +2,10 @@
 
 from typing import Any
 
+import pytest
+
 from experiments.cells import CellSettings, cells
+from experiments.settings import SettingsError
 from experiments.settings_file import load_settings
 
 TABLE = {
@@ -38,6 +41,25 @@ def test_cells_that_differ_in_the_attack_share_a_training_run() -> None:
     assert first.training.key("a") == second.training.key("a")
     assert first.training.key("a") != first.training.key("b")
     assert first.as_json() != second.as_json()
+
+
+def collecting(*attacks: dict[str, Any], **changes: Any) -> list[CellSettings]:
+    tables = [{"name": "constant-image", **attack} for attack in attacks]
+    return cells(load_settings({"name": "x", "attack": tables, **changes}))
+
+
+def test_a_run_keeps_the_rounds_its_attacks_read_and_is_shared_by_them() -> None:
+    five = {"protocol": {"rounds": 5}}
+    both = collecting({}, {"collect": "middle"}, {"collect": 2}, **five)
+    assert {cell.training.keep_rounds for cell in both} == {(2, 3, 5)}
+    assert collecting({}, {"collect": 5}, **five)[0].training.keep_rounds == "last"
+    all_of_them = collecting({"collect": "first"}, keep_rounds="all", **five)
+    assert all_of_them[0].training.keep_rounds == "all"
+
+
+def test_a_round_beyond_the_last_is_refused_before_training() -> None:
+    with pytest.raises(SettingsError, match=r"collect = 6, but protocol\.rounds is 5"):
+        collecting({"collect": 6}, protocol={"rounds": 5})
 
 
 def test_without_cases_the_experiment_is_one() -> None:

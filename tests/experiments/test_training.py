@@ -115,6 +115,12 @@ def test_a_trace_keeps_the_last_round_unless_all_are_asked_for(tmp_path: Path) -
     assert last.utility == every.utility
 
 
+def test_a_trace_keeps_the_rounds_that_an_attack_of_the_case_reads(tmp_path: Path) -> None:
+    changes = ("attack=[{name='smashed-as-image', collect='first'}]", "protocol.rounds=3")
+    run = trained(tmp_path / "a", *changes)
+    assert {e.round for e in Trace(run.trace).events(SmashedUp)} == {1, 3}
+
+
 def test_a_node_that_diverges_is_named_by_its_partition(tmp_path: Path) -> None:
     with pytest.raises((NonFiniteError, NodeFailed), match="node 0"):
         trained(tmp_path / "run", "protocol.learning_rate=1e30")

@@ -1,5 +1,6 @@
 """Targets are the last round's messages, the same samples in both families."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from safetensors.numpy import load
 
 from leakbed.events import Phase, SmashedUp
-from leakbed.targets import Evidences, MisfitError, pick_targets
+from leakbed.targets import Evidences, MisfitError, pick_targets, round_number
 from tests.small_traces import SMASHED, UPDATE, Make, make_trace, smashed, update
 
 
@@ -23,6 +24,23 @@ def test_only_the_last_round_is_attacked(make: Make) -> None:
         Evidences.of(make([early, smashed(0, 0)])), SMASHED, when="training", count=9
     )
     assert {target.round for target in targets} == {2}
+
+
+def test_another_round_is_attacked_where_it_is_asked_for(make: Make) -> None:
+    rounds = [replace(smashed(0, 0), round=number) for number in (1, 3, 6)]
+    trace = make([*rounds])
+    for collect, number in (("first", 1), ("middle", 3), ("last", 6), (3, 3), (6, 6)):
+        evidences = Evidences.of(trace, collect)
+        targets = pick_targets(evidences, SMASHED, when="training", count=9)
+        assert {target.round for target in targets} == {number}, collect
+    with pytest.raises(MisfitError, match=r"keeps round 1, 3, 6; record .* keep_rounds = 'all'"):
+        Evidences.of(trace, 2)
+    with pytest.raises(MisfitError, match="round 7 was not trained: the trace ends with round 6"):
+        Evidences.of(trace, 7)
+
+
+def test_the_middle_of_an_even_number_of_rounds_is_the_earlier_one() -> None:
+    assert [round_number("middle", last=last) for last in (1, 2, 3, 4, 5)] == [1, 1, 2, 2, 3]
 
 
 def test_inference_attacks_the_evaluated_rows(make: Make) -> None:
