@@ -4,12 +4,14 @@ from typing import Any
 
 from attacks.client_gan import ClientGan
 from attacks.constant_image import ConstantImage
+from attacks.cosine_score import CosineScore
 from attacks.deep_leakage_from_model import DeepLeakageFromModel
 from attacks.deep_leakage_from_model_plus import DeepLeakageFromModelPlus
 from attacks.feature_space_hijacking import FeatureSpaceHijacking
 from attacks.feature_space_hijacking_property import FeatureSpaceHijackingProperty
 from attacks.majority_label import MajorityLabel
 from attacks.mean_image import MeanImage
+from attacks.norm_score import NormScore
 from attacks.smashed_as_image import SmashedAsImage
 from attacks.unsplit import UnSplit
 from attacks.unsplit_labels import UnSplitLabels
@@ -18,10 +20,12 @@ from leakbed.intruding import Intruder
 
 ATTACKS: dict[str, type[Attack]] = {
     "constant-image": ConstantImage,
+    "cosine-score": CosineScore,
     "dlm": DeepLeakageFromModel,
     "dlm-plus": DeepLeakageFromModelPlus,
     "majority-label": MajorityLabel,
     "mean-image": MeanImage,
+    "norm-score": NormScore,
     "smashed-as-image": SmashedAsImage,
     "unsplit": UnSplit,
     "unsplit-labels": UnSplitLabels,
@@ -42,12 +46,14 @@ __all__ = [
     "INTRUDERS",
     "ClientGan",
     "ConstantImage",
+    "CosineScore",
     "DeepLeakageFromModel",
     "DeepLeakageFromModelPlus",
     "FeatureSpaceHijacking",
     "FeatureSpaceHijackingProperty",
     "MajorityLabel",
     "MeanImage",
+    "NormScore",
     "SmashedAsImage",
     "UnSplit",
     "UnSplitLabels",

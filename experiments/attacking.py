@@ -29,6 +29,7 @@ from leakbed.oracle import (
     control_verdict,
     score,
     score_clones,
+    unranked,
 )
 from leakbed.oracle.answer_key import AnswerKey
 from leakbed.oracle.by_label import by_label
@@ -171,6 +172,7 @@ def judge(
     found = baselines(truth, unordered_labels=guess.images is None)
     scores = score(guess, truth, baselines=found)
     control, reasons = _control(guess, truth, found)
+    reasons += unranked(guess, truth)
     if scores.failures:
         reasons.append(f"{scores.failures} of {scores.targets} targets failed")
     result = {**scores.as_dict(), "by_label": _labelled(scores, truth)}
@@ -201,7 +203,7 @@ def keep_guess(attacked: Attacked, path: Path) -> None:
     guess = attacked.guess
     tensors = {
         name: getattr(guess, name)
-        for name in ("images", "labels", "attributes", "objective", "failed")
+        for name in ("images", "labels", "attributes", "scores", "objective", "failed")
         if getattr(guess, name) is not None
     }
     _save(tensors, path)

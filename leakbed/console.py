@@ -32,6 +32,7 @@ COLUMNS = {
     "abs_pearson": "|Pearson|",
     "ssim": "SSIM",
     "label_accuracy": "labels",
+    "leak_auc": "leak AUC",
     "attribute_accuracy": "attribute",
     "class_rate": "of the class",
 }

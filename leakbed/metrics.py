@@ -23,6 +23,7 @@ HIGHER_LEAKS_MORE = {
     "abs_pearson": True,
     "ssim": True,
     "label_accuracy": True,
+    "leak_auc": True,
     "attribute_accuracy": True,
     "class_rate": True,
     "nearest_real": True,
@@ -38,6 +39,7 @@ BEST_IS_ONE = (
     "abs_pearson",
     "ssim",
     "label_accuracy",
+    "leak_auc",
     "attribute_accuracy",
     "class_rate",
 )

@@ -10,6 +10,7 @@ from leakbed.oracle.clones import CloneScores, score_clones
 from leakbed.oracle.control import ControlVerdict, control_verdict
 from leakbed.oracle.matching import match_images, match_labels
 from leakbed.oracle.probe import linear_probe
+from leakbed.oracle.ranking import leak_auc, ranked, unranked
 from leakbed.oracle.scores import (
     NEEDS_TRUTH,
     Scores,
@@ -33,11 +34,14 @@ __all__ = [
     "best_evidence_free",
     "control_verdict",
     "derange",
+    "leak_auc",
     "linear_probe",
     "match_images",
     "match_labels",
+    "ranked",
     "score",
     "score_clones",
     "summarise",
+    "unranked",
     "with_skill",
 ]

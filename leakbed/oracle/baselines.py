@@ -17,6 +17,7 @@ from torch import Tensor
 from leakbed.attributes import Attribute
 from leakbed.contracts import Guess
 from leakbed.metrics import correlations
+from leakbed.oracle.ranking import GUESSING, ranked
 from leakbed.oracle.scores import Scores, Summary, summarise
 from leakbed.oracle.scoring import GREY, score
 from leakbed.oracle.truth import Truth, derange
@@ -102,6 +103,8 @@ def _chance(truth: Truth, *, unordered: bool) -> Scores:
         "identification": summarise(identified),
         "label_accuracy": _uniform(truth.labels, truth.num_classes, unordered=unordered),
     }
+    if ranked(truth):
+        expected["leak_auc"] = summarise(torch.full((truth.targets,), GUESSING))
     if truth.attribute is not None and truth.attributes is not None:
         values = len(truth.attribute.values)
         expected["attribute_accuracy"] = _uniform(truth.attributes, values, unordered=unordered)

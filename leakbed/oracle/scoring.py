@@ -20,6 +20,7 @@ from leakbed import metrics
 from leakbed.contracts import Guess
 from leakbed.metrics import BEST_IS_ONE, binomial_interval
 from leakbed.oracle.matching import match_images, match_labels
+from leakbed.oracle.ranking import leak_auc, ranked
 from leakbed.oracle.scores import Scores, Summary, best_evidence_free, summarise
 from leakbed.oracle.truth import GuessShapeError, Truth
 
@@ -32,7 +33,7 @@ def score(guess: Guess, truth: Truth, *, baselines: Mapping[str, Scores] | None 
 
     Labels and attributes follow the order in which the images matched. Where there are no usable
     images, as many labels of a target agree as can (its labels as a multiset), and likewise as many
-    attributes.
+    attributes. Scores rank samples only where a target hides one, of two labels both there.
 
     Args:
         guess: What the attack returned.
@@ -64,6 +65,10 @@ def score(guess: Guess, truth: Truth, *, baselines: Mapping[str, Scores] | None 
         if own is not None and true is not None:
             hits = _hits(own.to(true.device), true, order=order, ordered=usable)
             found[name] = _rate(hits & ~gave_up[:, None])
+    if guess.scores is not None and ranked(truth):
+        ranks = guess.scores.detach().to(truth.labels.device).flatten()
+        usable = usable & ranks.isfinite()
+        found["leak_auc"] = leak_auc(ranks, truth.labels.flatten(), usable=usable)
     scores = Scores(
         metrics={name: found[name] for name in metrics.HIGHER_LEAKS_MORE if name in found},
         targets=truth.targets,
@@ -105,6 +110,7 @@ def _mismatch(guess: Guess, truth: Truth) -> str | None:
     wanted = {
         "images": tuple(truth.images.shape),
         "labels": tuple(truth.labels.shape),
+        "scores": tuple(truth.labels.shape),
         "attributes": tuple(truth.labels.shape),
         "failed": (truth.targets,),
     }

@@ -10,6 +10,8 @@ from leakbed.contracts import Attack, Evidence, Knowledge, View
 from leakbed.models import Architecture
 
 SHAPE, CLASSES, TARGETS, KNOWN = (1, 8, 8), 4, 3, 2
+TWO_CLASSES = {"cosine-score", "model-completion", "norm-score"}
+"""Attacks that tell two labels apart, or that must know a sample of every class."""
 QUICK: dict[str, dict[str, Any]] = {
     "dlm": {"iterations": 3, "restarts": 1},
     "dlm-plus": {"iterations": 3, "restarts": 1},
@@ -27,8 +29,11 @@ def view_for(attack: Attack) -> View:
     stream = torch.Generator().manual_seed(7)
     images = torch.rand(TARGETS, *SHAPE, generator=stream)
     labels = torch.randint(CLASSES, (TARGETS,), generator=stream)
+    classes = CLASSES
+    if attack.name in TWO_CLASSES:
+        labels, classes = torch.arange(TARGETS) % 2, 2
     architecture = Architecture(
-        name="mlp2", image_shape=SHAPE, num_classes=CLASSES, activation="sigmoid", cut=1
+        name="mlp2", image_shape=SHAPE, num_classes=classes, activation="sigmoid", cut=1
     )
     threat = attack.threat
     granted: dict[str, Any] = {}
@@ -46,7 +51,7 @@ def view_for(attack: Attack) -> View:
     return View(
         seat=threat.seat,
         image_shape=SHAPE,
-        num_classes=CLASSES,
+        num_classes=classes,
         targets=TARGETS,
         device=torch.device("cpu"),
         **granted,
@@ -74,6 +79,8 @@ def _cut(architecture: Architecture, images: torch.Tensor, labels: torch.Tensor)
     smashed = parts.bottom(images).detach().requires_grad_()
     loss = nn.functional.cross_entropy(parts.top(smashed), labels, reduction="sum")
     (gradient,) = torch.autograd.grad(loss, smashed)
-    errors = torch.softmax(parts.top(smashed), 1) - nn.functional.one_hot(labels, CLASSES)
+    errors = torch.softmax(parts.top(smashed), 1) - nn.functional.one_hot(
+        labels, architecture.num_classes
+    )
     head = torch.einsum("tc,tf->tcf", errors, smashed).detach()
     return {"smashed": smashed.detach(), "cut_gradient": gradient, "head_gradient": head}
