@@ -21,6 +21,7 @@ from clients.part_trainer import PartTrainer
 from clients.parts import blank
 from leakbed.defending import TrainingStep
 from leakbed.events import Array, Arrays
+from leakbed.mods import refuse_update_mods
 from leakbed.tensors import finite, view
 from leakbed.wire.alarms import Alarms, pack_stop
 from leakbed.wire.head_messages import BackwardReply
@@ -166,6 +167,7 @@ def register(app: ClientApp) -> None:
     Args:
         app: The node's app.
     """
+    refuse_update_mods(app)
 
     @app.train("split")
     def step(message: Message, context: Context) -> Message:
@@ -285,10 +287,8 @@ def _rebuilt(cell: Cell, context: Context, request: SplitRequest) -> BottomTrain
 
 def _store(trainer: BottomTrainer, context: Context, *, pending: SplitRequest | None) -> None:
     trainer.store(context)
-    place = ConfigRecord()
-    if pending is not None:
-        place[ROUND], place["step"] = pending.round, pending.step
-    context.state[_PENDING] = place
+    place = {} if pending is None else {ROUND: pending.round, "step": pending.step}
+    context.state[_PENDING] = ConfigRecord(place)  # type: ignore[arg-type]  dict is invariant
 
 
 def _check_finite(cell: Cell, request: SplitRequest, what: str, tensor: Tensor) -> None:

@@ -1,8 +1,12 @@
 """The defences, one published method per file. Listing one in ``DEFENSES`` puts it under test."""
 
+from defenses.dp_cut_gradient import DPCutGradient
+from defenses.dp_sgd import DPSGD
 from defenses.gradient_compression import GradientCompression
 from defenses.gradients_scrutinizer import GradientsScrutinizer
 from defenses.iso_noise import IsoNoise
+from defenses.label_dp import LabelDP
+from defenses.marvell import Marvell
 from defenses.max_norm import MaxNorm
 from defenses.nopeek import NoPeek
 from defenses.smashed_noise import SmashedNoise
@@ -13,9 +17,13 @@ from defenses.weight_sparsification import WeightSparsification
 from leakbed.contracts import Defense
 
 DEFENSES: dict[str, type[Defense]] = {
+    "dp-cut-gradient": DPCutGradient,
+    "dp-sgd": DPSGD,
     "gradient-compression": GradientCompression,
     "gradients-scrutinizer": GradientsScrutinizer,
     "iso-noise": IsoNoise,
+    "label-dp": LabelDP,
+    "marvell": Marvell,
     "max-norm": MaxNorm,
     "nopeek": NoPeek,
     "smashed-noise": SmashedNoise,
@@ -27,9 +35,13 @@ DEFENSES: dict[str, type[Defense]] = {
 
 __all__ = [
     "DEFENSES",
+    "DPSGD",
+    "DPCutGradient",
     "GradientCompression",
     "GradientsScrutinizer",
     "IsoNoise",
+    "LabelDP",
+    "Marvell",
     "MaxNorm",
     "NoPeek",
     "SmashedNoise",

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, Metadata, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
 
 Record = TypeVar("Record", RecordDict, ArrayRecord, ConfigRecord, MetricRecord)
 
@@ -28,6 +30,7 @@ class FlowerMovedError(RuntimeError):
 try:
     from flwr.app.constants import DEFAULT_TTL
     from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+    from flwr.supercore.differential_privacy import KEY_CLIPPING_NORM
     from flwr.supercore.task_identity import TaskIdentity
 except ImportError as error:
     raise FlowerMovedError(str(error)) from error
@@ -35,6 +38,7 @@ except ImportError as error:
 CLIENT_RAISED = int(ErrorCode.CLIENT_APP_RAISED_EXCEPTION)
 NODE_UNAVAILABLE = int(ErrorCode.NODE_UNAVAILABLE)
 USUAL_TTL = float(DEFAULT_TTL)  # seconds, of a message that names none
+CLIPPING_NORM = str(KEY_CLIPPING_NORM)  # where wrappers tell Flower's clipping mods their norm
 
 _IDENTITY = {"_run_id": 0, "_task_id": 0, "_node_id": SUPERLINK_NODE_ID}
 
@@ -60,6 +64,24 @@ def task_identity() -> Iterator[None]:
     finally:
         for name in unset:
             setattr(TaskIdentity, name, None)
+
+
+def mods_of(app: ClientApp) -> tuple[Mod, ...]:
+    """Return the mods that Flower puts around each handler registered on an app.
+
+    Args:
+        app: Any.
+
+    Returns:
+        In the order they are called in.
+
+    Raises:
+        FlowerMovedError: If flwr no longer keeps them where 1.41 does.
+    """
+    mods = app.__dict__.get("_mods")
+    if not isinstance(mods, list):
+        raise FlowerMovedError("flwr.clientapp.ClientApp")
+    return tuple(mods)
 
 
 def set_message_id(message: Message, message_id: str) -> None:

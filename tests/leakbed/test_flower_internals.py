@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.clientapp.mod import arrays_size_mod
 from flwr.common.serde import recorddict_to_proto
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -15,6 +17,7 @@ from leakbed.flower_internals import (
     FlowerMovedError,
     assembled,
     filled,
+    mods_of,
     set_message_id,
     task_identity,
     with_content,
@@ -148,3 +151,12 @@ def test_items_that_moved_are_said_to_have_moved() -> None:
     record.__dict__["_data"] = None
     with pytest.raises(FlowerMovedError, match=r"flwr\.app\.ConfigRecord is not what it was"):
         filled(record, {})
+
+
+def test_an_apps_mods_can_be_read() -> None:
+    assert mods_of(ClientApp(mods=[arrays_size_mod])) == (arrays_size_mod,)
+    assert mods_of(ClientApp()) == ()
+    app = ClientApp()
+    del app._mods
+    with pytest.raises(FlowerMovedError, match=r"flwr\.clientapp\.ClientApp"):
+        mods_of(app)

@@ -6,8 +6,17 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.clientapp.mod import (
+    LocalDpMod,
+    adaptiveclipping_mod,
+    arrays_size_mod,
+    fixedclipping_mod,
+)
 from torch import Tensor
 
+import clients.split
+from clients.cell import one_torch_thread
 from defenses import NoPeek, SmashedNoise, WeightNoise
 from leakbed.contracts import Defense, DefenseState, Protects
 from leakbed.mods import defend, load_state, save_state
@@ -238,3 +247,14 @@ def test_a_cells_defences_protect_what_its_node_sends() -> None:
     assert tiny.same(trained(**noisy), trained(**noisy, resident=False))
     assert not tiny.same(trained(**noisy), trained())
     assert not tiny.same(trained(**noisy), trained(**noisy, defence_stream=3))
+
+
+@pytest.mark.parametrize(
+    "mod", [LocalDpMod(1.0, 1.0, 1.0, 1e-5), fixedclipping_mod, adaptiveclipping_mod]
+)
+def test_flowers_privacy_mods_are_refused_on_split_messages(mod: Any) -> None:
+    told = r"(LocalDpMod|clipping_mod) clips and noises .* smashed data minus the gradient of other"
+    app = ClientApp(mods=[one_torch_thread, mod])
+    with pytest.raises(ValueError, match=told):
+        clients.split.register(app)
+    clients.split.register(ClientApp(mods=[one_torch_thread, arrays_size_mod]))

@@ -1,0 +1,78 @@
+from dataclasses import replace
+from typing import Any
+
+import dp_accounting
+import pytest
+import torch
+from torch import nn
+
+from defenses import DPCutGradient
+from leakbed.contracts import IllegalCombinationError
+from leakbed.defending import Run
+
+ROWS = torch.tensor([[3.0, 4.0], [0.03, 0.04], [0.0, 0.0], [0.6, 0.8]])
+
+
+def sent(defence: DPCutGradient, gradient: torch.Tensor) -> torch.Tensor:
+    _, made = defence.protect_cut_gradient(defence.begin(7), gradient)
+    return made
+
+
+@pytest.mark.parametrize(("epsilon", "horizon"), [(1.0, 1), (1.0, 20), (8.0, 5)])
+def test_an_accountant_finds_the_epsilon_it_claims(epsilon: float, horizon: int) -> None:
+    defence = DPCutGradient(epsilon=epsilon, horizon=horizon)
+    # Rows of norm C and its opposite are 2 C apart: that is the distance the noise must cover.
+    event = dp_accounting.GaussianDpEvent(defence.sigma / 2)
+    accountant = dp_accounting.rdp.RdpAccountant()
+    accountant.compose(event, horizon)
+    assert epsilon <= accountant.get_epsilon(1e-5) <= epsilon * 1.1  # Renyi bounds are not tight
+    exact = dp_accounting.get_epsilon_gaussian(defence.sigma / 2 / horizon**0.5, 1e-5)
+    assert exact == pytest.approx(epsilon, rel=1e-4)
+
+
+def test_rows_are_clipped_as_before_the_mean_divides_them() -> None:
+    quiet = DPCutGradient(clip=4.0)  # of a mean over four: rows of norm 1
+    vars(quiet)["sigma"] = 0.0
+    expected = torch.tensor([[0.6, 0.8], [0.03, 0.04], [0.0, 0.0], [0.6, 0.8]])
+    torch.testing.assert_close(sent(quiet, ROWS), expected)
+
+
+def test_noise_has_sigma_times_the_clip_whatever_the_row() -> None:
+    defence = DPCutGradient(epsilon=2.0, clip=5.0)
+    zeros = torch.zeros(1000, 2, 50)
+    noise = sent(defence, zeros)
+    assert noise.shape == zeros.shape
+    assert noise.std().item() == pytest.approx(defence.sigma * 5.0 / 1000, rel=0.02)
+
+
+def test_every_message_has_its_own_noise() -> None:
+    defence = DPCutGradient()
+    state = defence.begin(7)
+    _, one = defence.protect_cut_gradient(state, ROWS)
+    _, two = defence.protect_cut_gradient(state.next(), ROWS)
+    assert not torch.equal(one, two)
+
+
+def test_a_run_beyond_the_horizon_is_refused() -> None:
+    run = Run(classes=10, rows=9, batch_size=3, steps=9, passes=3, top=nn.Identity())
+    with pytest.raises(IllegalCombinationError, match=r"sent 2 times, .* 3 times; set horizon"):
+        DPCutGradient(horizon=2).check_run(run)
+    DPCutGradient(horizon=3).check_run(run)
+    DPCutGradient(horizon=2).check_run(replace(run, passes=2))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"epsilon": 0.0}, "finite epsilon > 0"),
+        ({"epsilon": float("inf")}, "finite epsilon > 0"),
+        ({"delta": 0.0}, "0 < delta < 1"),
+        ({"delta": 1.0}, "0 < delta < 1"),
+        ({"clip": 0.0}, "clip > 0"),
+        ({"clip": -1.0}, "clip > 0"),
+        ({"horizon": 0}, "a horizon of 1 or more"),
+    ],
+)
+def test_illegal_settings_are_refused(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        DPCutGradient(**settings)

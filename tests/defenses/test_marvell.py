@@ -1,0 +1,196 @@
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import multivariate_normal
+from sklearn.metrics import roc_auc_score
+from torch import nn
+
+from defenses import Marvell
+from defenses.marvell import Classes, Noise, divergence, highest_auc, least_divergence, measured
+from leakbed.contracts import IllegalCombinationError
+from leakbed.defending import Run
+
+CASES = {
+    "even": Classes(share=0.5, positive=1.0, negative=1.0, distance=4.0, entries=3),
+    "wide positives": Classes(share=0.1, positive=2.0, negative=0.1, distance=3.0, entries=4),
+    "wide negatives": Classes(share=0.3, positive=0.05, negative=1.0, distance=1.0, entries=8),
+    "one entry": Classes(share=0.2, positive=0.3, negative=0.7, distance=5.0, entries=1),
+    "no spread": Classes(share=0.4, positive=1e-9, negative=2e-9, distance=1.0, entries=6),
+}
+
+
+def brute_force(classes: Classes, power: float, *, around: Noise | None = None) -> float:
+    """The least divergence on a grid of all four variances that power can buy."""
+    across, share, rest = classes.entries - 1, classes.share, 1 - classes.share
+    axis = np.concatenate([[0.0], np.geomspace(1e-4, 1, 28)])
+    scales = np.array([power / share, power / share, power / rest, power / rest])
+    axes = [axis * scale for scale in scales]
+    if around is not None:  # finer, about the solver's answer
+        steps = np.linspace(-0.05, 0.05, 21)
+        axes = [np.maximum(value + steps * power / share, 0) for value in vars(around).values()]
+    along1, across1, along0, across0 = np.meshgrid(*axes, indexing="ij", sparse=True)
+    spent = share * (along1 + across * across1) + rest * (along0 + across * across0)
+    legal = (spent <= power * (1 + 1e-9)) & (along1 >= across1) & (along0 >= across0)
+    b1, b0 = classes.positive + across1, classes.negative + across0
+    a1, a0 = classes.positive + along1, classes.negative + along0
+    g = classes.distance
+    total = across * (b0 / b1 + b1 / b0) + (a0 + g) / a1 + (a1 + g) / a0
+    return float((np.where(legal, total, np.inf) / 2 - classes.entries).min())
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
+@pytest.mark.parametrize("classes", CASES.values(), ids=list(CASES))
+def test_no_noise_of_the_same_power_makes_classes_more_alike(
+    classes: Classes, scale: float
+) -> None:
+    power = scale * classes.distance
+    noise = least_divergence(classes, power=power)
+    assert noise.power(classes) <= power * (1 + 1e-9)
+    assert noise.positive_along >= noise.positive_across >= 0
+    assert noise.negative_along >= noise.negative_across >= 0
+    found = divergence(classes, noise)
+    coarse, fine = brute_force(classes, power), brute_force(classes, power, around=noise)
+    assert found <= min(coarse, fine) * (1 + 1e-7)
+    assert coarse <= found * 1.5 + 1e-6  # the grid is no strawman
+
+
+def test_the_closed_case_by_hand() -> None:
+    # One entry, even classes: all power goes along the line, alike to both: (1 + s + g) / (1 + s).
+    classes = Classes(share=0.5, positive=1.0, negative=1.0, distance=4.0, entries=1)
+    noise = least_divergence(classes, power=3.0)
+    assert noise.positive_along == pytest.approx(3.0, rel=1e-4)
+    assert noise.negative_along == pytest.approx(3.0, rel=1e-4)
+    assert divergence(classes, noise) == pytest.approx((1 + 3 + 4) / (1 + 3) - 1)
+
+
+def test_the_mirrored_problem_has_the_mirrored_answer() -> None:
+    classes = CASES["wide positives"]
+    one = least_divergence(classes, power=2.0)
+    assert least_divergence(classes.mirrored(), power=2.0) == one.mirrored()
+
+
+def test_classes_are_measured() -> None:
+    rows = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 2.0]])
+    found = measured(rows, torch.tensor([True, True, False]))
+    assert found.share == pytest.approx(2 / 3)
+    assert found.positive == pytest.approx(0.5)  # 1 in one entry, 0 in the other
+    assert found.negative == pytest.approx(4e-9)  # one row has none of its own
+    assert (found.distance, found.entries) == (pytest.approx(8.0), 2)
+
+
+ROWS = 4000
+LABELS = (torch.arange(ROWS) % 4 == 0).long()
+
+
+def gaussian(entries: int = 5) -> torch.Tensor:
+    """Two classes of rows, one in four positive, well apart."""
+    noise = torch.randn(ROWS, entries, generator=torch.Generator().manual_seed(0))
+    spread = torch.where(LABELS == 1, 1.0, 0.5)[:, None]
+    return 0.3 * spread * noise + LABELS[:, None] * torch.eye(entries)[0]
+
+
+def sent(gradient: torch.Tensor, labels: torch.Tensor = LABELS, **settings: Any) -> Any:
+    defence = Marvell(**settings)
+    return defence.protect_labelled_gradient(defence.begin(7), gradient, labels)
+
+
+def best_auc(rows: torch.Tensor) -> float:
+    """Of the score that knows both perturbed classes: the ratio of their densities."""
+    values, labels = rows.double().numpy(), LABELS.numpy()
+    densities = [
+        multivariate_normal(each.mean(0), np.cov(each.T)).logpdf(values)
+        for each in (values[labels == 1], values[labels == 0])
+    ]
+    return float(roc_auc_score(labels, densities[0] - densities[1]))
+
+
+def test_the_leak_falls_with_the_power_and_stays_under_its_bound() -> None:
+    rows = gaussian()
+    found = measured(rows, LABELS == 1)
+    leaks, bounds = [best_auc(rows)], []
+    for scale in (1.0, 10.0, 100.0):
+        _, protected = sent(rows, scale=scale)
+        noise = least_divergence(found, power=scale * found.distance)
+        bounds.append(highest_auc(divergence(found, noise)))
+        leaks.append(best_auc(protected))
+    assert leaks[0] > 0.97
+    assert leaks == sorted(leaks, reverse=True)
+    # 1,000 positives: a standard error of 0.01.
+    assert all(leak < bound + 0.02 for leak, bound in zip(leaks[1:], bounds, strict=True))
+    assert bounds[-1] < 0.65
+
+
+def test_the_noise_sent_is_the_noise_solved() -> None:
+    rows = gaussian()
+    found = measured(rows, LABELS == 1)
+    noise = least_divergence(found, power=2 * found.distance)
+    added = sent(rows, scale=2.0)[1] - rows
+    line = rows[LABELS == 1].mean(0) - rows[LABELS == 0].mean(0)
+    on_line = added @ (line / line.norm())
+    for label, along, across in (
+        (1, noise.positive_along, noise.positive_across),
+        (0, noise.negative_along, noise.negative_across),
+    ):
+        own = label == LABELS
+        assert on_line[own].var().item() == pytest.approx(along, rel=0.15)
+        rest = added[own].square().sum(1).mean().item() - on_line[own].square().mean().item()
+        assert rest == pytest.approx(4 * across, rel=0.1, abs=1e-6)
+    assert added.square().sum(1).mean().item() == pytest.approx(2 * found.distance, rel=0.1)
+
+
+def test_a_batch_of_one_class_gets_noise_of_the_last_power_solved() -> None:
+    rows = gaussian()
+    state, _ = sent(rows)
+    found = measured(rows, LABELS == 1)
+    alone, ones = torch.zeros(2000, 5), torch.ones(2000, dtype=torch.long)
+    after, noisy = Marvell().protect_labelled_gradient(state, alone, ones)
+    assert after is state
+    # Half as many rows, each twice as large: four times the power.
+    assert noisy.square().sum(1).mean().item() == pytest.approx(4 * found.distance, rel=0.05)
+    assert noisy.std(0).min().item() == pytest.approx(noisy.std(0).max().item(), rel=0.1)
+
+
+def test_before_any_solved_one_the_missing_class_is_taken_for_the_opposite() -> None:
+    alone, ones = torch.ones(2000, 5), torch.ones(2000, dtype=torch.long)
+    state, noisy = sent(alone, ones, scale=0.5)
+    power = (noisy - alone).square().sum(1).mean().item()
+    assert power == pytest.approx(0.5 * 4 * 5, rel=0.05)
+    assert not state.tensors
+
+
+def test_classes_with_the_same_mean_need_no_noise() -> None:
+    rows = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    state, passed = sent(rows, torch.tensor([0, 1]))
+    assert torch.equal(passed, rows)
+    assert not state.tensors
+
+
+def test_maps_are_rows_of_all_their_entries() -> None:
+    maps = torch.randn(6, 2, 3, 3, generator=torch.Generator().manual_seed(1))
+    labels = torch.tensor([0, 1, 0, 1, 1, 0])
+    _, one = sent(maps, labels)
+    _, flat = sent(maps.flatten(1), labels)
+    assert torch.equal(one.flatten(1), flat)
+
+
+def test_more_classes_are_refused_before_training_and_after() -> None:
+    run = Run(classes=10, rows=9, batch_size=3, steps=3, passes=1, top=nn.Identity())
+    with pytest.raises(IllegalCombinationError, match=r"this task has 10; use 'iso-noise', "):
+        Marvell().check_run(run)
+    Marvell().check_run(replace(run, classes=2))
+    with pytest.raises(IllegalCombinationError, match=r"labels 0 and 1, here is 2"):
+        sent(torch.ones(3, 2), torch.tensor([0, 1, 2]))
+
+
+def test_a_sender_without_labels_is_told_what_to_use() -> None:
+    with pytest.raises(IllegalCombinationError, match=r"needs the labels .* apply it where the"):
+        Marvell().protect_cut_gradient(Marvell().begin(7), torch.ones(3, 2))
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0])
+def test_a_scale_that_is_not_above_0_is_refused(scale: float) -> None:
+    with pytest.raises(ValueError, match=r"marvell needs scale > 0, got"):
+        Marvell(scale=scale)

@@ -1,0 +1,198 @@
+"""Defences of labels and cut gradients through a whole run: who applies them, and what is left."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from clients import node_app
+from defenses import DPCutGradient
+from experiments.cells import cells
+from experiments.preparing import misfit, prepare
+from experiments.run_folder import TrainingRun
+from experiments.settings_file import load_settings
+from experiments.training import train
+from leakbed.contracts import IllegalCombinationError
+from leakbed.events import CutGradientDown, SmashedUp, UpperGradientUp
+from leakbed.flower_internals import task_identity
+from leakbed.grids import LocalGrid
+from leakbed.oracle.answer_key import AnswerKey
+from leakbed.trace import Trace
+
+TABLE = {
+    "name": "small",
+    "data": {"size": 200, "nodes": 2},
+    "model": {"name": "tabular-mlp", "cut": 2},
+    "protocol": {
+        "name": "vanilla-split",
+        "labels": "server",
+        "batch_size": 16,
+        "local_steps": 6,
+        "rounds": 2,
+    },
+    "keep_rounds": "all",
+    "attack": [{"name": "constant-image"}],
+}
+U_SHAPED = ("protocol.name=u-shaped", "protocol.labels=client", "model.upper_cut=6")
+BINARY = ("data.name=breast-cancer", "data.size=300")
+
+
+@pytest.fixture(autouse=True)
+def identity() -> Iterator[None]:
+    with task_identity():
+        yield
+
+
+def prepared(*overrides: str, **defense: Any) -> Any:
+    table = {**TABLE, "defense": [defense or {"name": "none"}]}
+    return prepare(cells(load_settings(table, overrides))[0].training, root=None)
+
+
+def trained(folder: Path, *overrides: str, **defense: Any) -> TrainingRun:
+    grid = LocalGrid(node_app, nodes=2)
+    return train(prepared(*overrides, **defense), grid, folder, roster=grid.roster)
+
+
+def events(run: TrainingRun, kind: type[Any]) -> list[Any]:
+    return [e for e in Trace(run.trace).events(kind) if getattr(e, "phase", "train") == "train"]
+
+
+def gradients(run: TrainingRun, kind: type[Any] = CutGradientDown) -> list[Tensor]:
+    return [torch.tensor(event.gradient) for event in events(run, kind)]
+
+
+def test_the_server_compresses_what_it_sends(tmp_path: Path) -> None:
+    plain = gradients(trained(tmp_path / "plain"))
+    sent = gradients(trained(tmp_path / "run", name="gradient-compression", ratio=0.25))
+    assert all(each.count_nonzero() == each.numel() / 4 for each in sent)
+    assert len(sent) == len(plain) == 24
+    kept = sent[0] != 0
+    assert torch.equal(sent[0][kept], plain[0][kept])
+
+
+def test_a_u_shaped_node_protects_the_gradient_that_leaves_its_head(tmp_path: Path) -> None:
+    defense = {"name": "gradient-compression", "ratio": 0.25}
+    run = trained(tmp_path / "run", *U_SHAPED, **defense)
+    upper = gradients(run, UpperGradientUp)
+    assert len(upper) == 24
+    assert all(each.count_nonzero() <= each.numel() / 4 for each in upper)
+    assert any(each.count_nonzero() > each.numel() / 4 for each in gradients(run))
+
+
+def test_marvell_is_told_the_labels_wherever_they_are(tmp_path: Path) -> None:
+    for place, kind in (((), CutGradientDown), (U_SHAPED, UpperGradientUp)):
+        folder = tmp_path / kind.__name__
+        plain = gradients(trained(folder / "plain", *BINARY, *place), kind)
+        sent = gradients(trained(folder / "run", *BINARY, *place, name="marvell"), kind)
+        noise = sent[0] - plain[0]
+        # The first batch has the undefended gradients, whose classes' means are this far apart.
+        assert 0.1 < noise.square().sum(1).mean() / plain[0].square().sum(1).mean() < 10
+
+
+def share_kept(run: TrainingRun) -> tuple[float, dict[tuple[int, int], set[int]]]:
+    """How many shared labels are true, and every label that each row was sent with."""
+    answers, hits = AnswerKey.read(run.answers), []
+    sent: dict[tuple[int, int], set[int]] = {}
+    for event in events(run, SmashedUp):
+        rows = answers.order[event.node, event.round, event.step]
+        for row, label in zip(rows, event.labels.tolist(), strict=True):
+            sent.setdefault((event.node, row), set()).add(label)
+    hits = [answers.labels[row].item() in labels for (_, row), labels in sent.items()]
+    return sum(hits) / len(hits), sent
+
+
+def test_shared_labels_are_noisy_and_the_same_in_every_round(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run", "protocol.labels=shared", name="label-dp", epsilon=1.0)
+    kept, sent = share_kept(run)
+    assert abs(kept - 0.232) < 4 * (0.232 * 0.768 / len(sent)) ** 0.5
+    assert {len(labels) for labels in sent.values()} == {1}
+    assert share_kept(trained(tmp_path / "plain", "protocol.labels=shared"))[0] == 1
+
+
+def test_labels_at_the_server_are_noisy_there(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run", name="label-dp", epsilon=0.1)
+    plain = trained(tmp_path / "plain")
+    assert all(event.labels is None for event in events(run, SmashedUp))
+    one, two = gradients(run)[0], gradients(plain)[0]
+    # The first batch differs in its labels alone: rows whose label was kept are the same.
+    same = torch.isclose(one, two, rtol=1e-3).all(1).float().mean()
+    assert same < 0.6
+    assert torch.equal(AnswerKey.read(run.answers).labels, AnswerKey.read(plain.answers).labels)
+
+
+def test_labels_at_a_u_shaped_node_are_noisy_in_its_head(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run", *U_SHAPED, name="label-dp", epsilon=0.1)
+    one = gradients(run, UpperGradientUp)[0]
+    two = gradients(trained(tmp_path / "plain", *U_SHAPED), UpperGradientUp)[0]
+    assert torch.isclose(one, two, rtol=1e-3).all(1).float().mean() < 0.6
+
+
+def test_dp_noise_is_on_the_message(tmp_path: Path) -> None:
+    told = "sent 1 times, this run sends some 4 times; set horizon = 4"
+    with pytest.raises(IllegalCombinationError, match=told):
+        prepared(name="dp-cut-gradient")
+    settings = {"horizon": 4, "epsilon": 1.0, "clip": 0.01}
+    sent = gradients(trained(tmp_path / "run", name="dp-cut-gradient", **settings))
+    deviation = DPCutGradient(**settings).sigma * 0.01 / 16
+    noise = torch.stack(sent[:5])  # far above what was clipped
+    assert noise.std().item() == pytest.approx(deviation, rel=0.05)
+
+
+def test_dp_sgd_changes_the_top_and_not_the_message(tmp_path: Path) -> None:
+    defense = {"name": "dp-sgd", "rate": 0.25, "steps": 12, "epsilon": 1.0}
+    run, plain = trained(tmp_path / "run", **defense), trained(tmp_path / "plain")
+    assert torch.equal(gradients(run)[0], gradients(plain)[0])  # made before the first noise
+    held = [Trace(each.trace).holding("server", "model/round-1") for each in (run, plain)]
+    assert held[0] is not None
+    assert held[1] is not None
+    assert held[0].keys() == held[1].keys()
+    assert all(not np.allclose(held[0][name], held[1][name]) for name in held[0])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "defense", "told"),
+    [
+        ((), {"name": "marvell"}, "solved for two classes, this task has 10; use 'iso-noise'"),
+        ((), {"name": "dp-sgd"}, "this run takes 12 of 0"),
+        (
+            (),
+            {"name": "label-dp", "mechanism": "rr-with-prior", "prior": [0.5, 0.5]},
+            "a prior of 2 classes, this task has 10",
+        ),
+    ],
+)
+def test_what_cannot_be_protected_is_refused_before_training(
+    overrides: tuple[str, ...], defense: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(IllegalCombinationError, match=told):
+        prepared(*overrides, **defense)
+
+
+def test_copies_of_the_top_have_no_private_steps(tmp_path: Path) -> None:
+    defense = {"name": "dp-sgd", "rate": 0.25, "steps": 12}
+    with pytest.raises(IllegalCombinationError, match="every node has a copy of its own"):
+        trained(tmp_path / "run", "protocol.name=splitfed-v1", **defense)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "labels", "defense", "told"),
+    [
+        ("u-shaped", "client", "dp-sgd", "dp-sgd cannot work with protocol.labels = 'client'"),
+        ("fedavg", "shared", "label-dp", "label-dp protects labels messages but fedavg sends"),
+        ("fedavg", "shared", "marvell", "marvell protects cut-gradient messages but fedavg"),
+        ("u-shaped", "client", "marvell", None),
+        ("vertical-split", "server", "label-dp", None),
+        ("splitfed-v2", "shared", "dp-cut-gradient", None),
+    ],
+)
+def test_what_fits_which_protocol(
+    protocol: str, labels: str, defense: str, told: str | None
+) -> None:
+    overrides = [f"protocol.name={protocol}", f"protocol.labels={labels}"]
+    table = {**TABLE, "defense": [{"name": defense}]}
+    why = misfit(cells(load_settings(table, overrides))[0].training)
+    assert why is None if told is None else told in str(why)
