@@ -12,6 +12,8 @@ from attacks.feature_space_hijacking_property import FeatureSpaceHijackingProper
 from attacks.majority_label import MajorityLabel
 from attacks.mean_image import MeanImage
 from attacks.norm_score import NormScore
+from attacks.similarity_clustering import SimilarityClustering
+from attacks.similarity_distance import SimilarityDistance
 from attacks.smashed_as_image import SmashedAsImage
 from attacks.unsplit import UnSplit
 from attacks.unsplit_labels import UnSplitLabels
@@ -26,6 +28,8 @@ ATTACKS: dict[str, type[Attack]] = {
     "majority-label": MajorityLabel,
     "mean-image": MeanImage,
     "norm-score": NormScore,
+    "similarity-clustering": SimilarityClustering,
+    "similarity-distance": SimilarityDistance,
     "smashed-as-image": SmashedAsImage,
     "unsplit": UnSplit,
     "unsplit-labels": UnSplitLabels,
@@ -54,6 +58,8 @@ __all__ = [
     "MajorityLabel",
     "MeanImage",
     "NormScore",
+    "SimilarityClustering",
+    "SimilarityDistance",
     "SmashedAsImage",
     "UnSplit",
     "UnSplitLabels",

@@ -33,10 +33,13 @@ from leakbed.oracle import (
 )
 from leakbed.oracle.answer_key import AnswerKey
 from leakbed.oracle.by_label import by_label
+from leakbed.oracle.grouping import BOUND
 from leakbed.seeds import derive
 from leakbed.targets import Evidences, MisfitError, Target, pick_targets
 from leakbed.trace import Trace
 from leakbed.views import architecture_of, build_view
+
+_SHOWN = 1000  # samples whose images are kept: of a whole epoch they would be gigabytes
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -169,13 +172,16 @@ def judge(
     """
     guess, infers = attacked.guess, attacked.attack.threat.infers
     truth = answers.truth(attacked.targets, attribute=infers)
-    found = baselines(truth, unordered_labels=guess.images is None)
+    grouped = guess.clusters is not None
+    found = baselines(truth, unordered_labels=guess.images is None, clusters=grouped)
     scores = score(guess, truth, baselines=found)
     control, reasons = _control(guess, truth, found)
     reasons += unranked(guess, truth)
     if scores.failures:
         reasons.append(f"{scores.failures} of {scores.targets} targets failed")
     result = {**scores.as_dict(), "by_label": _labelled(scores, truth)}
+    if grouped:
+        result["upper_bound"] = BOUND
     whole = answers.bottom is not None and len(answers.test_images) > 0
     if guess.clones is not None and whole and _at_the_end(attacked, trace):
         result["stolen_model"] = _stolen(guess.clones, answers, trace, stream).as_dict()
@@ -203,20 +209,21 @@ def keep_guess(attacked: Attacked, path: Path) -> None:
     guess = attacked.guess
     tensors = {
         name: getattr(guess, name)
-        for name in ("images", "labels", "attributes", "scores", "objective", "failed")
+        for name in ("images", "labels", "clusters", "attributes", "scores", "objective", "failed")
         if getattr(guess, name) is not None
     }
     _save(tensors, path)
 
 
 def keep_truth(truth: Truth, path: Path) -> None:
-    """Write the attacked samples beside the guess, for the owner's report.
+    """Write the attacked samples beside the guess, for the owner's report; of many, labels alone.
 
     Args:
         truth: Of the attacked targets.
         path: Of a safetensors file.
     """
-    _save({"images": truth.images, "labels": truth.labels}, path)
+    shown = {"images": truth.images} if truth.labels.numel() <= _SHOWN else {}
+    _save({**shown, "labels": truth.labels}, path)
 
 
 def read_guess(path: Path) -> Guess:
@@ -250,14 +257,14 @@ def _control(
     return dict(verdict), reasons
 
 
-def _stolen(
-    clones: Mapping[str, Tensor], answers: AnswerKey, trace: Path, stream: int
 def _at_the_end(attacked: Attacked, trace: Path) -> bool:
     """Say whether the last round was attacked: the oracle keeps no bottom of an earlier one."""
     number = attacked.targets[0].round
     return bool(number == Trace(trace).about.get("rounds", number))
 
 
+def _stolen(
+    clones: Mapping[str, Tensor], answers: AnswerKey, trace: Path, stream: int
 ) -> CloneScores:
     recorded = Trace(trace)
     architecture = architecture_of(recorded.about)

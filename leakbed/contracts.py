@@ -183,6 +183,7 @@ class Guess:
     Attributes:
         images: Guessed inputs; any range, the harness clips to [0, 1] for scoring.
         labels: Guessed labels.
+        clusters: Guessed groups: rows of one number share a label, which is not said.
         attributes: Guessed values of the attribute that the threat model infers.
         scores: How strongly label 1 of two is believed; only their order counts.
         objective: The attack's own final objective per target; lower is better.
@@ -192,6 +193,7 @@ class Guess:
 
     images: Float[Tensor, " targets rows channels height width"] | None = None
     labels: Int[Tensor, " targets rows"] | None = None
+    clusters: Int[Tensor, " targets rows"] | None = None
     attributes: Int[Tensor, " targets rows"] | None = None
     scores: Float[Tensor, " targets rows"] | None = None
     objective: Float[Tensor, " targets"] | None = None

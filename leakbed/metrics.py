@@ -24,6 +24,7 @@ HIGHER_LEAKS_MORE = {
     "ssim": True,
     "label_accuracy": True,
     "leak_auc": True,
+    "cluster_accuracy": True,
     "attribute_accuracy": True,
     "class_rate": True,
     "nearest_real": True,
@@ -40,12 +41,13 @@ BEST_IS_ONE = (
     "ssim",
     "label_accuracy",
     "leak_auc",
+    "cluster_accuracy",
     "attribute_accuracy",
     "class_rate",
 )
 """The metrics whose perfect value is 1: those that can be given as skill over a baseline."""
 
-RATES = ("identification", "label_accuracy", "attribute_accuracy", "class_rate")
+RATES = ("identification", "label_accuracy", "cluster_accuracy", "attribute_accuracy", "class_rate")
 """The metrics that are shares of samples."""
 
 PSNR_CEILING = 100.0

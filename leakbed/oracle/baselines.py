@@ -22,23 +22,40 @@ from leakbed.oracle.scores import Scores, Summary, summarise
 from leakbed.oracle.scoring import GREY, score
 from leakbed.oracle.truth import Truth, derange
 
+_MOST_NEAREST = 5000
+"""Samples whose nearest public image is looked for: of an epoch of 60,000 it would take minutes."""
 
-def baselines(truth: Truth, *, unordered_labels: bool = False) -> dict[str, Scores]:
+
+def baselines(
+    truth: Truth, *, unordered_labels: bool = False, clusters: bool = False
+) -> dict[str, Scores]:
     """Score every guess that needs no evidence.
 
     Args:
         truth: The private samples to guess.
         unordered_labels: Whether the attack guesses labels or attributes without images, so that
-            a target's count as a multiset; chance is then higher.
+            a target's count as a multiset; chance is then higher. Images are then not scored: of
+            thousands of samples that would take longer than the attack.
+        clusters: Whether it guesses which samples share a label; labels then count as clusters too.
 
     Returns:
         Scores by baseline: ``constant`` (0.5), ``public-intensity`` (each channel's public mean:
         the constant of lowest expected MSE), ``mean-public`` (the mean image), ``another-row``
         (another target's true samples), ``nearest-public``, ``chance``, ``majority-label``,
         ``majority-attribute`` (both of the public images).
-        Baselines that nothing is known for (no public images, a single private image) are left out.
+        Baselines that nothing is known for (no public images, a single private image) are left out,
+        and ``nearest-public`` of more than 5,000 samples.
     """
-    found = {name: score(guess, truth) for name, guess in _guesses(truth).items()}
+    found = {}
+    for name, guess in _guesses(truth).items():
+        asked = replace(
+            guess,
+            images=None if unordered_labels else guess.images,
+            clusters=guess.labels if clusters else None,
+        )
+        scores = score(asked, truth)
+        if scores.metrics:
+            found[name] = scores
     found["chance"] = _chance(truth, unordered=unordered_labels)
     return found
 
@@ -54,7 +71,8 @@ def _guesses(truth: Truth) -> dict[str, Guess]:
         intensity = public.mean((0, 2, 3))[:, None, None]
         found["public-intensity"] = Guess(images=intensity.expand_as(truth.images))
         found["mean-public"] = Guess(images=public.mean(0).expand_as(truth.images))
-        found["nearest-public"] = _nearest(truth, public)
+        if truth.labels.numel() <= _MOST_NEAREST:
+            found["nearest-public"] = _nearest(truth, public)
     if truth.public_labels is not None:
         majority = torch.bincount(truth.public_labels).argmax()
         found["majority-label"] = Guess(labels=majority.expand_as(truth.labels))
@@ -118,7 +136,7 @@ def _chance(truth: Truth, *, unordered: bool) -> Scores:
 
 def _uniform(values: Tensor, count: int, *, unordered: bool) -> Summary:
     """Return the expected share of values that uniform draws among so many agree with."""
-    if unordered:
+    if unordered and values.shape[1] > 1:
         return summarise(torch.tensor([_multiset_chance(row, count) for row in values]))
     return summarise(torch.full((len(values),), 1 / count))
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from leakbed import metrics
 from leakbed.contracts import Guess
 from leakbed.metrics import BEST_IS_ONE, binomial_interval
+from leakbed.oracle.grouping import best_named
 from leakbed.oracle.matching import match_images, match_labels
 from leakbed.oracle.ranking import leak_auc, ranked
 from leakbed.oracle.scores import Scores, Summary, best_evidence_free, summarise
@@ -33,7 +34,8 @@ def score(guess: Guess, truth: Truth, *, baselines: Mapping[str, Scores] | None 
 
     Labels and attributes follow the order in which the images matched. Where there are no usable
     images, as many labels of a target agree as can (its labels as a multiset), and likewise as many
-    attributes. Scores rank samples only where a target hides one, of two labels both there.
+    attributes. Clusters get the best names there are. Scores rank samples only where a target hides
+    one, of two labels both there.
 
     Args:
         guess: What the attack returned.
@@ -58,13 +60,8 @@ def score(guess: Guess, truth: Truth, *, baselines: Mapping[str, Scores] | None 
         images = torch.where(usable[:, None, None, None, None], images, GREY)
         order = match_images(images, truth.images)
         found |= _image_summaries(_reorder(images, order), truth)
-    for name, own, true in (
-        ("label_accuracy", guess.labels, truth.labels),
-        ("attribute_accuracy", guess.attributes, truth.attributes),
-    ):
-        if own is not None and true is not None:
-            hits = _hits(own.to(true.device), true, order=order, ordered=usable)
-            found[name] = _rate(hits & ~gave_up[:, None])
+    hits = _label_hits(guess, truth, order=order, ordered=usable)
+    found |= {name: _rate(each & ~gave_up[:, None]) for name, each in hits.items()}
     if guess.scores is not None and ranked(truth):
         ranks = guess.scores.detach().to(truth.labels.device).flatten()
         usable = usable & ranks.isfinite()
@@ -110,6 +107,7 @@ def _mismatch(guess: Guess, truth: Truth) -> str | None:
     wanted = {
         "images": tuple(truth.images.shape),
         "labels": tuple(truth.labels.shape),
+        "clusters": tuple(truth.labels.shape),
         "scores": tuple(truth.labels.shape),
         "attributes": tuple(truth.labels.shape),
         "failed": (truth.targets,),
@@ -131,6 +129,26 @@ def _gave_up(guess: Guess, truth: Truth) -> Bool[Tensor, " targets"]:
     return guess.failed.to(truth.images.device)
 
 
+def _label_hits(
+    guess: Guess,
+    truth: Truth,
+    *,
+    order: Int[Tensor, " targets rows"] | None,
+    ordered: Bool[Tensor, " targets"],
+) -> dict[str, Bool[Tensor, " targets rows"]]:
+    """Return what is right of everything that is guessed of labels, by metric."""
+    found: dict[str, Tensor] = {}
+    for name, own, true in (
+        ("label_accuracy", guess.labels, truth.labels),
+        ("attribute_accuracy", guess.attributes, truth.attributes),
+    ):
+        if own is not None and true is not None:
+            found[name] = _hits(own.to(true.device), true, order=order, ordered=ordered)
+    if guess.clusters is not None:
+        found["cluster_accuracy"] = best_named(guess.clusters.to(truth.labels), truth.labels)
+    return found
+
+
 def _hits(
     guessed: Int[Tensor, " targets rows"],
     true: Int[Tensor, " targets rows"],
@@ -139,6 +157,8 @@ def _hits(
     ordered: Bool[Tensor, " targets"],
 ) -> Bool[Tensor, " targets rows"]:
     """Return where values agree, in the images' order or, without one, where as many as can do."""
+    if true.shape[1] == 1:  # one sample has one order, and thousands of targets are slow to match
+        return guessed == true
     freely = match_labels(guessed, true)
     chosen = freely if order is None else torch.where(ordered[:, None], order, freely)
     return guessed.gather(1, chosen) == true

@@ -15,6 +15,8 @@ TWO_CLASSES = {"cosine-score", "model-completion", "norm-score"}
 QUICK: dict[str, dict[str, Any]] = {
     "dlm": {"iterations": 3, "restarts": 1},
     "dlm-plus": {"iterations": 3, "restarts": 1},
+    "similarity-clustering": {"partial": True},
+    "similarity-distance": {"partial": True},
     "unsplit": {"outer_steps": 2, "input_steps": 2, "model_steps": 2},
 }
 
