@@ -123,6 +123,7 @@ def prepare(training: Training, *, root: str | None) -> Prepared:
         initialisation=model.initialisation,
         cut=model.cut,
         upper_cut=model.upper_cut,
+        linear_top=model.linear_top,
     )
     prepared = Prepared(
         settings=training,

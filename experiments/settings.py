@@ -79,6 +79,7 @@ class ModelSettings(Strict):
     upper_cut: int | None = Field(default=None, ge=1)
     activation: str | None = None
     initialisation: Literal["default", "uniform"] = "default"
+    linear_top: bool = False
     extra_classes: int = Field(default=0, ge=0, le=_MOST_EXTRA)
 
 

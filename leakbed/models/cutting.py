@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from leakbed.models.networks import ACTIVATIONS
+
 
 class IllegalCutError(ValueError):
     """A cut where the network cannot be parted; the message names the legal ones."""
@@ -29,6 +31,31 @@ class Parts:
     bottom: nn.Sequential
     top: nn.Sequential
     smashed_shape: tuple[int, ...]
+
+
+def linear_above(layers: nn.Sequential, at: int | None) -> nn.Sequential:
+    """Return a network whose activations above a cut pass everything on unchanged.
+
+    Args:
+        layers: Of the whole network, which are shared.
+        at: Index of the last layer of the bottom.
+
+    Returns:
+        As many layers, under the same names.
+
+    Raises:
+        IllegalCutError: If the network is not cut.
+    """
+    if at is None:
+        raise IllegalCutError(
+            "linear_top leaves out the activations above the cut, and there is none; set model.cut"
+        )
+    kinds = tuple(ACTIVATIONS.values())
+    named = [
+        (name, nn.Identity() if index > at and isinstance(layer, kinds) else layer)
+        for index, (name, layer) in enumerate(layers.named_children())
+    ]
+    return nn.Sequential(OrderedDict(named))
 
 
 def sequence(model: nn.Module) -> nn.Sequential:

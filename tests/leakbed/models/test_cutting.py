@@ -43,6 +43,26 @@ def test_an_illegal_cut_names_the_legal_ones(model: nn.Sequential, at: int) -> N
         cut(model, at, image_shape=SHAPE)
 
 
+def test_a_linear_top_is_one_map_above_the_same_bottom(model: nn.Sequential) -> None:
+    linear = Architecture(
+        name="mnistnet", image_shape=SHAPE, num_classes=10, cut=5, linear_top=True
+    )
+    parts = linear.parts(0)
+    assert list(linear.build(0).state_dict()) == list(model.state_dict())
+    images = torch.rand(3, *SHAPE)
+    smashed = parts.bottom(images)
+    assert torch.equal(smashed, cut(model, 5, image_shape=SHAPE).bottom(images))
+    halves = parts.top(smashed / 2) * 2 - parts.top(torch.zeros_like(smashed))
+    assert torch.allclose(halves, parts.top(smashed), atol=1e-5)
+    assert not torch.allclose(parts.top(smashed), model(images), atol=1e-5)
+
+
+def test_without_a_cut_there_is_no_top_to_make_linear() -> None:
+    whole = Architecture(name="mnistnet", image_shape=SHAPE, num_classes=10, linear_top=True)
+    with pytest.raises(IllegalCutError, match=r"set model\.cut"):
+        whole.build(0)
+
+
 def test_one_layer_cannot_be_cut() -> None:
     with pytest.raises(IllegalCutError, match="none, the network has too few layers"):
         cut(nn.Sequential(nn.Flatten()), 0, image_shape=SHAPE)
