@@ -15,7 +15,6 @@ from math import inf, sqrt
 from typing import ClassVar
 
 import torch
-from dp_accounting import get_sigma_gaussian
 from jaxtyping import Float
 from torch import Tensor
 
@@ -76,6 +75,8 @@ class DPCutGradient(Defense):
     @cached_property
     def sigma(self) -> float:
         """Standard deviation of the noise, in units of ``clip``."""
+        from dp_accounting import get_sigma_gaussian  # noqa: PLC0415  a second in every process
+
         once: float = get_sigma_gaussian(self.epsilon, self.delta)
         return _SENSITIVITY * sqrt(self.horizon) * once
 

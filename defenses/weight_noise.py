@@ -46,6 +46,10 @@ class WeightNoise(Defense):
     name: ClassVar[str] = "weight-noise"
     source: ClassVar[str] = "Zhao, Luo, Ding, CPAL 2024, https://arxiv.org/abs/2206.04887"
     protects: ClassVar[frozenset[Protects]] = frozenset({Protects.UPDATE})
+    claims: ClassVar[str] = (
+        "in the corrected form, the Gaussian mechanism on one node's update of one round, clipped "
+        "to clip; nothing in the published form"
+    )
 
     scale: float = 0.01
     form: str = "published"

@@ -6,6 +6,7 @@ received is none of their business: it leaves as it is.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -64,7 +65,10 @@ class PrivateSteps:
 
     def replace_gradients(self) -> None:
         """Put what the defence makes of the samples' gradients in the place of the batch's."""
-        weights = {n: p for n, p in self._module.named_parameters() if p.requires_grad}
+        # Any: opacus hangs its own attribute on parameters.
+        weights: dict[str, Any] = {
+            name: each for name, each in self._module.named_parameters() if each.requires_grad
+        }
         samples = {name: weight.grad_sample for name, weight in weights.items()}
         state, made = self._defence.protect_weight_gradients(self._state, samples)
         self._state = state.next()

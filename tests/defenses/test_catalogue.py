@@ -63,6 +63,10 @@ class TestEveryDefence:
         overridden = {kind for hook, kind in hooks.items() if hook in vars(defence)}
         assert overridden == defence.protects != frozenset()
 
+    def test_what_clips_or_has_an_epsilon_says_what_it_claims(self, defence: type[Defense]) -> None:
+        settings = {field.name for field in dataclasses.fields(defence)}
+        assert bool(defence.claims) == bool(settings & {"epsilon", "delta", "clip"})
+
     def test_it_changes_no_tensor_it_was_given(self, defence: type[Defense]) -> None:
         tensor, other = torch.arange(12.0).reshape(3, 4), torch.ones(3, 4)
         kept, chosen = tensor.clone(), defence()

@@ -1,0 +1,64 @@
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+
+from experiments.cells import cells
+from experiments.outlook import check_defences
+from experiments.settings_file import load_settings
+from leakbed.contracts import Defense, Protects
+from leakbed.defending import Run
+from leakbed.models import Architecture
+
+ARCHITECTURE = Architecture(name="mlp2", image_shape=(1, 4, 4), num_classes=3, cut=1)
+SEEN: list[Any] = []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking(Defense):
+    name: ClassVar[str] = "asking"
+    source: ClassVar[str] = "nowhere"
+    protects: ClassVar[frozenset[Protects]] = frozenset({Protects.LABELS})
+
+    def check(self, *, rows: int, batch_size: int) -> None:
+        SEEN.append((rows, batch_size))
+
+    def check_run(self, run: Run) -> None:
+        SEEN.append(run)
+
+
+def asked(protocol: str = "vanilla-split", **settings: Any) -> list[Any]:
+    table = {
+        "name": "small",
+        "protocol": {"name": protocol, "batch_size": 4, "rounds": 3, **settings},
+        "attack": [{"name": "constant-image"}],
+    }
+    SEEN.clear()
+    training = cells(load_settings(table, ()))[0].training
+    check_defences((Asking(),), training, ARCHITECTURE, rows=(10, 8, 10))
+    return list(SEEN)
+
+
+def test_a_defence_is_told_each_nodes_rows() -> None:
+    sizes, runs = asked()[:3], asked()[3:]
+    assert sizes == [(10, 4), (8, 4), (10, 4)]
+    assert [run.rows for run in runs] == [8, 10]
+    assert {(run.classes, run.batch_size) for run in runs} == {(3, 4)}
+    assert [type(layer).__name__ for layer in runs[0].top] == ["Linear"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "taken", "passes"),
+    [(None, [6, 9], [3, 3]), (2, [6, 6], [3, 3]), (5, [15, 15], [9, 6])],
+)
+def test_steps_and_passes_are_those_of_the_whole_run(
+    steps: int | None, taken: list[int], passes: list[int]
+) -> None:
+    settings = {} if steps is None else {"local_steps": steps}
+    runs = asked(**settings)[3:]
+    assert [run.steps for run in runs] == taken
+    assert [run.passes for run in runs] == passes
+
+
+def test_weights_are_no_run_of_a_split_defence() -> None:
+    assert asked("fedavg") == [(10, 4), (8, 4), (10, 4)]
