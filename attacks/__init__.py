@@ -16,6 +16,7 @@ from attacks.similarity_clustering import SimilarityClustering
 from attacks.similarity_distance import SimilarityDistance
 from attacks.smashed_as_image import SmashedAsImage
 from attacks.unsplit import UnSplit
+from attacks.similarity_transfer import SimilarityTransfer
 from attacks.unsplit_labels import UnSplitLabels
 from leakbed.contracts import Adversary, Attack
 from leakbed.intruding import Intruder
@@ -34,6 +35,7 @@ ATTACKS: dict[str, type[Attack]] = {
     "unsplit": UnSplit,
     "unsplit-labels": UnSplitLabels,
 }
+    "similarity-transfer": SimilarityTransfer,
 
 ADVERSARIES: dict[str, type[Adversary[Any]]] = {
     "fsha": FeatureSpaceHijacking,
@@ -64,3 +66,4 @@ __all__ = [
     "UnSplit",
     "UnSplitLabels",
 ]
+    "SimilarityTransfer",

@@ -126,6 +126,7 @@ def attack_run(
         device=where,
         labels=told.labels,
         known_labels=told.known_labels,
+        own_images=told.own_images,
     )
     repeats = 1 if "restarts" in _fields(type(attack)) else settings.restarts or 1
     started = perf_counter()

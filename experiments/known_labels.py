@@ -1,8 +1,8 @@
-"""Which true labels an attack is told, and what of its guess is left to be scored.
+"""What of the truth an attack is told, and what of its guess is left to be scored.
 
 Some attacks know the labels of a few attacked samples: a party knows some of its own customers.
 The harness tells them the first targets of each class, in the order the messages were sent, and
-scores the others alone: a label that was given is no leak.
+scores the others alone: a label that was given is no leak. A feature party has its own inputs.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from experiments.guesses import picked
@@ -21,15 +21,17 @@ from leakbed.targets import MisfitError, Target
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Told:
-    """The labels an attack is given.
+    """The truth an attack is given; None for what its threat model does not name.
 
     Attributes:
-        labels: Of every target; None for a threat model that is not given them.
-        known_labels: Of a few targets, -1 elsewhere; None likewise.
+        labels: Of every target.
+        known_labels: Of a few targets, -1 elsewhere.
+        own_images: The inputs behind the targets.
     """
 
     labels: Int[Tensor, " targets rows"] | None = None
     known_labels: Int[Tensor, " targets rows"] | None = None
+    own_images: Float[Tensor, " targets channels height width"] | None = None
 
 
 def tell(
@@ -48,18 +50,35 @@ def tell(
         known_per_class: How many targets of each class are known; None is 1.
 
     Returns:
-        The labels it is given.
+        What it is given.
     """
-    if Knowledge.LABELS in threat.needs and answers is not None:
-        return Told(labels=AnswerKey.read(answers).labels_of(targets))
-    if Knowledge.KNOWN_LABELS not in threat.needs:
-        return Told()
+    needed = threat.needs & {Knowledge.LABELS, Knowledge.KNOWN_LABELS, Knowledge.OWN_IMAGES}
     count = 1 if known_per_class is None else known_per_class
-    if count == 0:
-        return Told(known_labels=torch.full((len(targets), 1), -1))
-    if answers is None:
-        return Told()
-    return Told(known_labels=first_of_each_class(AnswerKey.read(answers).labels_of(targets), count))
+    known = None
+    if Knowledge.KNOWN_LABELS in needed and count == 0:
+        known = torch.full((len(targets), 1), -1)
+    if answers is None or needed <= ({Knowledge.KNOWN_LABELS} if count == 0 else set()):
+        return Told(known_labels=known)
+    key = AnswerKey.read(answers)
+    labels = key.labels_of(targets)
+    if Knowledge.KNOWN_LABELS in needed and count > 0:
+        known = first_of_each_class(labels, count)
+    return Told(
+        labels=labels if Knowledge.LABELS in needed else None,
+        known_labels=known,
+        own_images=_inputs(key, targets) if Knowledge.OWN_IMAGES in needed else None,
+    )
+
+
+def _inputs(key: AnswerKey, targets: Sequence[Target]) -> Float[Tensor, " targets *image"]:
+    """Return the inputs behind rows at a cut; of a party that holds strips, its own."""
+    images = key.truth(targets).images
+    if images.shape[1] != 1:
+        raise MisfitError(
+            f"{images.shape[1]} samples stand behind each message; a party is told its inputs row "
+            "by row, so attack rows at a cut"
+        )
+    return images[:, 0]
 
 
 def first_of_each_class(

@@ -74,6 +74,7 @@ class Knowledge(StrEnum):
     PUBLIC_ATTRIBUTES = "public-attributes"
     LABELS = "labels"
     KNOWN_LABELS = "known-labels"
+    OWN_IMAGES = "own-images"
 
 
 IN_WORDS: dict[Evidence | Knowledge, str] = {
@@ -89,6 +90,7 @@ IN_WORDS: dict[Evidence | Knowledge, str] = {
     Knowledge.PUBLIC_ATTRIBUTES: "that attribute of each image of its own",
     Knowledge.LABELS: "the true labels of the attacked samples",
     Knowledge.KNOWN_LABELS: "the true labels of a few of the attacked samples",
+    Knowledge.OWN_IMAGES: "the inputs behind its own messages",
 }
 
 
@@ -138,11 +140,10 @@ class View:
         buffers: Non-trainable state (BatchNorm statistics) each victim started from.
         smashed: Activations at the cut, one row per target.
         cut_gradient: The loss gradient with respect to ``smashed``, same shape.
-        head_gradient: Weight gradient of the linear layer that reads ``smashed``; read off an
-            update it is known up to a positive factor.
+        head_gradient: Weight gradient of the layer that reads ``smashed``; up to a factor.
         labels: True labels, where the protocol or the threat model gives them.
-        known_labels: True labels of the few targets it knows, -1 elsewhere; known targets are not
-            scored.
+        known_labels: Those of the few targets it knows, -1 elsewhere; those are not scored.
+        own_images: The inputs behind the targets, for the party that they belong to.
         architecture: The network's layers without weights; its ``cut`` tells the parts apart.
         public_images: Images the adversary owns.
         public_labels: Their labels.
@@ -167,6 +168,7 @@ class View:
     head_gradient: Float[Tensor, " targets classes features"] | None = None
     labels: Int[Tensor, " targets rows"] | None = None
     known_labels: Int[Tensor, " targets rows"] | None = None
+    own_images: Float[Tensor, " targets channels height width"] | None = None
     architecture: Architecture | None = None
     public_images: Float[Tensor, " public channels height width"] | None = None
     public_labels: Int[Tensor, " public"] | None = None

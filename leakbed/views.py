@@ -5,7 +5,7 @@ from math import ceil
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from leakbed.about import require
@@ -28,8 +28,11 @@ def build_view(
     device: torch.device,
     labels: Int[Tensor, " targets rows"] | None = None,
     known_labels: Int[Tensor, " targets rows"] | None = None,
+    own_images: Float[Tensor, " targets channels height width"] | None = None,
 ) -> View:
     """Grant a threat model's seat what it may read, and nothing else.
+
+    A protocol that cannot give the seat what it needs is a :class:`~leakbed.targets.MisfitError`.
 
     Args:
         trace: Where the run is described.
@@ -39,12 +42,10 @@ def build_view(
         device: Where the attack computes.
         labels: The targets' true labels, granted only to a threat model that says it needs them.
         known_labels: Those of a few targets, -1 elsewhere; granted likewise.
+        own_images: The inputs behind them; granted likewise, and to the node alone.
 
     Returns:
         The view.
-
-    Raises:
-        MisfitError: If this protocol cannot give the seat what it needs.
     """
     party, parties = targets[0].node, _parties(trace.about)
     architecture = strip_architecture(
@@ -63,9 +64,10 @@ def build_view(
     for need, name, given in (
         (Knowledge.LABELS, "labels", labels),
         (Knowledge.KNOWN_LABELS, "known_labels", known_labels),
+        (Knowledge.OWN_IMAGES, "own_images", own_images),
     ):
         if need in threat.needs and granted.get(name) is None:
-            granted[name] = _told(given).to(device)
+            granted[name] = _told(given, need, threat.seat).to(device)
     rows, local_steps = _batch_plan(evidences, trace.about) if targets[0].row is None else (1, 1)
     return View(
         seat=threat.seat,
@@ -79,10 +81,14 @@ def build_view(
     )
 
 
-def _told(labels: Tensor | None) -> Tensor:
-    if labels is None:
-        raise MisfitError("the attack is given true labels; it needs the answer key for them")
-    return labels
+def _told(given: Tensor | None, need: Knowledge, seat: Seat) -> Tensor:
+    """Return what only the truth says, or why it is not granted."""
+    if need == Knowledge.OWN_IMAGES and seat != Seat.CLIENT:
+        raise MisfitError(f"inputs belong to the node: a {seat} has none; use seat = 'client'")
+    if given is None:
+        what = "its own inputs" if need == Knowledge.OWN_IMAGES else "true labels"
+        raise MisfitError(f"the attack is given {what}; it needs the answer key for them")
+    return given
 
 
 def architecture_of(about: Mapping[str, Any]) -> Architecture:

@@ -50,9 +50,9 @@ def linear_above(layers: nn.Sequential, at: int | None) -> nn.Sequential:
         raise IllegalCutError(
             "linear_top leaves out the activations above the cut, and there is none; set model.cut"
         )
-    kinds = tuple(ACTIVATIONS.values())
+    kinds = set(ACTIVATIONS.values())
     named = [
-        (name, nn.Identity() if index > at and isinstance(layer, kinds) else layer)
+        (name, nn.Identity() if index > at and type(layer) in kinds else layer)
         for index, (name, layer) in enumerate(layers.named_children())
     ]
     return nn.Sequential(OrderedDict(named))

@@ -35,4 +35,5 @@ def best_named(
     rows, columns = linear_sum_assignment(table.cpu().numpy(), maximize=True)
     named = torch.full((len(groups),), -1, device=true.device)
     named[torch.from_numpy(rows)] = torch.from_numpy(columns).to(named)
-    return named[own] == true
+    hits: Tensor = named[own] == true
+    return hits

@@ -18,6 +18,7 @@ class Refuse(importlib.abc.MetaPathFinder):
             raise ImportError(f"an attack imported {name}")
 
 sys.meta_path.insert(0, Refuse())
+import sklearn.cluster  # reads files of its own when it is first imported
 from attacks import ADVERSARIES, ATTACKS, INTRUDERS
 from tests.attacks.adversary_views import answers
 from tests.attacks.intruder_views import played

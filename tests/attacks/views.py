@@ -17,6 +17,9 @@ QUICK: dict[str, dict[str, Any]] = {
     "dlm-plus": {"iterations": 3, "restarts": 1},
     "similarity-clustering": {"partial": True},
     "similarity-distance": {"partial": True},
+    "similarity-transfer": {"partial": True, "epochs": 1},
+    "exploit": {"steps": 3},
+    "model-completion": {"steps": 3},
     "unsplit": {"outer_steps": 2, "input_steps": 2, "model_steps": 2},
 }
 
@@ -48,6 +51,8 @@ def view_for(attack: Attack) -> View:
     if Knowledge.PUBLIC_IMAGES in threat.needs:
         granted["public_images"] = torch.rand(5, *SHAPE, generator=stream)
         granted["public_labels"] = torch.randint(CLASSES, (5,), generator=stream)
+    if Knowledge.OWN_IMAGES in threat.needs:
+        granted["own_images"] = images
     if Knowledge.KNOWN_LABELS in threat.needs:
         granted["known_labels"] = torch.where(torch.arange(TARGETS) < KNOWN, labels, -1)[:, None]
     return View(

@@ -1,0 +1,88 @@
+"""A party's own inputs, embedded by what public images taught, are grouped by class."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attacks import ATTACKS
+from attacks.similarity_transfer import SimilarityTransfer
+from leakbed.contracts import Evidence, Knowledge, MissingKnowledgeError, View
+from leakbed.oracle.grouping import best_named
+from tests.attacks.labelled_views import accuracy, known, view_of, within_chance
+
+CLASSES = 3
+
+
+def shapes(count: int, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Return bars, blobs and rings of any brightness under noise, and which each is."""
+    stream = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % CLASSES
+    images = 0.3 * torch.rand(count, 1, 8, 8, generator=stream)
+    masks = torch.zeros(CLASSES, 1, 8, 8)
+    masks[0, :, :, 3:5] = 1
+    masks[1, :, 2:6, 2:6] = 1
+    masks[2, :, [0, 7]] = 1
+    bright = 0.3 + 0.4 * torch.rand(count, 1, 1, 1, generator=stream)
+    return images + bright * masks[labels], labels
+
+
+def view(*, first: int = CLASSES, **changes: Any) -> tuple[View, Tensor]:
+    own, labels = shapes(90, seed=1)
+    public, public_labels = shapes(120, seed=2)
+    granted = {"own_images": own, "public_images": public, "public_labels": public_labels} | changes
+    made = view_of(
+        own, known(labels, first=first), cut_gradient=None, num_classes=CLASSES, **granted
+    )
+    object.__setattr__(made, "image_shape", (1, 8, 8))
+    return made, labels
+
+
+@pytest.mark.parametrize("by", ["clustering", "distance"])
+def test_public_images_teach_to_tell_its_own_apart(by: str) -> None:
+    made, labels = view()
+    guess = SimilarityTransfer(by=by, epochs=3).run(made, seed=0)
+    assert accuracy(guess.labels, labels, known_rows=CLASSES) > 0.95
+
+
+def test_without_a_known_label_it_groups_them() -> None:
+    made, labels = view(first=0)
+    clusters = SimilarityTransfer(epochs=3).run(made, seed=0).clusters
+    assert clusters is not None
+    assert best_named(clusters, labels[:, None]).double().mean() > 0.95
+
+
+def test_the_inputs_of_others_say_nothing() -> None:
+    own, _ = shapes(90, seed=1)
+    other = torch.randperm(90, generator=torch.Generator().manual_seed(5))
+    made, labels = view(own_images=own[other])
+    guess = SimilarityTransfer(epochs=3).run(made, seed=0)
+    assert within_chance(guess.labels, labels, known_rows=CLASSES)
+
+
+def test_it_reads_no_message() -> None:
+    threat = SimilarityTransfer().threat
+    assert threat.evidence == {Evidence.NOTHING}
+    assert Knowledge.OWN_IMAGES in threat.needs
+    assert ATTACKS["similarity-transfer"] is SimilarityTransfer
+
+
+@pytest.mark.parametrize(
+    ("missing", "told"),
+    [
+        ("own_images", "only a feature party"),
+        ("public_images", "a public share"),
+        ("public_labels", "trains on public labels"),
+    ],
+)
+def test_what_is_missing_is_named(missing: str, told: str) -> None:
+    made, _ = view(**{missing: None})
+    with pytest.raises(MissingKnowledgeError, match=told):
+        SimilarityTransfer().run(made, seed=0)
+
+
+@pytest.mark.parametrize("settings", [{"by": "clusters"}, {"epochs": 0}, {"rate": 0.0}])
+def test_illegal_settings_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"'clustering'|must all be positive"):
+        SimilarityTransfer(**settings)
