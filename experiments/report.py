@@ -21,6 +21,7 @@ from experiments.conclusions import conclusions as say
 from experiments.report_cells import FAMILY_IN_WORDS, Cell, cells, family, superseded
 from experiments.report_charts import charts, legend
 from experiments.report_detection import COLUMNS, detectors
+from experiments.report_matrix import matrices
 from experiments.report_pictures import Block, blocks, samples
 from experiments.report_tables import setting, stolen, tables
 from experiments.report_template import PAGE, STYLE
@@ -139,6 +140,7 @@ def _content(folder: Path, cards: Sequence[Card]) -> dict[str, Any]:
         "blocks": [_laid(block) for block in blocks(folder, attacked)],
         "charts": [Markup(chart) for chart in charts(scored)],  # noqa: S704  matplotlib escapes
         "legend": legend(scored),
+        "matrices": matrices(scored),
         "tables": tables(scored),
         "stolen": stolen(scored),
         "detectors": detectors(cards),

@@ -8,12 +8,12 @@ STYLE = """
 :root {
   color-scheme: light dark;
   --paper: #fcfcfa; --ink: #1c1c1e; --soft: #66666e; --line: #e2e2de; --tint: #f3f3ef;
-  --accent: #0a6ca6; --warn: #a34a00; --warn-tint: #fdf1e4;
+  --heat: #e0a03c; --accent: #0a6ca6; --warn: #a34a00; --warn-tint: #fdf1e4;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #161719; --ink: #e9e9e6; --soft: #9d9da5; --line: #303236; --tint: #1e2023;
-    --accent: #6cb8ea; --warn: #f0a860; --warn-tint: #2b2218;
+    --heat: #8a5a10; --accent: #6cb8ea; --warn: #f0a860; --warn-tint: #2b2218;
   }
 }
 * { box-sizing: border-box; }
@@ -74,6 +74,8 @@ tbody th { font-weight: 600; }
 td small, th small { display: block; font-weight: 400; font-size: .78rem; }
 table.scores td small { white-space: nowrap; }
 table.scores th small { max-width: 13rem; }
+table.heat td { padding: .5rem .6rem; background:
+  color-mix(in srgb, var(--heat) var(--tint, 0%), transparent); }
 tr.plain th, tr.plain td { color: var(--soft); }
 .yes { color: var(--soft); } .no { color: var(--warn); font-weight: 600; }
 
@@ -168,6 +170,26 @@ attack.</p>
 {{ entry.name }}</li>{% endfor %}
 </ul>{% endfor %}
 </section>{% endif %}
+
+{% if matrices %}<section>
+<h2>Every attack under every defence</h2>
+<p class="soft">The darker a field, the nearer the attack came to recovering everything, counted
+from the best guess that needed no message, which stands in brackets. The last line is the task's
+test accuracy: what the defence cost.</p>
+{% for matrix in matrices %}
+<h3>{{ matrix.title }}</h3>
+<div class="wide"><table class="heat">
+<thead><tr><th>attack</th>{% for name in matrix.defenses %}<th>{{ name }}</th>{% endfor %}</tr>
+</thead>
+<tbody>{% for row in matrix.rows %}
+<tr><th>{{ row.attack }}<small>{{ row.metric }}</small></th>
+{% for field in row.fields %}<td style="--tint: {{ field.tint }}%">{{ field.value }}
+{% if field.base %}<small>{{ field.base }}</small>{% endif %}</td>
+{% endfor %}</tr>{% endfor %}
+<tr class="plain"><th>task, test accuracy</th>
+{% for value in matrix.utility %}<td>{{ value }}</td>{% endfor %}</tr></tbody>
+</table></div>
+{% endfor %}</section>{% endif %}
 
 {% if tables %}<section>
 <h2>All scores</h2>

@@ -1,0 +1,71 @@
+"""Heat maps: which cells share one, what a field says, and how settings name rows and columns."""
+
+from collections.abc import Callable
+from typing import Any
+
+from experiments.report_cells import cells
+from experiments.report_matrix import matrices
+from leakbed.cards import Card
+
+MakeCard = Callable[..., Card]
+
+
+def stack(*given: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+    return {"defense": {"stack": [list(each) for each in given]}}
+
+
+def test_a_field_is_as_dark_as_the_attack_has_skill(make_card: MakeCard) -> None:
+    found = cells(
+        [
+            make_card(means={"label_accuracy": 1.0}, utility={"test_accuracy": 0.9}),
+            make_card(
+                means={"label_accuracy": 0.5}, attack="exploit", utility={"test_accuracy": 0.9}
+            ),
+            make_card(means={"label_accuracy": 0.0}, defense="label-dp"),
+            make_card(means={"label_accuracy": 0.1}, attack="exploit", defense="label-dp"),
+        ]
+    )
+    (matrix,) = matrices(found)
+    assert matrix["defenses"] == ["no defence", "label-dp"]
+    fields = {row["attack"]: [f["tint"] for f in row["fields"]] for row in matrix["rows"]}
+    assert fields["unsplit"] == [80, 0]
+    open_, defended = fields["exploit"]
+    assert open_ == round(80 * (0.5 - 0.1) / 0.9)
+    assert defended == round(80 * (2 / 16 - 0.1) / 0.9)
+    assert [row["attack"] for row in matrix["rows"]] == ["exploit", "unsplit"]
+    assert [field["value"] for field in matrix["rows"][0]["fields"]] == ["50%", "12%"]
+    assert matrix["rows"][0]["metric"] == "label accuracy"
+    assert matrix["rows"][0]["fields"][0]["base"] == "(10%)"
+    assert matrix["utility"][0] == "90%"
+
+
+def test_one_attack_or_one_defence_is_no_map(make_card: MakeCard) -> None:
+    assert matrices(cells([make_card(), make_card(attack="exploit")])) == []
+    assert matrices(cells([make_card(), make_card(defense="label-dp")])) == []
+    elsewhere = make_card(attack="exploit", defense="label-dp", model="two-blocks")
+    assert matrices(cells([make_card(), elsewhere])) == []
+
+
+def test_what_was_not_run_is_a_blank_field(make_card: MakeCard) -> None:
+    found = cells([make_card(), make_card(attack="exploit", defense="label-dp")])
+    (matrix,) = matrices(found)
+    blanks = [[f["value"] for f in row["fields"]].count("\N{EN DASH}") for row in matrix["rows"]]
+    assert blanks == [1, 1]
+
+
+def test_namesakes_are_told_apart_by_the_settings_they_differ_in(make_card: MakeCard) -> None:
+    weak, strong = (
+        stack(("label-dp", {"epsilon": epsilon, "mechanism": "randomised-response"}))
+        for epsilon in (1.0, 8.0)
+    )
+    attacks = [{"attack": {"name": "unsplit", "own": {"rate": rate}}} for rate in (0.1, 0.2)]
+    found = cells(
+        [
+            make_card(defense="label-dp", settings=defence | attack)
+            for defence in (weak, strong)
+            for attack in attacks
+        ]
+    )
+    (matrix,) = matrices(found)
+    assert matrix["defenses"] == ["label-dp, epsilon 1.0", "label-dp, epsilon 8.0"]
+    assert [row["attack"] for row in matrix["rows"]] == ["unsplit, rate 0.1", "unsplit, rate 0.2"]
