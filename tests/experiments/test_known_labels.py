@@ -1,17 +1,20 @@
 """An attack is told the first labels of each class, and scored on the others alone."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from attacks import ATTACKS
 from clients import node_app
 from experiments.attacking import attack_run, judge
 from experiments.cells import cells
 from experiments.known_labels import first_of_each_class, tell, unknown_only
+from experiments.offline import attack_trace
 from experiments.preparing import prepare
 from experiments.run_folder import TrainingRun
 from experiments.settings import AttackSettings, SettingsError
@@ -22,7 +25,9 @@ from leakbed.events import Phase
 from leakbed.flower_internals import task_identity
 from leakbed.grids import LocalGrid
 from leakbed.oracle.answer_key import AnswerKey
-from leakbed.targets import MisfitError, Target
+from leakbed.targets import Evidences, MisfitError, Target, pick_targets
+from leakbed.trace import Trace
+from leakbed.views import build_view
 
 TABLE = {
     "name": "small",
@@ -154,6 +159,45 @@ def test_without_answers_there_is_nothing_to_be_told(run: TrainingRun) -> None:
         attack_run(run.trace, told(1), stream=1, device="cpu")
     blind = attack_run(run.trace, told(0), stream=1, device="cpu")
     assert len(blind.targets) == 40
+
+
+def test_a_trace_attacked_elsewhere_tells_as_much(run: TrainingRun, tmp_path: Path) -> None:
+    smashed = {"targets": 60, "evidence": "smashed", "partial": True}
+    name, folders = "similarity-clustering", [tmp_path / "a", tmp_path / "b"]
+    card = attack_trace(run.trace, name, answers=run.answers, out=folders[0], settings=smashed)
+    assert card.scores["targets"] == 60 - 10
+    blind = smashed | {"known_per_class": 0}
+    unscored = attack_trace(run.trace, name, out=folders[1], settings=blind)
+    assert unscored.status == "unscored"
+    (guess,) = (load_file(file) for file in (folders[1] / "guesses").iterdir())
+    assert guess["clusters"].shape == (60, 1)
+    with pytest.raises(MisfitError, match="needs the answer key"):
+        attack_trace(run.trace, name, out=tmp_path / "c", settings=smashed)
+
+
+def test_inputs_are_told_to_the_party_that_they_belong_to(run: TrainingRun) -> None:
+    needs = frozenset({Knowledge.OWN_IMAGES})
+    threat = ThreatModel(seat=Seat.CLIENT, evidence=frozenset({Evidence.NOTHING}), needs=needs)
+    trace = Trace(run.trace)
+    evidences = Evidences.of(trace)
+    targets = pick_targets(evidences, threat, when="training", count=5)
+    given = tell(threat, targets, run.answers, known_per_class=None)
+    assert given.labels is given.known_labels is None
+    view = build_view(
+        trace, evidences, threat, targets, device=torch.device("cpu"), own_images=given.own_images
+    )
+    truth = AnswerKey.read(run.answers).truth(targets)
+    assert torch.equal(view.own_images, truth.images[:, 0])  # type: ignore[arg-type]
+    server = replace(threat, seat=Seat.SERVER)
+    with pytest.raises(MisfitError, match="inputs belong to the node"):
+        build_view(
+            trace,
+            evidences,
+            server,
+            targets,
+            device=torch.device("cpu"),
+            own_images=given.own_images,
+        )
 
 
 def test_an_attack_that_is_told_nothing_has_no_such_setting() -> None:
