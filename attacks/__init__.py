@@ -14,9 +14,9 @@ from attacks.mean_image import MeanImage
 from attacks.norm_score import NormScore
 from attacks.similarity_clustering import SimilarityClustering
 from attacks.similarity_distance import SimilarityDistance
+from attacks.similarity_transfer import SimilarityTransfer
 from attacks.smashed_as_image import SmashedAsImage
 from attacks.unsplit import UnSplit
-from attacks.similarity_transfer import SimilarityTransfer
 from attacks.unsplit_labels import UnSplitLabels
 from leakbed.contracts import Adversary, Attack
 from leakbed.intruding import Intruder
@@ -31,11 +31,11 @@ ATTACKS: dict[str, type[Attack]] = {
     "norm-score": NormScore,
     "similarity-clustering": SimilarityClustering,
     "similarity-distance": SimilarityDistance,
+    "similarity-transfer": SimilarityTransfer,
     "smashed-as-image": SmashedAsImage,
     "unsplit": UnSplit,
     "unsplit-labels": UnSplitLabels,
 }
-    "similarity-transfer": SimilarityTransfer,
 
 ADVERSARIES: dict[str, type[Adversary[Any]]] = {
     "fsha": FeatureSpaceHijacking,
@@ -62,8 +62,8 @@ __all__ = [
     "NormScore",
     "SimilarityClustering",
     "SimilarityDistance",
+    "SimilarityTransfer",
     "SmashedAsImage",
     "UnSplit",
     "UnSplitLabels",
 ]
-    "SimilarityTransfer",
