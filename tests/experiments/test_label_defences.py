@@ -12,10 +12,11 @@ from torch import Tensor
 from clients import node_app
 from defenses import DPCutGradient
 from experiments.cells import cells
+from experiments.dividing import labels_of
 from experiments.preparing import misfit, prepare
 from experiments.run_folder import TrainingRun
 from experiments.settings_file import load_settings
-from experiments.training import train
+from experiments.training import _labels_at_server, train
 from leakbed.contracts import IllegalCombinationError
 from leakbed.events import CutGradientDown, SmashedUp, UpperGradientUp
 from leakbed.flower_internals import task_identity
@@ -129,6 +130,17 @@ def test_labels_at_a_u_shaped_node_are_noisy_in_its_head(tmp_path: Path) -> None
     one = gradients(run, UpperGradientUp)[0]
     two = gradients(trained(tmp_path / "plain", *U_SHAPED), UpperGradientUp)[0]
     assert torch.isclose(one, two, rtol=1e-3).all(1).float().mean() < 0.6
+
+
+def test_feature_parties_strips_of_one_row_have_one_noisy_label() -> None:
+    vertical = prepared("protocol.name=vertical-split", "protocol.merge=sum", name="label-dp")
+    one, two = (_labels_at_server(vertical, party) for party in (0, 1))
+    assert torch.equal(one, two)
+    true = labels_of(vertical.data, 0)
+    assert 0.1 < (one == true).float().mean().item() < 0.4
+    split = prepared(name="label-dp")
+    flips = [_labels_at_server(split, node) != labels_of(split.data, node) for node in (0, 1)]
+    assert not torch.equal(*flips)
 
 
 def test_dp_noise_is_on_the_message(tmp_path: Path) -> None:

@@ -1,0 +1,50 @@
+"""Defences of a U-shaped node's labels: the same on any runtime, from round to round."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from leakbed.grids import Canonical
+from leakbed.seeds import derive, scoped
+from tests import tiny
+from tests.u_shaped import at_home, network, strategy_of
+
+
+@pytest.fixture(autouse=True)
+def identity() -> Iterator[None]:
+    with tiny.identity():
+        yield
+
+
+def trained(*defenses: tuple[str, dict[str, Any]], resident: bool = True) -> dict[str, Tensor]:
+    """Two rounds of two nodes in turn; the middle and the part that nodes hold."""
+    plan = at_home(momentum=0.9)
+    inner = tiny.ready(2, resident=resident, plan=plan, architecture=network(), defenses=defenses)
+    strategy = strategy_of(network(), plan, nodes=2)
+    grid = Canonical(inner, stream=0, roster=inner.roster)
+    with scoped(derive(tiny.SEED, "server")):
+        strategy.start(grid, strategy.part.arrays(), num_rounds=2)
+    held = {name: torch.from_numpy(value) for name, value in strategy.bottom.items()}
+    return held | strategy.part.module.state_dict()
+
+
+@pytest.mark.parametrize(
+    "defence", [("iso-noise", {}), ("label-dp", {"epsilon": 0.5})], ids=lambda pair: pair[0]
+)
+def test_a_heads_defence_is_the_same_in_memory_and_from_the_nodes_state(defence: Any) -> None:
+    defended = trained(defence)
+    assert tiny.same(defended, trained(defence, resident=False))
+    assert not tiny.same(defended, trained())
+
+
+def test_a_heads_noise_is_drawn_anew_for_every_message_of_every_round() -> None:
+    """Noise that began again in each process or round would be the same in both runtimes, too."""
+    plan = at_home()
+    grid = tiny.ready(plan=plan, architecture=network(), defenses=(("iso-noise", {}),))
+    strategy = strategy_of(network(), plan)
+    strategy.start(grid, strategy.part.arrays(), num_rounds=2)
+    (state,) = [node.state for node in grid._host._contexts.values()]
+    assert state["leakbed.head-defence.0"]["messages"] == 6
