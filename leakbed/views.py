@@ -18,6 +18,13 @@ from leakbed.targets import Evidences, MisfitError, Target
 from leakbed.trace import Trace
 from leakbed.upper_cut import at_upper_cut
 
+_HOLDERS = {
+    "shared": (Seat.SERVER, Seat.CLIENT),
+    "server": (Seat.SERVER, Seat.LABEL_PARTY),
+    "client": (Seat.CLIENT,),
+}
+"""Who holds the labels of what is attacked, by the run's ``protocol.labels``."""
+
 
 def build_view(
     trace: Trace,
@@ -47,6 +54,7 @@ def build_view(
     Returns:
         The view.
     """
+    _refuse_holder(threat, trace.about)
     party, parties = targets[0].node, _parties(trace.about)
     architecture = strip_architecture(
         architecture_of(trace.about), party=party if parties > 1 else 0, parties=parties
@@ -79,6 +87,17 @@ def build_view(
         device=device,
         **granted,
     )
+
+
+def _refuse_holder(threat: ThreatModel, about: Mapping[str, Any]) -> None:
+    """Refuse a party that would infer, from a few labels, what it holds all of."""
+    where = str(about.get("labels"))
+    if Knowledge.KNOWN_LABELS in threat.needs and threat.seat in _HOLDERS.get(where, ()):
+        raise MisfitError(
+            f"with protocol.labels = {where!r} the {threat.seat} holds every label itself and has "
+            "none to infer; attack from the other seat: a client under protocol.labels = 'server', "
+            "a server where nodes keep them: protocol.name = 'u-shaped'"
+        )
 
 
 def _told(given: Tensor | None, need: Knowledge, seat: Seat) -> Tensor:

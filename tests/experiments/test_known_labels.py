@@ -33,7 +33,12 @@ TABLE = {
     "name": "small",
     "data": {"size": 400, "nodes": 2},
     "model": {"name": "mlp2", "cut": 1},
-    "protocol": {"name": "vanilla-split", "batch_size": 16, "local_steps": 2},
+    "protocol": {
+        "name": "vanilla-split",
+        "labels": "server",
+        "batch_size": 16,
+        "local_steps": 2,
+    },
     "attack": [{"name": "constant-image"}],
 }
 TARGETS = [Target(node=0, round=1, step=0, row=row, phase=Phase.TRAIN) for row in range(6)]
@@ -47,7 +52,7 @@ class Parrot:
     name: ClassVar[str] = "constant-image"
     source: ClassVar[str] = "https://example.org"
     threat: ClassVar[ThreatModel] = ThreatModel(
-        seat=Seat.SERVER,
+        seat=Seat.CLIENT,
         evidence=frozenset({Evidence.SMASHED}),
         needs=frozenset({Knowledge.KNOWN_LABELS}),
     )
