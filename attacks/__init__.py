@@ -7,10 +7,12 @@ from attacks.constant_image import ConstantImage
 from attacks.cosine_score import CosineScore
 from attacks.deep_leakage_from_model import DeepLeakageFromModel
 from attacks.deep_leakage_from_model_plus import DeepLeakageFromModelPlus
+from attacks.exploit import Exploit
 from attacks.feature_space_hijacking import FeatureSpaceHijacking
 from attacks.feature_space_hijacking_property import FeatureSpaceHijackingProperty
 from attacks.majority_label import MajorityLabel
 from attacks.mean_image import MeanImage
+from attacks.model_completion import ModelCompletion
 from attacks.norm_score import NormScore
 from attacks.similarity_clustering import SimilarityClustering
 from attacks.similarity_distance import SimilarityDistance
@@ -26,8 +28,10 @@ ATTACKS: dict[str, type[Attack]] = {
     "cosine-score": CosineScore,
     "dlm": DeepLeakageFromModel,
     "dlm-plus": DeepLeakageFromModelPlus,
+    "exploit": Exploit,
     "majority-label": MajorityLabel,
     "mean-image": MeanImage,
+    "model-completion": ModelCompletion,
     "norm-score": NormScore,
     "similarity-clustering": SimilarityClustering,
     "similarity-distance": SimilarityDistance,
@@ -55,10 +59,12 @@ __all__ = [
     "CosineScore",
     "DeepLeakageFromModel",
     "DeepLeakageFromModelPlus",
+    "Exploit",
     "FeatureSpaceHijacking",
     "FeatureSpaceHijackingProperty",
     "MajorityLabel",
     "MeanImage",
+    "ModelCompletion",
     "NormScore",
     "SimilarityClustering",
     "SimilarityDistance",

@@ -10,7 +10,7 @@ from leakbed.contracts import Attack, Evidence, Knowledge, View
 from leakbed.models import Architecture
 
 SHAPE, CLASSES, TARGETS, KNOWN = (1, 8, 8), 4, 3, 2
-TWO_CLASSES = {"cosine-score", "model-completion", "norm-score"}
+TWO_CLASSES = {"cosine-score", "exploit", "model-completion", "norm-score"}
 """Attacks that tell two labels apart, or that must know a sample of every class."""
 QUICK: dict[str, dict[str, Any]] = {
     "dlm": {"iterations": 3, "restarts": 1},

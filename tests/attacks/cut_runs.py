@@ -1,4 +1,4 @@
-"""Samples of two labels, one of them rare, and the gradients at the cut of a network on them."""
+"""What crosses the cut of a small network in training, and the labels behind it."""
 
 import torch
 from torch import Tensor, nn
@@ -7,17 +7,29 @@ from leakbed.contracts import Seat, View
 from leakbed.models import Architecture
 
 SAMPLES, RARE = 240, 24
-LAYERS = Architecture(name="tabular-mlp", image_shape=(1, 3, 10), num_classes=2, cut=3)
 
 
 def rare_run(stream: int, *, steps: int = 30) -> tuple[View, Tensor]:
-    """Return what a node receives after so many steps of training, and the labels behind it."""
-    drawn = torch.Generator().manual_seed(stream)
+    """Return what a node sends and receives after some training on two labels, one of them rare."""
     labels = torch.zeros(SAMPLES, dtype=torch.int64)
+    drawn = torch.Generator().manual_seed(stream)
     labels[torch.randperm(SAMPLES, generator=drawn)[:RARE]] = 1
-    middle = torch.rand(2, 1, 3, 10, generator=drawn)
+    return _run(labels, stream, steps=steps)
+
+
+def even_run(stream: int, *, steps: int = 30) -> tuple[View, Tensor]:
+    """Return the same of four labels, all equally frequent."""
+    order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(stream))
+    return _run(order % 4, stream, steps=steps)
+
+
+def _run(labels: Tensor, stream: int, *, steps: int) -> tuple[View, Tensor]:
+    drawn = torch.Generator().manual_seed(stream + 1000)
+    classes = int(labels.max()) + 1
+    layers = Architecture(name="tabular-mlp", image_shape=(1, 3, 10), num_classes=classes, cut=3)
+    middle = torch.rand(classes, 1, 3, 10, generator=drawn)
     images = middle[labels] + 0.3 * torch.randn(SAMPLES, 1, 3, 10, generator=drawn)
-    bottom, top = (part(stream) for part in (LAYERS.bottom, LAYERS.top))
+    bottom, top = layers.bottom(stream), layers.top(stream)
     adam = torch.optim.Adam([*bottom.parameters(), *top.parameters()], lr=2e-3)
     for _ in range(steps):
         adam.zero_grad()
@@ -29,11 +41,11 @@ def rare_run(stream: int, *, steps: int = 30) -> tuple[View, Tensor]:
     view = View(
         seat=Seat.CLIENT,
         image_shape=(1, 3, 10),
-        num_classes=2,
+        num_classes=classes,
         targets=SAMPLES,
         smashed=smashed.detach(),
         cut_gradient=gradients,
-        architecture=LAYERS,
+        architecture=layers,
         known_labels=first_known(labels, 1),
     )
     return view, labels
