@@ -12,7 +12,7 @@ Departures:
 - A group that no known sample names takes the label of the known sample nearest to its centre.
   Published: another random label for every sample in it (``unmatched = "random"``).
 - With no known label at all the guess is the groups themselves: the harness scores them under the
-  best naming there is, which no attacker has, and says that this is an upper bound.
+  best one-to-one naming, which no attacker has, and says that this is an upper bound.
 - Known samples are never scored. Published: scored, for gradients and for smashed training data.
 - Rows wider than ``width`` are projected at random, see :mod:`attacks.similarity`, and many rows
   are clustered in mini-batches.

@@ -2,7 +2,8 @@
 
 An attack that knows no label at all may still say which samples share one. Its score is the share
 of samples that are right under the one-to-one naming which makes most of them right. No attacker
-has that naming, so the score is an upper bound on what the groups are worth; baselines are named in
+has that naming, so the score is an upper bound on what the groups are worth under any other such
+naming; an attacker that gives two groups one label may be right more often. Baselines are named in
 the same way, since the best naming flatters groups that mean nothing too.
 """
 
@@ -11,7 +12,10 @@ from jaxtyping import Bool, Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-BOUND = "named as no attacker can: the best one-to-one naming of clusters by labels, an upper bound"
+BOUND = (
+    "an upper bound: clusters have the best one-to-one names there are, which no attacker knows; "
+    "only naming two clusters alike could be right more often"
+)
 """What a card says beside such a score."""
 
 
