@@ -13,19 +13,25 @@ from leakbed.oracle.grouping import best_named
 from tests.attacks.labelled_views import accuracy, known, view_of, within_chance
 
 CLASSES = 3
+LEARNS: dict[str, Any] = {"epochs": 10, "batch_size": 10, "rate": 3e-3}
 
 
 def shapes(count: int, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Return bars, blobs and rings of any brightness under noise, and which each is."""
+    """Return bars, blobs and edges, faint on one of three bright grounds, and which each is.
+
+    Pixels and fresh features are alike where grounds are; only what has learned tells shapes apart.
+    """
     stream = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % CLASSES
-    images = 0.3 * torch.rand(count, 1, 8, 8, generator=stream)
     masks = torch.zeros(CLASSES, 1, 8, 8)
     masks[0, :, :, 3:5] = 1
     masks[1, :, 2:6, 2:6] = 1
     masks[2, :, [0, 7]] = 1
-    bright = 0.3 + 0.4 * torch.rand(count, 1, 1, 1, generator=stream)
-    return images + bright * masks[labels], labels
+    grounds = torch.zeros(3, 1, 8, 8)
+    grounds[0, :, :4], grounds[1, :, 4:], grounds[2, :, :, :4] = 1, 1, 1
+    ground = grounds[torch.randint(3, (count,), generator=stream)]
+    noise = torch.rand(count, 1, 8, 8, generator=stream)
+    return 0.1 * noise + 0.6 * ground + 0.25 * masks[labels], labels
 
 
 def view(*, first: int = CLASSES, **changes: Any) -> tuple[View, Tensor]:
@@ -42,22 +48,24 @@ def view(*, first: int = CLASSES, **changes: Any) -> tuple[View, Tensor]:
 @pytest.mark.parametrize("by", ["clustering", "distance"])
 def test_public_images_teach_to_tell_its_own_apart(by: str) -> None:
     made, labels = view()
-    guess = SimilarityTransfer(by=by, epochs=3).run(made, seed=0)
-    assert accuracy(guess.labels, labels, known_rows=CLASSES) > 0.95
+    guess = SimilarityTransfer(by=by, **LEARNS).run(made, seed=0)
+    assert accuracy(guess.labels, labels, known_rows=CLASSES) > 0.8
+    untaught = SimilarityTransfer(by=by, rate=1e-12, epochs=1).run(made, seed=0)
+    assert accuracy(untaught.labels, labels, known_rows=CLASSES) < 0.5
 
 
 def test_without_a_known_label_it_groups_them() -> None:
     made, labels = view(first=0)
-    clusters = SimilarityTransfer(epochs=3).run(made, seed=0).clusters
+    clusters = SimilarityTransfer(**LEARNS).run(made, seed=0).clusters
     assert clusters is not None
-    assert best_named(clusters, labels[:, None]).double().mean() > 0.95
+    assert best_named(clusters, labels[:, None]).double().mean() > 0.8
 
 
 def test_the_inputs_of_others_say_nothing() -> None:
     own, _ = shapes(90, seed=1)
     other = torch.randperm(90, generator=torch.Generator().manual_seed(5))
     made, labels = view(own_images=own[other])
-    guess = SimilarityTransfer(epochs=3).run(made, seed=0)
+    guess = SimilarityTransfer(**LEARNS).run(made, seed=0)
     assert within_chance(guess.labels, labels, known_rows=CLASSES)
 
 
