@@ -57,7 +57,11 @@ MADE = {
 MAPS = {"ResidualBlock"}
 
 
-@pytest.mark.parametrize("kind", DETERMINISTIC, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind",
+    sorted(DETERMINISTIC, key=lambda kind: kind.__name__),
+    ids=lambda kind: kind.__name__,
+)
 def test_no_layer_that_is_trusted_draws(kind: type[nn.Module]) -> None:
     layer = kind(*MADE.get(kind.__name__, ())).train()
     before = torch.get_rng_state()
