@@ -14,8 +14,8 @@ Departures:
 - With no known label at all the guess is the groups themselves: the harness scores them under the
   best one-to-one naming, which no attacker has, and says that this is an upper bound.
 - Known samples are never scored. Published: scored, for gradients and for smashed training data.
-- Rows wider than ``width`` are projected at random, see :mod:`attacks.similarity`, and many rows
-  are clustered in mini-batches.
+- Rows wider than ``width`` are reduced by an SVD, see :mod:`attacks.similarity`, and many rows are
+  clustered in mini-batches.
 - Known smashed data are of the attacked set itself; published code takes them from the training set
   and fits a PCA to each set, which mixes two bases.
 """
@@ -89,7 +89,7 @@ class SimilarityClustering(SimilaritySettings):
 
         Args:
             view: With the messages of ``evidence`` and ``known_labels``.
-            seed: Draws the projection, the starts of k-means and random names.
+            seed: Starts the reduction of wide rows and k-means, and draws random names.
 
         Returns:
             Labels, or without any known label clusters; the distance to the own cluster's centre as

@@ -81,7 +81,7 @@ def main() -> None:
     if min(right, also) < 0.99:  # noqa: PLR2004  k-means may stop between two labels, not here
         raise RuntimeError(f"{right:.1%} and {also:.1%} of planted labels found; expected all")
     what = f"{ROWS:,} gradients of {WIDTH:,} numbers"
-    show(line(f"{what} clustered and scored: projected / whole", [(ours, other)], unit="rows/s"))
+    show(line(f"{what} clustered and scored: narrowed / whole", [(ours, other)], unit="rows/s"))
     show(line(f"{what}: most memory / the rows alone", [(peak, size)], unit="bytes"))
 
 
