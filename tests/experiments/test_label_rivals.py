@@ -15,7 +15,7 @@ TABLE: dict[str, Any] = {
     "protocol": {
         "name": "vanilla-split",
         "labels": "server",
-        "rounds": 6,
+        "rounds": 5,
         "optimizer": "adam",
         "learning_rate": 0.005,
     },
@@ -45,7 +45,7 @@ def test_a_node_ranks_its_own_samples_by_what_comes_back(tmp_path: Path) -> None
     assert area(norm) > 0.6
     for card in (cosine, rarer, exploit):
         assert area(card) > 0.9
-    assert area(completion) > 0.8
+    assert area(completion) > 0.6
     assert cosine.scores["targets"] == 286 - 2  # one of each label was told
     assert completion.scores["targets"] == 286 - 4
     assert norm.scores["leak_auc_skill"]["mean"] == pytest.approx(2 * area(norm) - 1)  # type: ignore[index,call-overload]
