@@ -105,14 +105,20 @@ def _attack(cell: Cell) -> str:
     return json.dumps([cell.first.attack, cell.first.settings.get("attack")], sort_keys=True)
 
 
+def _table(cell: Cell, name: str) -> dict[str, Any]:
+    """Return one table of a cell's settings; empty where a card has none."""
+    found: Any = cell.first.settings.get(name)
+    return dict(found) if isinstance(found, Mapping) else {}
+
+
 def _defense_words(cell: Cell) -> tuple[str, dict[str, str]]:
-    stack = (cell.first.settings.get("defense") or {}).get("stack", ())
+    stack = _table(cell, "defense").get("stack", ())
     own = {f"{name} {key}": _said(value) for name, given in stack for key, value in given.items()}
     return "no defence" if cell.first.defense == "none" else cell.first.defense, own
 
 
 def _attack_words(cell: Cell) -> tuple[str, dict[str, str]]:
-    settings = cell.first.settings.get("attack") or {}
+    settings = _table(cell, "attack")
     common = {key: value for key, value in settings.items() if key not in {"own", "name"}}
     told = {**common, **settings.get("own", {})}
     return cell.first.attack, {key: _said(value) for key, value in told.items()}
