@@ -15,6 +15,7 @@ from experiments.report_cells import LEADING, METRIC_IN_WORDS, Cell, grouped
 
 Words: TypeAlias = Callable[[Cell], tuple[str, dict[str, str]]]
 
+_ORDER = ("leak_auc", *LEADING)  # a score of rows is judged by its order, not by a threshold
 _FEWEST = 2  # attacks and defences: one row or one column is no map
 _DARKEST = 80  # percent of the accent colour, over which text is still readable
 _NOTHING = "\N{EN DASH}"
@@ -59,7 +60,7 @@ def _line(line: Sequence[Cell], keys: Sequence[str]) -> dict[str, Any]:
     """Return one attack's fields, all of the metric that leads where most cells have it."""
     by_defense = {_defense(cell): cell for cell in line}
     metric = max(
-        (name for name in LEADING if any(name in cell.measures for cell in line)),
+        (name for name in _ORDER if any(name in cell.measures for cell in line)),
         key=lambda name: sum(name in cell.measures for cell in line),
         default=None,
     )

@@ -69,3 +69,14 @@ def test_namesakes_are_told_apart_by_the_settings_they_differ_in(make_card: Make
     (matrix,) = matrices(found)
     assert matrix["defenses"] == ["label-dp, epsilon 1.0", "label-dp, epsilon 8.0"]
     assert [row["attack"] for row in matrix["rows"]] == ["unsplit, rate 0.1", "unsplit, rate 0.2"]
+
+
+def test_a_score_is_shown_by_its_order(make_card: MakeCard) -> None:
+    means = {"label_accuracy": 0.5, "leak_auc": 0.75}
+    found = [
+        make_card(means=means, attack=attack, defense=defence)
+        for attack in ("norm-score", "cosine-score")
+        for defence in ("none", "marvell")
+    ]
+    (matrix,) = matrices(cells(found))
+    assert {row["metric"] for row in matrix["rows"]} == {"leak AUC"}
