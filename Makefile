@@ -14,7 +14,7 @@ CONSTRAINTS ?=
 TESTERS ?= 2
 
 PACKAGES := leakbed attacks defenses strategies clients experiments
-BENCHMARKS := split_steps hijacked_steps fedavg_round scale wire unsplit_targets
+BENCHMARKS := split_steps hijacked_steps fedavg_round scale wire unsplit_targets label_rows
 BIN := .venv/bin
 
 # Flower reports usage unless told otherwise; a run here should also work without a network.
