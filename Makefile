@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 # that were tested; without it pip takes the newest ones that pyproject.toml allows.
 CONSTRAINTS ?=
 
-# Processes that share the tests; those that start Ray or Flower run in one of them.
+# Processes that share the tests, each taking the next one that nobody has taken.
 TESTERS ?= 2
 
 PACKAGES := leakbed attacks defenses strategies clients experiments
