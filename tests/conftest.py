@@ -1,4 +1,4 @@
-"""One torch thread, as in every process that does tensor arithmetic here; the longest tests first."""
+"""One torch thread, as in every process with tensor arithmetic; the longest tests first."""
 
 import pytest
 import torch
