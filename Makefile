@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 # that were tested; without it pip takes the newest ones that pyproject.toml allows.
 CONSTRAINTS ?=
 
-# Processes that share the tests, each taking the next one that nobody has taken.
+# Processes that share the tests, each taking the next file that nobody has taken.
 TESTERS ?= 2
 
 PACKAGES := leakbed attacks defenses strategies clients experiments
@@ -33,7 +33,7 @@ demo: setup  ## the main job: what FedAvg weights and split activations leak, as
 	$(BIN)/leakbed compare --out runs/demo
 
 test: setup  ## run the tests, except those that repeat a paper's number
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadgroup --no-loadscope-reorder --cov --cov-report=
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=
 
 lint: setup  ## format, lint, types, docstrings, import layers
 	$(BIN)/ruff format --check .

@@ -28,8 +28,11 @@ ready = {name: (quick_attack(name), view_for(quick_attack(name))) for name in so
 
 OWN = (".py", ".pyc", "/proc/self/maps")  # the last: threadpoolctl asks which libraries are loaded
 
+MACHINE = ("/sys/", "/proc/")  # where libraries ask how many processors there are
+
 def refuse(event, arguments):
-    if event == "open" and not str(arguments[0]).endswith(OWN):
+    name = str(arguments[0]) if event == "open" else ""
+    if name and not name.endswith(OWN) and not name.startswith(MACHINE):
         raise PermissionError(f"an attack opened {arguments[0]}")
 
 sys.addaudithook(refuse)
