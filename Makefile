@@ -27,7 +27,7 @@ export FLWR_TELEMETRY_ENABLED ?= 0
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-setup: .venv/.stamp  ## build .venv with everything in it (2 minutes, 7 GB); again only if pyproject.toml changed
+setup: .venv/.stamp  ## build .venv with everything in it (2 to 4 minutes, 7 GB); again only if pyproject.toml changed
 
 demo: setup  ## the main job: what FedAvg weights and split activations leak, as a report
 	$(BIN)/leakbed compare --out runs/demo
@@ -64,7 +64,7 @@ clean:  ## remove the environment, caches and runs
 
 # Order-only: pip updates an environment that exists, so only its absence builds one.
 .venv/.stamp: pyproject.toml | $(BIN)/python
-	@echo "Installing Leakbed and its dependencies into .venv (about 2 minutes, 7 GB)"
+	@echo "Installing Leakbed and its dependencies into .venv (2 to 4 minutes, 7 GB)"
 	$(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable '.[testbed,dev]'
 	@touch $@
 

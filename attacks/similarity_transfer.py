@@ -34,6 +34,7 @@ from leakbed.contracts import (
     MissingKnowledgeError,
     Seat,
     ThreatModel,
+    UnfitViewError,
     View,
 )
 from leakbed.models import Architecture
@@ -41,6 +42,7 @@ from leakbed.naming import unknown
 from leakbed.seeds import derive, generator
 
 BY = ("clustering", "distance")
+_LEAST = 4  # pixels a side, which two pools halve twice
 _CHUNK = 512  # images embedded at once
 
 
@@ -108,6 +110,12 @@ class SimilarityTransfer:
             raise MissingKnowledgeError(
                 "similarity-transfer embeds the party's own inputs and the view has none; only a "
                 "feature party, seat 'client', has them"
+            )
+        if min(view.image_shape[1:]) < _LEAST:
+            raise UnfitViewError(
+                f"similarity-transfer trains convolutions with pools, and these inputs are "
+                f"{view.image_shape[1]}x{view.image_shape[2]}, under {_LEAST}x{_LEAST}; use "
+                "another attack on tables and narrow strips"
             )
         images, labels = owned_images(view)
         if labels is None:

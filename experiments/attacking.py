@@ -15,7 +15,7 @@ from torch import Tensor
 
 from attacks import ADVERSARIES, ATTACKS, INTRUDERS
 from experiments.guesses import better, on_cpu
-from experiments.known_labels import tell, unknown_only
+from experiments.known_labels import refuse_untold, tell, unknown_only
 from experiments.settings import AttackSettings
 from leakbed.contracts import Adversary, Attack, Guess, UnfitViewError
 from leakbed.events import Arrays
@@ -77,7 +77,9 @@ def make_attack(settings: AttackSettings) -> Attack | Adversary[Any] | Intruder:
     own = dict(settings.own)
     if settings.restarts is not None and "restarts" in _fields(kind):
         own["restarts"] = settings.restarts
-    return kind(**own)
+    attack = kind(**own)
+    refuse_untold(attack.threat, settings)
+    return attack
 
 
 def attack_run(

@@ -222,6 +222,12 @@ def _kept(training: Training, attacks: Sequence[AttackSettings]) -> Training:
             raise SettingsError(
                 f"attack {attack.name}: collect = {attack.collect}, but protocol.rounds is {last}"
             )
+        if attack.when == "inference" and number != last:
+            raise SettingsError(
+                f"attack {attack.name}: when = 'inference' reads test rows, which are evaluated "
+                f"after the last round only; collect = {attack.collect!r} is round {number} of "
+                f"{last}"
+            )
         wanted.add(number)
     if training.keep_rounds == "all" or wanted == {last}:
         return training

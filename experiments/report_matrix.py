@@ -88,8 +88,9 @@ def _empty() -> dict[str, Any]:
 
 
 def _utility(column: Sequence[Cell]) -> str:
-    """Return what was left of the task, of the first cell that says: a column shares its runs."""
-    found = next((utility for cell in column if (utility := cell.utility())), None)
+    """Return what the defence left of the task, where nobody changed the training besides."""
+    honest = [cell for cell in column if not (cell.first.threat and cell.first.threat.active)]
+    found = next((utility for cell in honest if (utility := cell.utility())), None)
     return _NOTHING if found is None else value_text("label_accuracy", found[1].mean)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from leakbed.contracts import Defense, DefenseState
+from leakbed.contracts import Defense, DefenseState, IllegalCombinationError
 
 
 class GradientDefences:
@@ -21,7 +21,11 @@ class GradientDefences:
         Args:
             defences: In the order they are applied in.
             stream: The secret seed of their noise.
+
+        Raises:
+            IllegalCombinationError: If :func:`refuse_order` does.
         """
+        refuse_order(defences)
         self._defences = tuple(defences)
         self.states: list[DefenseState] = [
             defence.begin(stream + index) for index, defence in enumerate(self._defences)
@@ -48,3 +52,24 @@ class GradientDefences:
             states.append(after.next())
         self.states = states
         return gradient
+
+
+def refuse_order(defences: Sequence[Defense]) -> None:
+    """Refuse what looks at labels again after a claim of privacy was made of a gradient.
+
+    Args:
+        defences: Of one party's cut gradients, in the order they are applied in.
+
+    Raises:
+        IllegalCombinationError: If one does.
+    """
+    claimed: Defense | None = None
+    for defence in defences:
+        looks = type(defence).protect_labelled_gradient is not Defense.protect_labelled_gradient
+        if claimed is not None and looks:
+            raise IllegalCombinationError(
+                f"{defence.name} looks at labels after {claimed.name} has made the gradient "
+                f"private, which voids its claim; put {defence.name} first"
+            )
+        if defence.claims:
+            claimed = defence

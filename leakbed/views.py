@@ -90,9 +90,12 @@ def build_view(
 
 
 def _refuse_holder(threat: ThreatModel, about: Mapping[str, Any]) -> None:
-    """Refuse a party that would infer, from a few labels, what it holds all of."""
+    """Refuse a party that would infer labels of which it holds all."""
     where = str(about.get("labels"))
-    if Knowledge.KNOWN_LABELS in threat.needs and threat.seat in _HOLDERS.get(where, ()):
+    # What a node can read off the gradients it is sent is labels, whatever else it knows.
+    reads = threat.seat == Seat.CLIENT and Evidence.CUT_GRADIENT in threat.evidence
+    infers = Knowledge.KNOWN_LABELS in threat.needs or reads
+    if infers and threat.seat in _HOLDERS.get(where, ()):
         raise MisfitError(
             f"with protocol.labels = {where!r} the {threat.seat} holds every label itself and has "
             "none to infer; attack from the other seat: a client under protocol.labels = 'server', "

@@ -1,6 +1,6 @@
 """Wait for replies by pulling, a little longer each time: Flower's own wait sleeps 3 s at a time.
 
-In a deployment that took 2 of 6 seconds off an exchange (docs/log.md); the rest is the SuperNode's.
+In a deployment the rest of an exchange is the SuperNode's own sleep (docs/decisions/0008).
 """
 
 from collections.abc import Iterable, Sequence

@@ -43,7 +43,7 @@ def score(guess: Guess, truth: Truth, *, baselines: Mapping[str, Scores] | None 
         baselines: From :func:`leakbed.oracle.baselines` of the same truth; adds the skills.
 
     Returns:
-        One summary per metric; none at all for a guess of neither images, labels nor attributes.
+        One summary per metric; none at all for a guess of nothing that is scored.
 
     Raises:
         GuessShapeError: The guess has another number of targets or rows, other image sizes, or
@@ -60,7 +60,7 @@ def score(guess: Guess, truth: Truth, *, baselines: Mapping[str, Scores] | None 
         images = torch.where(usable[:, None, None, None, None], images, GREY)
         order = match_images(images, truth.images)
         found |= _image_summaries(_reorder(images, order), truth)
-    hits = _label_hits(guess, truth, order=order, ordered=usable)
+    hits = _label_hits(guess, truth, order=order, ordered=usable, gave_up=gave_up)
     found |= {name: _rate(each & ~gave_up[:, None]) for name, each in hits.items()}
     if guess.scores is not None and ranked(truth):
         ranks = guess.scores.detach().to(truth.labels.device).flatten()
@@ -135,6 +135,7 @@ def _label_hits(
     *,
     order: Int[Tensor, " targets rows"] | None,
     ordered: Bool[Tensor, " targets"],
+    gave_up: Bool[Tensor, " targets"],
 ) -> dict[str, Bool[Tensor, " targets rows"]]:
     """Return what is right of everything that is guessed of labels, by metric."""
     found: dict[str, Tensor] = {}
@@ -145,7 +146,8 @@ def _label_hits(
         if own is not None and true is not None:
             found[name] = _hits(own.to(true.device), true, order=order, ordered=ordered)
     if guess.clusters is not None:
-        found["cluster_accuracy"] = best_named(guess.clusters.to(truth.labels), truth.labels)
+        clusters = guess.clusters.to(truth.labels)
+        found["cluster_accuracy"] = best_named(clusters, truth.labels, usable=~gave_up)
     return found
 
 

@@ -47,6 +47,15 @@ def test_the_rarer_side_needs_no_known_label(steps: int) -> None:
         assert roc_auc_score(labels, guess.scores[:, 0]) > 0.98
 
 
+def test_what_points_nowhere_is_on_no_side() -> None:
+    rows = torch.zeros(10, 4)
+    rows[:3, 0], rows[3, 0] = 1.0, -1.0
+    rows[4:7] = torch.nan
+    view = replace(rare_run(0)[0], cut_gradient=rows, targets=10, known_labels=None)
+    guess = CosineScore(reference="rarer").run(view, seed=0)
+    assert guess.labels[:4, 0].tolist() == [0, 0, 0, 1]
+
+
 def test_of_a_label_that_is_not_rare_the_rarer_side_is_the_wrong_one() -> None:
     view, labels = rare_run(0)
     swapped = replace(view, cut_gradient=-view.cut_gradient)  # as if label 0 were the rare one
@@ -98,7 +107,7 @@ def test_what_does_not_fit_is_said() -> None:
     with pytest.raises(UnfitViewError, match="here are 10 classes"):
         CosineScore().run(replace(view, num_classes=10), seed=0)
     one = replace(view, targets=1, cut_gradient=view.cut_gradient[:1])
-    with pytest.raises(UnfitViewError, match="the view has one"):
+    with pytest.raises(UnfitViewError, match="fewer than two that point anywhere"):
         CosineScore(reference="rarer").run(one, seed=0)
     with pytest.raises(ValueError, match="unknown reference"):
         CosineScore(reference="some")

@@ -57,6 +57,12 @@ def test_the_threshold_is_two_means_of_logarithms() -> None:
     assert spread[1] <= spread[0] * (1 + 1e-6)  # the exact optimum, which k-means need not find
 
 
+def test_of_equal_lengths_none_is_the_longer_one() -> None:
+    view, _ = rare_run(2)
+    equal = view.cut_gradient / view.cut_gradient.norm(dim=1, keepdim=True)
+    assert not NormScore().run(replace(view, cut_gradient=equal), seed=0).labels.any()
+
+
 def test_a_gradient_that_is_not_finite_fails_alone() -> None:
     view, _ = rare_run(2)
     poisoned = view.cut_gradient.clone()

@@ -1,5 +1,6 @@
 """A party's own inputs, embedded by what public images taught, are grouped by class."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from attacks import ATTACKS
 from attacks.similarity_transfer import SimilarityTransfer
-from leakbed.contracts import Evidence, Knowledge, MissingKnowledgeError, View
+from leakbed.contracts import Evidence, Knowledge, MissingKnowledgeError, UnfitViewError, View
 from leakbed.oracle.grouping import best_named
 from tests.attacks.labelled_views import accuracy, known, view_of, within_chance
 
@@ -88,6 +89,12 @@ def test_what_is_missing_is_named(missing: str, told: str) -> None:
     made, _ = view(**{missing: None})
     with pytest.raises(MissingKnowledgeError, match=told):
         SimilarityTransfer().run(made, seed=0)
+
+
+def test_inputs_too_small_for_its_network_are_refused() -> None:
+    made, _ = view()
+    with pytest.raises(UnfitViewError, match="these inputs are 3x10, under 4x4"):
+        SimilarityTransfer().run(replace(made, image_shape=(1, 3, 10)), seed=0)
 
 
 @pytest.mark.parametrize("settings", [{"by": "clusters"}, {"epochs": 0}, {"rate": 0.0}])

@@ -70,9 +70,18 @@ def test_a_run_beyond_the_horizon_is_refused() -> None:
         ({"delta": 1.0}, "0 < delta < 1"),
         ({"clip": 0.0}, "clip > 0"),
         ({"clip": -1.0}, "clip > 0"),
+        ({"clip": float("nan")}, "finite clip > 0"),
+        ({"clip": float("inf")}, "finite clip > 0"),
         ({"horizon": 0}, "a horizon of 1 or more"),
     ],
 )
 def test_illegal_settings_are_refused(settings: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         DPCutGradient(**settings)
+
+
+def test_batchnorm_in_the_top_is_refused_before_training() -> None:
+    top = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    run = Run(classes=3, rows=10, batch_size=2, steps=5, passes=1, top=top)
+    with pytest.raises(IllegalCombinationError, match=r"dp-cut-gradient .* is a BatchNorm1d"):
+        DPCutGradient().check_run(run)

@@ -30,5 +30,5 @@ def test_every_message_has_its_own_noise() -> None:
 
 @pytest.mark.parametrize("ratio", [0.0, -1.0])
 def test_a_ratio_that_is_not_above_0_is_refused(ratio: float) -> None:
-    with pytest.raises(ValueError, match=r"iso-noise needs ratio > 0, got"):
+    with pytest.raises(ValueError, match=r"iso-noise needs a finite ratio > 0, got"):
         IsoNoise(ratio=ratio)

@@ -124,5 +124,5 @@ def test_a_sender_without_labels_is_told_what_to_use() -> None:
 
 @pytest.mark.parametrize("scale", [0.0, -1.0])
 def test_a_scale_that_is_not_above_0_is_refused(scale: float) -> None:
-    with pytest.raises(ValueError, match=r"marvell needs scale > 0, got"):
+    with pytest.raises(ValueError, match=r"marvell needs a finite scale > 0, got"):
         Marvell(scale=scale)

@@ -62,6 +62,13 @@ def test_a_round_beyond_the_last_is_refused_before_training() -> None:
         collecting({"collect": 6}, protocol={"rounds": 5})
 
 
+def test_test_rows_are_those_of_the_last_round() -> None:
+    inference = {"when": "inference", "collect": "first"}
+    with pytest.raises(SettingsError, match="collect = 'first' is round 1 of 5"):
+        collecting(inference, protocol={"rounds": 5})
+    collecting(inference, protocol={"rounds": 1})
+
+
 def test_without_cases_the_experiment_is_one() -> None:
     plain = {"name": "alone", "attack": [{"name": "constant-image"}]}
     assert [cell.case for cell in cells(load_settings(plain))] == ["alone"]

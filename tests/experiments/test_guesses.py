@@ -47,3 +47,15 @@ def test_what_comes_home_remembers_no_computation() -> None:
     home = on_cpu(Guess(objective=leaf * 2))
     assert home.objective is not None
     assert not home.objective.requires_grad
+
+
+def test_clusters_of_two_runs_are_not_mixed() -> None:
+    first = Guess(
+        clusters=torch.tensor([[0], [0], [1], [1]]), objective=torch.tensor([1.0, 3.0, 1.0, 3.0])
+    )
+    second = Guess(
+        clusters=torch.tensor([[1], [1], [0], [0]]),
+        objective=torch.tensor([1.9, 1.9, torch.inf, 1.9]),
+    )
+    assert better(first, second) is second
+    assert better(second, first) is second

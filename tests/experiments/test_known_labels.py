@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from attacks import ATTACKS
 from clients import node_app
-from experiments.attacking import attack_run, judge
+from experiments.attacking import attack_run, judge, make_attack
 from experiments.cells import cells
 from experiments.known_labels import first_of_each_class, tell, unknown_only
 from experiments.offline import attack_trace
@@ -210,3 +210,10 @@ def test_an_attack_that_is_told_nothing_has_no_such_setting() -> None:
         SettingsError, match="unknown key of attack constant-image 'known_per_class'"
     ):
         load_settings({**TABLE, "attack": [{"name": "constant-image", "known_per_class": 1}]})
+
+
+def test_with_settings_that_are_told_nothing_it_is_refused() -> None:
+    own = {"reference": "rarer"}
+    make_attack(AttackSettings(name="cosine-score", known_per_class=1, own=own))  # the default
+    with pytest.raises(ValueError, match="known_per_class is 5, but with its other settings"):
+        make_attack(AttackSettings(name="cosine-score", known_per_class=5, own=own))

@@ -1,12 +1,13 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import pytest
 
+from defenses import DPCutGradient, Marvell
 from experiments.cells import cells
 from experiments.outlook import check_defences
 from experiments.settings_file import load_settings
-from leakbed.contracts import Defense, Protects
+from leakbed.contracts import Defense, IllegalCombinationError, Protects
 from leakbed.defending import Run
 from leakbed.models import Architecture
 
@@ -27,8 +28,11 @@ class Asking(Defense):
         SEEN.append(run)
 
 
-def asked(protocol: str = "vanilla-split", **settings: Any) -> list[Any]:
+def asked(
+    protocol: str = "vanilla-split", *, data: dict[str, Any] | None = None, **settings: Any
+) -> list[Any]:
     table = {
+        "data": data or {},
         "name": "small",
         "protocol": {"name": protocol, "batch_size": 4, "rounds": 3, **settings},
         "attack": [{"name": "constant-image"}],
@@ -62,3 +66,22 @@ def test_steps_and_passes_are_those_of_the_whole_run(
 
 def test_weights_are_no_run_of_a_split_defence() -> None:
     assert asked("fedavg") == [(10, 4), (8, 4), (10, 4)]
+
+
+def test_parties_that_hold_strips_are_each_sent_a_row() -> None:
+    for nodes in (2, 3):
+        runs = asked("vertical-split", data={"nodes": nodes})[3:]
+        assert {run.passes for run in runs} == {3 * nodes}
+
+
+def test_the_order_of_defences_is_looked_at() -> None:
+    table = {
+        "name": "small",
+        "protocol": {"name": "vanilla-split", "batch_size": 4},
+        "attack": [{"name": "constant-image"}],
+    }
+    training = cells(load_settings(table, ()))[0].training
+    stack = (DPCutGradient(), Marvell())
+    binary = replace(ARCHITECTURE, num_classes=2)
+    with pytest.raises(IllegalCombinationError, match="put marvell first"):
+        check_defences(stack, training, binary, rows=(10,))

@@ -5,7 +5,8 @@ from typing import Any
 
 from experiments.report_cells import cells
 from experiments.report_matrix import matrices
-from leakbed.cards import Card
+from leakbed.cards import Card, Threat
+from leakbed.contracts import Evidence, Seat
 
 MakeCard = Callable[..., Card]
 
@@ -80,3 +81,21 @@ def test_a_score_is_shown_by_its_order(make_card: MakeCard) -> None:
     ]
     (matrix,) = matrices(cells(found))
     assert {row["metric"] for row in matrix["rows"]} == {"leak AUC"}
+
+
+def test_what_a_hijacker_left_of_the_task_is_not_the_defences_price(make_card: MakeCard) -> None:
+    hijacker = Threat(
+        seat=Seat.SERVER, active=True, evidence=(Evidence.SMASHED,), needs=(), in_words="x"
+    )
+    found = [
+        card
+        for defence in ("none", "nopeek")
+        for card in (
+            make_card(
+                attack="fsha", defense=defence, threat=hijacker, utility={"test_accuracy": 0.1}
+            ),
+            make_card(defense=defence, utility={"test_accuracy": 0.9}),
+        )
+    ]
+    (matrix,) = matrices(cells(found))
+    assert matrix["utility"] == ["90%", "90%"]

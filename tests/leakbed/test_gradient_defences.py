@@ -1,10 +1,11 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import pytest
 import torch
 from torch import Tensor
 
-from leakbed.contracts import Defense, DefenseState, Protects
+from leakbed.contracts import Defense, DefenseState, IllegalCombinationError, Protects
 from leakbed.gradient_defences import GradientDefences
 
 GRADIENT, LABELS = torch.arange(6.0).reshape(3, 2), torch.tensor([4, 5, 6])
@@ -59,3 +60,14 @@ def test_a_sender_goes_on_from_stored_states() -> None:
 
 def test_nothing_stands_between_an_undefended_gradient_and_the_wire() -> None:
     assert GradientDefences([], stream=3).protect(GRADIENT, LABELS) is GRADIENT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claiming(Noted):
+    claims: ClassVar[str] = "privacy"
+
+
+def test_nothing_looks_at_labels_after_a_claim_of_privacy() -> None:
+    with pytest.raises(IllegalCombinationError, match="voids its claim; put noted first"):
+        GradientDefences([Claiming(), Labelled()], stream=3)
+    GradientDefences([Labelled(), Claiming(), Noted()], stream=3)

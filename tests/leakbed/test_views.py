@@ -151,6 +151,16 @@ def test_a_client_that_has_the_labels_has_nothing_to_attack(make: Make) -> None:
         build_view(trace, evidences, CLIENT, targets, device=CPU)
 
 
+def test_a_client_that_keeps_the_labels_has_nothing_to_attack_either(make: Make) -> None:
+    trace = make([smashed(0, 0)])
+    trace.about["labels"] = "client"
+    evidences = Evidences.of(trace)
+    gradients = replace(CLIENT, evidence=frozenset({Evidence.CUT_GRADIENT}))
+    targets = pick_targets(evidences, gradients, when="training", count=1)
+    with pytest.raises(MisfitError, match="the client holds every label itself"):
+        build_view(trace, evidences, gradients, targets, device=CPU)
+
+
 @pytest.mark.parametrize("seat", [seat for seat in Seat if seat != Seat.SERVER])
 def test_shared_labels_are_for_the_server_alone(make: Make, seat: Seat) -> None:
     trace = make([smashed(0, 0)])

@@ -107,3 +107,36 @@ def test_copies_of_a_top_are_refused() -> None:
     refuse_private_copies(())
     with pytest.raises(IllegalCombinationError, match="copy of its own; use 'vanilla-split'"):
         refuse_private_copies((Mean(),))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sent(Defense):
+    """Notes the seeds of a message's noise."""
+
+    name: ClassVar[str] = "sent"
+    source: ClassVar[str] = "nowhere"
+    protects: ClassVar[frozenset[Protects]] = frozenset({Protects.CUT_GRADIENT})
+
+    def protect_cut_gradient(self, state: DefenseState, gradient: Tensor) -> Any:
+        DRAWN.append(("sent", state.generator().initial_seed()))
+        return state, gradient
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stepped(Mean):
+    def protect_weight_gradients(self, state: DefenseState, gradients: Any) -> Any:
+        DRAWN.append(("stepped", state.generator().initial_seed()))
+        return super().protect_weight_gradients(state, gradients)
+
+
+DRAWN: list[tuple[str, int]] = []
+
+
+@pytest.mark.parametrize("stack", [(Stepped(), Sent()), (Sent(), Stepped())])
+def test_steps_and_messages_have_noise_of_their_own(stack: tuple[Defense, ...]) -> None:
+    DRAWN.clear()
+    trainer = top(*stack)
+    for _ in range(3):
+        trainer.train(SMASHED, LABELS)
+    assert len(DRAWN) == 6
+    assert len({seed for _, seed in DRAWN}) == 6

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from leakbed.contracts import Defense, DefenseState, Protects
+from defenses import SmashedNoise
+from leakbed.contracts import Defense, DefenseState, IllegalCombinationError, Protects
 from strategies.trainers import MiddleTrainer, TopTrainer, UnfitBatchError
 from tests import tiny
 
@@ -159,3 +160,11 @@ def test_cut_gradients_are_protected_in_order_and_the_state_advances() -> None:
         protected = defended.train(SMASHED, LABELS)
         torch.testing.assert_close(protected, (gradient + message) * 2 + message)
     assert tiny.same(plain.module.state_dict(), defended.module.state_dict())  # only what is sent
+
+
+@pytest.mark.parametrize("kind", [TopTrainer, MiddleTrainer])
+def test_a_defence_that_is_not_the_servers_is_refused(kind: Any) -> None:
+    layers = nn.Sequential(nn.Linear(5, 3))
+    optimiser = torch.optim.SGD(layers.parameters(), lr=0.5)
+    with pytest.raises(IllegalCombinationError, match="smashed-noise protects smashed, which is"):
+        kind(layers, optimiser, defences=(SmashedNoise(),))

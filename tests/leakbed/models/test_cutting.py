@@ -63,6 +63,14 @@ def test_without_a_cut_there_is_no_top_to_make_linear() -> None:
         whole.build(0)
 
 
+def test_a_layer_with_activations_inside_cannot_be_made_linear() -> None:
+    deep = Architecture(
+        name="fsha-resnet", image_shape=(3, 32, 32), num_classes=10, cut=2, linear_top=True
+    )
+    with pytest.raises(IllegalCutError, match="a ResidualBlock with activations inside"):
+        deep.build(0)
+
+
 def test_one_layer_cannot_be_cut() -> None:
     with pytest.raises(IllegalCutError, match="none, the network has too few layers"):
         cut(nn.Sequential(nn.Flatten()), 0, image_shape=SHAPE)

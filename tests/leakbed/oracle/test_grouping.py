@@ -78,3 +78,12 @@ def test_images_are_not_scored_beside_labels() -> None:
 def test_clusters_of_other_targets_are_refused() -> None:
     with pytest.raises(GuessShapeError, match="clusters"):
         score(Guess(clusters=torch.zeros(3, 1, dtype=torch.int64)), truth_of([0, 1], 2))
+
+
+def test_failures_have_no_vote_on_the_names() -> None:
+    labels = torch.tensor([0, 0, 0, 1, 1, 1, *[1] * 8])
+    clusters = torch.tensor([0, 0, 0, 1, 1, 1, *[0] * 8])
+    failed = torch.arange(14) >= 6
+    truth = truth_of(labels.tolist(), classes=2)
+    scores = score(Guess(clusters=clusters[:, None], failed=failed), truth)
+    assert scores.metrics["cluster_accuracy"].values[:6] == (1.0,) * 6
