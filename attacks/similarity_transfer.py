@@ -105,6 +105,7 @@ class SimilarityTransfer:
 
         Raises:
             MissingKnowledgeError: Inputs, public images or their labels are missing.
+            UnfitViewError: Inputs are too small for its network.
         """
         if view.own_images is None:
             raise MissingKnowledgeError(
