@@ -65,6 +65,6 @@ def on_flower(serve: Callable[[Grid], None], *, nodes: int, workers: int) -> Non
         num_supernodes=nodes,
         backend_config={
             "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-            "init_args": {"num_cpus": workers},
+            "init_args": {"address": "local", "num_cpus": workers},
         },
     )

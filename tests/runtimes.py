@@ -34,6 +34,6 @@ def on_flower(work: Callable[[Grid], None], *, nodes: int) -> None:
         num_supernodes=nodes,
         backend_config={
             "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-            "init_args": {"num_cpus": 2},
+            "init_args": {"address": "local", "num_cpus": 2},
         },
     )

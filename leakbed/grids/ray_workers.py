@@ -66,7 +66,7 @@ def start_ray(address: str | None, *, cpus: int | None) -> bool:
     """Connect to Ray unless this process already is.
 
     Args:
-        address: Of a cluster; None starts one on this machine.
+        address: Of a cluster; None starts one on this machine, whichever others run there.
         cpus: CPUs the started one should claim to have; None for those there are.
 
     Returns:
@@ -81,7 +81,7 @@ def start_ray(address: str | None, *, cpus: int | None) -> bool:
         warnings.simplefilter("ignore", ResourceWarning)
         warnings.simplefilter("ignore", FutureWarning)
         ray.init(
-            address=address,
+            address=address or "local",  # None would join what `ray start` left on this machine
             num_cpus=None if address else cpus,
             include_dashboard=False,
             log_to_driver=False,

@@ -22,8 +22,11 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # as Ray leaves files open
-        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-        # "auto" finds a cluster by this, or by a file that any other Ray here may have written.
+        # "auto" finds a cluster by a file of this machine, or by a variable. The file stays
+        # unwritten: a Ray that another process starts meanwhile would join by it.
+        with monkeypatch.context() as patch:
+            patch.setattr(ray._private.utils, "write_ray_address", lambda *_: None)
+            made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
         monkeypatch.setenv("RAY_ADDRESS", made.address)
         yield made
         made.shutdown()
@@ -66,3 +69,9 @@ def test_a_cluster_that_loses_a_machine_goes_on_with_the_other(
         later = list(grid.send_and_receive([message(n, "remember") for n in range(1, 7)]))
         assert [said(reply)["calls"] for reply in later] == [3, 3, 2, 2, 2, 2]
     assert not ray.is_initialized()
+
+
+def test_without_an_address_a_grid_starts_its_own(cluster: Cluster) -> None:
+    with task_identity(), RayGrid(strange_nodes.app, nodes=1, workers=1) as grid:
+        assert set(machines(grid)).isdisjoint({cluster.head_node.node_id})
+        assert {node["NodeID"] for node in ray.nodes()} == set(machines(grid))
