@@ -6,6 +6,7 @@ from defenses.gradient_compression import GradientCompression
 from defenses.gradients_scrutinizer import GradientsScrutinizer
 from defenses.iso_noise import IsoNoise
 from defenses.label_dp import LabelDP
+from defenses.local_dp import LocalDP
 from defenses.marvell import Marvell
 from defenses.max_norm import MaxNorm
 from defenses.nopeek import NoPeek
@@ -23,6 +24,7 @@ DEFENSES: dict[str, type[Defense]] = {
     "gradients-scrutinizer": GradientsScrutinizer,
     "iso-noise": IsoNoise,
     "label-dp": LabelDP,
+    "local-dp": LocalDP,
     "marvell": Marvell,
     "max-norm": MaxNorm,
     "nopeek": NoPeek,
@@ -41,6 +43,7 @@ __all__ = [
     "GradientsScrutinizer",
     "IsoNoise",
     "LabelDP",
+    "LocalDP",
     "Marvell",
     "MaxNorm",
     "NoPeek",

@@ -110,8 +110,9 @@ def test_an_update_of_nothing_is_not_divided_by_zero() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"scale": -1.0}, "needs scale >= 0 and clip > 0, got -1.0 and 1.0"),
-        ({"clip": 0.0}, "needs scale >= 0 and clip > 0"),
+        ({"scale": -1.0}, "needs a finite scale >= 0 and a finite clip > 0, got -1.0 and 1.0"),
+        ({"scale": float("nan")}, "needs a finite scale >= 0 and a finite clip > 0, got nan"),
+        ({"clip": 0.0}, "needs a finite scale >= 0 and a finite clip > 0"),
         ({"form": "corrected", "distribution": "laplace"}, "the corrected form is normal"),
         ({"form": "correct"}, "unknown form 'correct'; did you mean 'corrected'"),
         ({"distribution": "gauss"}, "unknown distribution 'gauss'; legal: laplace, normal"),

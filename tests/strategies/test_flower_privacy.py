@@ -13,8 +13,8 @@ from flwr.serverapp.strategy import DifferentialPrivacyClientSideFixedClipping, 
 
 from clients import cell, weights
 from clients.cell import one_torch_thread
-from defenses import WeightNoise
-from leakbed.contracts import IllegalCombinationError
+from defenses import LocalDP, WeightNoise
+from leakbed.contracts import Defense, IllegalCombinationError
 from leakbed.events import Event, UpdateUp
 from leakbed.grids import LocalGrid
 from leakbed.seeds import derive, scoped
@@ -80,15 +80,23 @@ def test_local_privacy_clips_and_noises_what_the_wiretap_sees() -> None:
     deviation = CLIP * np.sqrt(2 * np.log(1.25e5)) / 2.0
     noise = np.concatenate(noisy) - np.concatenate(quiet)
     assert noise.std() == pytest.approx(deviation, rel=0.15)  # 376 draws: 4 %
+    assert LocalDP(epsilon=2.0, delta=1e-5, clip=CLIP).deviation == pytest.approx(deviation)
 
 
-def test_its_clipping_is_that_of_our_corrected_weight_noise() -> None:
+@pytest.mark.parametrize(
+    "defence",
+    [
+        WeightNoise(form="corrected", scale=0.0, clip=CLIP),
+        LocalDP(epsilon=1.0, clip=CLIP, sensitivity=0.0),
+    ],
+    ids=lambda defence: defence.name,
+)
+def test_its_clipping_is_that_of_our_defences(defence: Defense) -> None:
     (event, _), (clipped, _) = updates(), updates(LocalDpMod(CLIP, 0.0, 1.0, 1e-5))
     before, after = (
         {name: torch.tensor(value) for name, value in arrays.items()}
         for arrays in (event.before, event.after)
     )
-    defence = WeightNoise(form="corrected", scale=0.0, clip=CLIP)
     _, sent = defence.protect_update(defence.begin(1), before, after)
     for name, value in sent.items():
         torch.testing.assert_close(value, torch.tensor(clipped.after[name]), atol=1e-6, rtol=0)
