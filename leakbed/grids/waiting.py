@@ -1,6 +1,6 @@
 """Wait for replies by pulling, a little longer each time: Flower's own wait sleeps 3 s at a time.
 
-In a deployment the rest of an exchange is the SuperNode's own sleep (docs/decisions/0008).
+In a deployment most of an exchange is the start of a process at the SuperNode (docs/decisions/0008).
 """
 
 from collections.abc import Iterable, Sequence
