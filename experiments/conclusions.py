@@ -179,4 +179,5 @@ def _price(bare: Cell, cell: Cell) -> str:
     before, after = bare.utility(), cell.utility()
     if before is None or after is None:
         return ""
-    return f" ({after[0]} {after[1].mean:.2f} with it, {before[1].mean:.2f} without)"
+    with_it, without = (value_text("label_accuracy", end[1].mean) for end in (after, before))
+    return f" ({after[0]} {with_it} with it, {without} without)"

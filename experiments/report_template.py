@@ -133,6 +133,26 @@ errors.</p>
 </ol>
 </section>
 
+{% if matrices %}<section>
+<h2>Every attack under every defence</h2>
+<p class="soft">The darker a field, the nearer the attack came to recovering everything, counted
+from the best guess that needed no message, which stands in brackets. The last line is the task's
+test accuracy: what the defence cost.</p>
+{% for matrix in matrices %}
+<h3>{{ matrix.title }}</h3>
+<div class="wide"><table class="heat">
+<thead><tr><th>attack</th>{% for name in matrix.defenses %}<th>{{ name }}</th>{% endfor %}</tr>
+</thead>
+<tbody>{% for row in matrix.rows %}
+<tr><th>{{ row.attack }}<small>{{ row.metric }}</small></th>
+{% for field in row.fields %}<td style="--tint: {{ field.tint }}%">{{ field.value }}
+{% if field.base %}<small>{{ field.base }}</small>{% endif %}</td>
+{% endfor %}</tr>{% endfor %}
+<tr class="plain"><th>task, test accuracy</th>
+{% for value in matrix.utility %}<td>{{ value }}</td>{% endfor %}</tr></tbody>
+</table></div>
+{% endfor %}</section>{% endif %}
+
 {% if blocks %}<section>
 <h2>Originals beside reconstructions</h2>
 <p class="soft">The first private samples of each cell, not chosen ones; below each reconstruction
@@ -170,26 +190,6 @@ attack.</p>
 {{ entry.name }}</li>{% endfor %}
 </ul>{% endfor %}
 </section>{% endif %}
-
-{% if matrices %}<section>
-<h2>Every attack under every defence</h2>
-<p class="soft">The darker a field, the nearer the attack came to recovering everything, counted
-from the best guess that needed no message, which stands in brackets. The last line is the task's
-test accuracy: what the defence cost.</p>
-{% for matrix in matrices %}
-<h3>{{ matrix.title }}</h3>
-<div class="wide"><table class="heat">
-<thead><tr><th>attack</th>{% for name in matrix.defenses %}<th>{{ name }}</th>{% endfor %}</tr>
-</thead>
-<tbody>{% for row in matrix.rows %}
-<tr><th>{{ row.attack }}<small>{{ row.metric }}</small></th>
-{% for field in row.fields %}<td style="--tint: {{ field.tint }}%">{{ field.value }}
-{% if field.base %}<small>{{ field.base }}</small>{% endif %}</td>
-{% endfor %}</tr>{% endfor %}
-<tr class="plain"><th>task, test accuracy</th>
-{% for value in matrix.utility %}<td>{{ value }}</td>{% endfor %}</tr></tbody>
-</table></div>
-{% endfor %}</section>{% endif %}
 
 {% if tables %}<section>
 <h2>All scores</h2>

@@ -43,7 +43,7 @@ def test_a_defence_is_set_beside_its_price(make_card: MakeCard) -> None:
     )
     assert (
         "With smashed-noise on vanilla-split, unsplit at cut 1: SSIM falls from 0.80 to 0.20 "
-        "(test accuracy 0.71 with it, 0.95 without)."
+        "(test accuracy 71% with it, 95% without)."
     ) in conclusions([bare, noisy])
     useless = make_card(defense="smashed-noise", means={"identification": 1.0, "ssim": 0.801})
     assert "unsplit at cut 1 changes by no more than two standard errors" in said([bare, useless])

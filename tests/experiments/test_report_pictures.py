@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 
 from experiments.report_cells import cells
@@ -103,6 +104,16 @@ def test_missing_and_broken_files_are_said(make_card: MakeCard, leave: Leave) ->
     assert notes[2] == f"truths/{keys[2]}.safetensors is missing"
     assert "(16, 1, 1, 5, 5)" in notes[3]
     assert all(strip.pictures == () for strip in block.strips)
+
+
+def test_cells_that_guess_labels_alone_are_in_no_block(make_card: MakeCard, leave: Leave) -> None:
+    cards = [make_card(), make_card(cut=2)]
+    leave(cards[0])
+    folder = leave(cards[1])
+    labels = {"labels": torch.zeros(16, 1), "failed": torch.zeros(16)}
+    save_file(labels, folder / "guesses" / f"{cards[1].key}.safetensors")
+    (block,) = blocks(folder, cells(cards))
+    assert [strip.cell.first.key for strip in block.strips] == [cards[0].key]
 
 
 def test_guesses_without_an_answer_key_are_shown_alone(make_card: MakeCard, leave: Leave) -> None:
