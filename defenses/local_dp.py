@@ -3,8 +3,11 @@
 Source: ``flwr.clientapp.mod.LocalDpMod`` of Flower 1.41; the Gaussian mechanism of Dwork, Roth.
 "The Algorithmic Foundations of Differential Privacy", 2014, appendix A,
 https://doi.org/10.1561/0400000042.
-Departures from the source: none in what is sent, which a test compares with Flower's own mod; the
-noise comes from the run's seed.
+Departures from the source; without these a test finds the two alike:
+- Integer buffers, such as BatchNorm's counters, pass and are left out of the norm. Flower counts
+  them: one that moved by 57 shrinks the whole update to a 57th, and is itself sent as it is.
+- An update of zeros is sent as noise; Flower divides by its norm.
+- The noise comes from the run's seed.
 """
 
 from collections.abc import Mapping
@@ -24,8 +27,8 @@ class LocalDP(Defense):
     """Clip uploaded updates and add the noise of a privacy budget.
 
     The noise is the mod's: sensitivity * sqrt(2 ln(1.25 / delta)) / epsilon. That formula is proved
-    for epsilon below 1 alone. Above it the same noise is worth less than it says: at
-    epsilon = 48 and delta = 1e-5 it is the noise of epsilon 90.5. A sensitivity of ``clip``, the
+    for epsilon below 1 alone. At delta = 1e-5 it happens to hold up to 8.4; beyond, the noise is
+    worth a larger epsilon than was asked for, at 48 one of 90.5. A sensitivity of ``clip``, the
     usual setting of the mod, bounds the presence of an update; two updates differ by up to twice
     as much.
 
@@ -42,8 +45,8 @@ class LocalDP(Defense):
     )
     protects: ClassVar[frozenset[Protects]] = frozenset({Protects.UPDATE})
     claims: ClassVar[str] = (
-        "for epsilon below 1 and a sensitivity of clip: (epsilon, delta) of the presence of one "
-        "node's update in one round; rounds add up"
+        "the Gaussian mechanism on the presence of one node's update in one round, clipped to "
+        "clip, integer buffers left out; epsilon is what the formula was given, which it keeps below 1"
     )
 
     epsilon: float = 1.0

@@ -64,7 +64,7 @@ def test_the_published_settings_are_the_defaults() -> None:
     assert paper.threat.active
     assert paper.threat.in_words() == (
         "The server rewrites messages, reads the activations a node sends at the cut, and knows "
-        "images of its own from the same distribution."
+        "labelled images of its own from the same distribution."
     )
 
 

@@ -30,12 +30,23 @@ def test_the_sensitivity_is_the_noise_s_alone() -> None:
     assert twice.std().item() == pytest.approx(2 * sqrt(2 * log(1.25e5)), rel=0.01)
 
 
-def test_its_formula_is_worth_less_than_it_says_above_1() -> None:
+def test_its_formula_is_worth_less_than_it_says_above_8() -> None:
     from dp_accounting import get_epsilon_gaussian  # noqa: PLC0415  a second
 
-    low, high = (LocalDP(epsilon=epsilon) for epsilon in (0.5, 48.0))
-    assert get_epsilon_gaussian(low.deviation, low.delta) < low.epsilon
-    assert get_epsilon_gaussian(high.deviation, high.delta) == pytest.approx(90.5, abs=0.1)
+    worth = {e: get_epsilon_gaussian(LocalDP(epsilon=e).deviation, 1e-5) for e in (0.5, 8.4, 8.6)}
+    assert worth[0.5] < 0.5
+    assert worth[8.4] < 8.4
+    assert worth[8.6] > 8.6
+    assert get_epsilon_gaussian(LocalDP(epsilon=48.0).deviation, 1e-5) == pytest.approx(90.5, 0.01)
+
+
+def test_integer_buffers_pass_and_leave_the_norm_alone() -> None:
+    before = {"w": torch.zeros(4), "steps": torch.tensor(0)}
+    after = {"w": torch.full((4,), 0.25), "steps": torch.tensor(57)}
+    defence = LocalDP(clip=1.0, sensitivity=0.0)
+    _, made = defence.protect_update(defence.begin(7), before, after)
+    torch.testing.assert_close(made["w"], after["w"])  # of norm 0.5, below the clip
+    assert made["steps"].item() == 57
 
 
 @pytest.mark.parametrize(
