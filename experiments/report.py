@@ -6,7 +6,6 @@ The file loads nothing, runs nothing and is readable by its owner only.
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from experiments.conclusions import conclusions as say
+from experiments.last_run import ReportError, last_run
 from experiments.report_cells import FAMILY_IN_WORDS, Cell, cells, family, superseded
 from experiments.report_charts import charts, legend
 from experiments.report_detection import COLUMNS, detectors
@@ -82,10 +82,6 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
 )
 
 
-class ReportError(ValueError):
-    """There is nothing to report in a folder, or its last run cannot be told; says what to do."""
-
-
 def write_report(folder: Path, *, conclusions: Conclusions = say) -> Path:
     """Write ``report.html`` into a results folder, whole or not at all.
 
@@ -110,7 +106,7 @@ def write_report(folder: Path, *, conclusions: Conclusions = say) -> Path:
             f"no results in {folder}: it has no cards/*.json; give the folder that `leakbed run` "
             "or `leakbed compare` wrote with --out"
         )
-    name, found = _last_run(folder, cards)
+    name, found = last_run(folder, cards)
     written = {card.key: _written_at(folder, card) for card in found}
     old = superseded(found, written)
     current = [card for card in found if card not in old]
@@ -154,27 +150,6 @@ def _content(folder: Path, cards: Sequence[Card]) -> dict[str, Any]:
         "glossary": GLOSSARY,
         "made": f"Written by Leakbed {__version__} on {_day(datetime.now(tz=UTC))}.",
     }
-
-
-def _last_run(folder: Path, cards: Sequence[Card]) -> tuple[str, list[Card]]:
-    """Return the name and the cards of the last run, or the folder's where no run is noted."""
-    note = folder / "last-run.json"
-    if not note.is_file():
-        return folder.resolve().name, list(cards)
-    try:
-        noted = json.loads(note.read_text(encoding="utf-8"))
-        name, keys = str(noted["name"]), {str(key) for key in noted["keys"]}
-    except (ValueError, LookupError, TypeError) as error:
-        raise ReportError(
-            f"{note} does not tell the last run ({error}); delete it to report every card"
-        ) from error
-    found = [card for card in cards if card.key in keys]
-    if not found:
-        raise ReportError(
-            f"none of the last run's {len(keys)} results is in {folder}: repeat the run, or delete "
-            f"{note.name} to report the {len(cards)} cards that are there"
-        )
-    return name, found
 
 
 def _written_at(folder: Path, card: Card) -> float:

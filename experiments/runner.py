@@ -4,7 +4,6 @@
 ``DIR/guesses/`` and ``DIR/truths/`` the reconstructions and what they should be.
 """
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -26,6 +25,7 @@ from experiments.attacking import (
 from experiments.cells import CellSettings, Training, cells
 from experiments.decoding import decoded_attack, honest_probe, never_hijacked, quality
 from experiments.detecting import detected
+from experiments.last_run import note_last_run
 from experiments.lending import Grids, grids_of
 from experiments.preparing import Prepared, make_defenses, misfit, prepare, unread
 from experiments.prototyping import judge_samples, sampled, without_intruder
@@ -88,7 +88,7 @@ def run(
         for each in prepared
     ]
     keyed = [runner.keyed(group) for runner, group in zip(runners, groups, strict=True)]
-    _say_last_run(folder, checked.name, [key for group in keyed for key in group])
+    note_last_run(folder, checked.name, [key for group in keyed for key in group])
     if progress is not None:
         progress.start(sum(map(len, keyed)))
     found: list[Card] = []
@@ -96,14 +96,6 @@ def run(
         for runner, group in zip(runners, keyed, strict=True):
             found += runner.cells_of(group, done)
     return found
-
-
-def _say_last_run(folder: Path, name: str, keys: Sequence[str]) -> None:
-    """Say which of the folder's cards belong together, for the report."""
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"last-run.{os.getpid()}.partial"
-    partial.write_text(json.dumps({"name": name, "keys": list(keys)}))
-    partial.replace(folder / "last-run.json")
 
 
 class _Runner:

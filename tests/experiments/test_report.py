@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from experiments.report import ReportError, write_report
+from experiments.last_run import ReportError
+from experiments.report import write_report
 from leakbed.cards import Card, CardError
 
 MakeCard = Callable[..., Card]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.last_run import note_last_run
 from experiments.report import write_report
 from experiments.report_detection import COLUMNS, detectors, main, noticed
 from leakbed.cards import Card
@@ -94,3 +95,16 @@ def test_the_command_prints_tables_roc_and_calibration(
     assert "| splitout against fsha | all 1 | 1 of 1 (3 to 100 %) |" in said
     assert "splitout, score: true, false alarms: 1.000: 1.00, 0.00; 0.250: 1.00, 1.00" in said
     assert "splitout, one honest run in a hundred: 0.2500" in said
+
+
+def test_the_command_counts_the_last_run_alone(
+    make_card: MakeCard, leave: Leave, capsys: pytest.CaptureFixture[str]
+) -> None:
+    earlier = watched(
+        make_card, {"0": {"splitout": finding(None, 0.5)}}, attack="fsha", hijacked=True
+    )
+    for card in (earlier, *cards(make_card)):
+        folder = leave(card)
+    note_last_run(folder, "now", [card.key for card in cards(make_card)])
+    main([str(folder)])
+    assert "| splitout against fsha | all 1 | 1 of 1 (3 to 100 %) |" in capsys.readouterr().out
