@@ -109,6 +109,15 @@ class Training:
             return self
         return replace(self, adversary=replace(self.adversary, forges=False))
 
+    def attacker(self) -> str:
+        """Say who attacks during the run, as the end of a sentence; empty where nobody does."""
+        if self.intruder is not None:
+            return f" with {self.intruder.name} at nodes {list(self.intruder.nodes)}"
+        if self.adversary is None:
+            return ""
+        manner = "" if self.adversary.forges else " (control: it forges nothing)"
+        return f" under {self.adversary.name}{manner}"
+
     def key(self, source: str) -> str:
         """Return the name of this run's folder: a hash of its settings and of what it ran on."""
         text = json.dumps([self.as_json(), source], sort_keys=True)

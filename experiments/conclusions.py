@@ -13,7 +13,7 @@ from experiments.comparison import families
 from experiments.measures import Measure, difference, text, value_text
 from experiments.report_cells import FAMILY_IN_WORDS, LEADING, METRIC_IN_WORDS, Cell, cells, grouped
 from experiments.report_detection import noticed
-from experiments.verdicts import caveats, misses, place, shortfall
+from experiments.verdicts import caveats, diverged, misses, place, shortfall
 from leakbed.cards import Card
 from leakbed.metrics import HIGHER_LEAKS_MORE
 
@@ -33,10 +33,12 @@ def conclusions(cards: Iterable[Card], *, samples: Mapping[str, str] | None = No
         Whole sentences.
     """
     cards = list(cards)
-    scored = [cell for cell in cells(cards) if cell.first.status == "done" and cell.measures]
+    found = cells(cards)
+    scored = [cell for cell in found if cell.first.status == "done" and cell.measures]
     attacks = [cell for cell in scored if cell.is_attack]
     if not attacks:
-        return ["No attack was scored, so nothing can be said about leakage."]
+        nothing = "No attack was scored, so nothing can be said about leakage."
+        return [nothing, *diverged(found)]
     said: list[str] = []
     for block in sorted(grouped(attacks, _network), key=_breadth):
         plain = [cell for cell in block if cell.first.defense == "none"]
@@ -46,7 +48,13 @@ def conclusions(cards: Iterable[Card], *, samples: Mapping[str, str] | None = No
         said += [_defence(same, plain) for same in grouped(protected, _protected)]
     return [
         sentence.strip()
-        for sentence in [*said, *noticed(cards), *misses(attacks), *caveats(scored)]
+        for sentence in [
+            *said,
+            *noticed(cards),
+            *misses(attacks),
+            *diverged(found),
+            *caveats(scored),
+        ]
         if sentence
     ]
 

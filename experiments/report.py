@@ -125,8 +125,9 @@ def write_report(folder: Path, *, conclusions: Conclusions = say) -> Path:
 def _content(folder: Path, cards: Sequence[Card]) -> dict[str, Any]:
     """Return everything the page shows."""
     found = cells(cards)
-    attacked = [cell for cell in found if cell.first.status != "unfit"]
+    attacked = [cell for cell in found if cell.first.status in {"done", "unscored"}]
     scored = [cell for cell in attacked if cell.first.status == "done"]
+    diverged = [cell for cell in found if cell.first.status == "diverged"]
     demo = any(card.demo for card in cards)
     return {
         "style": Markup(STYLE),  # noqa: S704  a constant of ours
@@ -136,7 +137,7 @@ def _content(folder: Path, cards: Sequence[Card]) -> dict[str, Any]:
         "blocks": [_laid(block) for block in blocks(folder, attacked)],
         "charts": [Markup(chart) for chart in charts(scored)],  # noqa: S704  matplotlib escapes
         "legend": legend(scored),
-        "matrices": matrices(scored),
+        "matrices": matrices([*scored, *diverged]),
         "tables": tables(scored),
         "stolen": stolen(scored),
         "detectors": detectors(cards),
@@ -177,8 +178,10 @@ def _counted(cards: Sequence[Card]) -> str:
     counts = Counter(card.status for card in cards)
     results = f"{counts['done']} {'result' if counts['done'] == 1 else 'results'}"
     unscored = f", {counts['unscored']} attacked without answers" if counts["unscored"] else ""
-    unfit = f", {counts['unfit']} unfit" if counts["unfit"] else ""
-    return f"{results}{unscored}{unfit}"
+    rest = "".join(
+        f", {counts[status]} {status}" for status in ("diverged", "unfit") if counts[status]
+    )
+    return f"{results}{unscored}{rest}"
 
 
 def _listed(name: str, values: Sequence[str]) -> str:
@@ -233,7 +236,8 @@ def _threats(found: Sequence[Cell]) -> list[dict[str, str]]:
 def _why(card: Card) -> str:
     if card.status == "unscored":
         return "Attacked without an answer key, so the guesses have no scores."
-    return card.why or ""
+    why = card.why or ""
+    return f"Training diverged: {why}" if card.status == "diverged" else why
 
 
 def _kept(target: Path, text: str) -> Path:

@@ -9,7 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean
 from typing import Any, Literal, TypeVar
@@ -58,10 +58,13 @@ class Cell:
     Attributes:
         cards: The same settings under one or several seeds.
         variant: The settings that tell this cell from others of the same name, as text.
+        diverged: Seeds of the same settings whose training left the finite numbers. They are cells
+            of their own, without a score, and in no average of this one.
     """
 
     cards: tuple[Card, ...]
     variant: str = ""
+    diverged: int = 0
 
     @property
     def first(self) -> Card:
@@ -181,13 +184,14 @@ def cells(cards: Iterable[Card]) -> list[Cell]:
     sizes = Counter((card.model, card.data) for card in cards)
     for card in sorted(cards, key=lambda card: (-sizes[card.model, card.data], *_order(card))):
         groups.setdefault(_identity(card), []).append(card)
-    found = [Cell(cards=tuple(group)) for group in groups.values()]
+    lost = Counter(_settings(card) for card in cards if card.status == "diverged")
+    found = [
+        Cell(cards=tuple(group), diverged=lost[_settings(group[0])]) for group in groups.values()
+    ]
     names: dict[tuple[object, ...], list[Cell]] = {}
     for cell in found:
         names.setdefault(_name(cell.first), []).append(cell)
-    return [
-        Cell(cards=cell.cards, variant=_variant(cell, names[_name(cell.first)])) for cell in found
-    ]
+    return [replace(cell, variant=_variant(cell, names[_name(cell.first)])) for cell in found]
 
 
 def grouped(found: Iterable[Cell], by: Callable[[Cell], Key]) -> list[list[Cell]]:
@@ -260,13 +264,17 @@ def _name(card: Card) -> tuple[object, ...]:
         card.nodes,
         card.attack,
         card.defense,
-        card.status,
     )
 
 
-def _identity(card: Card) -> str:
+def _settings(card: Card) -> str:
+    """Return all that seeds of one cell have in common, whatever became of them."""
     settings = {name: value for name, value in card.settings.items() if name not in _SEEDED}
-    return json.dumps([_name(card), settings, card.source, card.why], sort_keys=True)
+    return json.dumps([_name(card), settings, card.source], sort_keys=True)
+
+
+def _identity(card: Card) -> str:
+    return json.dumps([_settings(card), card.status, card.status == "unfit" and card.why])
 
 
 _SEEDED = {"seed", "case"}

@@ -21,17 +21,17 @@ _DARKEST = 80  # percent of the accent colour, over which text is still readable
 _NOTHING = "\N{EN DASH}"
 
 
-def matrices(scored: Sequence[Cell]) -> list[dict[str, Any]]:
+def matrices(shown: Sequence[Cell]) -> list[dict[str, Any]]:
     """Return a map of every case that has two attacks under two defences or more.
 
     Args:
-        scored: Cells with scores.
+        shown: Cells with scores, and those whose training diverged.
 
     Returns:
         Maps as the page wants them: ``title``, ``defenses``, ``rows`` of an ``attack``, its
         ``metric`` and its ``fields``, and the ``utility`` under each defence.
     """
-    found = [_matrix(group) for group in grouped(scored, _place)]
+    found = [_matrix(group) for group in grouped(shown, _place)]
     return [each for each in found if each is not None]
 
 
@@ -58,7 +58,9 @@ def _matrix(group: Sequence[Cell]) -> dict[str, Any] | None:
 
 def _line(line: Sequence[Cell], keys: Sequence[str]) -> dict[str, Any]:
     """Return one attack's fields, all of the metric that leads where most cells have it."""
-    by_defense = {_defense(cell): cell for cell in line}
+    by_defense: dict[str, Cell] = {}
+    for cell in sorted(line, key=lambda cell: bool(cell.measures)):
+        by_defense[_defense(cell)] = cell  # of seeds that ended differently, those with scores
     metric = max(
         (name for name in _ORDER if any(name in cell.measures for cell in line)),
         key=lambda name: sum(name in cell.measures for cell in line),
@@ -72,13 +74,17 @@ def _line(line: Sequence[Cell], keys: Sequence[str]) -> dict[str, Any]:
 
 def _field(cell: Cell | None, metric: str) -> dict[str, Any]:
     if cell is None or metric not in cell.measures:
-        return _empty()
+        lost = cell is not None and cell.first.status == "diverged"
+        return _empty() | ({"value": "diverged"} if lost else {})
     value, base = cell.measures[metric].mean, cell.baseline(metric)
     chance = base[1] if base else 0.0
     skill = (value - chance) / (1 - chance) if chance < 1 else 0.0
+    said = [f"({value_text(metric, chance)})"] if base else []
+    if cell.diverged:
+        said.append(f"{cell.diverged} of {cell.diverged + len(cell.cards)} diverged")
     return {
         "value": value_text(metric, value),
-        "base": f"({value_text(metric, chance)})" if base else "",
+        "base": " ".join(said),
         "tint": round(_DARKEST * min(max(skill, 0.0), 1.0)),
     }
 

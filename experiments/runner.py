@@ -5,6 +5,7 @@
 """
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -22,8 +23,9 @@ from experiments.attacking import (
     keep_truth,
     make_attack,
 )
-from experiments.cells import CellSettings, Training, cells
+from experiments.cells import CellSettings, cells
 from experiments.decoding import decoded_attack, honest_probe, never_hijacked, quality
+from experiments.describing import described, without_result
 from experiments.detecting import detected
 from experiments.last_run import note_last_run
 from experiments.lending import Grids, grids_of
@@ -33,16 +35,16 @@ from experiments.run_folder import TrainingRun
 from experiments.settings import JsonObject, Settings
 from experiments.settings_file import load_settings
 from experiments.settling import settled
+from experiments.soundness import NonFiniteError
 from experiments.training import train
-from leakbed import __version__
 from leakbed.api import Progress
-from leakbed.cards import Card, Threat, card_key, peak_memory, read_cards, source_hash, write_card
+from leakbed.cards import Card, card_key, peak_memory, read_cards, source_hash, write_card
 from leakbed.contracts import MissingKnowledgeError, UnfitViewError
 from leakbed.flower_internals import task_identity
+from leakbed.grids.failures import NodeFailed
 from leakbed.oracle.answer_key import AnswerKey
 from leakbed.seeds import derive
 from leakbed.targets import MisfitError
-from strategies import PROTOCOLS
 
 UNFIT = (MisfitError, MissingKnowledgeError, UnfitViewError)
 
@@ -95,7 +97,13 @@ def run(
     with task_identity():
         for runner, group in zip(runners, keyed, strict=True):
             found += runner.cells_of(group, done)
+            if not checked.keep_runs:
+                runner.tidy()
     return found
+
+
+class DivergedError(RuntimeError):
+    """Training left the finite numbers, so that there is nothing to attack."""
 
 
 class _Runner:
@@ -112,6 +120,8 @@ class _Runner:
     ) -> None:
         self._prepared, self._folder, self._source = prepared, folder, source
         self._grids, self._progress = grids, progress
+        self._runs: set[Path] = set()
+        self._diverged: dict[Path, DivergedError] = {}
 
     @property
     def _ran_on(self) -> str:
@@ -132,23 +142,39 @@ class _Runner:
                 if why is None:
                     card = self._attacked(cell, key)
                 else:
-                    card = _unfit(cell, key, self._source, why)
+                    card = without_result(cell, key, self._source, status="unfit", why=why)
                 write_card(card, self._folder)
             cards.append(card)
             if self._progress is not None:
                 self._progress.advance(f"{cell.case}: {cell.attack.name} / {training.defense.name}")
         return cards
 
+    def tidy(self) -> None:
+        """Remove the runs that the cells shared: their cards, guesses and truths stay."""
+        for folder in self._runs:
+            shutil.rmtree(folder, ignore_errors=True)
+
     def _trained(self, case: str, prepared: Prepared) -> TrainingRun:
         """Return a finished run of these settings, trained now if there is none."""
         training = prepared.settings
         folder = self._folder / "runs" / training.key(self._ran_on)
+        self._runs.add(folder)
         if (finished := TrainingRun.read(folder)) is not None:
             return finished
+        if folder in self._diverged:
+            raise self._diverged[folder]  # it would end there again
         if self._progress is not None:
-            self._progress.note(f"{case}: training {training.protocol.name}{_by(training)}")
+            self._progress.note(f"{case}: training {training.protocol.name}{training.attacker()}")
         with self._grids(training.data.nodes) as (grid, roster):
-            return train(prepared, grid, folder, roster=roster)
+            try:
+                return train(prepared, grid, folder, roster=roster)
+            except NonFiniteError as error:
+                self._diverged[folder] = DivergedError(str(error))
+            except NodeFailed as error:
+                if not error.diverged:
+                    raise
+                self._diverged[folder] = DivergedError(str(error))
+            raise self._diverged[folder]
 
     def _attacked(self, cell: CellSettings, key: str) -> Card:
         try:
@@ -159,7 +185,9 @@ class _Runner:
             trained = self._trained(cell.case, self._prepared)
             return self._judged(cell, key, trained, self._passive(cell, trained))
         except UNFIT as error:
-            return _unfit(cell, key, self._source, str(error))
+            return without_result(cell, key, self._source, status="unfit", why=str(error))
+        except DivergedError as error:
+            return without_result(cell, key, self._source, status="diverged", why=str(error))
 
     def _passive(self, cell: CellSettings, trained: TrainingRun) -> Attacked:
         """Attack the trace of a run."""
@@ -237,7 +265,7 @@ class _Runner:
     ) -> Card:
         """Say what a run came to; the last two stand beside what the training took and left."""
         return Card(
-            **_described(cell, key, self._source),
+            **described(cell, key, self._source),
             status="done",
             scores=verdict.scores,
             baselines=verdict.baselines,
@@ -248,41 +276,3 @@ class _Runner:
             cost={**trained.cost, **(cost or {}), "peak_memory": peak_memory()},
             unreliable=verdict.unreliable,
         )
-
-
-def _described(cell: CellSettings, key: str, source: str) -> dict[str, Any]:
-    """Return what a card says of its cell, whatever became of it."""
-    training = cell.training
-    exchanges = PROTOCOLS[training.protocol.name].exchanges
-    return {
-        "key": key,
-        "case": cell.case,
-        "demo": cell.demo,
-        "protocol": training.protocol.name,
-        "data": training.data.name,
-        "model": training.model.name,
-        "cut": training.model.cut if exchanges == "split" else None,
-        "nodes": training.data.nodes,
-        "attack": cell.attack.name,
-        "defense": training.defense.name,
-        "seed": training.seed,
-        "threat": Threat.of(make_attack(cell.attack).threat),
-        "settings": cell.as_json(),
-        "reported": cell.attack.reported,
-        "version": __version__,
-        "source": source,
-    }
-
-
-def _by(training: Training) -> str:
-    """Say who attacks during a run, where somebody does."""
-    if training.intruder is not None:
-        return f" with {training.intruder.name} at nodes {list(training.intruder.nodes)}"
-    if training.adversary is None:
-        return ""
-    manner = "" if training.adversary.forges else " (control: it forges nothing)"
-    return f" under {training.adversary.name}{manner}"
-
-
-def _unfit(cell: CellSettings, key: str, source: str, why: str | None) -> Card:
-    return Card(**_described(cell, key, source), status="unfit", why=why)

@@ -97,6 +97,8 @@ class Settings(Strict):
         ray_address: Of a Ray cluster to join, ``"auto"`` for the one this machine belongs to; None
             starts Ray on this machine alone.
         keep_rounds: Which rounds a trace keeps: the ``"last"``, which is attacked, or ``"all"``.
+        keep_runs: Whether training runs stay when their cells are done. Of many cells they are
+            gigabytes; without them, a cell with other attack settings trains again.
         data: Defaults of every cell's data.
         model: Likewise.
         protocol: Likewise.
@@ -118,6 +120,7 @@ class Settings(Strict):
     gpus_per_worker: float = Field(default=0.0, ge=0)
     ray_address: str | None = None
     keep_rounds: Literal["last", "all"] = "last"
+    keep_runs: bool = True
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
     protocol: ProtocolSettings = ProtocolSettings()

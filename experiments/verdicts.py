@@ -172,6 +172,26 @@ def published(card: Card) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
+def diverged(found: Sequence[Cell]) -> list[str]:
+    """Say which runs have no score since their training left the finite numbers.
+
+    Args:
+        found: All cells.
+
+    Returns:
+        One sentence, or none.
+    """
+    lost = [cell for cell in found if cell.first.status == "diverged"]
+    if not lost:
+        return []
+    scored = {_called(cell): len(cell.cards) for cell in found if cell.first.status == "done"}
+    counts = [
+        f"{len(cell.cards)} of {len(cell.cards) + scored.get(_called(cell), 0)} in {_called(cell)}"
+        for cell in lost
+    ]
+    return [f"Runs that diverged have no score and are in no average: {_crowd(counts)}."]
+
+
 def caveats(scored: Sequence[Cell]) -> list[str]:
     """Say which numbers should not be believed and why, and which targets failed.
 

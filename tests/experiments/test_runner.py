@@ -1,6 +1,7 @@
 """A whole experiment on small data: cards, resuming, sharing runs, failures, misfits."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,6 +66,44 @@ def test_a_finished_cell_is_not_run_again(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(runner, "train", pytest.fail)
     monkeypatch.setattr(runner, "attack_run", pytest.fail)
     assert run(TABLE, out=tmp_path) == before
+
+
+def test_runs_can_be_left_out_once_their_cells_are_done(tmp_path: Path) -> None:
+    kept, tidied = (
+        run(TABLE, out=tmp_path / name, overrides=[f"keep_runs={value}"])
+        for name, value in (("a", "true"), ("b", "false"))
+    )
+    assert [card.key for card in kept] == [card.key for card in tidied]
+    assert [card.scores for card in kept] == [card.scores for card in tidied]
+    assert len(list((tmp_path / "a" / "runs").iterdir())) == 1
+    assert list((tmp_path / "b" / "runs").iterdir()) == []
+    assert len(list((tmp_path / "b" / "guesses").iterdir())) == 2
+
+
+@pytest.mark.parametrize("protocol", ["vanilla-split", "splitfed-v1", "fedavg"])
+def test_training_that_diverges_is_a_result_and_the_other_cells_run(
+    tmp_path: Path, protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainings: list[float] = []
+    train = runner.train
+
+    def counted(prepared: Any, *rest: Any, **more: Any) -> Any:
+        trainings.append(prepared.settings.protocol.learning_rate)
+        return train(prepared, *rest, **more)
+
+    monkeypatch.setattr(runner, "train", counted)
+    table = {**TABLE, "protocol": {**TABLE["protocol"], "name": protocol}}
+    table["attack"] = [{"name": "mean-image", "targets": 2}, {"name": "constant-image"}]
+    sweep = ["sweep={'protocol.learning_rate'=[1e30, 0.1]}"]
+    cards = run(table, out=tmp_path, overrides=sweep)
+    assert [card.status for card in cards] == ["diverged", "diverged", "done", "done"]
+    assert trainings == [1e30, 0.1], "a run that diverges is tried once, whoever would attack it"
+    for card in cards[:2]:
+        assert re.search(r"node \d.* round 1.*learning_rate", str(card.why))
+        assert (card.scores, card.utility) == ({}, {})
+    assert len(list((tmp_path / "runs").iterdir())) == 1, "nothing of it is left"
+    monkeypatch.setattr(runner, "train", pytest.fail)
+    assert run(table, out=tmp_path, overrides=sweep) == cards
 
 
 def test_a_missing_card_is_attacked_again_without_training(

@@ -106,6 +106,8 @@ def test_numbers_need_baselines_and_refusals_reasons() -> None:
         card(status="unfit", scores={})
     with pytest.raises(ValidationError, match="has no scores"):
         card(status="unscored")
+    with pytest.raises(ValidationError, match="'diverged' needs `why`"):
+        card(status="diverged", scores={})
     assert card(status="unfit", scores={}, why="no smashed data").why == "no smashed data"
 
 
