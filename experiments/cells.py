@@ -140,6 +140,11 @@ class CellSettings:
     attack: AttackSettings
     demo: bool
 
+    @property
+    def label(self) -> str:
+        """What a user is told when the cell is done."""
+        return f"{self.case}: {self.attack.name} / {self.training.defense.name}"
+
     def as_json(self) -> JsonObject:
         """Return every setting a result depends on as JSON values."""
         attack = self.attack.model_dump(mode="json", exclude={"reported", "everywhere"})

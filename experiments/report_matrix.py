@@ -66,14 +66,12 @@ def _line(line: Sequence[Cell], keys: Sequence[str]) -> dict[str, Any]:
         key=lambda name: sum(name in cell.measures for cell in line),
         default=None,
     )
-    if metric is None:
-        return {"metric": _NOTHING, "fields": [_empty() for _ in keys]}
     fields = [_field(by_defense.get(key), metric) for key in keys]
-    return {"metric": METRIC_IN_WORDS[metric], "fields": fields}
+    return {"metric": METRIC_IN_WORDS[metric] if metric else _NOTHING, "fields": fields}
 
 
-def _field(cell: Cell | None, metric: str) -> dict[str, Any]:
-    if cell is None or metric not in cell.measures:
+def _field(cell: Cell | None, metric: str | None) -> dict[str, Any]:
+    if cell is None or metric is None or metric not in cell.measures:
         lost = cell is not None and cell.first.status == "diverged"
         return _empty() | ({"value": "diverged"} if lost else {})
     value, base = cell.measures[metric].mean, cell.baseline(metric)

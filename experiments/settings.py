@@ -96,6 +96,8 @@ class Settings(Strict):
         gpus_per_worker: Share of a GPU each of them takes.
         ray_address: Of a Ray cluster to join, ``"auto"`` for the one this machine belongs to; None
             starts Ray on this machine alone.
+        jobs: Processes that share the training runs and their attacks, with the same numbers; only
+            of the local grid, since Ray and Flower's runtimes share the work themselves.
         keep_rounds: Which rounds a trace keeps: the ``"last"``, which is attacked, or ``"all"``.
         keep_runs: Whether training runs stay when their cells are done. Of many cells they are
             gigabytes; without them, a cell with other attack settings trains again.
@@ -119,6 +121,7 @@ class Settings(Strict):
     workers: int | None = Field(default=None, ge=1)
     gpus_per_worker: float = Field(default=0.0, ge=0)
     ray_address: str | None = None
+    jobs: int = Field(default=1, ge=1, strict=True)
     keep_rounds: Literal["last", "all"] = "last"
     keep_runs: bool = True
     data: DataSettings = DataSettings()

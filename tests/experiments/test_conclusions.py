@@ -64,6 +64,14 @@ def test_strengths_of_one_defence_are_told_apart(make_card: MakeCard) -> None:
     assert "SSIM falls from 0.80 to 0.10" in text
 
 
+def test_runs_that_diverged_are_told(make_card: MakeCard) -> None:
+    lost = make_card(seed=1, defense="nopeek", status="diverged", why="node 0")
+    alone = "Runs that diverged have no score and are in no average: 1 of 1 in unsplit"
+    assert alone in conclusions([lost])[-1]
+    beside = conclusions([make_card(), make_card(defense="nopeek"), lost])
+    assert any("in no average: 1 of 2 in unsplit (split, mnistnet" in each for each in beside)
+
+
 def test_entries_without_an_attack_are_not_called_attacks(make_card: MakeCard) -> None:
     assert conclusions([make_card(attack="smashed-as-image")]) == [
         "No attack was scored, so nothing can be said about leakage."

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from attacks import ADVERSARIES
 from attacks.feature_space_hijacking import FeatureSpaceHijacking
-from experiments import runner
+from experiments import group
 from experiments.cells import cells
 from experiments.decoding import decoded_attack, quality
 from experiments.run_folder import TrainingRun
@@ -119,7 +119,7 @@ def test_a_finished_hijack_is_judged_again_without_training(
     done: tuple[Path, list[Card]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, before = done
-    monkeypatch.setattr(runner, "train", pytest.fail)
+    monkeypatch.setattr(group, "train", pytest.fail)
     (folder / "cards" / f"{before[1].key}.json").unlink()
     again = run(TABLE, out=folder)
     assert (again[1].scores, again[1].control) == (before[1].scores, before[1].control)
@@ -165,7 +165,7 @@ def test_bad_settings_of_an_adversary_are_refused_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(ADVERSARIES, "fsha", FeatureSpaceHijacking)
-    monkeypatch.setattr(runner, "train", pytest.fail)
+    monkeypatch.setattr(group, "train", pytest.fail)
     table = {**TABLE, "attack": [{"name": "fsha", "gradient_scale": -1.0}]}
     with pytest.raises(ValueError, match="gradient_scale"):
         run(table, out=tmp_path)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from experiments import runner
+from experiments import group
 from experiments.report import write_report
 from experiments.run_folder import TrainingRun
 from experiments.runner import run
@@ -135,7 +135,7 @@ def test_by_fedavg_the_same_settings_run(tmp_path: Path) -> None:
 def test_a_protocol_that_does_not_fit_is_a_card_that_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "train", None)  # nothing may be trained
+    monkeypatch.setattr(group, "train", None)  # nothing may be trained
     table = {**TABLE, "attack": [TABLE["attack"][1]]}
     (card,) = run(table, overrides=["protocol.name=vanilla-split"], out=tmp_path)
     assert card.status == "unfit"

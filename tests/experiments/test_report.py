@@ -51,6 +51,7 @@ def outline(page: Path) -> Outline:
 def test_a_full_report_has_its_sections_in_order(make_card: MakeCard, leave: Leave) -> None:
     folder = leave(make_card())
     leave(make_card(protocol="fedavg", attack="dlm", status="unfit", why="they do not fit"))
+    leave(make_card(defense="nopeek", status="diverged", why="node 0 left"))
     page = write_report(folder)
     assert page == folder / "report.html"
     assert outline(page).headings == [
@@ -65,9 +66,10 @@ def test_a_full_report_has_its_sections_in_order(make_card: MakeCard, leave: Lea
     ]
     text = page.read_text()
     assert "they do not fit" in text
+    assert "<dd>Training diverged: node 0 left</dd>" in text
     assert "The server follows the protocol, reads the activations" in text
     assert "For the owner of the private data." in text
-    assert re.search(r"1 result, 1 unfit, \d{4}-\d\d-\d\d \d\d:\d\d UTC", text)
+    assert re.search(r"1 result, 1 diverged, 1 unfit, \d{4}-\d\d-\d\d \d\d:\d\d UTC", text)
 
 
 def test_the_file_loads_nothing_and_runs_nothing(make_card: MakeCard, leave: Leave) -> None:

@@ -99,3 +99,28 @@ def test_what_a_hijacker_left_of_the_task_is_not_the_defences_price(make_card: M
     ]
     (matrix,) = matrices(cells(found))
     assert matrix["utility"] == ["90%", "90%"]
+
+
+def test_a_run_that_diverged_shows_and_is_in_no_mean(make_card: MakeCard) -> None:
+    lost = {"status": "diverged", "why": "node 0", "means": {"ssim": 1.0}}
+    found = cells(
+        [
+            *[make_card(attack=name) for name in ("unsplit", "exploit")],
+            *[make_card(attack=name, defense="nopeek", **lost) for name in ("unsplit", "exploit")],
+            make_card(attack="unsplit", defense="iso-noise", means={"identification": 0.5}),
+            make_card(attack="unsplit", defense="iso-noise", seed=1, **lost),
+            make_card(attack="unsplit", defense="iso-noise", seed=2, **lost | {"why": "later"}),
+            make_card(attack="exploit", defense="iso-noise"),
+        ]
+    )
+    (matrix,) = matrices([cell for cell in found if cell.first.status != "unfit"])
+    assert matrix["defenses"] == ["no defence", "iso-noise", "nopeek"]
+    exploit, unsplit = matrix["rows"]
+    assert [field["value"] for field in exploit["fields"]][2] == "diverged"
+    assert [field["value"] for field in unsplit["fields"]][1:] == ["50%", "diverged"]
+    assert unsplit["fields"][1]["base"] == "(0%) 2 of 3 diverged"
+    assert [field["tint"] for field in unsplit["fields"]][2] == 0
+
+    whole = [make_card(attack="fsha", defense=name, **lost) for name in ("none", "nopeek")]
+    (matrix,) = matrices(cells([make_card(), make_card(defense="nopeek"), *whole]))
+    assert [field["value"] for field in matrix["rows"][0]["fields"]] == ["diverged", "diverged"]

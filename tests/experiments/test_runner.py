@@ -11,7 +11,7 @@ import pytest
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from experiments import runner
+from experiments import group
 from experiments.runner import run
 from leakbed.data.recipe import DataRecipe
 from leakbed.grids import LocalGrid, NodeFailed
@@ -63,8 +63,8 @@ def test_writes_a_card_per_cell_and_keeps_what_it_needs(tmp_path: Path) -> None:
 
 def test_a_finished_cell_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = run(TABLE, out=tmp_path)
-    monkeypatch.setattr(runner, "train", pytest.fail)
-    monkeypatch.setattr(runner, "attack_run", pytest.fail)
+    monkeypatch.setattr(group, "train", pytest.fail)
+    monkeypatch.setattr(group, "attack_run", pytest.fail)
     assert run(TABLE, out=tmp_path) == before
 
 
@@ -85,13 +85,13 @@ def test_training_that_diverges_is_a_result_and_the_other_cells_run(
     tmp_path: Path, protocol: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainings: list[float] = []
-    train = runner.train
+    train = group.train
 
     def counted(prepared: Any, *rest: Any, **more: Any) -> Any:
         trainings.append(prepared.settings.protocol.learning_rate)
         return train(prepared, *rest, **more)
 
-    monkeypatch.setattr(runner, "train", counted)
+    monkeypatch.setattr(group, "train", counted)
     table = {**TABLE, "protocol": {**TABLE["protocol"], "name": protocol}}
     table["attack"] = [{"name": "mean-image", "targets": 2}, {"name": "constant-image"}]
     sweep = ["sweep={'protocol.learning_rate'=[1e30, 0.1]}"]
@@ -102,7 +102,7 @@ def test_training_that_diverges_is_a_result_and_the_other_cells_run(
         assert re.search(r"node \d.* round 1.*learning_rate", str(card.why))
         assert (card.scores, card.utility) == ({}, {})
     assert len(list((tmp_path / "runs").iterdir())) == 1, "nothing of it is left"
-    monkeypatch.setattr(runner, "train", pytest.fail)
+    monkeypatch.setattr(group, "train", pytest.fail)
     assert run(table, out=tmp_path, overrides=sweep) == cards
 
 
@@ -111,7 +111,7 @@ def test_a_missing_card_is_attacked_again_without_training(
 ) -> None:
     before = run(TABLE, out=tmp_path)
     (tmp_path / "cards" / f"{before[0].key}.json").unlink()
-    monkeypatch.setattr(runner, "train", pytest.fail)
+    monkeypatch.setattr(group, "train", pytest.fail)
     again = run(TABLE, out=tmp_path)
     assert again[0].scores == before[0].scores
 
@@ -126,7 +126,7 @@ def test_the_same_settings_give_the_same_scores(tmp_path: Path) -> None:
 def test_pairs_that_do_not_fit_are_cards_that_say_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "train", pytest.fail)  # nothing fits, so nothing is trained
+    monkeypatch.setattr(group, "train", pytest.fail)  # nothing fits, so nothing is trained
     table = {
         **TABLE,
         "attack": [{"name": "dlm-plus"}],
@@ -155,7 +155,7 @@ def test_federated_weights_go_through_the_same_runner(tmp_path: Path) -> None:
 def test_what_cannot_run_is_refused_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "train", pytest.fail)
+    monkeypatch.setattr(group, "train", pytest.fail)
     with pytest.raises(IllegalCutError):
         run(TABLE, out=tmp_path, overrides=["model.cut=9"])
     with pytest.raises(BatchTooLargeError, match="batch_size is 1000"):
@@ -183,7 +183,7 @@ def test_a_failing_node_stops_the_run_and_leaves_no_half_run(tmp_path: Path) -> 
 def test_bad_input_of_a_later_case_is_refused_before_the_first_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "train", pytest.fail)
+    monkeypatch.setattr(group, "train", pytest.fail)
     cases = [{"name": "good"}, {"name": "bad", "model.cut": 99}]
     with pytest.raises(IllegalCutError):
         run({**TABLE, "case": cases}, out=tmp_path)

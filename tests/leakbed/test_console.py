@@ -96,6 +96,7 @@ def test_what_is_wrong_with_a_card_shows() -> None:
         card(unreliable="diverged"),
         card(control=None, scores={"ssim": {"mean": None}}, utility={}),
         *[card(status="unfit", why="no", scores={}, baselines={}, control=None)] * 2,
+        card(status="diverged", why="node 0", scores={}, baselines={}, control=None),
     )
     dash = "\N{EN DASH}"
     assert rows[2:] == [
@@ -103,7 +104,8 @@ def test_what_is_wrong_with_a_card_shows() -> None:
         "unsplit 50% (0%) 0.62 (0.37) doubted 95%",
         f"unsplit {dash} {dash} {dash} {dash}",
         "In brackets the best guess that needed no message.",
-        "Unfit, 2 of 5 cells: no",
+        "Diverged, 1 of 6 cells: node 0",
+        "Unfit, 2 of 6 cells: no",
     ]
 
 

@@ -1,0 +1,119 @@
+"""Processes that share an experiment: the same numbers, resuming, errors, tidying up."""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from experiments import jobs
+from experiments.lending import grids_of
+from experiments.runner import run
+from experiments.settings_file import load_settings
+from leakbed.grids import NodeFailed
+
+TABLE: dict[str, Any] = {
+    "name": "shared",
+    "jobs": 2,
+    "data": {"name": "mnist-5k", "size": 400, "nodes": 2},
+    "model": {"name": "mlp2", "cut": 1},
+    "protocol": {"name": "vanilla-split", "batch_size": 16, "local_steps": 3},
+    "attack": [{"name": "smashed-as-image", "targets": 4}, {"name": "constant-image"}],
+    "sweep": {"seed": [0, 1, 2]},
+}
+
+
+class Here:
+    """A pool whose only process is this one."""
+
+    taken: ClassVar[list[jobs.Task]] = []
+    closed: ClassVar[bool] = False
+
+    def __init__(self, size: int, **_: Any) -> None:
+        assert size >= 1
+        Here.taken, Here.closed = [], False
+
+    def submit(self, work: Callable[[jobs.Task], Any], task: jobs.Task) -> "Future[Any]":
+        Here.taken.append(task)
+        future: Future[Any] = Future()
+        try:
+            future.set_result(work(task))
+        except RuntimeError as error:
+            future.set_exception(error)
+        return future
+
+    def shutdown(self, *, cancel_futures: bool) -> None:
+        assert cancel_futures
+        Here.closed = True
+
+
+class Told:
+    def __init__(self) -> None:
+        self.total, self.done = 0, list[str]()
+
+    def start(self, total: int) -> None:
+        self.total = total
+
+    def advance(self, label: str) -> None:
+        self.done.append(label)
+
+    def note(self, text: str) -> None: ...
+
+
+def test_two_processes_find_what_one_does_and_go_on_where_they_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = Told()
+    alone = run(TABLE, out=tmp_path / "a", overrides=["jobs=1"])
+    beside = run(TABLE, out=tmp_path / "b", progress=told)
+    assert [card.key for card in beside] == [card.key for card in alone]
+    assert [card.scores for card in beside] == [card.scores for card in alone]
+    assert [card.utility for card in beside] == [card.utility for card in alone]
+    assert told.total == len(told.done) == len(set(told.done)) == 6
+
+    lost = beside[2]
+    (tmp_path / "b" / "cards" / f"{lost.key}.json").unlink()
+    monkeypatch.setattr(jobs, "ProcessPoolExecutor", Here)
+    again = run(TABLE, out=tmp_path / "b", overrides=["keep_runs=false"])
+    assert [len(task.done) for task in Here.taken] == [1], "one task lacks one of its two cards"
+    assert [card for card in again if card.key != lost.key] == beside[:2] + beside[3:]
+    assert again[2].scores == lost.scores
+    assert not (tmp_path / "b" / "runs").exists()
+    monkeypatch.setattr(jobs, "ProcessPoolExecutor", pytest.fail)
+    assert run(TABLE, out=tmp_path / "b") == again, "nothing is left to share"
+
+
+@pytest.mark.parametrize(
+    ("raised", "seen", "match"),
+    [
+        (NodeFailed(0, "train", "disk full"), NodeFailed, "disk full"),
+        (
+            BrokenProcessPool(),
+            jobs.JobGoneError,
+            "one of 2 processes was killed.*-o jobs=1 goes on",
+        ),
+    ],
+)
+def test_an_error_of_a_process_ends_the_run(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    raised: Exception,
+    seen: type[Exception],
+    match: str,
+) -> None:
+    def fail(_: jobs.Task) -> None:
+        raise raised
+
+    monkeypatch.setattr(jobs, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(jobs, "cards_of", fail)
+    with pytest.raises(seen, match=match):
+        run(TABLE, out=tmp_path)
+    assert Here.closed
+
+
+def test_a_lent_grid_is_not_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "ProcessPoolExecutor", pytest.fail)
+    lent = grids_of(load_settings(TABLE, []))
+    assert len(run(TABLE, out=tmp_path, grids=lent, overrides=["sweep={}"])) == 2
