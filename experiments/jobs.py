@@ -5,13 +5,15 @@ those of one process that does everything in turn.
 """
 
 import logging
-import shutil
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from itertools import islice
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 
 import torch
 
@@ -20,7 +22,6 @@ from experiments.group import Group
 from experiments.lending import grids_of
 from experiments.preparing import prepare
 from experiments.settings import Settings
-from leakbed.api import Progress
 from leakbed.cards import Card
 from leakbed.flower_internals import task_identity
 
@@ -62,36 +63,25 @@ class Task:
         return {key: self.done[key] for key in self.cells if key in self.done}
 
 
-def side_by_side(tasks: Sequence[Task], *, progress: Progress | None) -> dict[str, Card]:
-    """Share tasks among processes.
+def side_by_side(tasks: Sequence[Task]) -> Iterator[tuple[int, dict[str, Card]]]:
+    """Share tasks among processes; of those that are done already, none is started.
 
-    The first error ends it: what nobody took is dropped, what is under way is waited for.
+    The first error ends it: nothing more is begun, what is under way is waited for.
 
     Args:
         tasks: Of one experiment.
-        progress: Told of each cell, once all of its task are done.
 
-    Returns:
-        The cards of all cells, by their keys.
+    Yields:
+        The place of a task and the cards of all its cells, by their keys, as they are done.
+
+    Raises:
+        JobGoneError: A process ended before its work did.
     """
-    settings = tasks[0].settings
-    cards: dict[str, Card] = {}
-    for task, own in _finished(tasks, jobs=settings.jobs):
-        cards |= own
-        if progress is not None:
-            for cell in task.cells.values():
-                progress.advance(cell.label)
-    if not settings.keep_runs:  # not sooner: runs of honest nodes serve several tasks
-        shutil.rmtree(tasks[0].folder / "runs", ignore_errors=True)
-    return cards
-
-
-def _finished(tasks: Sequence[Task], *, jobs: int) -> Iterator[tuple[Task, dict[str, Card]]]:
-    """Yield tasks with their cards, as they are done."""
-    yield from ((task, task.own) for task in tasks if task.is_done)
-    lacking = [replace(task, done=task.own) for task in tasks if not task.is_done]
+    yield from ((place, task.own) for place, task in enumerate(tasks) if task.is_done)
+    lacking = {place: task for place, task in enumerate(tasks) if not task.is_done}
     if not lacking:
         return
+    jobs = tasks[0].settings.jobs
     level = logging.getLogger(_FLOWER).level
     pool = ProcessPoolExecutor(
         min(jobs, len(lacking)),
@@ -99,23 +89,44 @@ def _finished(tasks: Sequence[Task], *, jobs: int) -> Iterator[tuple[Task, dict[
         initializer=_begin,
         initargs=(level,),
     )
+    waiting = iter(lacking.items())
+    under_way: dict[Future[dict[str, Card]], int] = {}
+
+    def begin(most: int) -> None:
+        """Begin some more: the pool itself would begin what it holds even after an error."""
+        for place, task in islice(waiting, most):
+            under_way[pool.submit(cards_of, replace(task, done=task.own))] = place
+
     try:
-        taken = {pool.submit(cards_of, task): task for task in lacking}
-        for future in as_completed(taken):
-            yield taken[future], future.result()
+        begin(jobs)
+        while under_way:
+            ended, _ = wait(under_way, return_when=FIRST_COMPLETED)
+            found = [(under_way.pop(future), future.result()) for future in ended]
+            begin(len(found))
+            yield from found
     except BrokenProcessPool as error:
         raise JobGoneError(
-            f"one of {jobs} processes was killed, perhaps for want of memory; finished cells stay, "
-            f"and the same command with -o jobs=1 goes on"
+            f"one of {jobs} processes ended before its work did: killed, perhaps for want of "
+            f"memory, or, started from a script, without `if __name__ == '__main__':` around its "
+            f"call; finished cells stay, and jobs = 1 (-o jobs=1) goes on in one process"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _begin(level: int) -> None:
-    """Make a fresh process compute on one thread, and log of Flower what its parent does."""
+    """Make a fresh process compute on one thread, log what its parent logs, and end with it."""
     torch.set_num_threads(1)
     logging.getLogger(_FLOWER).setLevel(level)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process once the one that started it is gone: nobody would read its work."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def cards_of(task: Task) -> dict[str, Card]:

@@ -58,8 +58,8 @@ class Cell:
     Attributes:
         cards: The same settings under one or several seeds.
         variant: The settings that tell this cell from others of the same name, as text.
-        diverged: Seeds of the same settings whose training left the finite numbers. They are cells
-            of their own, without a score, and in no average of this one.
+        diverged: Seeds of the same settings whose training diverged: cells of their own, in no
+            average of this one.
     """
 
     cards: tuple[Card, ...]
@@ -185,13 +185,13 @@ def cells(cards: Iterable[Card]) -> list[Cell]:
     for card in sorted(cards, key=lambda card: (-sizes[card.model, card.data], *_order(card))):
         groups.setdefault(_identity(card), []).append(card)
     lost = Counter(_settings(card) for card in cards if card.status == "diverged")
-    found = [
-        Cell(cards=tuple(group), diverged=lost[_settings(group[0])]) for group in groups.values()
-    ]
-    names: dict[tuple[object, ...], list[Cell]] = {}
-    for cell in found:
-        names.setdefault(_name(cell.first), []).append(cell)
-    return [replace(cell, variant=_variant(cell, names[_name(cell.first)])) for cell in found]
+    found = [Cell(cards=tuple(own), diverged=lost[_settings(own[0])]) for own in groups.values()]
+
+    def kin(cell: Cell) -> tuple[object, ...]:
+        return *_name(cell.first), cell.first.status == "unfit"  # pairs that never ran stay apart
+
+    names = {kin(same[0]): same for same in grouped(found, kin)}
+    return [replace(cell, variant=_variant(cell, names[kin(cell)])) for cell in found]
 
 
 def grouped(found: Iterable[Cell], by: Callable[[Cell], Key]) -> list[list[Cell]]:

@@ -6,6 +6,7 @@ An active adversary stands at the wiretap, on the server's side of everything th
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
@@ -80,7 +81,8 @@ def train(
         if (rival := TrainingRun.read(folder)) is not None:
             return rival  # another process finished the same run first
         shutil.rmtree(folder, ignore_errors=True)
-        work.rename(folder)
+        with suppress(OSError):  # or does so just now
+            work.rename(folder)
     return TrainingRun(folder=folder, **json.loads((folder / SUMMARY).read_text()))
 
 

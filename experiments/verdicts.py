@@ -181,15 +181,28 @@ def diverged(found: Sequence[Cell]) -> list[str]:
     Returns:
         One sentence, or none.
     """
-    lost = [cell for cell in found if cell.first.status == "diverged"]
-    if not lost:
-        return []
-    scored = {_called(cell): len(cell.cards) for cell in found if cell.first.status == "done"}
+    ended: dict[str, dict[int, bool]] = {}
+    for cell in found:
+        for card in cell.cards if cell.first.status in {"done", "diverged"} else ():
+            # Attacks share a run, of which each has a card; an active one has a run of its own.
+            ended.setdefault(_run(cell), {})[card.seed] = card.status == "diverged"
     counts = [
-        f"{len(cell.cards)} of {len(cell.cards) + scored.get(_called(cell), 0)} in {_called(cell)}"
-        for cell in lost
+        f"{sum(lost.values())} of {len(lost)} ({run})"
+        for run, lost in ended.items()
+        if any(lost.values())
     ]
-    return [f"Runs that diverged have no score and are in no average: {_crowd(counts)}."]
+    if not counts:
+        return []
+    return [f"Runs that diverged have no score and are in no average: {'; '.join(counts)}."]
+
+
+def _run(cell: Cell) -> str:
+    """Return what tells a cell's training run from others, but for its seed."""
+    card = cell.first
+    by = f", under {card.attack}" if card.threat and card.threat.active else ""
+    cut = "" if cell.cut is None else f", cut {cell.cut}"
+    defense = "" if card.defense == "none" else f", {card.defense}"
+    return f"{cell.case}, {card.protocol}, {card.model} on {card.data}{cut}{defense}{by}"
 
 
 def caveats(scored: Sequence[Cell]) -> list[str]:

@@ -66,10 +66,12 @@ def test_strengths_of_one_defence_are_told_apart(make_card: MakeCard) -> None:
 
 def test_runs_that_diverged_are_told(make_card: MakeCard) -> None:
     lost = make_card(seed=1, defense="nopeek", status="diverged", why="node 0")
-    alone = "Runs that diverged have no score and are in no average: 1 of 1 in unsplit"
-    assert alone in conclusions([lost])[-1]
-    beside = conclusions([make_card(), make_card(defense="nopeek"), lost])
-    assert any("in no average: 1 of 2 in unsplit (split, mnistnet" in each for each in beside)
+    where = "(split, vanilla-split, mnistnet on mnist-5k, cut 1, nopeek)"
+    said = "Runs that diverged have no score and are in no average: {} " + where + "."
+    assert conclusions([lost])[-1] == said.format("1 of 1")
+    another = make_card(seed=1, defense="nopeek", attack="exploit", status="diverged", why="it")
+    beside = conclusions([make_card(), make_card(defense="nopeek"), lost, another])
+    assert said.format("1 of 2") in beside, "two attacks on one run are one run"
 
 
 def test_entries_without_an_attack_are_not_called_attacks(make_card: MakeCard) -> None:

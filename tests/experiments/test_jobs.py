@@ -80,7 +80,7 @@ def test_two_processes_find_what_one_does_and_go_on_where_they_stopped(
     assert [len(task.done) for task in Here.taken] == [1], "one task lacks one of its two cards"
     assert [card for card in again if card.key != lost.key] == beside[:2] + beside[3:]
     assert again[2].scores == lost.scores
-    assert not (tmp_path / "b" / "runs").exists()
+    assert list((tmp_path / "b" / "runs").iterdir()) == []
     monkeypatch.setattr(jobs, "ProcessPoolExecutor", pytest.fail)
     assert run(TABLE, out=tmp_path / "b") == again, "nothing is left to share"
 
@@ -92,7 +92,7 @@ def test_two_processes_find_what_one_does_and_go_on_where_they_stopped(
         (
             BrokenProcessPool(),
             jobs.JobGoneError,
-            "one of 2 processes was killed.*-o jobs=1 goes on",
+            "one of 2 processes ended before.*-o jobs=1",
         ),
     ],
 )
@@ -111,6 +111,7 @@ def test_an_error_of_a_process_ends_the_run(
     with pytest.raises(seen, match=match):
         run(TABLE, out=tmp_path)
     assert Here.closed
+    assert len(Here.taken) == 2, "the third of three was never begun"
 
 
 def test_a_lent_grid_is_not_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +14,10 @@ from flwr.serverapp import Grid
 
 from experiments import group
 from experiments.runner import run
+from experiments.soundness import NonFiniteError
 from leakbed.data.recipe import DataRecipe
 from leakbed.grids import LocalGrid, NodeFailed
+from leakbed.hijack import HijackDivergedError
 from leakbed.models import IllegalCutError
 from leakbed.order import BatchTooLargeError
 
@@ -104,6 +107,40 @@ def test_training_that_diverges_is_a_result_and_the_other_cells_run(
     assert len(list((tmp_path / "runs").iterdir())) == 1, "nothing of it is left"
     monkeypatch.setattr(group, "train", pytest.fail)
     assert run(table, out=tmp_path, overrides=sweep) == cards
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        HijackDivergedError("fsha left the finite numbers"),
+        NonFiniteError("smashed of node 0"),
+        # As Flower's deployment and its simulation pass a node's error on.
+        NodeFailed(
+            0, "train", "<class 'clients.cell.UnstableTrainingError'>:<'left the finite numbers'>"
+        ),
+        NodeFailed(0, "train", "ClientAppException: training at node 0 left the finite numbers"),
+    ],
+)
+def test_whoever_diverged_there_is_a_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(group, "train", fail)
+    cards = run(TABLE, out=tmp_path)
+    assert [(card.status, card.why) for card in cards] == [("diverged", str(error))] * 2
+
+
+def test_a_run_stays_until_the_last_group_that_may_need_it_is_done(tmp_path: Path) -> None:
+    first, second = (SimpleNamespace(runs={tmp_path / own, tmp_path / "shared"}) for own in "ab")
+    for name in ("a", "b", "shared", "foreign"):
+        (tmp_path / name).mkdir()
+    tidying: Any = group.Tidying([first, second], keep=False)  # type: ignore[list-item]
+    tidying.after(second)
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "shared", "foreign"}
+    tidying.after(first)
+    assert [path.name for path in tmp_path.iterdir()] == ["foreign"]
 
 
 def test_a_missing_card_is_attacked_again_without_training(
