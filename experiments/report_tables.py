@@ -27,9 +27,17 @@ def setting(cell: Cell) -> str:
         "" if cell.cut is None or "cut=" in cell.case else f"cut {cell.cut}",
         "no defence" if card.defense == "none" else card.defense,
         cell.variant,
-        f"{len(cell.cards)} seeds" if len(cell.cards) > 1 else "",
+        _seeds(cell),
     ]
     return ", ".join(part for part in parts if part)
+
+
+def _seeds(cell: Cell) -> str:
+    """Return how many seeds a row's means are of, where that is not plainly one."""
+    diverged = cell.diverged if cell.first.status == "done" else 0
+    count = len(cell.cards)
+    seeds = f"{count} seeds" if count > 1 else "1 seed" if diverged else ""
+    return f"{seeds} of {count + diverged}, the others diverged" if diverged else seeds
 
 
 def tables(scored: Sequence[Cell]) -> list[dict[str, Any]]:

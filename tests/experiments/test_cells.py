@@ -119,6 +119,37 @@ def test_the_control_run_differs_in_what_nodes_get_alone() -> None:
     assert honest.never_hijacked() == honest
 
 
+def test_a_case_chooses_among_namesakes_by_what_they_are_called() -> None:
+    table: dict[str, Any] = {
+        "name": "x",
+        "protocol": {"name": "vanilla-split"},
+        "attack": [
+            {"name": "fsha", "gradient_scale": 2.0, "called": "strong", "everywhere": False},
+            {"name": "fsha", "called": "plain", "everywhere": False},
+            {"name": "mean-image"},
+        ],
+        "defense": [
+            {"name": "none"},
+            {"stack": [{"name": "smashed-noise", "sigma": 2.0}], "called": "loud"},
+            {"name": "smashed-noise", "called": "soft", "everywhere": False},
+        ],
+        "case": [
+            {"name": "a", "attacks": ["plain"], "defenses": ["soft"]},
+            {"name": "b", "attacks": ["strong"], "defenses": ["none"]},
+            {"name": "c"},
+        ],
+    }
+    (plain, strong, *others) = cells(load_settings(table))
+    assert plain.attack.own == {}
+    assert plain.training.defense.stack == (("smashed-noise", {}),)
+    assert strong.attack.own == {"gradient_scale": 2.0}
+    assert [cell.training.defense.name for cell in others] == ["none", "smashed-noise"]
+
+    uncalled = {**table, "attack": [{"name": "fsha"}], "defense": [{"name": "smashed-noise"}]}
+    (same,) = cells(load_settings({**uncalled, "case": [{"name": "a"}]}))
+    assert same.as_json() == plain.as_json(), "no result depends on it"
+
+
 def test_a_case_may_name_the_attacks_and_defences_it_is_for() -> None:
     found = cells(
         load_settings(

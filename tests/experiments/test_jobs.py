@@ -12,6 +12,7 @@ from experiments import jobs
 from experiments.lending import grids_of
 from experiments.runner import run
 from experiments.settings_file import load_settings
+from leakbed.flower_internals import FlowerMovedError
 from leakbed.grids import NodeFailed
 
 TABLE: dict[str, Any] = {
@@ -47,6 +48,13 @@ class Here:
     def shutdown(self, *, cancel_futures: bool) -> None:
         assert cancel_futures
         Here.closed = True
+
+
+class TwoPartsError(ValueError):
+    """As a plugin may raise: it pickles, and then cannot be made from its one argument."""
+
+    def __init__(self, name: str, value: int) -> None:
+        super().__init__(f"{name} is {value}")
 
 
 class Told:
@@ -89,6 +97,8 @@ def test_two_processes_find_what_one_does_and_go_on_where_they_stopped(
     ("raised", "seen", "match"),
     [
         (NodeFailed(0, "train", "disk full"), NodeFailed, "disk full"),
+        (FlowerMovedError("it"), FlowerMovedError, "^it is not what it was"),
+        (TwoPartsError("rows", 3), jobs.JobError, "TwoPartsError: rows is 3"),
         (
             BrokenProcessPool(),
             jobs.JobGoneError,

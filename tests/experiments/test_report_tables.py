@@ -130,3 +130,14 @@ def test_settings_are_said_once(make_card: MakeCard) -> None:
     assert setting(cell) == "split model.cut=1 (vanilla-split), smashed-noise"
     (plain,) = cells([make_card(protocol="fedavg"), make_card(protocol="fedavg", seed=1)])
     assert setting(plain) == "fedavg, no defence, 2 seeds"
+
+
+@pytest.mark.parametrize(
+    ("done", "told"),
+    [(1, "1 seed of 3, the others diverged"), (2, "2 seeds of 3, the others diverged")],
+)
+def test_means_say_which_seeds_they_lack(done: int, told: str, make_card: MakeCard) -> None:
+    kept = [make_card(seed=seed) for seed in range(done)]
+    lost = [make_card(seed=seed, status="diverged", why="it did") for seed in range(done, 3)]
+    (cell,) = [cell for cell in cells([*kept, *lost]) if cell.measures]
+    assert setting(cell).endswith(told)

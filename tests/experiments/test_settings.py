@@ -39,6 +39,13 @@ def test_defaults_are_one_undefended_case() -> None:
         ({"attack": [{**ATTACK, "everywhere": False}]}, "it would never run"),
         (
             {
+                "attack": [{**ATTACK, "called": "grey"}],
+                "case": [{"name": "a", "attacks": ["gray"]}],
+            },
+            "unknown attack 'gray'; did you mean 'grey'",
+        ),
+        (
+            {
                 "attack": [{**ATTACK, "everywhere": False}],
                 "case": [{"name": "a"}, {"name": "b", "attacks": ["constant-image"]}],
             },

@@ -1,6 +1,7 @@
 """These fail, and say so, when Flower moves what the one file that touches its internals uses."""
 
 import importlib
+import pickle
 import sys
 from collections.abc import Iterator
 
@@ -160,3 +161,11 @@ def test_an_apps_mods_can_be_read() -> None:
     del app._mods
     with pytest.raises(FlowerMovedError, match=r"flwr\.clientapp\.ClientApp"):
         mods_of(app)
+
+
+def test_what_moved_is_told_once_however_many_processes_it_passes() -> None:
+    error = FlowerMovedError("TaskIdentity")
+    for _ in range(2):
+        error = pickle.loads(pickle.dumps(error))  # noqa: S301
+    assert str(error) == str(FlowerMovedError("TaskIdentity"))
+    assert str(error).startswith("TaskIdentity is not")
