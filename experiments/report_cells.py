@@ -296,4 +296,5 @@ def _variant(cell: Cell, namesakes: Sequence[Cell]) -> str:
     tables = [_flat(each.first.settings) for each in namesakes]
     own = _flat(cell.first.settings)
     keys = [key for key in own if len({table.get(key) for table in tables}) > 1]
-    return ", ".join(f"{key.rpartition('.')[2]} {own[key].strip(chr(34))}" for key in keys)
+    texts = {key: "unset" if own[key] == "null" else own[key].strip('"') for key in keys}
+    return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in texts.items())

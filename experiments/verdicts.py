@@ -17,6 +17,7 @@ _HONEST = {
     "never_hijacked": "the same adversary with a client that was never hijacked",
     "honest_probe": "a linear probe of honest smashed data that was told half of the truth",
 }
+_CONTROL = "the negative control beats its baseline in "
 _FEW = 2  # losses that one sentence lists; more are counted
 
 
@@ -33,7 +34,7 @@ def place(cell: Cell, among: Sequence[Cell]) -> str:
     parts = []
     cuts = {each.cut for each in among}
     if len(cuts) > 1:
-        parts.append(f"at cut {cell.cut}")
+        parts.append("with weights exchanged whole" if cell.cut is None else f"at cut {cell.cut}")
     if len({(each.case, each.cut) for each in among}) > len(cuts):
         parts.append(f"in {cell.case}")
     if cell.variant:
@@ -229,11 +230,18 @@ def caveats(scored: Sequence[Cell]) -> list[str]:
 def doubts(cell: Cell) -> list[str]:
     """Return why a cell should not be believed; failed targets are counted elsewhere."""
     reasons = [reason for text in cell.unreliable for reason in text.split("; ")]
-    found = [reason for reason in reasons if not reason.endswith("targets failed")]
+    found = [_in_words(reason) for reason in reasons if not reason.endswith("targets failed")]
     if cell.control_within is False and not any("negative control" in each for each in found):
-        above = ", ".join(METRIC_IN_WORDS.get(name, name) for name in _above(cell))
-        found.append(f"the negative control beats its baseline in {above}")
+        found.append(_in_words(_CONTROL + ", ".join(_above(cell))))
     return list(dict.fromkeys(found))
+
+
+def _in_words(reason: str) -> str:
+    """Return a card's reason with its metrics named as the tables name them."""
+    if not reason.startswith(_CONTROL):
+        return reason
+    above = reason.removeprefix(_CONTROL).split(", ")
+    return _CONTROL + ", ".join(METRIC_IN_WORDS.get(name, name) for name in above)
 
 
 def _above(cell: Cell) -> list[str]:

@@ -35,6 +35,8 @@ def test_namesakes_say_the_settings_they_differ_in(make_card: MakeCard) -> None:
     strong = make_card(settings={"attack": {"steps": 90, "rate": 0.1}})
     assert sorted(cell.variant for cell in cells([weak, strong])) == ["steps 9", "steps 90"]
     assert [cell.variant for cell in cells([weak, make_card(cut=3)])] == ["", ""]
+    usual = make_card(settings={"attack": {"steps": None, "rate": 0.1}})
+    assert "steps unset" in [cell.variant for cell in cells([weak, usual])]
 
 
 def test_the_order_is_readable(make_card: MakeCard) -> None:
