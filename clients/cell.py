@@ -180,7 +180,7 @@ class Cell:
         The noise is drawn once: every call returns the same labels.
         """
         images, labels = self.rows()
-        classes = self.architecture.num_classes
+        classes = len(self.data.dataset().classes)  # a network may have outputs that no label uses
         for index, defence in enumerate(self.chosen_defenses()):
             stream = derive(self.defence_stream, f"labels/{index}")
             labels = defence.noised_labels(stream, labels, classes=classes)

@@ -31,6 +31,7 @@ METRIC_IN_WORDS: dict[str, str] = {
     "ssim": "SSIM",
     "ssim_skill": "SSIM skill",
     "label_accuracy": "label accuracy",
+    "balanced_accuracy": "balanced label accuracy",
     "leak_auc": "leak AUC",
     "cluster_accuracy": "label accuracy under the best naming (upper bound)",
     "attribute_accuracy": "attribute accuracy",
@@ -122,9 +123,8 @@ class Cell:
 
     def baseline(self, metric: str) -> tuple[str, float] | None:
         """Return the best evidence-free baseline of a metric: its name and value."""
-        free = {
-            name: value for name, value in self.baselines(metric).items() if name not in NEEDS_TRUTH
-        }
+        known = self.baselines(metric)
+        free = {name: known[name] for name in known if name not in NEEDS_TRUTH}
         if not free:
             return None
         choose = max if HIGHER_LEAKS_MORE.get(metric, True) else min

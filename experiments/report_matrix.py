@@ -1,7 +1,8 @@
 """The heat maps of a report: what every attack recovers under every defence, beside what is learnt.
 
 One map for each case that several attacks and several defences share. A field's tint is the skill,
-the share of the way from the best guess that needed no message to a perfect one.
+the share of the way from the best guess that needed no message to a perfect one. Of several seeds
+the lowest and the highest stand below the mean.
 """
 
 from __future__ import annotations
@@ -10,15 +11,20 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from experiments.measures import value_text
-from experiments.report_cells import LEADING, METRIC_IN_WORDS, Cell, grouped
+from experiments.imbalance import BALANCED, leading
+from experiments.measures import pooled, value_text
+from experiments.report_cells import METRIC_IN_WORDS, Cell, grouped
 
 Words: TypeAlias = Callable[[Cell], tuple[str, dict[str, str]]]
 
-_ORDER = ("leak_auc", *LEADING)  # a score of rows is judged by its order, not by a threshold
+_AUC = "leak_auc"  # a score of rows is judged by its order, not by a threshold
 _FEWEST = 2  # attacks and defences: one row or one column is no map
 _DARKEST = 80  # percent of the accent colour, over which text is still readable
 _NOTHING = "\N{EN DASH}"
+_IMBALANCED = (
+    "One label is much commoner than the others here, so attacks on labels are shown by their "
+    "balanced label accuracy, to which every label counts alike."
+)
 
 
 def matrices(shown: Sequence[Cell]) -> list[dict[str, Any]]:
@@ -28,8 +34,8 @@ def matrices(shown: Sequence[Cell]) -> list[dict[str, Any]]:
         shown: Cells with scores, and those whose training diverged.
 
     Returns:
-        Maps as the page wants them: ``title``, ``defenses``, ``rows`` of an ``attack``, its
-        ``metric`` and its ``fields``, and the ``utility`` under each defence.
+        Maps as the page wants them: ``title``, a ``note`` or none, ``defenses``, ``rows`` of an
+        ``attack``, its ``metric`` and its ``fields``, and the ``utility`` under each defence.
     """
     found = [_matrix(group) for group in grouped(shown, _place)]
     return [each for each in found if each is not None]
@@ -43,29 +49,39 @@ def _matrix(group: Sequence[Cell]) -> dict[str, Any] | None:
     keys = [_defense(column[0]) for column in columns]
     first = group[0]
     names = dict.fromkeys((first.case, first.first.model, first.first.data))
+    metrics = [_metric(line) for line in lines]
     return {
         "title": ", ".join(names),
+        "note": _IMBALANCED if BALANCED in metrics else "",
         "defenses": _named([column[0] for column in columns], _defense_words),
         "rows": [
-            {"attack": name, **_line(line, keys)}
-            for name, line in zip(
-                _named([line[0] for line in lines], _attack_words), lines, strict=True
+            {"attack": name, **_line(line, keys, metric)}
+            for name, line, metric in zip(
+                _named([line[0] for line in lines], _attack_words), lines, metrics, strict=True
             )
         ],
         "utility": [_utility(column) for column in columns],
     }
 
 
-def _line(line: Sequence[Cell], keys: Sequence[str]) -> dict[str, Any]:
-    """Return one attack's fields, all of the metric that leads where most cells have it."""
-    by_defense: dict[str, Cell] = {}
-    for cell in sorted(line, key=lambda cell: bool(cell.measures)):
-        by_defense[_defense(cell)] = cell  # of seeds that ended differently, those with scores
-    metric = max(
-        (name for name in _ORDER if any(name in cell.measures for cell in line)),
+def _metric(line: Sequence[Cell]) -> str | None:
+    """Return the metric that leads where most of an attack's cells have it."""
+    order = [_AUC, *leading(line)]
+    if BALANCED in order:  # in the place of what it corrects, where all of them have it
+        order.remove(BALANCED)
+        order.insert(order.index("label_accuracy"), BALANCED)
+    return max(
+        (name for name in order if any(name in cell.measures for cell in line)),
         key=lambda name: sum(name in cell.measures for cell in line),
         default=None,
     )
+
+
+def _line(line: Sequence[Cell], keys: Sequence[str], metric: str | None) -> dict[str, Any]:
+    """Return one attack's fields, all of one metric."""
+    by_defense: dict[str, Cell] = {}
+    for cell in sorted(line, key=lambda cell: bool(cell.measures)):
+        by_defense[_defense(cell)] = cell  # of seeds that ended differently, those with scores
     fields = [_field(by_defense.get(key), metric) for key in keys]
     return {"metric": METRIC_IN_WORDS[metric] if metric else _NOTHING, "fields": fields}
 
@@ -82,13 +98,24 @@ def _field(cell: Cell | None, metric: str | None) -> dict[str, Any]:
         said.append(f"{cell.diverged} of {cell.diverged + len(cell.cards)} diverged")
     return {
         "value": value_text(metric, value),
+        "range": _range(cell, metric),
         "base": " ".join(said),
         "tint": round(_DARKEST * min(max(skill, 0.0), 1.0)),
     }
 
 
+def _range(cell: Cell, metric: str) -> str:
+    """Return the lowest and the highest of several seeds' values; nothing of one seed."""
+    found = [pooled([card.scores], metric) for card in cell.cards]
+    known = [measure.mean for measure in found if measure is not None]
+    if len(known) < _FEWEST:
+        return ""
+    low, high = (value_text(metric, end) for end in (min(known), max(known)))
+    return f"{low.removesuffix('%')}\N{EN DASH}{high}"
+
+
 def _empty() -> dict[str, Any]:
-    return {"value": _NOTHING, "base": "", "tint": 0}
+    return {"value": _NOTHING, "range": "", "base": "", "tint": 0}
 
 
 def _utility(column: Sequence[Cell]) -> str:

@@ -136,16 +136,19 @@ errors.</p>
 {% if matrices %}<section>
 <h2>Every attack under every defence</h2>
 <p class="soft">The darker a field, the nearer the attack came to recovering everything, counted
-from the best guess that needed no message, which stands in brackets. The last line is the task's
-test accuracy: what the defence cost.</p>
+from the best guess that needed no message, which stands in brackets. Of several seeds a field has
+the mean, and below it the lowest and the highest. The last line is the task's test accuracy: what
+the defence cost.</p>
 {% for matrix in matrices %}
 <h3>{{ matrix.title }}</h3>
+{% if matrix.note %}<p class="soft">{{ matrix.note }}</p>{% endif %}
 <div class="wide"><table class="heat">
 <thead><tr><th>attack</th>{% for name in matrix.defenses %}<th>{{ name }}</th>{% endfor %}</tr>
 </thead>
 <tbody>{% for row in matrix.rows %}
 <tr><th>{{ row.attack }}<small>{{ row.metric }}</small></th>
 {% for field in row.fields %}<td style="--tint: {{ field.tint }}%">{{ field.value }}
+{% if field.range %}<small>{{ field.range }}</small>{% endif %}
 {% if field.base %}<small>{{ field.base }}</small>{% endif %}</td>
 {% endfor %}</tr>{% endfor %}
 <tr class="plain"><th>task, test accuracy</th>
@@ -193,8 +196,9 @@ attack.</p>
 
 {% if tables %}<section>
 <h2>All scores</h2>
-<p class="soft">Below each score its error (of rates the exact 95% interval, else two standard
-errors) and the best guess that needed no message. The cost is the attack's time, then the
+<p class="soft">Below each score its error (of rates the exact 95% interval, of several seeds
+widened to two standard errors between them where those reach further; else two standard errors)
+and the best guess that needed no message. The cost is the attack's time, then the
 training's, and the bytes from and to the nodes.</p>
 {% for table in tables %}
 <h3>{{ table.title }}</h3>

@@ -239,9 +239,10 @@ def _labels_at_server(prepared: Prepared, partition: int) -> Int[Tensor, " rows"
     labels = labels_of(prepared.data, partition)
     # Feature parties hold strips of the same rows, so that a row has one noisy label.
     place = "" if prepared.data.aligned else f"/{partition}"
+    classes = len(prepared.data.dataset().classes)  # a network may have outputs no label uses
     for index, defence in enumerate(make_defenses(prepared.settings)):
         stream = prepared.stream(f"defence/server/labels/{index}{place}")
-        labels = defence.noised_labels(stream, labels, classes=prepared.architecture.num_classes)
+        labels = defence.noised_labels(stream, labels, classes=classes)
     return labels
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from experiments.imbalance import leading
 from experiments.measures import Measure, difference, number, pooled, text, value_text
-from experiments.report_cells import LEADING, METRIC_IN_WORDS, SMASHED_PICTURE, Cell
+from experiments.report_cells import METRIC_IN_WORDS, SMASHED_PICTURE, Cell
 from leakbed.cards import Card
 from leakbed.metrics import HIGHER_LEAKS_MORE
 
@@ -78,7 +79,7 @@ def _listed(lost: Sequence[str]) -> str:
 def _contests(cell: Cell, scored: Sequence[Cell]) -> Iterable[tuple[str, str, Measure]]:
     """Yield every rival of a cell: its name, the metric, and its measure."""
     picture = next((each for each in scored if _is_picture_of(each, cell)), None)
-    for metric in LEADING:
+    for metric in leading([cell]):
         if metric not in cell.measures:
             continue
         if picture is not None and metric in picture.measures:

@@ -1,15 +1,15 @@
 """Targets: which recorded messages are attacked, picked the same way in every protocol family.
 
 One round's messages (the last, unless the attack asks for another), first rows of every node first:
-so both families attack the same private samples. Where nodes hold strips of the same images, only
-the first party is attacked: the others' messages are about the same samples, and images of other
-shapes.
+so both families attack the same private samples. A client reads its own messages alone, so of its
+attacks the first node is the client. Where nodes hold strips of the same images, only the first
+party is attacked: the others' messages are about the same samples, and images of other shapes.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from leakbed.contracts import Evidence, ThreatModel
+from leakbed.contracts import Evidence, Seat, ThreatModel
 from leakbed.events import CutGradientDown, Phase, SmashedUp, UpdateUp
 from leakbed.trace import Trace
 
@@ -122,7 +122,8 @@ def pick_targets(
         count: How many at most.
 
     Returns:
-        At least one, in the order first rows of all nodes, second rows, and so on.
+        At least one, in the order first rows of all nodes, second rows, and so on; of an attack by
+        a client, rows of the first node alone.
 
     Raises:
         MisfitError: If the trace holds no such message.
@@ -139,7 +140,11 @@ def pick_targets(
             raise MisfitError("no test rows were evaluated in that round; use when = 'training'")
         rows = [(e, row) for e in evidences.evaluated for row in range(len(e.smashed))]
         return [_of_row(event, row) for event, row in rows[:count]]
-    return _interleaved(evidences)[:count]
+    found = _interleaved(evidences)
+    if threat.seat == Seat.CLIENT:
+        own = min(target.node for target in found)
+        found = [target for target in found if target.node == own]
+    return found[:count]
 
 
 def refuse_misfit(threat: ThreatModel, *, updates: bool) -> None:

@@ -16,7 +16,7 @@ from leakbed.opening import ADVERSARY, PUBLIC, owned
 from leakbed.strips import strip, strip_architecture
 from leakbed.targets import Evidences, MisfitError, Target
 from leakbed.trace import Trace
-from leakbed.upper_cut import at_upper_cut
+from leakbed.upper_cut import at_upper_cut, attacks_head
 
 _HOLDERS = {
     "shared": (Seat.SERVER, Seat.CLIENT),
@@ -54,12 +54,13 @@ def build_view(
     Returns:
         The view.
     """
-    _refuse_holder(threat, trace.about)
+    if targets[0].phase == Phase.TRAIN:  # of new samples nobody holds the labels
+        _refuse_holder(threat, trace.about)
     party, parties = targets[0].node, _parties(trace.about)
     architecture = strip_architecture(
         architecture_of(trace.about), party=party if parties > 1 else 0, parties=parties
     )
-    if threat.seat == Seat.SERVER and Evidence.CUT_GRADIENT in threat.evidence:
+    if attacks_head(threat, architecture, targets[0].phase):
         architecture, evidences = at_upper_cut(trace, evidences, architecture)
     granted = _evidence(evidences, targets, threat, architecture, device)
     if Knowledge.PUBLIC_IMAGES in threat.needs:
@@ -90,11 +91,10 @@ def build_view(
 
 
 def _refuse_holder(threat: ThreatModel, about: Mapping[str, Any]) -> None:
-    """Refuse a party that would infer labels of which it holds all."""
+    """Refuse a party that would infer labels of the training, of which it holds all."""
     where = str(about.get("labels"))
-    # What a node can read off the gradients it is sent is labels, whatever else it knows.
-    reads = threat.seat == Seat.CLIENT and Evidence.CUT_GRADIENT in threat.evidence
-    infers = Knowledge.KNOWN_LABELS in threat.needs or reads
+    told = threat.seat == Seat.CLIENT and Evidence.CUT_GRADIENT in threat.evidence  # the labels
+    infers = Knowledge.KNOWN_LABELS in threat.needs or told
     if infers and threat.seat in _HOLDERS.get(where, ()):
         raise MisfitError(
             f"with protocol.labels = {where!r} the {threat.seat} holds every label itself and has "

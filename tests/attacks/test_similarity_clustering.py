@@ -108,6 +108,7 @@ def test_more_clusters_than_samples_are_refused() -> None:
         ({"start": "kmeans++"}, "did you mean 'k-means\\+\\+'"),
         ({"unmatched": "randm"}, "did you mean 'random'"),
         ({"clusters": 0}, "clusters is 0"),
+        ({"mini_batch_above": -1}, "mini_batch_above is -1"),
         ({"seat": "clinet"}, "did you mean 'client'"),
     ],
 )

@@ -1,6 +1,7 @@
 """A party's own inputs, embedded by what public images taught, are grouped by class."""
 
 from dataclasses import replace
+from math import nan
 from typing import Any
 
 import pytest
@@ -97,7 +98,9 @@ def test_inputs_too_small_for_its_network_are_refused() -> None:
         SimilarityTransfer().run(replace(made, image_shape=(1, 3, 10)), seed=0)
 
 
-@pytest.mark.parametrize("settings", [{"by": "clusters"}, {"epochs": 0}, {"rate": 0.0}])
+@pytest.mark.parametrize(
+    "settings", [{"by": "clusters"}, {"epochs": 0}, {"rate": 0.0}, {"rate": nan}]
+)
 def test_illegal_settings_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"'clustering'|must all be positive"):
         SimilarityTransfer(**settings)

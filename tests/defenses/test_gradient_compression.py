@@ -35,6 +35,11 @@ def test_of_equal_entries_no_more_are_kept_than_the_ratio_says(per: str) -> None
     assert sent(torch.ones(2, 10), ratio=0.2, per=per).sum() == 4
 
 
+def test_the_noise_of_a_float_product_sends_no_entry_more() -> None:
+    assert sent(torch.ones(1, 100), ratio=0.07).sum() == 7  # 0.07 * 100 is a little over 7
+    assert sent(torch.ones(1, 100), ratio=1e-9).sum() == 1
+
+
 @pytest.mark.parametrize("ratio", [0.0, -0.1, 1.01, float("nan")])
 def test_a_ratio_outside_its_range_is_refused(ratio: float) -> None:
     with pytest.raises(ValueError, match=r"needs 0 < ratio <= 1, the share that is sent; got"):

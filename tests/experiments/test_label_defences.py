@@ -15,6 +15,7 @@ from experiments.cells import cells
 from experiments.dividing import labels_of
 from experiments.preparing import misfit, prepare
 from experiments.run_folder import TrainingRun
+from experiments.runner import run
 from experiments.settings_file import load_settings
 from experiments.training import _labels_at_server, train
 from leakbed.contracts import IllegalCombinationError
@@ -112,6 +113,32 @@ def test_shared_labels_are_noisy_and_the_same_in_every_round(tmp_path: Path) -> 
     assert abs(kept - 0.232) < 4 * (0.232 * 0.768 / len(sent)) ** 0.5
     assert {len(labels) for labels in sent.values()} == {1}
     assert share_kept(trained(tmp_path / "plain", "protocol.labels=shared"))[0] == 1
+
+
+def test_no_label_is_noised_to_an_output_that_the_data_has_no_class_for() -> None:
+    for place in ("shared", "server"):
+        wide = ("model.extra_classes=90", f"protocol.labels={place}", "data.size=800")
+        made = prepared(*wide, name="label-dp", epsilon=0.01)
+        assert made.architecture.num_classes == 100
+        own = made.cell(0).training_rows()[1] if place == "shared" else _labels_at_server(made, 0)
+        assert own.unique().tolist() == list(range(10))
+
+
+def test_first_gradients_say_the_noisy_labels_and_no_more(tmp_path: Path) -> None:
+    table = {
+        **TABLE,
+        "data": {"size": 2000, "nodes": 1},
+        "model": {"name": "mlp2", "cut": 1},
+        "protocol": {"name": "vanilla-split", "labels": "server", "batch_size": 64},
+        "attack": [{"name": "similarity-clustering", "targets": 2000, "known_per_class": 0}],
+        "defense": [{"name": "none"}, {"name": "label-dp", "epsilon": 1.0}],
+    }
+    plain, noised = run(table, out=tmp_path)
+    count = plain.scores["targets"]
+    assert plain.scores["cluster_accuracy"]["mean"] > 0.99
+    # One of ten classes stays with e / (e + 9); the best naming of ten clusters adds a little.
+    error = (0.232 * 0.768 / count) ** 0.5
+    assert abs(noised.scores["cluster_accuracy"]["mean"] - 0.232) < 3 * error
 
 
 def test_labels_at_the_server_are_noisy_there(tmp_path: Path) -> None:

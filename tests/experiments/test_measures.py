@@ -3,6 +3,7 @@
 import pytest
 
 from experiments.measures import Measure, difference, error_text, number, pooled, text, value_text
+from leakbed.metrics import binomial_interval
 
 
 def table(values: list[float], **more: object) -> dict[str, object]:
@@ -93,3 +94,51 @@ def test_errors_are_printed_beside_values() -> None:
     )
     assert error_text("ssim", Measure(mean=1.0, stderr=0.0004)) == "± 0.0008"
     assert text("ssim", Measure(mean=1.0)) == "1.00 (one target)"
+
+
+def rates(*shares: float, targets: int = 3600) -> list[dict[str, object]]:
+    """Seeds of a rate, each of as many targets."""
+    counts = [round(share * targets) for share in shares]
+    hits = [[1.0] * count + [0.0] * (targets - count) for count in counts]
+    return [
+        {"label_accuracy": {"mean": sum(own) / targets, "values": own}, "rows": 1} for own in hits
+    ]
+
+
+def test_a_rates_printed_interval_covers_the_spread_between_seeds() -> None:
+    found = pooled(rates(0.606, 0.66, 0.72, 0.77, 0.89), "label_accuracy")
+    assert found is not None
+    assert text("label_accuracy", found) == "73% (63 to 83%)"  # not 72 to 74%
+    assert found.error == pytest.approx(0.049, abs=1e-3)
+    alike = pooled(rates(0.5, 0.5, 0.5, targets=20), "label_accuracy")
+    assert alike is not None
+    assert alike.interval == pytest.approx(binomial_interval(30, 60))
+    one = pooled(rates(0.72), "label_accuracy")
+    assert one is not None
+    assert one.interval == pytest.approx(binomial_interval(2592, 3600))
+
+
+def test_a_rates_interval_ends_at_none_and_all() -> None:
+    found = pooled(rates(0.9, 1.0), "label_accuracy")
+    assert found is not None
+    assert found.interval == (pytest.approx(0.85), 1.0)
+    assert found.error == pytest.approx(0.05)
+    low = pooled(rates(0.0, 0.1), "label_accuracy")
+    assert low is not None
+    assert low.interval == (0.0, pytest.approx(0.15))
+
+
+def test_seeds_that_differ_decide_no_comparison() -> None:
+    apart, alike = (pooled(rates(*each), "label_accuracy") for each in ((0.6, 0.9), (0.65, 0.66)))
+    assert apart is not None
+    assert alike is not None
+    assert difference(apart, alike) is None
+
+
+def test_an_error_bounded_from_below_survives_pooling() -> None:
+    entry = {"mean": 1.0, "values": [1.0] * 8, "stderr": 0.06}
+    found = pooled([{"balanced_accuracy": entry}] * 4, "balanced_accuracy")
+    assert found is not None
+    assert found.stderr == pytest.approx(0.03)
+    assert text("balanced_accuracy", found) == "100% ± 6%"
+    assert error_text("balanced_accuracy", Measure(mean=0.5, stderr=0.002)) == "± 0.4%"

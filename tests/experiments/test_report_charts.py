@@ -2,8 +2,12 @@
 
 from collections.abc import Callable
 
+import pytest
+
+from experiments import report_charts
 from experiments.report_cells import cells
 from experiments.report_charts import charts, legend
+from experiments.report_figures import Point
 from leakbed.cards import Card
 
 MakeCard = Callable[..., Card]
@@ -16,6 +20,18 @@ def test_two_metrics_are_drawn_at_most(make_card: MakeCard) -> None:
     assert ">|Pearson|<" in drawn[1]
     (labels,) = charts(cells([make_card(means={"label_accuracy": 0.5})]))
     assert ">label accuracy<" in labels
+
+
+def test_a_rates_bar_covers_the_spread_between_seeds(
+    make_card: MakeCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Point] = []
+    monkeypatch.setattr(report_charts, "scatter", lambda points, **_: drawn.extend(points) or "")
+    seeds = [make_card(means={"label_accuracy": share}, seed=i) for i, share in enumerate((0.5, 1))]
+    charts(cells(seeds))
+    (point,) = drawn
+    assert point.leakage == 0.75
+    assert point.error == (pytest.approx(0.5), pytest.approx(0.25))  # two errors of 0.25, up to 1
 
 
 def test_without_utility_nothing_is_drawn(make_card: MakeCard) -> None:

@@ -124,3 +124,53 @@ def test_a_run_that_diverged_shows_and_is_in_no_mean(make_card: MakeCard) -> Non
     whole = [make_card(attack="fsha", defense=name, **lost) for name in ("none", "nopeek")]
     (matrix,) = matrices(cells([make_card(), make_card(defense="nopeek"), *whole]))
     assert [field["value"] for field in matrix["rows"][0]["fields"]] == ["diverged", "diverged"]
+
+
+def test_several_seeds_show_their_range(make_card: MakeCard) -> None:
+    shares = (0.5, 0.75, 1.0)
+    found = [
+        make_card(means={"label_accuracy": share}, attack=attack, defense=defence, seed=seed)
+        for attack in ("unsplit", "exploit")
+        for defence in ("none", "label-dp")
+        for seed, share in enumerate(shares if attack == "unsplit" else shares[:1])
+    ]
+    (matrix,) = matrices(cells(found))
+    exploit, unsplit = matrix["rows"]
+    assert {field["range"] for field in unsplit["fields"]} == {"50\N{EN DASH}100%"}
+    assert {field["value"] for field in unsplit["fields"]} == {"75%"}
+    assert {field["range"] for field in exploit["fields"]} == {""}
+    shown = [make_card(means={"ssim": 0.5 + seed / 10}, seed=seed) for seed in range(2)]
+    others = [make_card(means={"ssim": 0.5}, attack="exploit", defense="label-dp")]
+    (matrix,) = matrices(cells([*shown, *others]))
+    (field,) = (each for row in matrix["rows"] for each in row["fields"] if each["range"])
+    assert field["range"] == "0.50\N{EN DASH}0.60"
+
+
+def test_imbalanced_labels_are_shown_balanced_unless_there_is_a_leak_auc(
+    make_card: MakeCard,
+) -> None:
+    def shown(majority: float, **more: float) -> Any:
+        baselines = {
+            "majority-label": {"label_accuracy": majority, "balanced_accuracy": 0.5},
+            "chance": {"label_accuracy": 0.5, "balanced_accuracy": 0.5, "leak_auc": 0.5},
+        }
+        means = {"label_accuracy": 0.875, "balanced_accuracy": 0.75, **more}
+        (matrix,) = matrices(
+            cells(
+                [
+                    make_card(means=means, baselines=baselines, attack=attack, defense=defence)
+                    for attack in ("exploit", "unsplit")
+                    for defence in ("none", "label-dp")
+                ]
+            )
+        )
+        return matrix
+
+    skewed, fair, ranked = shown(0.9), shown(0.5), shown(0.9, leak_auc=0.8)
+    assert {row["metric"] for row in skewed["rows"]} == {"balanced label accuracy"}
+    assert "much commoner" in skewed["note"]
+    field = skewed["rows"][0]["fields"][0]
+    assert (field["value"], field["base"], field["tint"]) == ("75%", "(50%)", 40)
+    assert {row["metric"] for row in fair["rows"]} == {"label accuracy"}
+    assert {row["metric"] for row in ranked["rows"]} == {"leak AUC"}
+    assert fair["note"] == ranked["note"] == ""

@@ -102,6 +102,34 @@ def test_a_party_that_has_the_labels_has_nothing_to_infer(tmp_path: Path) -> Non
         assert f"the {card.threat.seat} holds every label itself" in str(card.why)
 
 
+@pytest.mark.parametrize("labels", ["shared", "server"])
+def test_of_new_samples_nobody_holds_the_labels(labels: str, tmp_path: Path) -> None:
+    new = {"name": CLUSTERING, "evidence": "smashed", "when": "inference", "targets": 300}
+    table = other({"labels": labels, "rounds": 1}, new, {**new, "seat": "server"})
+    node, server = run(table, out=tmp_path)
+    assert mean(node) == mean(server) > 0.15
+    assert node.control is not None
+    assert node.control["within"]
+
+
+def test_a_u_shaped_server_reads_new_samples_above_its_own_layers(tmp_path: Path) -> None:
+    new = {"name": CLUSTERING, "evidence": "smashed", "when": "inference", "targets": 300}
+    table = other(
+        {
+            "name": "u-shaped",
+            "labels": None,
+            "local_steps": None,
+            "optimizer": "adam",
+            "learning_rate": 0.002,
+        },
+        new,
+        {**new, "seat": "server"},
+        model={"name": "mnistnet", "cut": 2, "upper_cut": 9},
+    )
+    node, server = run(table, out=tmp_path)
+    assert mean(server) > mean(node) + 0.1
+
+
 def test_a_party_embeds_its_own_inputs_and_nobody_elses(tmp_path: Path) -> None:
     table = other(
         {"rounds": 1, "local_steps": 5},

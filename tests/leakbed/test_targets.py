@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load
 
+from leakbed.contracts import Evidence, Seat, ThreatModel
 from leakbed.events import Phase, SmashedUp
 from leakbed.targets import Evidences, MisfitError, pick_targets, round_number
 from tests.small_traces import SMASHED, UPDATE, Make, make_trace, smashed, update
@@ -41,6 +42,21 @@ def test_another_round_is_attacked_where_it_is_asked_for(make: Make) -> None:
 
 def test_the_middle_of_an_even_number_of_rounds_is_the_earlier_one() -> None:
     assert [round_number("middle", last=last) for last in (1, 2, 3, 4, 5)] == [1, 1, 2, 2, 3]
+
+
+def test_a_client_attacks_its_own_rows_and_a_server_everybodys(make: Make) -> None:
+    evidences = Evidences.of(make([smashed(node, step) for step in (0, 1) for node in (1, 2)]))
+    for evidence in (Evidence.CUT_GRADIENT, Evidence.NOTHING):
+        threat = ThreatModel(seat=Seat.CLIENT, evidence=frozenset({evidence}))
+        targets = pick_targets(evidences, threat, when="training", count=9)
+        assert [(t.node, t.step, t.row) for t in targets] == [
+            (1, 0, 0),
+            (1, 0, 1),
+            (1, 1, 0),
+            (1, 1, 1),
+        ]
+    targets = pick_targets(evidences, SMASHED, when="training", count=9)
+    assert {target.node for target in targets} == {1, 2}
 
 
 def test_inference_attacks_the_evaluated_rows(make: Make) -> None:

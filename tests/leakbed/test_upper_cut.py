@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,24 @@ def test_a_server_reads_features_and_their_gradient_at_the_upper_cut(make: Make)
         "10.weight",
         "10.bias",
     ]
+
+
+def test_of_test_rows_it_infers_labels_from_features(make: Make) -> None:
+    test_rows = [
+        smashed(0, 4, phase=Phase.EVALUATE),
+        FeaturesDown(node=0, round=2, step=4, features=rows(7), phase=Phase.EVALUATE),
+    ]
+    trace = make(*batch(0, 0), *test_rows)
+    evidences = Evidences.of(trace)
+    names = replace(SMASHED, needs=frozenset({Knowledge.KNOWN_LABELS}))
+    targets = pick_targets(evidences, names, when="inference", count=9)
+    known = torch.tensor([[1], [-1]])
+    view = build_view(trace, evidences, names, targets, device=CPU, known_labels=known)
+    assert view.smashed is not None
+    assert torch.equal(view.smashed, torch.from_numpy(rows(7)))
+    inverts = build_view(trace, evidences, SMASHED, targets, device=CPU)
+    assert inverts.smashed is not None
+    assert inverts.smashed.shape == (2, 32)
 
 
 def test_an_attack_on_the_bottom_still_reads_the_lower_cut(make: Make) -> None:

@@ -51,6 +51,7 @@ def test_chance_and_majority(truth: Truth) -> None:
     assert found["chance"].means() == {
         "identification": pytest.approx(1 / 100),
         "label_accuracy": pytest.approx(0.1),
+        "balanced_accuracy": pytest.approx(1 / len(truth.labels.unique())),
     }
     expected = (truth.labels == 0).float().mean().item()  # class 0 is the public majority
     assert found["majority-label"].means()["label_accuracy"] == pytest.approx(expected)

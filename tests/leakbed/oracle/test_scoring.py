@@ -19,6 +19,7 @@ def test_the_truth_itself_scores_best(truth: Truth) -> None:
         "abs_pearson",
         "ssim",
         "label_accuracy",
+        "balanced_accuracy",
         "mse",
         "psnr",
         "affine_mse",
@@ -38,7 +39,7 @@ def test_rows_in_any_order_score_the_same_and_take_their_labels_along(batches: T
     apart = score(Guess(images=batches.images, labels=batches.labels.roll(1, 1)), batches)
     assert apart.means()["label_accuracy"] == 0
     alone = score(Guess(labels=batches.labels.roll(1, 1)), batches)
-    assert alone.means() == {"label_accuracy": 1}
+    assert alone.means() == {"label_accuracy": 1, "balanced_accuracy": 1}
 
 
 def test_a_target_is_the_mean_of_its_rows(batches: Truth) -> None:
@@ -76,6 +77,7 @@ def test_where_the_attack_gave_up_its_labels_are_wrong_too(truth: Truth) -> None
     found = score(Guess(images=truth.images, labels=truth.labels, failed=failed), truth)
     assert found.failures == 4
     assert found.means()["label_accuracy"] == 0.75
+    assert found.means()["balanced_accuracy"] < 1
     assert found.means()["identification"] == 0.75
 
 
