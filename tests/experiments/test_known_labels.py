@@ -37,7 +37,7 @@ TABLE = {
         "name": "vanilla-split",
         "labels": "server",
         "batch_size": 16,
-        "local_steps": 2,
+        "local_steps": 4,  # 64 rows of each node: a client attacks those of one
     },
     "attack": [{"name": "constant-image"}],
 }
@@ -203,6 +203,37 @@ def test_inputs_are_told_to_the_party_that_they_belong_to(run: TrainingRun) -> N
             device=torch.device("cpu"),
             own_images=given.own_images,
         )
+
+
+def test_what_a_client_is_told_and_shown_is_of_one_node_and_a_servers_of_all(
+    run: TrainingRun,
+) -> None:
+    trace, key = Trace(run.trace), AnswerKey.read(run.answers)
+    evidences = Evidences.of(trace)
+    rows = {
+        node: {row for (of, *_), batch in key.order.items() if of == node for row in batch}
+        for node in (0, 1)
+    }
+    assert not rows[0] & rows[1]
+    needs = frozenset({Knowledge.KNOWN_LABELS, Knowledge.OWN_IMAGES})
+    client = ThreatModel(
+        seat=Seat.CLIENT, evidence=frozenset({Evidence.SMASHED, Evidence.CUT_GRADIENT}), needs=needs
+    )
+    targets = pick_targets(evidences, client, when="training", count=100)
+    assert {target.node for target in targets} == {0}
+    assert len(targets) == 64, "all there are, though more were asked for"
+    given = tell(client, targets, run.answers, known_per_class=100)
+    view = build_view(trace, evidences, client, targets, device=torch.device("cpu"), **vars(given))
+    mine = [row for step in range(4) for row in key.order[0, 1, step]]
+    assert set(mine) == rows[0]
+    assert torch.equal(view.own_images, key.images[mine])  # type: ignore[arg-type]
+    assert torch.equal(view.known_labels, key.labels[mine][:, None])  # type: ignore[arg-type]
+    gradients = [torch.from_numpy(evidences.gradients[0, step].gradient) for step in range(4)]
+    assert torch.equal(view.cut_gradient, torch.cat(gradients))  # type: ignore[arg-type]
+    server = ThreatModel(seat=Seat.SERVER, evidence=frozenset({Evidence.SMASHED}))
+    everybodys = pick_targets(evidences, server, when="training", count=100)
+    assert {target.node for target in everybodys} == {0, 1}
+    assert len(everybodys) == 100
 
 
 def test_an_attack_that_is_told_nothing_has_no_such_setting() -> None:

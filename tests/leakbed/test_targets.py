@@ -59,6 +59,25 @@ def test_a_client_attacks_its_own_rows_and_a_server_everybodys(make: Make) -> No
     assert {target.node for target in targets} == {1, 2}
 
 
+def test_of_updates_a_client_has_its_own_too(make: Make) -> None:
+    averaged = Evidences.of(make([update(2), update(1)]))
+    client = replace(UPDATE, seat=Seat.CLIENT)
+    own = pick_targets(averaged, client, when="training", count=9)
+    assert [target.node for target in own] == [1]
+    everybody = pick_targets(averaged, UPDATE, when="training", count=9)
+    assert {target.node for target in everybody} == {1, 2}
+
+
+def test_of_test_rows_a_client_has_those_it_evaluated(make: Make) -> None:
+    tests = [smashed(node, 4, phase=Phase.EVALUATE) for node in (2, 1)]
+    evidences = Evidences.of(make([smashed(0, 0), *tests]))
+    client = replace(SMASHED, seat=Seat.CLIENT)
+    own = pick_targets(evidences, client, when="inference", count=9)
+    assert [(target.node, target.row) for target in own] == [(1, 0), (1, 1)]
+    everybody = pick_targets(evidences, SMASHED, when="inference", count=9)
+    assert {target.node for target in everybody} == {1, 2}
+
+
 def test_inference_attacks_the_evaluated_rows(make: Make) -> None:
     trace = make([smashed(0, 0), smashed(0, 4, rows=3, phase=Phase.EVALUATE)])
     targets = pick_targets(Evidences.of(trace), SMASHED, when="inference", count=9)
