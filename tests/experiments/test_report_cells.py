@@ -37,6 +37,8 @@ def test_namesakes_say_the_settings_they_differ_in(make_card: MakeCard) -> None:
     assert [cell.variant for cell in cells([weak, make_card(cut=3)])] == ["", ""]
     usual = make_card(settings={"attack": {"steps": None, "rate": 0.1}})
     assert "steps unset" in [cell.variant for cell in cells([weak, usual])]
+    older = make_card(settings={"attack": {"rate": 0.1}})
+    assert sorted(cell.variant for cell in cells([weak, older])) == ["steps 9", "steps unset"]
 
 
 def test_the_order_is_readable(make_card: MakeCard) -> None:
