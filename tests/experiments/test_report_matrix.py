@@ -144,6 +144,12 @@ def test_several_seeds_show_their_range(make_card: MakeCard) -> None:
     (matrix,) = matrices(cells([*shown, *others]))
     (field,) = (each for row in matrix["rows"] for each in row["fields"] if each["range"])
     assert field["range"] == "0.50\N{EN DASH}0.60"
+    alike = [make_card(means={"ssim": 0.5}, seed=seed, defense="nopeek") for seed in range(2)]
+    (matrix,) = matrices(cells([*shown, *alike, *others]))
+    assert {field["range"] for row in matrix["rows"] for field in row["fields"]} == {
+        "0.50\N{EN DASH}0.60",
+        "",
+    }
 
 
 def test_imbalanced_labels_are_shown_balanced_unless_there_is_a_leak_auc(
