@@ -72,19 +72,6 @@ def test_one_label_alone_has_no_balance() -> None:
     assert balanced_chance(labels, unordered=False) is None
 
 
-def test_chance_of_a_multiset_is_what_random_labels_reach(batches: Truth) -> None:
-    truth = replace(batches, labels=batches.labels.clamp(max=3), num_classes=4)
-    drawn = torch.Generator().manual_seed(0)
-    reached = [
-        score(Guess(labels=torch.randint(0, 4, (6, 5), generator=drawn)), truth).means()
-        for _ in range(400)
-    ]
-    mean = sum(means["balanced_accuracy"] for means in reached) / len(reached)
-    chance = baselines(truth, unordered_labels=True)["chance"].means()["balanced_accuracy"]
-    assert mean == pytest.approx(chance, abs=0.015)
-    assert chance > 0.3
-
-
 def test_baselines_have_it_and_neither_skill_nor_control_do(truth: Truth) -> None:
     skewed = replace(truth, labels=(torch.arange(16)[:, None] < 2).long(), num_classes=2)
     found = baselines(skewed)
