@@ -74,6 +74,20 @@ def test_runs_that_diverged_are_told(make_card: MakeCard) -> None:
     assert said.format("1 of 2") in beside, "two attacks on one run are one run"
 
 
+def test_strengths_of_a_defence_diverge_apart(make_card: MakeCard) -> None:
+    def runs(alpha: float, status: str) -> list[Card]:
+        settings = {"defense": {"stack": [["nopeek", {"alpha": alpha}]]}}
+        made = {"defense": "nopeek", "settings": settings, "status": status, "why": status}
+        return [make_card(seed=seed, **made) for seed in range(3)]
+
+    lost, kept = runs(100.0, "diverged"), runs(10.0, "done")
+    for cards in ([*lost, *kept], [*kept, *lost]):
+        (said,) = [each for each in conclusions(cards) if "diverged" in each]
+        assert "3 of 3 (split, vanilla-split, mnistnet on mnist-5k, cut 1, nopeek, alpha" in said
+        assert "alpha 100.0)" in said
+        assert "alpha 10.0" not in said.replace("alpha 100.0", "")
+
+
 def test_entries_without_an_attack_are_not_called_attacks(make_card: MakeCard) -> None:
     assert conclusions([make_card(attack="smashed-as-image")]) == [
         "No attack was scored, so nothing can be said about leakage."

@@ -16,6 +16,11 @@ from experiments.report_variants import differing
         ({"attack": {"steps": None}}, {"attack": {"steps": 90}}, "steps unset"),
         ({"attack": {"steps": None}}, {"attack": {}}, ""),
         ({"attack": {"name": "null and void"}}, {"attack": {"name": "x"}}, "name null and void"),
+        (
+            {"defense": {"stack": [["nopeek", {"alpha": 10.0}]]}},
+            {"defense": {"stack": [["nopeek", {"alpha": 100.0}]]}},
+            "alpha 10.0",
+        ),
         ({"seed": 0, "case": "a"}, {"seed": 1, "case": "b"}, ""),
         ({"a": {"x": 1, "y": 2}}, {"a": {"x": 3, "y": 4}}, "x 1, y 2"),
     ],

@@ -1,5 +1,6 @@
 """A training run keeps a trace an adversary may have and answers only the oracle may open."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,6 +44,27 @@ def trained(folder: Path, *overrides: str, nodes: int = 2) -> TrainingRun:
     grid = LocalGrid(node_app, nodes=nodes)
     prepared = prepare(training(*overrides), root=None)
     return train(prepared, grid, folder, roster=grid.roster)
+
+
+def test_a_run_that_another_finished_meanwhile_is_taken_and_other_failures_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = trained(tmp_path / "other", "protocol.rounds=1")
+    rename = Path.rename
+
+    def beaten(work: Path, folder: Path) -> None:
+        shutil.copytree(other.folder, folder)
+        rename(work, folder)  # not empty any more
+
+    monkeypatch.setattr(Path, "rename", beaten)
+    assert trained(tmp_path / "run").cost == other.cost
+
+    def full(work: Path, _: Path) -> None:
+        raise OSError(f"no space left for {work.name}")
+
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(OSError, match="no space left"):
+        trained(tmp_path / "none")
 
 
 def test_the_trace_tells_what_an_adversary_may_know_and_nothing_else(tmp_path: Path) -> None:
