@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float, Int
 from threadpoolctl import threadpool_limits
-from torch import Tensor
+from torch import Tensor, nn
 
 from experiments.known_labels import inputs_behind
 from leakbed.contracts import Evidence, Guess, Knowledge, Seat, ThreatModel, UnfitViewError, View
@@ -47,6 +47,7 @@ _PASSES = 200  # of the classifier's fit; stopped there it still guesses
 _MOST = 5000  # public images that are learned from: of more, the first
 _CHUNK = 512  # inputs that pass a network, or are compared, at once
 _BINARY = 2
+_LINEAR = 2  # parameters of a top that is one linear layer: weight and bias
 
 
 def infers_labels(guess: Guess, threat: ThreatModel) -> bool:
@@ -255,24 +256,34 @@ def untrained(
     parts = architecture.parts(derive(stream, "weights"))
     training = training and len(inputs) > 1  # BatchNorm has no spread of one input
     bottom, top = (part.to(inputs.device).train(training) for part in (parts.bottom, parts.top))
-    rows: list[tuple[Tensor, ...]] = []
+    made: dict[str, Any] = {
+        name: torch.empty_like(message)
+        for name in ("smashed", "cut_gradient", "head_gradient")
+        if (message := getattr(view, name)) is not None
+    }
+    start = 0
     with scoped(derive(stream, "layers")):
         for chunk in inputs.chunk(-(-len(inputs) // _CHUNK)):
-            with torch.no_grad():
-                smashed = bottom(chunk)
-            smashed.requires_grad_()
-            logits = top(smashed)
-            loss = (logits.logsumexp(1) - logits.mean(1)).sum()
-            (gradient,) = torch.autograd.grad(loss, smashed)
-            error = logits.detach().softmax(1) - 1 / logits.shape[1]
-            rows.append((smashed.detach(), gradient, error))
-    smashed, gradient, error = (torch.cat(each) for each in zip(*rows, strict=True))
-    changed: dict[str, Any] = {}
-    for name, value in (
-        ("smashed", smashed),
-        ("cut_gradient", gradient),
-        ("head_gradient", torch.einsum("tc,tf->tcf", error, smashed.flatten(1))),
-    ):
-        if (message := getattr(view, name)) is not None:
-            changed[name] = value.reshape(message.shape).to(message)
-    return replace(view, **changed)
+            end = start + len(chunk)
+            for name, value in _sent(bottom, top, chunk).items():
+                if name in made:
+                    made[name][start:end] = value.reshape(made[name][start:end].shape)
+            start = end
+    return replace(view, **made)
+
+
+def _sent(
+    bottom: nn.Module, top: nn.Module, inputs: Float[Tensor, " rows *image"]
+) -> dict[str, Tensor]:
+    """Return what crosses the cut of a fresh network, and its top's weight gradient if linear."""
+    with torch.no_grad():
+        smashed = bottom(inputs)
+    smashed.requires_grad_()
+    logits = top(smashed)
+    loss = (logits.logsumexp(1) - logits.mean(1)).sum()
+    (gradient,) = torch.autograd.grad(loss, smashed)
+    rows, sent = smashed.detach(), {"smashed": smashed.detach(), "cut_gradient": gradient}
+    if len(list(top.parameters())) <= _LINEAR:
+        error = logits.detach().softmax(1) - 1 / logits.shape[1]
+        sent["head_gradient"] = torch.einsum("tc,tf->tcf", error, rows.flatten(1))
+    return sent
