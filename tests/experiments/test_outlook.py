@@ -71,6 +71,18 @@ def test_steps_and_passes_are_those_of_the_whole_run(
     assert [run.passes for run in runs] == passes
 
 
+@pytest.mark.parametrize(
+    ("steps", "smallest", "straddles"), [(None, [4, 2], [False] * 2), (3, [4, 4], [False, True])]
+)
+def test_batches_of_their_own_kind_are_told(
+    steps: int | None, smallest: list[int], straddles: list[bool]
+) -> None:
+    runs = asked(**({} if steps is None else {"local_steps": steps}))[3:]
+    assert [run.smallest_batch for run in runs] == smallest
+    assert [run.straddles for run in runs] == straddles
+    assert [type(layer).__name__ for layer in runs[0].bottom] == ["FlattenLinear", "ReLU"]
+
+
 def test_weights_are_no_run_of_a_split_defence() -> None:
     assert asked("fedavg") == [(10, 4), (8, 4), (10, 4)]
 
