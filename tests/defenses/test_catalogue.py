@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import defenses
-from defenses import DEFENSES
+from defenses import DEFENSES, DPCutGradient, LocalDP, SmashedNoise, WeightNoise
 from leakbed.contracts import Defense, Protects
 from leakbed.defending import Holdings, TrainingStep
 from tests import tiny
@@ -67,6 +67,9 @@ class TestEveryDefence:
         settings = {field.name for field in dataclasses.fields(defence)}
         assert bool(defence.claims) == bool(settings & {"epsilon", "delta", "clip"})
 
+    def test_only_what_has_a_claim_can_be_claiming(self, defence: type[Defense]) -> None:
+        assert defence.claims or not defence().claiming
+
     def test_it_changes_no_tensor_it_was_given(self, defence: type[Defense]) -> None:
         tensor, other = torch.arange(12.0).reshape(3, 4), torch.ones(3, 4)
         kept, chosen = tensor.clone(), defence()
@@ -90,3 +93,23 @@ class TestEveryDefence:
         assert torch.equal(tensor, kept)
         assert torch.equal(other, torch.ones(3, 4))
         assert torch.equal(torch.get_rng_state(), generators)
+
+
+@pytest.mark.parametrize(
+    ("defence", "claiming"),
+    [
+        (SmashedNoise(), False),
+        (SmashedNoise(clip=1.0), True),
+        (SmashedNoise(clip=1.0, sigma=0.0), False),
+        (WeightNoise(), False),
+        (WeightNoise(form="corrected"), True),
+        (WeightNoise(form="corrected", scale=0.0), False),
+        (LocalDP(), True),
+        (LocalDP(sensitivity=0.0), False),
+        (DPCutGradient(), True),
+    ],
+)
+def test_settings_under_which_nothing_is_private_claim_nothing(
+    defence: Defense, claiming: bool
+) -> None:
+    assert defence.claiming is claiming
