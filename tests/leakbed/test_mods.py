@@ -28,6 +28,7 @@ import clients.split
 from clients.cell import one_torch_thread
 from defenses import NoPeek, SmashedNoise, WeightNoise
 from leakbed.contracts import Defense, DefenseState, Protects
+from leakbed.defending import UncalledHookError
 from leakbed.events import UpdateUp
 from leakbed.grids import LocalGrid
 from leakbed.mods import defend, load_state, save_state
@@ -228,6 +229,12 @@ def test_a_cut_gradient_is_the_label_holders_to_protect_and_fits_no_weights() ->
     )
     with pytest.raises(ValueError, match=r"cut protects the cut gradient, which the label holder"):
         defend(Cut(), stream=7)
+
+
+def test_a_defence_that_the_mod_would_never_call_is_refused() -> None:
+    body = {"name": "idle", "source": "nowhere", "protects": frozenset({Protects.SMASHED})}
+    with pytest.raises(UncalledHookError, match="idle protects smashed but overrides no hook"):
+        defend(type("Idle", (Defense,), body)(), stream=7)
 
 
 @pytest.mark.parametrize("what", [Protects.LABELS, Protects.TOP])
