@@ -156,3 +156,18 @@ def test_the_network_itself_stays_as_it_was() -> None:
     stacked(network)(weights, inputs_for("valid"))
     assert network.training
     assert network[1].num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("name", ["one_activation", "tied", "repeated"])
+def test_layers_that_repeat_and_weights_that_are_tied_are_run_each_time(name: str) -> None:
+    cut = 3 if name == "one_activation" else 6
+    architecture = Architecture(
+        name=f"tests.strange_networks:{name}", image_shape=(1, 6, 6), num_classes=3, cut=cut
+    )
+    copies = [architecture.bottom(index) for index in range(COPIES)]
+    inputs = torch.rand(COPIES, 1, 6, 6, generator=generator(1))
+    weights = stack_weights(copies)
+    for network in (stacked(copies[0]), mapped(copies[0])):
+        outputs = network(weights, inputs)
+        for copy, row, output in zip(copies, inputs, outputs, strict=True):
+            torch.testing.assert_close(output, copy(row[None])[0])
