@@ -213,3 +213,37 @@ def test_what_is_missing_or_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch
         UnSplit(clone="fersh")
     with pytest.raises(ValueError, match="outer_steps is 0"):
         UnSplit(outer_steps=0)
+
+
+def test_one_activation_object_is_attacked_like_three() -> None:
+    """Equal weights and equal smashed data, so equal guesses, bit for bit."""
+    guesses = []
+    for name in ("one_activation", "three_activations"):
+        layers = Architecture(
+            name=f"tests.strange_networks:{name}", image_shape=(1, 6, 6), num_classes=3, cut=3
+        )
+        private = torch.rand(2, 1, 6, 6, generator=generator(3))
+        view = view_of(layers.bottom(1000), private, layers)
+        guesses.append(UnSplit(outer_steps=3, input_steps=4, model_steps=4).run(view, seed=SEED))
+    assert torch.equal(guesses[0].images, guesses[1].images)
+    for name, clone in guesses[0].clones.items():
+        assert torch.equal(clone, guesses[1].clones[name])
+
+
+@pytest.mark.parametrize("name", ["tied", "repeated"])
+def test_tied_weights_are_one_weight_to_the_literal_reading_too(name: str) -> None:
+    layers = Architecture(
+        name=f"tests.strange_networks:{name}", image_shape=(1, 6, 6), num_classes=3, cut=6
+    )
+    private = torch.rand(2, 1, 6, 6, generator=generator(3))
+    view = view_of(layers.bottom(1000), private, layers, torch.float64)
+    assert view.smashed is not None
+    attack = UnSplit(outer_steps=2, input_steps=3, model_steps=2)
+    guess = attack.run(view, seed=SEED)
+    for target, row in enumerate(view.smashed):
+        clone = first_clone(layers, target).double()
+        image = literal(clone, row[None], layers, attack=attack)
+        torch.testing.assert_close(guess.images[target], image, rtol=0, atol=1e-6)
+        for weight_name, weight in clone.named_parameters():
+            stolen = guess.clones[weight_name][target]
+            torch.testing.assert_close(stolen, weight.detach(), rtol=0, atol=1e-6)

@@ -141,3 +141,31 @@ def test_a_stage_named_twice_is_refused() -> None:
 def test_shapes_are_measured_where_the_weights_are() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 3), nn.ReLU()).double()
     assert cut(model, 1, image_shape=SHAPE).smashed_shape == (3,)
+
+
+def test_a_layer_at_several_places_keeps_all_of_them_under_a_linear_top() -> None:
+    plain, linear = (
+        Architecture(
+            name="tests.strange_networks:one_activation",
+            image_shape=(1, 6, 6),
+            num_classes=3,
+            cut=1,
+            linear_top=linear,
+        )
+        for linear in (False, True)
+    )
+    kinds = [type(layer) for layer in linear.build(0)]
+    assert len(kinds) == len(plain.build(0)) == 8
+    assert [kinds.index(nn.Tanh), kinds.count(nn.Tanh)] == [1, 1], "that of the bottom"
+    assert [index for index, kind in enumerate(kinds) if kind is nn.Identity] == [3, 6]
+    images = torch.rand(2, 1, 6, 6)
+    assert linear.top(0)(linear.bottom(0)(images)).shape == (2, 3)
+
+
+def test_one_normalisation_cannot_count_on_both_sides_of_a_cut() -> None:
+    named = Architecture(
+        name="tests.strange_networks:normalised_twice", image_shape=(1, 6, 6), num_classes=3
+    )
+    with pytest.raises(IllegalCutError, match="one shared buffer on both sides"):
+        cut(named.build(0), 1, image_shape=(1, 6, 6))
+    assert len(cut(named.build(0), 3, image_shape=(1, 6, 6)).bottom) == 4
