@@ -74,6 +74,18 @@ def test_intensities_are_clipped_where_they_count_and_only_there(truth: Truth) -
     assert inverted["ssim"] == pytest.approx(ssim(black[:, 0], truth.images[:, 0]).mean().item())
 
 
+def test_the_share_of_clipped_pixels_is_told(truth: Truth) -> None:
+    assert score(Guess(labels=truth.labels), truth).as_dict().get("clipped") is None
+    assert score(Guess(images=truth.images), truth).as_dict()["clipped"] == 0
+    images = truth.images.clone()
+    images[:4], images[4:8] = 1.5, -0.5
+    images[8:] = torch.nan  # no guess: counted as failures instead
+    found = score(Guess(images=images), truth)
+    assert (found.clipped, found.failures) == (1, 8)
+    images[8:] = 0.5
+    assert score(Guess(images=images), truth).as_dict()["clipped"] == 0.5
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_guess_that_is_not_finite_is_a_grey_failure(truth: Truth, value: float) -> None:
     broken, grey = truth.images.clone(), truth.images.clone()
