@@ -125,6 +125,26 @@ def test_same_seed_same_bits_and_the_view_stays_as_it_was() -> None:
     assert first.images.dtype == torch.float32
 
 
+@pytest.mark.parametrize("clone", ["fresh", "warm", "shared"])
+@pytest.mark.parametrize(("outer_steps", "rate"), [(1, 0.01), (12, 0.01), (12, 1e-9)])
+def test_a_fit_that_still_falls_at_its_end_stopped_on_the_budget(
+    clone: str, outer_steps: int, rate: float
+) -> None:
+    attack = UnSplit(
+        outer_steps=outer_steps,
+        input_steps=3,
+        model_steps=3,
+        input_rate=rate,
+        model_rate=rate,
+        clone=clone,
+        restarts=2,
+    )
+    view = small_view(targets=3)
+    view.smashed[2, 0, 3, 3] = torch.nan
+    falls = rate > 1e-3  # else nothing moves, and more steps would not either
+    assert attack.run(view, seed=SEED).stopped_on_budget.tolist() == [falls, falls, False]
+
+
 def test_clones_are_drawn_apart_from_each_other_and_from_any_plain_seed() -> None:
     still = UnSplit(outer_steps=1, input_steps=1, model_steps=1, model_rate=0.0)
     weights = still.run(small_view(), seed=SEED).clones["0.weight"]

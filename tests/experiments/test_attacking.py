@@ -128,6 +128,16 @@ def test_failures_make_a_result_unreliable_and_are_not_dropped(run: TrainingRun)
     assert len(verdict.scores["mse"]["values"]) == 4
 
 
+def test_the_share_that_stopped_on_the_budget_is_counted(run: TrainingRun) -> None:
+    short = settings(name="unsplit", targets=2, outer_steps=1, input_steps=9, model_steps=9)
+    falling = attack_run(run.trace, short, stream=1, device="cpu")
+    answers = AnswerKey.read(run.answers)
+    verdict, _ = judge(falling, answers, run.trace, stream=3)
+    assert verdict.stopped_on_budget == 1
+    blind = attack_run(run.trace, settings(targets=2), stream=1, device="cpu")
+    assert judge(blind, answers, run.trace, stream=3)[0].stopped_on_budget is None
+
+
 def test_the_victims_own_bottom_as_stolen_model_is_the_victim(run: TrainingRun) -> None:
     guessed = attack_run(run.trace, settings(targets=2), stream=1, device="cpu")
     answers = AnswerKey.read(run.answers)

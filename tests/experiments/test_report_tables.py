@@ -119,6 +119,14 @@ def test_doubts_and_failures_stand_below_the_row(make_card: MakeCard) -> None:
     assert row(make_card(reads=Evidence.NOTHING))["kind"] == "plain"
 
 
+def test_a_budget_bound_score_says_so_below_its_row(make_card: MakeCard) -> None:
+    found = row(make_card(stopped_on_budget=0.5))
+    assert found["doubts"] == (
+        "budget-bound: 50% of the targets stopped on the attack's budget of steps"
+    )
+    assert row(make_card(stopped_on_budget=0.1))["doubts"] == ""
+
+
 def test_everything_has_a_row_for_each_baseline(make_card: MakeCard) -> None:
     (table,) = tables(cells([make_card(means={"ssim": 0.5, "mse": 0.1})]))
     assert [each["name"] for each in table["everything"]] == [

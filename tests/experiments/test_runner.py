@@ -300,6 +300,9 @@ def test_federated_weights_go_through_the_same_runner(tmp_path: Path) -> None:
     cards = run(table, out=tmp_path)
     assert [card.status for card in cards] == ["done", "done"]
     assert cards[0].scores["label_accuracy"] is not None
+    assert cards[0].stopped_on_budget == 1
+    assert cards[0].budget_bound is not None
+    assert cards[1].stopped_on_budget is None
 
 
 def test_what_cannot_run_is_refused_before_training(
@@ -312,6 +315,12 @@ def test_what_cannot_run_is_refused_before_training(
         run(TABLE, out=tmp_path, overrides=["protocol.batch_size=1000"])
     with pytest.raises(ValueError, match="ratio"):
         run({**TABLE, "defense": [{"name": "weight-sparsification", "ratio": 2.0}]}, out=tmp_path)
+    for own, message in (
+        ({"tolerance": 0.0}, "tolerance is 0.0"),
+        ({"iterations": 0}, "iterations is 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run({**TABLE, "attack": [{"name": "dlm-plus", **own}]}, out=tmp_path)
 
 
 def test_a_failing_node_stops_the_run_and_leaves_no_half_run(tmp_path: Path) -> None:

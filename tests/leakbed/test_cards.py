@@ -103,6 +103,22 @@ def test_what_is_not_finite_becomes_null_with_its_place(tmp_path: Path) -> None:
     assert read_cards(tmp_path) == [broken]
 
 
+def test_a_card_is_budget_bound_where_more_than_a_tenth_stopped_on_the_budget(
+    tmp_path: Path,
+) -> None:
+    assert card().stopped_on_budget is None
+    assert card().budget_bound is None
+    assert card(stopped_on_budget=0.1).budget_bound is None
+    bound = card(stopped_on_budget=0.25)
+    assert bound.budget_bound is not None
+    assert bound.budget_bound.startswith("budget-bound: 25% of the targets stopped on")
+    text = write_card(bound, tmp_path).read_text()
+    assert json.loads(text)["stopped_on_budget"] == 0.25
+    assert read_cards(tmp_path) == [bound]
+    with pytest.raises(ValidationError, match="stopped_on_budget"):
+        card(stopped_on_budget=1.5)
+
+
 def test_numbers_need_baselines_and_refusals_reasons() -> None:
     with pytest.raises(ValidationError, match="need their baselines"):
         card(baselines={})
