@@ -168,3 +168,10 @@ def test_a_defence_that_is_not_the_servers_is_refused(kind: Any) -> None:
     optimiser = torch.optim.SGD(layers.parameters(), lr=0.5)
     with pytest.raises(IllegalCombinationError, match="smashed-noise protects smashed, which is"):
         kind(layers, optimiser, defences=(SmashedNoise(),))
+
+
+def test_a_top_without_finite_logits_predicts_no_class() -> None:
+    broken = top()
+    with torch.no_grad():
+        broken.module[0].bias[1] = torch.nan
+    assert broken.predict(SMASHED).tolist() == [-1] * 4
