@@ -26,7 +26,7 @@ from torch import Tensor
 
 import clients.split
 from clients.cell import one_torch_thread
-from defenses import NoPeek, SmashedNoise, WeightNoise
+from defenses import LocalDP, NoPeek, SmashedNoise, WeightNoise
 from leakbed.contracts import Defense, DefenseState, Protects
 from leakbed.defending import UncalledHookError
 from leakbed.events import UpdateUp
@@ -169,6 +169,30 @@ def test_updates_are_protected_and_integer_buffers_pass() -> None:
     assert (sent["count"].dtype, sent["count"].shape) == (after["count"].dtype, ())
     assert np.abs(sent["w"] - after["w"]).min() > 0
     assert reply.content["m"] == metrics
+
+
+@pytest.mark.parametrize(
+    ("defence", "left"),
+    [
+        (WeightNoise(scale=0.5), ["num-examples", "train_loss"]),
+        (WeightNoise(scale=0.5, form="corrected"), ["num-examples"]),
+        (LocalDP(), ["num-examples"]),
+    ],
+)
+def test_a_claim_of_privacy_keeps_metrics_at_the_node(defence: Defense, left: list[str]) -> None:
+    metrics = MetricRecord({"num-examples": 5, "train_loss": 0.3})
+    old = {
+        "fitres.num_examples": MetricRecord({"num_examples": 5}),
+        "fitres.metrics": ConfigRecord({"loss": 0.3}),
+        "fitres.status": ConfigRecord({"code": 0}),
+    }
+    mod, arrays = defend(defence, stream=7), pack({"w": X})
+    reply = call(mod, train(), context(), arrays=arrays, m=metrics, **old).content
+    assert list(reply["m"]) == left
+    assert reply["fitres.num_examples"]["num_examples"] == 5
+    assert list(reply["fitres.metrics"]) == (["loss"] if len(left) > 1 else [])
+    assert reply["fitres.status"]["code"] == 0
+    assert list(metrics) == ["num-examples", "train_loss"]  # the handler's own is as it was
 
 
 def test_the_handlers_reply_and_the_message_are_not_changed_in_place() -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from leakbed.tensors import finite, view
+from leakbed.tensors import finite, predicted, view
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, np.uint8])
@@ -39,3 +39,9 @@ def test_complex_numbers_are_looked_at_too() -> None:
     """No part of a model has them, but a node may send them."""
     assert finite(torch.zeros(2, dtype=torch.complex64))
     assert not finite(torch.tensor([1.0, complex(0, torch.inf)]))
+
+
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
+def test_logits_that_are_not_finite_predict_no_class(bad: float) -> None:
+    logits = torch.tensor([[0.0, 2.0], [bad, 1.0], [3.0, bad], [bad, bad], [1.0, 0.0]])
+    assert predicted(logits).tolist() == [1, -1, -1, -1, 0]

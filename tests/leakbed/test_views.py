@@ -83,6 +83,20 @@ def test_updates_are_stacked_with_their_own_start(make: Make) -> None:
     assert (view.targets, view.rows) == (2, 1)
 
 
+def test_a_loss_and_a_number_of_samples_that_are_sent_can_be_read(make: Make) -> None:
+    told = [replace(update(0), train_loss=0.1), replace(update(1), train_loss=2.5)]
+    trace = make(told)
+    evidences = Evidences.of(trace)
+    targets = pick_targets(evidences, UPDATE, when="training", count=8)
+    view = build_view(trace, evidences, UPDATE, targets, device=CPU)
+    assert view.train_loss is not None
+    assert view.num_examples is not None
+    assert view.train_loss.tolist() == [0.1, 2.5]
+    assert view.num_examples.tolist() == [1, 1]
+    silent = replace(evidences, updates=[update(0), told[1]])
+    assert build_view(trace, silent, UPDATE, targets, device=CPU).train_loss is None
+
+
 def test_updates_over_different_numbers_of_samples_are_refused(make: Make) -> None:
     trace = make([update(0, examples=3), update(1, examples=4)])
     evidences = Evidences.of(trace)

@@ -218,3 +218,10 @@ def test_counters_that_an_average_made_fractions_are_rounded() -> None:
     arrays["0.num_batches_tracked"] = torch.tensor(8.999999, dtype=torch.float64)
     part.load(ArrayRecord(arrays))
     assert int(layers.state_dict()["0.num_batches_tracked"]) == 9
+
+
+def test_a_top_without_finite_logits_predicts_no_class() -> None:
+    broken = top()
+    with torch.no_grad():
+        broken.module[0].bias[1] = torch.nan
+    assert broken.predict(SMASHED).tolist() == [-1] * 4
