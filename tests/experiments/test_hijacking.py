@@ -230,15 +230,17 @@ def test_ray_is_hijacked_as_one_process_is(tmp_path: Path, monkeypatch: pytest.M
     from leakbed.grids.ray_grid import RayGrid  # noqa: PLC0415  Ray takes seconds to import
 
     monkeypatch.setenv("PYTHONPATH", "")
+    on_the_cpu = 'device="cpu"'  # as workers without a share of a GPU: one device, the same bits
     found: dict[str, TrainingRun] = {}
     with RayGrid(slow_nodes.app, nodes=NODES, workers=2) as grid:
         for protocol in PROTOCOLS:
-            settings = training(protocol)
+            settings = training(protocol, on_the_cpu)
             hijacking = Hijacking(name="doubling", own={}, checkpoint_every=3)
             prepared = prepare(replace(settings, adversary=hijacking), root=None)
             found[protocol] = train(prepared, grid, tmp_path / protocol, roster=grid.roster)
     for protocol, there in found.items():
-        here = trained(tmp_path / f"{protocol} here", training(protocol), "doubling")
+        settings = training(protocol, on_the_cpu)
+        here = trained(tmp_path / f"{protocol} here", settings, "doubling")
         assert Trace(here.trace).records == Trace(there.trace).records, protocol
         assert here.checkpoints == there.checkpoints
         assert here.decoded.read_bytes() == there.decoded.read_bytes()
