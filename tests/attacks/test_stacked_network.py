@@ -158,16 +158,21 @@ def test_the_network_itself_stays_as_it_was() -> None:
     assert network[1].num_batches_tracked == 0
 
 
-@pytest.mark.parametrize("name", ["one_activation", "tied", "repeated"])
-def test_layers_that_repeat_and_weights_that_are_tied_are_run_each_time(name: str) -> None:
-    cut = 3 if name == "one_activation" else 6
-    architecture = Architecture(
-        name=f"tests.strange_networks:{name}", image_shape=(1, 6, 6), num_classes=3, cut=cut
-    )
-    copies = [architecture.bottom(index) for index in range(COPIES)]
-    inputs = torch.rand(COPIES, 1, 6, 6, generator=generator(1))
-    weights = stack_weights(copies)
-    for network in (stacked(copies[0]), mapped(copies[0])):
-        outputs = network(weights, inputs)
-        for copy, row, output in zip(copies, inputs, outputs, strict=True):
-            torch.testing.assert_close(output, copy(row[None])[0])
+def used_twice() -> dict[str, nn.Sequential]:
+    activation, layer = nn.Tanh(), nn.Linear(8, 8)
+    first, second = nn.Linear(8, 8), nn.Linear(8, 8)
+    second.weight = first.weight
+    return {
+        "an activation": nn.Sequential(nn.Linear(8, 8), activation, nn.Linear(8, 8), activation),
+        "a layer": nn.Sequential(layer, nn.ReLU(), layer, nn.Linear(8, 2)),
+        "a weight": nn.Sequential(first, nn.ReLU(), second),
+    }
+
+
+@pytest.mark.parametrize("run_by", [stacked, mapped])
+@pytest.mark.parametrize("name", sorted(used_twice()))
+def test_what_is_used_twice_runs_twice(name: str, run_by: Callable[..., Network]) -> None:
+    network = used_twice()[name]
+    weights = stack_weights([network] * COPIES)
+    inputs = torch.rand(COPIES, 8, generator=generator(5))
+    torch.testing.assert_close(run_by(network)(weights, inputs), network(inputs))

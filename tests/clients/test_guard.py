@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from leakbed.wire.messages import BACKWARD_STEP, SPLIT_STEP, SplitReply, SplitRe
 from leakbed.wiretap import Wiretap
 from strategies.post import NodeStopped
 from strategies.vanilla_split import VanillaSplit
-from tests import guarded, tiny
+from tests import guarded, intruded, tiny
 
 
 @pytest.fixture(autouse=True)
@@ -205,6 +206,23 @@ def test_a_detector_refuses_a_node_that_has_no_labels(name: str) -> None:
     cell = tiny.cell(plan=tiny.plan(labels="server"), defenses=((name, {}),))
     with pytest.raises(IllegalCombinationError, match=f"{name} cannot work with .* = 'server'"):
         Guard.of(cell)
+
+
+def test_fake_labels_are_of_the_data_s_classes_where_the_network_has_outputs_to_spare() -> None:
+    """A label that no sample has tells the server which batches are fake."""
+    spare = replace(intruded.network(), upper_cut=None)
+    assert spare.num_classes > tiny.CLASSES
+    hooks = (("splitguard", {"warm_up": 0, "probability": 0.99}),)
+    grid = tiny.ready(plan=PLAN, architecture=spare, defenses=hooks)
+    weights = spare.bottom(0).state_dict()
+    bottom = {name: value.numpy() for name, value in weights.items()}
+    sent_labels = []
+    for round_ in range(1, 9):
+        opening = SplitRequest(round=round_, step=0, bottom=bottom)
+        reply = SplitReply.of(sent(grid, opening, SPLIT_STEP))
+        assert reply.labels is not None
+        sent_labels += reply.labels.tolist()
+    assert set(sent_labels) == set(range(tiny.CLASSES))
 
 
 def test_a_cell_without_hooks_has_no_guard() -> None:

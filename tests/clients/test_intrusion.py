@@ -32,7 +32,8 @@ class Reading:
         with scoped(derive(STREAM, "generator")):
             self.generator = image_generator(tiny.IMAGE_SHAPE, OWN["latent"], OWN["width"])
         self.network = intruded.first_weights()
-        self.adam = torch.optim.Adam(self.generator.parameters(), lr=OWN["generator_rate"])
+        own = self.generator.parameters()
+        self.adam = torch.optim.Adam(own, lr=OWN["generator_rate"], eps=1e-7)  # Keras's epsilon
         self.rate = rate
 
     def images(self, role: str, count: int = ROWS) -> Tensor:

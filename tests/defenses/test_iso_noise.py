@@ -1,7 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import nn
 
 from defenses import IsoNoise
+from leakbed.contracts import IllegalCombinationError
+from leakbed.defending import Run
 
 
 def sent(gradient: torch.Tensor, **settings: float) -> torch.Tensor:
@@ -32,3 +37,17 @@ def test_every_message_has_its_own_noise() -> None:
 def test_a_ratio_that_is_not_above_0_is_refused(ratio: float) -> None:
     with pytest.raises(ValueError, match=r"iso-noise needs a finite ratio > 0, got"):
         IsoNoise(ratio=ratio)
+
+
+RUN = Run(classes=2, rows=9, batch_size=4, steps=3, passes=1, top=nn.Identity(), smallest_batch=2)
+
+
+def test_a_batch_of_one_row_is_refused_before_training_and_after() -> None:
+    """Its own norm would be the largest of the batch, so the message would still tell it."""
+    IsoNoise().check_run(RUN)
+    with pytest.raises(IllegalCombinationError, match=r"iso-noise .* last batch .* one row"):
+        IsoNoise().check_run(replace(RUN, smallest_batch=1))
+    with pytest.raises(IllegalCombinationError, match=r"iso-noise .* every batch"):
+        IsoNoise().check_run(replace(RUN, smallest_batch=1, batch_size=1))
+    with pytest.raises(IllegalCombinationError, match="iso-noise got a cut gradient of one row"):
+        IsoNoise().protect_cut_gradient(IsoNoise().begin(7), torch.ones(1, 2))

@@ -122,6 +122,20 @@ def test_a_sender_without_labels_is_told_what_to_use() -> None:
         Marvell().protect_cut_gradient(Marvell().begin(7), torch.ones(3, 2))
 
 
+def test_batches_of_one_row_are_refused_where_no_batch_ever_has_both_classes() -> None:
+    """Noise of the row's own norm leaves the norm to tell the label."""
+    run = Run(classes=2, rows=9, batch_size=1, steps=9, passes=1, top=nn.Identity())
+    with pytest.raises(IllegalCombinationError, match=r"marvell .* every batch .* one row"):
+        Marvell().check_run(run)
+    with pytest.raises(IllegalCombinationError, match="marvell got a cut gradient of one row"):
+        sent(torch.ones(1, 2), torch.tensor([1]))
+    Marvell().check_run(replace(run, batch_size=4, smallest_batch=1))
+    state, _ = sent(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]))
+    ones = torch.tensor([1])  # the last of a pass, after batches of both
+    _, noisy = Marvell().protect_labelled_gradient(state, torch.ones(1, 2), ones)
+    assert not torch.equal(noisy, torch.ones(1, 2))
+
+
 @pytest.mark.parametrize("scale", [0.0, -1.0])
 def test_a_scale_that_is_not_above_0_is_refused(scale: float) -> None:
     with pytest.raises(ValueError, match=r"marvell needs a finite scale > 0, got"):

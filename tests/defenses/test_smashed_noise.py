@@ -1,7 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import nn
 
 from defenses import SmashedNoise
+from leakbed.contracts import IllegalCombinationError
+from leakbed.defending import Run
 from leakbed.seeds import derive, generator
 
 SMASHED = torch.randn(20, 3, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -44,6 +49,23 @@ def test_rows_above_the_clip_shrink_to_it_and_others_stay() -> None:
 def test_the_type_of_the_activations_is_kept() -> None:
     for dtype in (torch.float16, torch.float64):
         assert protected(SmashedNoise(), SMASHED.to(dtype)).dtype == dtype
+
+
+def test_a_clip_is_refused_where_batchnorm_mixes_the_rows_below_the_cut() -> None:
+    """The claim is about one sample's row; there it moves all the others of its batch."""
+    bottom = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).train()
+    rows = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+    moved = bottom(rows) - bottom(torch.cat([rows[:1] + 1, rows[1:]]))
+    assert moved[1:].norm() > 0.1
+    run = Run(classes=3, rows=8, batch_size=4, steps=2, passes=1, top=nn.Identity(), bottom=bottom)
+    with pytest.raises(IllegalCombinationError, match="layer 1 of the bottom is a BatchNorm1d"):
+        SmashedNoise(clip=1.0).check_run(run)
+    SmashedNoise().check_run(run)  # claims nothing
+    SmashedNoise(clip=1.0).check_run(replace(run, bottom=nn.Linear(2, 2)))
+
+
+def test_the_claim_says_what_many_messages_make_of_it() -> None:
+    assert "every epoch sends it again, so compose" in SmashedNoise.claims
 
 
 @pytest.mark.parametrize("wrong", [{"sigma": -0.1}, {"clip": 0.0}, {"clip": -1.0}])

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from leakbed.models import Architecture, IllegalCutError, cut, join
+from leakbed.models.cutting import linear_above
 
 SHAPE = (1, 28, 28)
 
@@ -41,6 +42,13 @@ def test_names_of_both_parts_make_up_the_whole(model: nn.Sequential) -> None:
 def test_an_illegal_cut_names_the_legal_ones(model: nn.Sequential, at: int) -> None:
     with pytest.raises(IllegalCutError, match=r"0 \(Conv2d\), 1 \(ReLU\).*9 \(ReLU\)$"):
         cut(model, at, image_shape=SHAPE)
+
+
+def test_a_linear_top_keeps_the_place_of_an_activation_that_is_used_twice() -> None:
+    activation = nn.ReLU()
+    layers = nn.Sequential(nn.Flatten(), activation, nn.Linear(4, 4), activation, nn.Linear(4, 2))
+    kinds = [type(layer) for layer in linear_above(layers, 1)]
+    assert kinds == [nn.Flatten, nn.ReLU, nn.Linear, nn.Identity, nn.Linear]
 
 
 def test_a_linear_top_is_one_map_above_the_same_bottom(model: nn.Sequential) -> None:

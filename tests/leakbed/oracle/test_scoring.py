@@ -29,6 +29,20 @@ def test_the_truth_itself_scores_best(truth: Truth) -> None:
     assert means["mse"] == 0
 
 
+@pytest.mark.parametrize("size", [(1, 28), (28, 1), (10, 10)])
+def test_images_under_the_window_of_ssim_are_scored_without_it(size: tuple[int, int]) -> None:
+    images = torch.rand(6, 1, *size, generator=torch.Generator().manual_seed(2))
+    small = Truth.among(
+        images, torch.arange(6) % 2, rows=torch.arange(6)[:, None], num_classes=2, stream=1
+    )
+    beside = baselines(small)
+    found = score(Guess(images=small.images), small, baselines=beside).means()
+    assert "ssim" not in found
+    assert "ssim_skill" not in found
+    assert {"identification", "abs_pearson", "mse", "psnr", "affine_mse"} <= set(found)
+    assert all("ssim" not in scores.metrics for scores in beside.values())
+
+
 def test_rows_in_any_order_score_the_same_and_take_their_labels_along(batches: Truth) -> None:
     order = torch.tensor([3, 0, 4, 1, 2])
     shuffled = Guess(images=batches.images[:, order], labels=batches.labels[:, order])
