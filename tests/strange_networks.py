@@ -264,6 +264,13 @@ def frozen_top() -> nn.Sequential:
     return net
 
 
+def frozen_head() -> nn.Sequential:
+    """A frozen last layer above as many hidden units as there are classes."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(SIDE**2, 3), nn.Tanh(), nn.Linear(3, 3))
+    net[3].requires_grad_(False)
+    return net
+
+
 def frozen() -> nn.Sequential:
     return frozen_bottom().requires_grad_(False)
 
@@ -281,20 +288,17 @@ def detached_bottom() -> nn.Sequential:
 
 
 def half_frozen(image_shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
-    """A frozen first layer under two that are trained."""
+    """The LeNet of DLG with its first layer frozen."""
     channels, height, width = image_shape
-    size = 4 * (-(-height // 2)) * (-(-width // 2))
+    size = 12 * -(-height // 4) * -(-width // 4)
     net = nn.Sequential(
-        *(nn.Conv2d(channels, 4, 5, stride=2, padding=2), nn.Sigmoid()),
-        *(nn.Conv2d(4, 4, 3, padding=1), nn.Sigmoid(), nn.Flatten(), nn.Linear(size, num_classes)),
+        *(nn.Conv2d(channels, 12, 5, stride=2, padding=2), nn.Sigmoid()),
+        *(nn.Conv2d(12, 12, 5, stride=2, padding=2), nn.Sigmoid()),
+        *(nn.Conv2d(12, 12, 5, padding=2), nn.Sigmoid()),
+        *(nn.Flatten(), nn.Linear(size, num_classes)),
     )
     net[0].requires_grad_(False)
     return net
-
-
-def half_open(image_shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
-    """The same with every layer trained."""
-    return half_frozen(image_shape, num_classes).requires_grad_(True)
 
 
 def averaging_norm() -> nn.Sequential:
