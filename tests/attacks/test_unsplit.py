@@ -40,6 +40,7 @@ from tests.attacks.unsplit_reading import (
         ("cifarnet", 3),
         ("lenet-sigmoid", 5),
         ("mlp2", 1),
+        ("tests.attacks.unsplit_reading:used_twice", 3),
     ],
 )
 def test_first_iterations_equal_the_literal_reading(name: str, cut: int) -> None:
