@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from clients.guard import Guard
 from leakbed.contracts import IllegalCombinationError
-from leakbed.events import Event, SmashedUp
+from leakbed.events import Arrays, Event, SmashedUp
 from leakbed.grids import Canonical
 from leakbed.seeds import derive
 from leakbed.wire.alarms import ALARMS, STOPPED, alarms_of, stop_of
@@ -21,6 +21,7 @@ from leakbed.wire.head_messages import BackwardReply
 from leakbed.wire.messages import BACKWARD_STEP, SPLIT_STEP, SplitReply, SplitRequest
 from leakbed.wiretap import Wiretap
 from strategies.post import NodeStopped
+from strategies.split_loop import Lane
 from strategies.vanilla_split import VanillaSplit
 from tests import guarded, intruded, tiny
 
@@ -70,6 +71,26 @@ def test_hooks_are_called_with_the_batch_and_what_came_back_for_it() -> None:
         assert torch.equal(seen.labels, labels[batch])
         assert len(seen.cut_gradient) == len(batch)
         assert state.messages == step
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_every_round_begins_with_the_bottom_that_the_node_received(
+    resident: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[dict[str, Tensor]] = []
+    original = Lane.open
+
+    def noted(self: Lane, bottom: Arrays | None) -> None:
+        assert bottom is not None
+        opened.append({name: torch.from_numpy(array.copy()) for name, array in bottom.items()})
+        original(self, bottom)
+
+    monkeypatch.setattr(Lane, "open", noted)
+    trained(("witness", {}), nodes=2, resident=resident)
+    held = [holdings.bottom for holdings in guarded.called("prepare")]
+    assert len(held) == len(opened) == 4
+    assert all(tiny.same(shown, sent_down) for shown, sent_down in zip(held, opened, strict=True))
+    assert not tiny.same(held[0], held[1])
 
 
 def test_the_first_gradient_is_what_the_cut_gradient_makes_of_the_first_weights() -> None:

@@ -27,6 +27,7 @@ def holdings() -> Holdings:
         images=images,
         labels=labels,
         architecture=tiny.architecture(),
+        bottom=tiny.architecture().bottom(0).state_dict(),
         batch_size=8,
         optimiser=tiny.plan().optimiser,
     )

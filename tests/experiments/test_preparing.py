@@ -98,7 +98,17 @@ def test_fewer_gradients_than_the_window_are_refused_before_training() -> None:
     # 400 digits at 2 nodes: 140 rows each, so 9 batches of 16
     with pytest.raises(IllegalCombinationError, match=r"simulates 9 .* window of 10 needs 10"):
         prepare(training(defense="splitout"), root=None)
-    prepare(training("protocol.batch_size=8", defense="splitout"), root=None)
+    fitting = ["protocol.batch_size=8", "protocol.local_steps=10"]
+    prepare(training(*fitting, defense="splitout"), root=None)
+
+
+def test_gradients_of_a_loss_that_nodes_share_are_no_size_for_splitout() -> None:
+    """In the default scale they were two times smaller here, and nothing looked like an outlier."""
+    fitting = ["protocol.name=parallel-split", "protocol.batch_size=8", "protocol.local_steps=10"]
+    with pytest.raises(IllegalCombinationError, match=r"set protocol.gradient_scale = 'local'"):
+        prepare(training(*fitting, defense="splitout"), root=None)
+    prepare(training(*fitting, "protocol.gradient_scale=local", defense="splitout"), root=None)
+    prepare(training(*fitting, "data.nodes=1", defense="splitout"), root=None)
 
 
 def test_no_stream_of_a_run_is_another_or_the_seed() -> None:
