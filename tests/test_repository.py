@@ -54,9 +54,9 @@ def test_imports_come_from_this_repository(package: str) -> None:
     assert Path(module.__file__).parents[1] == ROOT
 
 
-def test_no_file_is_over_300_lines() -> None:
+def test_no_file_is_over_600_lines() -> None:
     lengths = {file: len(file.read_text().splitlines()) for file in sources(*CODE)}
-    assert {str(file.relative_to(ROOT)): n for file, n in lengths.items() if n > 300} == {}
+    assert {str(file.relative_to(ROOT)): n for file, n in lengths.items() if n > 600} == {}
 
 
 def test_no_function_is_over_50_lines() -> None:

@@ -38,6 +38,18 @@ def test_a_label_is_common_beyond_its_share_and_beyond_chance(
         assert imbalanced(cell) is beyond
 
 
+def test_the_commonest_of_a_few_samples_is_not_common(
+    make_card: MakeCard, scores: Callable[..., dict[str, Any]]
+) -> None:
+    chance = {"label_accuracy": 0.1, "balanced_accuracy": 0.1}
+    few = scores(targets=16, label_accuracy=0.5, balanced_accuracy=0.5)
+    for often, beyond in ((4, False), (12, True)):  # of 16, four of some label are luck
+        majority = {"label_accuracy": often / 16, "balanced_accuracy": 0.1}
+        found = {"majority-label": majority, "chance": chance}
+        (cell,) = cells([make_card(scores=few, baselines=found)])
+        assert imbalanced(cell) is beyond
+
+
 def test_cards_from_before_it_are_read_as_balanced(make_card: MakeCard) -> None:
     (cell,) = cells([make_card(means={"label_accuracy": 0.9})])
     assert not imbalanced(cell)

@@ -182,8 +182,9 @@ def test_dp_noise_is_on_the_message(tmp_path: Path) -> None:
 
 
 def test_dp_sgd_changes_the_top_and_not_the_message(tmp_path: Path) -> None:
-    defense = {"name": "dp-sgd", "rate": 0.25, "steps": 12, "epsilon": 1.0}
-    run, plain = trained(tmp_path / "run", **defense), trained(tmp_path / "plain")
+    defense = {"name": "dp-sgd", "rate": 0.25, "steps": 8, "epsilon": 1.0}
+    steps = "protocol.local_steps=4"
+    run, plain = trained(tmp_path / "run", steps, **defense), trained(tmp_path / "plain", steps)
     assert torch.equal(gradients(run)[0], gradients(plain)[0])  # made before the first noise
     held = [Trace(each.trace).holding("server", "model/round-1") for each in (run, plain)]
     assert held[0] is not None
@@ -212,9 +213,10 @@ def test_what_cannot_be_protected_is_refused_before_training(
 
 
 def test_copies_of_the_top_have_no_private_steps(tmp_path: Path) -> None:
-    defense = {"name": "dp-sgd", "rate": 0.25, "steps": 12}
+    defense = {"name": "dp-sgd", "rate": 0.25, "steps": 8}
+    protocol = ("protocol.name=splitfed-v1", "protocol.local_steps=4")
     with pytest.raises(IllegalCombinationError, match="every node has a copy of its own"):
-        trained(tmp_path / "run", "protocol.name=splitfed-v1", **defense)
+        trained(tmp_path / "run", *protocol, **defense)
 
 
 @pytest.mark.parametrize(
@@ -235,3 +237,30 @@ def test_what_fits_which_protocol(
     table = {**TABLE, "defense": [{"name": defense}]}
     why = misfit(cells(load_settings(table, overrides))[0].training)
     assert why is None if told is None else told in str(why)
+
+
+@pytest.mark.parametrize("name", ["max-norm", "iso-noise", "marvell"])
+def test_batches_of_one_row_are_refused_where_they_leave_a_row_undefended(name: str) -> None:
+    with pytest.raises(IllegalCombinationError, match=f"{name} .* set protocol.batch_size"):
+        prepared(*BINARY, "protocol.batch_size=1", name=name)
+
+
+@pytest.mark.parametrize("name", ["max-norm", "iso-noise"])
+def test_a_pass_that_ends_in_one_row_is_refused_too(name: str) -> None:
+    """Of 300 rows each of two nodes has 108 for its own."""
+
+    def one_pass(size: int) -> Any:
+        protocol = {"name": "vanilla-split", "labels": "server", "batch_size": size}
+        table = {**TABLE, "protocol": protocol, "defense": [{"name": name}]}
+        training = cells(load_settings(table, BINARY))[0].training
+        return prepare(training, root=None)
+
+    with pytest.raises(IllegalCombinationError, match=f"{name} .* last batch of a pass has one"):
+        one_pass(107)
+    assert len(one_pass(106).data.split().nodes[0]) == 108
+
+
+def test_a_privacy_budget_that_no_noise_meets_is_refused_before_training() -> None:
+    settings = {"name": "dp-sgd", "rate": 0.25, "steps": 12, "epsilon": 0.1}
+    with pytest.raises(IllegalCombinationError, match=r"epsilon = 0\.1 .* at least 0\.10"):
+        prepared("protocol.local_steps=4", **settings)

@@ -6,7 +6,15 @@ from typing import Any
 import pytest
 
 from experiments.report_cells import cells
-from experiments.verdicts import caveats, doubts, misses, place, published, shortfall
+from experiments.verdicts import (
+    beats_guessing,
+    caveats,
+    doubts,
+    misses,
+    place,
+    published,
+    shortfall,
+)
 from leakbed.cards import Card
 
 MakeCard = Callable[..., Card]
@@ -62,6 +70,57 @@ def test_the_baselines_own_error_counts(make_card: MakeCard) -> None:
     control = {"within": True, "baseline": {"abs_pearson": {"value": 0.55, "limit": 0.65}}}
     assert fell_short(make_card(means={"abs_pearson": 0.6})).startswith("It beats")
     assert "mean-public" in fell_short(make_card(means={"abs_pearson": 0.6}, control=control))
+
+
+WITHOUT_A_MESSAGE = {
+    "own-inputs-classifier": "a classifier (logistic regression) of the party's own inputs",
+    "own-inputs-nearest": "the nearest known one among the party's own inputs",
+    "public-label-classifier": "learned from public labelled images without any message",
+    "public-label-nearest": "the label of the public image nearest to the party's own input",
+    "untrained-bottom": "the same attack on a network that was never trained",
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_A_MESSAGE)
+def test_what_a_party_tells_of_labels_by_itself_is_a_rival_in_plain_words(
+    make_card: MakeCard, name: str
+) -> None:
+    beside = {"chance": {"label_accuracy": 0.1}, name: {"label_accuracy": 0.7}}
+    card = make_card(means={"label_accuracy": 0.66}, baselines=beside)
+    text = fell_short(card)
+    assert WITHOUT_A_MESSAGE[name] in text
+    assert "(label accuracy 69% against 70%)" in text
+    (cell,) = cells([card])
+    assert not beats_guessing(cell, "label_accuracy")
+
+
+def test_every_rival_that_is_not_beaten_is_named_not_the_best_alone(make_card: MakeCard) -> None:
+    beside = {name: {"label_accuracy": 0.9} for name in WITHOUT_A_MESSAGE}
+    text = fell_short(make_card(means={"label_accuracy": 0.5}, baselines=beside))
+    assert all(words in text for words in WITHOUT_A_MESSAGE.values())
+    weak = {name: {"label_accuracy": 0.1} for name in WITHOUT_A_MESSAGE}
+    assert fell_short(make_card(means={"label_accuracy": 1.0}, baselines=weak)) == (
+        "It beats everything that needs no attack, in every leading score."
+    )
+
+
+def test_a_baselines_error_is_its_own_and_that_between_seeds(make_card: MakeCard) -> None:
+    def beside(mean: float) -> dict[str, dict[str, float]]:
+        return {"untrained-bottom": {"ssim": mean, "ssim_stderr": 0.03}}
+
+    cards = [make_card(seed=seed, baselines=beside(mean)) for seed, mean in enumerate((0.3, 0.34))]
+    (one,), (both,) = cells(cards[:1]), cells(cards)
+    for cell, mean, error in ((one, 0.3, 0.03), (both, 0.32, 0.03 / 2**0.5)):
+        found = cell.baseline_measure("ssim", "untrained-bottom")
+        assert found is not None
+        assert (found.mean, found.stderr) == pytest.approx((mean, error))
+    apart = cells(
+        [make_card(seed=seed, baselines=beside(mean)) for seed, mean in ((0, 0.1), (1, 0.5))]
+    )
+    found = apart[0].baseline_measure("ssim", "untrained-bottom")
+    assert found is not None
+    assert found.stderr == pytest.approx(0.2)
+    assert one.baseline_measure("ssim", "chance") is None
 
 
 def test_what_is_not_cut_is_told_from_what_is(make_card: MakeCard) -> None:
@@ -124,6 +183,14 @@ def test_doubts_and_failures_are_named(make_card: MakeCard) -> None:
         f"Do not trust {name}: diverged.",
         f"Do not trust {name}: the negative control beats its baseline in |Pearson|.",
         f"Targets that broke down count as failures: 3 of 16 in {name}.",
+    ]
+
+
+def test_budget_bound_scores_are_named(make_card: MakeCard) -> None:
+    assert caveats(cells([make_card(stopped_on_budget=0.1)])) == []
+    assert caveats(cells([make_card(stopped_on_budget=0.2)])) == [
+        "A larger budget of the attack may change budget-bound scores: "
+        "unsplit (split, mnistnet on mnist-5k, cut 1)."
     ]
 
 

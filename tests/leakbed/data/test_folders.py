@@ -51,7 +51,7 @@ def test_train_and_test_are_pooled_with_test_last(tmp_path: Path) -> None:
 
 
 def test_train_without_test_is_read(tmp_path: Path) -> None:
-    paint(tmp_path / "train" / "cat" / "0.png", 1)
+    paint(tmp_path / "train" / "cat" / "0.png", 100)
     assert load("image-folder", root=tmp_path).official_test == 0
 
 

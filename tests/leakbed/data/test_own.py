@@ -35,9 +35,9 @@ def test_floats_keep_their_values_and_class_names() -> None:
 
 
 def test_the_root_reaches_a_function_that_asks_for_it(tmp_path: Path) -> None:
-    np.save(tmp_path / "images.npy", np.ones((12, 4, 4), dtype=np.uint8))
+    np.save(tmp_path / "images.npy", np.full((12, 4, 4), 9, dtype=np.uint8))
     assert load("own_data:from_root", root=tmp_path).images.unique().tolist() == [
-        np.float32(1 / 255)
+        np.float32(9 / 255)
     ]
 
 

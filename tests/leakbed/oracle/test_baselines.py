@@ -8,6 +8,7 @@ import torch
 from leakbed.attributes import Attribute, attribute_of
 from leakbed.contracts import Guess
 from leakbed.oracle import Truth, baselines, score
+from tests.leakbed.oracle.conftest import truth_of
 
 
 def test_every_baseline_is_there_with_its_metrics(truth: Truth) -> None:
@@ -53,8 +54,54 @@ def test_chance_and_majority(truth: Truth) -> None:
         "label_accuracy": pytest.approx(0.1),
         "balanced_accuracy": pytest.approx(1 / len(truth.labels.unique())),
     }
-    expected = (truth.labels == 0).float().mean().item()  # class 0 is the public majority
-    assert found["majority-label"].means()["label_accuracy"] == pytest.approx(expected)
+    most = truth.labels.flatten().bincount().max().item() / truth.targets
+    assert found["majority-label"].means()["label_accuracy"] == pytest.approx(most)
+
+
+@pytest.mark.parametrize("public", ["none", "of other shares"])
+def test_no_constant_guess_has_skill_whatever_is_public(truth: Truth, public: str) -> None:
+    labels = torch.ones_like(truth.labels)
+    labels[0] = 0
+    skewed = replace(truth, labels=labels, num_classes=2)
+    if public == "none":
+        skewed = replace(skewed, public_images=None, public_labels=None)
+    found = baselines(skewed, unordered_labels=True)
+    assert found["majority-label"].means()["label_accuracy"] == 15 / 16
+    for label in (0, 1):
+        constant = Guess(labels=torch.full_like(labels, label))
+        scores = score(constant, skewed, baselines=found)
+        assert scores.means()["label_accuracy_skill"] <= 0
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8, 20])
+def test_chance_of_identification_is_what_a_random_draw_of_candidates_reaches(rows: int) -> None:
+    truth = truth_of(targets=4, rows=rows)
+    drawn = torch.Generator().manual_seed(rows)
+    hits = []
+    for _ in range(150):
+        chosen = [torch.randperm(100, generator=drawn)[:rows] for _ in range(4)]
+        guess = Guess(images=truth.candidates[torch.stack(chosen)])
+        hits.append(score(guess, truth).means()["identification"])
+    mean = sum(hits) / len(hits)
+    error = (mean * (1 - mean) / (600 * rows)) ** 0.5  # of draws; none of a target's rows repeat
+    expected = baselines(truth)["chance"].means()["identification"]
+    assert expected == pytest.approx(rows / 100)
+    assert mean == pytest.approx(expected, abs=4 * error)
+
+
+def test_what_stands_beside_is_scored_like_any_guess_and_grouped_where_groups_are(
+    truth: Truth,
+) -> None:
+    right = Guess(labels=truth.labels)
+    grouped = Guess(clusters=(truth.labels + 3) % 10)
+    found = baselines(
+        truth, unordered_labels=True, clusters=True, beside={"own": right, "blind": grouped}
+    )
+    assert found["own"].means()["label_accuracy"] == 1
+    assert (
+        found["own"].means()["cluster_accuracy"] == found["blind"].means()["cluster_accuracy"] == 1
+    )
+    assert "label_accuracy" not in found["blind"].means()
 
 
 @pytest.mark.parametrize(
@@ -78,7 +125,7 @@ def test_chance_of_a_multiset_is_what_random_labels_reach(
 
 def test_what_is_not_known_is_left_out(truth: Truth) -> None:
     bare = replace(truth, public_images=None, public_labels=None)
-    assert set(baselines(bare)) == {"constant", "another-row", "chance"}
+    assert set(baselines(bare)) == {"constant", "another-row", "majority-label", "chance"}
 
 
 def test_a_single_target_borrows_another_candidate(truth: Truth) -> None:
@@ -100,12 +147,15 @@ def test_an_inferred_attribute_has_baselines_of_its_own(truth: Truth) -> None:
     means = {name: scores.means().get("attribute_accuracy") for name, scores in found.items()}
     shown = truth.labels > 0
     assert means["chance"] == 0.5
-    assert means["majority-attribute"] == pytest.approx(shown.float().mean().item())
+    most = max(shown.float().mean().item(), 1 - shown.float().mean().item())
+    assert means["majority-attribute"] == pytest.approx(most)
     assert means["majority-attribute"] != pytest.approx(0.5)
     other = ((asked.deranged().labels > 0) == shown).float().mean().item()
     assert means["another-row"] == pytest.approx(other)
     assert means["nearest-public"] is not None
     assert means["majority-label"] is means["constant"] is None
+    bare = baselines(replace(asked, public_images=None, public_labels=None))
+    assert bare["majority-attribute"].means() == found["majority-attribute"].means()
     assert found["majority-label"].means() == baselines(truth)["majority-label"].means()
 
 

@@ -70,3 +70,12 @@ def test_an_attribute_that_is_told_from_other_rows_is_seen(truth: Truth) -> None
     assert control_verdict(score(leaked, asked.deranged()), beside)["above"] == [
         "attribute_accuracy"
     ]
+
+
+def test_a_baseline_that_looks_at_the_samples_does_not_widen_the_limit(truth: Truth) -> None:
+    leaked = Guess(labels=truth.deranged().labels)  # of the very samples it is held against
+    beside = {"own-inputs-classifier": Guess(labels=truth.labels)}
+    found = baselines(truth, unordered_labels=True, beside=beside)
+    verdict = control_verdict(score(leaked, truth.deranged()), found)
+    assert verdict["within"] is False
+    assert verdict["baseline"]["label_accuracy"]["name"] != "own-inputs-classifier"

@@ -45,3 +45,19 @@ def test_the_best_baseline_is_the_one_that_leaks_most_without_the_truth() -> Non
 def test_scores_become_plain_json() -> None:
     text = json.dumps(scores(ssim=0.1).as_dict())
     assert json.loads(text)["ssim"]["values"] == [0.1, 0.1]
+
+
+def test_what_looks_at_the_samples_counts_for_the_skill_and_not_for_the_control() -> None:
+    found = {
+        "chance": scores(label_accuracy=0.1),
+        "own-inputs-classifier": scores(label_accuracy=0.7),
+        "untrained-bottom": scores(label_accuracy=0.6),
+    }
+    assert best_evidence_free(found, "label_accuracy") == ("own-inputs-classifier", 0.7)
+    assert best_evidence_free(found, "label_accuracy", blind=True) == ("chance", 0.1)
+
+
+def test_errors_stand_beside_means_where_they_are_known() -> None:
+    one, two = summarise(torch.tensor([0.5])), summarise(torch.tensor([0.0, 1.0]))
+    found = Scores(metrics={"ssim": one, "mse": two}, targets=2, rows=1, candidates=2)
+    assert found.means_and_errors() == {"ssim": 0.5, "mse": 0.5, "mse_stderr": 0.5}
