@@ -54,6 +54,11 @@ def double_normed() -> nn.Sequential:
     return _layers(nn.BatchNorm2d(4), nn.BatchNorm1d(5))
 
 
+def double_averaging() -> nn.Sequential:
+    """BatchNorm whose statistics are plain averages over the batches it counted."""
+    return _layers(nn.BatchNorm2d(4, momentum=None), nn.Tanh())
+
+
 def _layers(lower: nn.Module, upper: nn.Module) -> nn.Sequential:
     return nn.Sequential(
         Cast(),
