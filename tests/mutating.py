@@ -65,3 +65,56 @@ CHANGES: tuple[Callable[[bytes, Random], bytes], ...] = (
     _repeated,
     _cut_short,
 )
+
+VALUES = (
+    *(
+        "0",
+        "-1",
+        "1",
+        "2",
+        "1000000000000",
+        "9" * 25,
+        "1e400",
+        "nan",
+        "-inf",
+        "0.5",
+        "-0.0",
+        "1e-300",
+    ),
+    *(
+        "true",
+        '""',
+        '"none"',
+        '"auto"',
+        '"all"',
+        '"../.."',
+        '"a:b"',
+        '":"',
+        r'"\u0000"',
+        '"\u2603"',
+    ),
+    *("[]", "[1]", '["a"]', "[[]]", "[nan]", "{}", '{ name = "dlm" }', '[{ name = "none" }]'),
+    *("2026-11-28", "07:32:00", "0x10", "'''\n'''"),
+)
+
+
+def mutated_settings(text: str, draw: Random) -> str:
+    """Return a settings file after one to three changes of its lines: keys, values, tables."""
+    lines = text.splitlines()
+    for _ in range(draw.randint(1, 3)):
+        place = draw.randrange(len(lines))
+        line, other = lines[place], draw.choice(lines)
+        key, equals, _ = line.partition("=")
+        lines[place : place + 1] = draw.choice(
+            (
+                [f"{key}= {draw.choice(VALUES)}" if equals else line],
+                [f"{key}= {draw.choice(VALUES)}" if equals else f"name = {draw.choice(VALUES)}"],
+                [f"{key}={other.partition('=')[2]}" if equals else other],
+                [f"{other.partition('=')[0]}= {draw.choice(VALUES)}"],
+                [line, other],
+                [line, line],
+                [],
+            )
+        )
+        lines = lines or [""]
+    return "\n".join(lines)

@@ -17,11 +17,15 @@ class To(nn.Module):
         return rows.to(self.dtype)
 
 
-class AddsInPlace(nn.Module):
-    """Writes to what it is given without a setting that says so."""
+class Lowers(nn.Module):
+    """Rectifies what lies above a level; in place it writes to its input, and no flag says so."""
+
+    def __init__(self, *, inplace: bool) -> None:
+        super().__init__()
+        self._writes = inplace
 
     def forward(self, rows: Tensor) -> Tensor:
-        return rows.sub_(0.1).relu_()
+        return rows.sub_(0.1).relu_() if self._writes else rows.sub(0.1).relu()
 
 
 class Adds(nn.Module):
@@ -41,29 +45,37 @@ def adding() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), Adds(), nn.Flatten(), nn.Linear(SIDE**2, 3))
 
 
-def rectified(*, inplace: bool) -> nn.Sequential:
-    """The first layer above cuts 0 and 2 rectifies in place, or not."""
+def overwriting() -> nn.Sequential:
+    """Its first layer writes to the images."""
     return nn.Sequential(
-        nn.Conv2d(1, 4, 3),
-        nn.LeakyReLU(0.2, inplace=inplace),
-        nn.Conv2d(4, 3, 3),
-        nn.ReLU(inplace=inplace),
-        nn.Flatten(),
-        nn.Linear(12, 3),
+        nn.Sequential(Lowers(inplace=True), nn.Conv2d(1, 2, 3)), nn.Flatten(), nn.Linear(32, 3)
+    )
+
+
+def _activated_twice(one: nn.Module, two: nn.Module) -> nn.Sequential:
+    return nn.Sequential(
+        *(nn.Conv2d(1, 4, 3), one, nn.Conv2d(4, 3, 3), two, nn.Flatten(), nn.Linear(12, 3))
     )
 
 
 def rectified_in_place() -> nn.Sequential:
-    return rectified(inplace=True)
+    """The first layers above cuts 0 and 2 rectify in place."""
+    return _activated_twice(nn.LeakyReLU(0.2, inplace=True), nn.ReLU(inplace=True))
 
 
 def rectified_apart() -> nn.Sequential:
-    return rectified(inplace=False)
+    """The same, each layer with an output of its own."""
+    return _activated_twice(nn.LeakyReLU(0.2), nn.ReLU())
 
 
-def written_over() -> nn.Sequential:
-    """The first layer above cut 0 writes to its input, which no flag tells."""
-    return nn.Sequential(nn.Conv2d(1, 4, 3), AddsInPlace(), nn.Flatten(), nn.Linear(64, 3))
+def written_in_place() -> nn.Sequential:
+    """The same habit in layers of one's own."""
+    return _activated_twice(Lowers(inplace=True), Lowers(inplace=True))
+
+
+def written_apart() -> nn.Sequential:
+    """Those layers, each with an output of its own."""
+    return _activated_twice(Lowers(inplace=False), Lowers(inplace=False))
 
 
 def one_activation() -> nn.Sequential:
@@ -310,3 +322,25 @@ def averaging_norm() -> nn.Sequential:
         nn.Flatten(),
         nn.Linear(48, 3),
     )
+
+
+class Single(nn.Module):
+    """Casts to single precision, whatever it is given."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return rows.float()
+
+
+def single() -> nn.Sequential:
+    return nn.Sequential(Single(), nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(32, 3))
+
+
+class Branches(nn.Module):
+    """Looks at its values to decide what to do."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return rows / 2 if rows.abs().max().item() > 100 else rows
+
+
+def branching() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(1, 2, 3), Branches(), nn.Flatten(), nn.Linear(32, 3))

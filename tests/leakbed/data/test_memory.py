@@ -61,7 +61,7 @@ def test_bytes_copies_and_what_is_left_are_told(monkeypatch: pytest.MonkeyPatch)
 def test_arrays_of_ones_own_are_refused_before_they_become_floats(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    images = torch.zeros(1, dtype=torch.uint8).expand(100, 3, 10, 10)
+    images = torch.full((1,), 128, dtype=torch.uint8).expand(100, 3, 10, 10)
     decoded = Decoded(images=images, labels=torch.zeros(100, dtype=torch.int64), classes=("a",))
     monkeypatch.setattr(memory, "available", lambda: 100_000)
     with pytest.raises(TooLargeError, match="'own': 100 images of 3 x 10 x 10 need about"):
