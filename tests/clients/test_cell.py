@@ -2,7 +2,6 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
 
 import pytest
 import torch
@@ -159,5 +158,6 @@ def test_a_run_config_names_the_users_code_in_simulations_only(
     monkeypatch.setattr("clients.cell.is_simulated", lambda: simulated)
     monkeypatch.setattr(sys, "path", list(sys.path))
     context = Context(1, 1, {}, RecordDict(), {"code": str(tmp_path)})
-    own_code(cast("Message", None), context, lambda message, _: message)
+    message = Message(RecordDict(), dst_node_id=1, message_type="query.any")
+    assert own_code(message, context, lambda message, _: message) is message
     assert (sys.path[0] == str(tmp_path)) == simulated
