@@ -45,6 +45,13 @@ def adding() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), Adds(), nn.Flatten(), nn.Linear(SIDE**2, 3))
 
 
+def overwriting() -> nn.Sequential:
+    """Its first layer writes to the images."""
+    return nn.Sequential(
+        nn.Sequential(Lowers(inplace=True), nn.Conv2d(1, 2, 3)), nn.Flatten(), nn.Linear(32, 3)
+    )
+
+
 def _activated_twice(one: nn.Module, two: nn.Module) -> nn.Sequential:
     return nn.Sequential(
         *(nn.Conv2d(1, 4, 3), one, nn.Conv2d(4, 3, 3), two, nn.Flatten(), nn.Linear(12, 3))
@@ -315,3 +322,25 @@ def averaging_norm() -> nn.Sequential:
         nn.Flatten(),
         nn.Linear(48, 3),
     )
+
+
+class Single(nn.Module):
+    """Casts to single precision, whatever it is given."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return rows.float()
+
+
+def single() -> nn.Sequential:
+    return nn.Sequential(Single(), nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(32, 3))
+
+
+class Branches(nn.Module):
+    """Looks at its values to decide what to do."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return rows / 2 if rows.abs().max().item() > 100 else rows
+
+
+def branching() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(1, 2, 3), Branches(), nn.Flatten(), nn.Linear(32, 3))

@@ -126,7 +126,7 @@ def test_weights_of_another_network_are_an_error() -> None:
 def test_a_counter_that_averaging_made_a_fraction_counts_on_from_the_nearest() -> None:
     """Seven nodes' count of 9 comes back as 8.999999999999998, which torch would cut to 8."""
     weights = dict(tiny.architecture("stateful").build(0).state_dict())
-    sent = weights | {"1.num_batches_tracked": torch.tensor(8.999999999999998).double()}
+    sent = weights | {"1.num_batches_tracked": torch.tensor(8.999999999999998, dtype=torch.float64)}
     exact = weights | {"1.num_batches_tracked": torch.tensor(9)}
     grid = tiny.ready(model="stateful")
     found = []

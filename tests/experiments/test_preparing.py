@@ -102,15 +102,6 @@ def test_fewer_gradients_than_the_window_are_refused_before_training() -> None:
     prepare(training(*fitting, defense="splitout"), root=None)
 
 
-def test_gradients_of_a_loss_that_nodes_share_are_no_size_for_splitout() -> None:
-    """In the default scale they were two times smaller here, and nothing looked like an outlier."""
-    fitting = ["protocol.name=parallel-split", "protocol.batch_size=8", "protocol.local_steps=10"]
-    with pytest.raises(IllegalCombinationError, match=r"set protocol.gradient_scale = 'local'"):
-        prepare(training(*fitting, defense="splitout"), root=None)
-    prepare(training(*fitting, "protocol.gradient_scale=local", defense="splitout"), root=None)
-    prepare(training(*fitting, "data.nodes=1", defense="splitout"), root=None)
-
-
 def test_no_stream_of_a_run_is_another_or_the_seed() -> None:
     prepared = prepare(training("seed=12345"), root=None)
     roles = ["data", "victim-init", "server", "sampling", "node/0", "node/1", "adversary/unsplit"]

@@ -23,6 +23,7 @@ SMALL = [
 ]
 HASTY: dict[str, dict[str, Any]] = {  # a verdict within four steps of three rows
     "splitguard": {"warm_up": 0, "fakes": 1},
+    "splitout": {"window": 2},
     "gradients-scrutinizer": {"every": 4},
 }
 

@@ -123,6 +123,13 @@ def test_a_baselines_error_is_its_own_and_that_between_seeds(make_card: MakeCard
     assert one.baseline_measure("ssim", "chance") is None
 
 
+def test_a_controls_wide_limit_does_not_make_a_perfect_attack_doubtful(make_card: MakeCard) -> None:
+    control = {"within": True, "baseline": {"ssim": {"value": 0.5, "limit": 0.7}}}
+    beside = {"untrained-bottom": {"ssim": 0.9, "ssim_stderr": 0.01}}
+    card = make_card(means={"ssim": 1.0}, control=control, baselines=beside)
+    assert fell_short(card).startswith("It beats everything")
+
+
 def test_what_is_not_cut_is_told_from_what_is(make_card: MakeCard) -> None:
     lost = {"means": {"ssim": 0.1}}
     text = fell_short(*(make_card(protocol=name, **lost) for name in ("fedavg", "vanilla-split")))

@@ -23,7 +23,7 @@ from leakbed.grids import NodeFailed
 from leakbed.models import Architecture
 from leakbed.seeds import derive
 from leakbed.wire.records import BOTTOM_GRADIENT, SMASHED, pack, unpack
-from tests import double_models, several_nodes, tiny
+from tests import double_models, guarded, several_nodes, tiny
 from tests.definitions import concatenated
 from tests.several_nodes import NODES, OPTIMISERS, Weights, distance, plan, trained
 
@@ -290,3 +290,20 @@ def test_in_the_global_scale_a_round_of_one_node_s_penalty_is_scaled_with_its_gr
     whole, own = moved("global"), moved("local")
     for name, way in own.items():
         torch.testing.assert_close(whole[name] * NODES, way)
+
+
+@pytest.mark.parametrize("sync", ["round", "step"])
+def test_detectors_are_shown_the_gradient_of_the_node_s_own_loss_in_either_scale(sync: str) -> None:
+    """In the global scale one that looks at sizes saw nothing outlying, whatever was sent."""
+
+    def shown(scale: str) -> list[Tensor]:
+        options = {"sync": sync, "gradient_scale": scale}
+        with guarded.catalogued():
+            parallel(plan(local_steps=1), options, rounds=1, at_nodes=[("witness", {})])
+            return [step.first_gradient for _, step in guarded.called("inspect")]
+
+    whole, own = shown("global"), shown("local")
+    assert len(whole) == len(own) == NODES
+    for left, right in zip(whole, own, strict=True):
+        assert left.abs().max() > 0
+        torch.testing.assert_close(left, right)

@@ -216,13 +216,27 @@ def test_double_precision_behind_a_cast_is_a_network_like_others() -> None:
     assert strange("double").build(0)[2].weight.dtype == torch.float64
 
 
-def test_layers_that_work_in_place_leave_what_they_are_given() -> None:
-    """So no tap, attack or evaluation finds its own tensor changed."""
+@pytest.mark.parametrize("kind", ["rectified", "written"])
+def test_layers_that_work_in_place_leave_what_they_are_given(kind: str) -> None:
+    """So no tap, attack or evaluation finds its own tensor changed, or may not have a gradient."""
     given = torch.randn(2, 4, 4, 4)
-    held = given.clone()
-    top = strange("rectified_in_place", cut=0).top(0)
-    assert torch.equal(top(given), strange("rectified_apart", cut=0).top(0)(held))
+    held = given.clone().requires_grad_()
+    top, apart = (strange(f"{kind}_{place}", cut=0).top(0) for place in ("in_place", "apart"))
+    assert torch.equal(top(given), apart(held))
     assert torch.equal(given, held)
+    (pulled,) = torch.autograd.grad(top(held).sum(), held)
+    assert torch.equal(pulled, torch.autograd.grad(apart(held).sum(), held)[0])
+    cuts = strange(f"{kind}_in_place", cut=0, upper_cut=2)
+    for part, shape in ((cuts.middle(0), given.shape), (cuts.head(0), (2, 3, 2, 2))):
+        part(torch.zeros(shape, requires_grad=True))
+
+
+def test_a_network_that_writes_to_images_computes_on_copies_of_them() -> None:
+    images = torch.rand(2, 1, 6, 6)
+    held = images.clone()
+    for network in (strange("overwriting").build(0), strange("overwriting", cut=0).bottom(0)):
+        network(images)
+        assert torch.equal(images, held)
 
 
 def test_a_block_that_adds_what_it_wrote_over_stays_as_written() -> None:
