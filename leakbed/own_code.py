@@ -10,13 +10,19 @@ names put together while it runs are not found.
 import ast
 import hashlib
 import importlib.util
+import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from leakbed.faults import OURS
+
+
+class CodeFolderError(ValueError):
+    """The folder of a user's modules is none, or not the one they were found in."""
+
 
 _INSTALLED = tuple(
     Path(folder).resolve()
@@ -44,6 +50,33 @@ def reached(modules: Iterable[str]) -> dict[str, Path]:
                 package = name if is_package else name.rpartition(".")[0]
                 waiting += _imports(file, package)
     return dict(sorted(found.items()))
+
+
+def find_first(run_config: Mapping[str, object]) -> Path | None:
+    """Let modules be found first in the folder that a run config of ``flwr run`` names.
+
+    Args:
+        run_config: Its ``code``, else the folder of ``experiment`` where that is absolute.
+
+    Returns:
+        The folder; None where neither names one.
+
+    Raises:
+        CodeFolderError: ``code`` is relative, or no folder.
+    """
+    code, experiment = (str(run_config.get(key) or "") for key in ("code", "experiment"))
+    folder = Path(code) if code else Path(experiment).parent
+    if code and not (folder.is_absolute() and folder.is_dir()):
+        raise CodeFolderError(
+            f"code = {code!r} is no folder, or not an absolute path; give that of the folder that "
+            "holds your modules"
+        )
+    if not folder.is_absolute():
+        return None
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+        importlib.invalidate_caches()
+    return folder
 
 
 def own_modules(paths: Iterable[str | None]) -> tuple[str, ...]:
