@@ -136,7 +136,7 @@ def test_a_probe_s_labels_reach_the_server_wrong() -> None:
     grid = tiny.ready(plan=plan, defenses=(("witness", {"probes": (1,)}),))
     strategy = tiny.split_strategy(settings=plan)
     train = strategy.part.train
-    strategy.part.train = lambda s, y: (seen.append(y), train(s, y))[1]  # type: ignore[assignment]
+    strategy.part.train = lambda s, y, of: (seen.append(y), train(s, y, of))[1]  # type: ignore[assignment]
     tiny.train_split(grid, strategy, rounds=1)
     _, labels = tiny.cell().rows()
     batches = tiny.cell(plan=plan).batches(1, len(labels))
