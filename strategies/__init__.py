@@ -26,8 +26,10 @@ PROTOCOLS: dict[str, Entry] = {
         optimiser_state=("fresh", "kept"),
     ),
     "splitfed-v2": Entry(exchanges="split", build=splitfed_v2.build, bottoms=("relayed",)),
-    "u-shaped": Entry(exchanges="split", build=u_shaped.build, labels=("client",), parts=3),
-    "vanilla-split": Entry(exchanges="split", build=vanilla_split.build),
+    "u-shaped": Entry(
+        exchanges="split", build=u_shaped.build, labels=("client",), parts=3, in_turn=True
+    ),
+    "vanilla-split": Entry(exchanges="split", build=vanilla_split.build, in_turn=True),
     "vertical-split": Entry(
         exchanges="split",
         build=vertical_split.build,

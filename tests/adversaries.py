@@ -49,13 +49,16 @@ class Echo:
     def forge(self, state: Memory, smashed: Tensor, cut_gradient: Tensor) -> tuple[Memory, Tensor]:
         torch.rand(len(smashed))
         state.forged += 1
-        state.image = state.image + 0.01 * torch.rand(state.image.shape, generator=state.noise)
+        drawn = torch.rand(
+            state.image.shape, generator=state.noise
+        )  # on the CPU: the same anywhere
+        state.image = state.image + 0.01 * drawn.to(state.image.device)
         return state, cut_gradient * self.scale
 
     def guess(self, state: Memory, smashed: Tensor) -> Guess:
         torch.rand(2)
         bright = smashed.flatten(1).mean(1)[:, None, None, None, None]
-        return Guess(images=state.image * bright.sigmoid())
+        return Guess(images=state.image * bright.sigmoid().to(state.image.device))
 
 
 @dataclass(frozen=True, kw_only=True)

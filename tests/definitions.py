@@ -1,6 +1,6 @@
 """What protocols are by definition: plain loops over whole tensors, without a message."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,9 +29,16 @@ def uncut(cell: Cell, *, rounds: int) -> Weights:
 
 
 def concatenated(
-    cells: Sequence[Cell], *, rounds: int, present: Sequence[Sequence[int]] | None = None
+    cells: Sequence[Cell],
+    *,
+    rounds: int,
+    present: Sequence[Sequence[int]] | None = None,
+    penalty: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Weights:
-    """Parallel split learning in step: one network, and in each step all nodes' rows as a batch."""
+    """Parallel split learning in step: one network, and in each step all nodes' rows as a batch.
+
+    ``penalty`` is of a node's images and smashed data; its mean by rows is added to the loss.
+    """
     settings, network = cells[0].plan, first(cells[0])
     optimiser = settings.optimiser(network.parameters())
     for round_ in range(1, rounds + 1):
@@ -48,7 +55,12 @@ def concatenated(
             images = torch.cat([images[batch] for (images, _), batch in chosen])
             labels = torch.cat([labels[batch] for (_, labels), batch in chosen])
             optimiser.zero_grad()
-            nn.functional.cross_entropy(network(images), labels).backward()
+            loss = nn.functional.cross_entropy(network(images), labels)
+            if penalty is not None:
+                bottom = network[: cells[0].architecture.cut + 1]
+                for (own, _), batch in chosen:
+                    loss = loss + penalty(own[batch], bottom(own[batch])) * len(batch) / len(images)
+            loss.backward()
             optimiser.step()
     return dict(network.state_dict())
 

@@ -19,9 +19,29 @@ class Cast(nn.Module):
         return images.double()
 
 
+class Clipping(nn.Module):
+    """ReLU, then rows of at most a length: what ``smashed-noise`` with clip does, as a layer."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        kept = rows.relu()
+        norms = kept.flatten(1).norm(dim=1).clamp_min(1e-12)
+        shrink = (CLIP / norms).clamp_max(1.0)
+        return kept * shrink.reshape(-1, 1, 1, 1)
+
+
+CLIP = 0.5  # of rows of about that length: some are clipped, others are not
+
+
 def double() -> nn.Sequential:
     """Layers without buffers or randomness."""
     return _layers(nn.ReLU(), nn.Tanh())
+
+
+def double_clipping() -> nn.Sequential:
+    """The same with a clip after the fourth layer; weights have the same names."""
+    layers = double()
+    layers[4] = Clipping()
+    return layers
 
 
 def double_dropout() -> nn.Sequential:
@@ -32,6 +52,11 @@ def double_dropout() -> nn.Sequential:
 def double_normed() -> nn.Sequential:
     """BatchNorm in the lower half and in the upper."""
     return _layers(nn.BatchNorm2d(4), nn.BatchNorm1d(5))
+
+
+def double_averaging() -> nn.Sequential:
+    """BatchNorm whose statistics are plain averages over the batches it counted."""
+    return _layers(nn.BatchNorm2d(4, momentum=None), nn.Tanh())
 
 
 def _layers(lower: nn.Module, upper: nn.Module) -> nn.Sequential:
@@ -48,10 +73,13 @@ def _layers(lower: nn.Module, upper: nn.Module) -> nn.Sequential:
     ).to(torch.float64)
 
 
-def architecture(name: str = "double", *, cut: int = 3) -> Architecture:
+def architecture(
+    name: str = "double", *, cut: int = 3, upper_cut: int | None = None
+) -> Architecture:
     return Architecture(
         name=f"tests.double_models:{name}",
         image_shape=tiny.IMAGE_SHAPE,
         num_classes=tiny.CLASSES,
         cut=cut,
+        upper_cut=upper_cut,
     )

@@ -31,7 +31,8 @@ class Witness(Defense):
 
     def prepare(self, state: DefenseState, holdings: Holdings) -> DefenseState:
         CALLS.append(("prepare", holdings))
-        return replace(state, tensors={"seen": torch.zeros(0, dtype=torch.float64)})
+        begun = state.tensors or {"seen": torch.zeros(0, dtype=torch.float64)}
+        return replace(state, tensors=begun)
 
     def protect_labels(
         self, state: DefenseState, labels: Tensor, *, classes: int

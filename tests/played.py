@@ -12,6 +12,7 @@ from leakbed.contracts import Defense, DefenseState
 from leakbed.data.catalogue import load
 from leakbed.defending import Holdings, TrainingStep
 from leakbed.models import Architecture
+from leakbed.models.cutting import Parts
 from leakbed.seeds import derive, generator
 
 Forge = Callable[[Tensor, Tensor], Tensor]
@@ -58,20 +59,23 @@ def play(
     optimiser: Any = adam,
     cut: int = 2,
     batch_size: int = 64,
+    parts: Parts | None = None,
 ) -> list[DefenseState]:
     """Train for some steps; return the defence's state after each.
 
-    A forge is given smashed batch and honest gradient, and returns what the node is sent.
+    A forge is given smashed batch and honest gradient, and returns what the node is sent. Parts
+    that another node trained are trained further, in place.
     """
     order = generator(derive(seed, "rows"))
     mine = torch.randperm(5000, generator=order)[:rows]
     images, labels = (each[mine] for each in digits())
-    parts = architecture(cut).parts(derive(seed, "init"))
+    parts = parts or architecture(cut).parts(derive(seed, "init"))
     node, server = optimiser(parts.bottom.parameters()), optimiser(parts.top.parameters())
     held = Holdings(
         images=images,
         labels=labels,
         architecture=architecture(cut),
+        bottom={name: value.clone() for name, value in parts.bottom.state_dict().items()},
         batch_size=batch_size,
         optimiser=optimiser,
     )

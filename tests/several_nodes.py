@@ -1,6 +1,6 @@
 """Several nodes of unequal size under any protocol of the catalogue, and what they end in."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,13 +39,18 @@ def plan(**settings: Any) -> TrainingPlan:
 
 
 def cells(
-    settings: TrainingPlan, *, nodes: int = NODES, model: Architecture | None = None
+    settings: TrainingPlan,
+    *,
+    nodes: int = NODES,
+    model: Architecture | None = None,
+    at_nodes: Sequence[tuple[str, Any]] = (),
 ) -> list[Cell]:
     """Each node's cell; node k has k + 1 shares of the rows."""
     chosen: dict[str, Any] = {
         "plan": settings,
         "data": data(nodes),
         "architecture": model or double_models.architecture(),
+        "defenses": tuple(at_nodes),
     }
     return [tiny.cell(partition, nodes, **chosen) for partition in range(nodes)]
 
@@ -61,6 +66,7 @@ def grid(
     model: Architecture | None = None,
     resident: bool = True,
     on: Canonical | None = None,
+    at_nodes: Sequence[tuple[str, Any]] = (),
 ) -> Canonical:
     """A canonical grid whose nodes know their cell: a new one, or the first nodes of another."""
     if on is None:
@@ -70,7 +76,7 @@ def grid(
     else:
         inner, roster = on, {node: p for node, p in on.roster.items() if p < nodes}
     chosen = Canonical(inner, stream=derive(tiny.SEED, "sampling"), roster=roster)
-    known = cells(settings, nodes=nodes, model=model)
+    known = cells(settings, nodes=nodes, model=model, at_nodes=at_nodes)
     chosen.send_and_receive(
         [
             Message(RecordDict({"cell": known[p].record()}), dst_node_id=node, message_type=SETUP)
@@ -133,14 +139,17 @@ def trained(
     events: list[Event] | None = None,
     alter: Callable[[Message], None] | None = None,
     on: Canonical | None = None,
+    at_nodes: Sequence[tuple[str, Any]] = (),
     **changes: Any,
 ) -> Weights:
     """The whole model after training, weights and buffers.
 
     ``present`` says which partitions there are in each round, None all of them; ``events`` takes
-    what a tap sees; ``alter`` changes replies; ``on`` is a grid to train on, None a new LocalGrid.
+    what a tap sees; ``alter`` changes replies; ``on`` is a grid to train on, None a new LocalGrid;
+    ``at_nodes`` are the nodes' own defences.
     """
-    inner = grid(settings, nodes=nodes, model=model, resident=resident, on=on)
+    settled: dict[str, Any] = {"nodes": nodes, "model": model, "at_nodes": at_nodes}
+    inner = grid(settings, resident=resident, on=on, **settled)
     chosen: Grid = inner
     if present is not None:
         chosen = Present(chosen, present)

@@ -61,6 +61,18 @@ def nap(message: Message, context: Context) -> Message:
     return remember(message, context)
 
 
+@app.query("attend")
+def attend(message: Message, context: Context) -> Message:
+    """Leave this node's process id, and answer once there is a file "go"."""
+    folder = Path(str(message.content.config_records["config"]["folder"]))
+    left = folder / f"new-{context.node_id}"
+    left.write_text(str(os.getpid()))
+    left.rename(folder / f"node-{context.node_id}")
+    while not (folder / "go").exists():
+        time.sleep(0.01)
+    return remember(message, context)
+
+
 @app.query("linger")
 def linger(message: Message, context: Context) -> Message:
     """Hang until killed at the first try, having left a process id; answer at the next."""

@@ -56,6 +56,11 @@ def plain() -> nn.Sequential:
     )
 
 
+def ending_in_softmax() -> nn.Sequential:
+    """As ``plain``, but what it returns are probabilities; cut 1."""
+    return plain().append(nn.Softmax(1))
+
+
 def stateful() -> nn.Sequential:
     """BatchNorm and dropout in the bottom, BatchNorm in the top; cut 3."""
     return nn.Sequential(

@@ -47,6 +47,33 @@ def test_a_poisoned_problem_disturbs_no_neighbour() -> None:
     assert end.value[1] == torch.inf
 
 
+def test_a_problem_that_still_falls_at_its_end_stopped_on_the_budget() -> None:
+    start = torch.zeros_like(CENTRES)
+    few = descend(bowls(CENTRES), start, Adam(iterations=25, learning_rate=0.05))
+    assert few.on_budget.all()
+    done = descend(bowls(CENTRES), start, Adam(iterations=25, learning_rate=0.05, good_enough=0.9))
+    assert not done.on_budget.any()
+
+    def lifted(rows: Tensor) -> Objective:
+        def objective(points: Tensor) -> tuple[Tensor, Tensor]:
+            gap = points - CENTRES[rows]
+            return gap.square().sum(-1) + 1, 2 * gap
+
+        return objective
+
+    many = descend(lifted, start, Adam(iterations=2000, learning_rate=0.05))
+    assert not many.on_budget.any()
+    torch.testing.assert_close(many.value, torch.ones_like(many.value))
+
+
+def test_good_enough_is_a_share_of_the_first_value() -> None:
+    start = torch.zeros_like(CENTRES)
+    end = descend(bowls(CENTRES), start, Adam(iterations=2000, good_enough=0.5))
+    value, _ = bowls(CENTRES)(torch.arange(3))(start)
+    assert (end.value <= 0.5 * value).all()
+    assert (end.value > 0.1 * value).all()
+
+
 def test_a_good_enough_problem_stops() -> None:
     end = descend(bowls(CENTRES), CENTRES.clone(), Adam(iterations=25, good_enough=1e-9))
     assert end.evaluations.tolist() == [1, 1, 1]

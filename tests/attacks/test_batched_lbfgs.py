@@ -35,6 +35,38 @@ def problems_of(matrices: Tensor) -> Problems:
     return of
 
 
+def scaled(problems: Problems, scale: float) -> Problems:
+    """Return the same problems with every value and gradient times a number."""
+
+    def of(rows: Tensor) -> Objective:
+        def objective(points: Tensor) -> tuple[Tensor, Tensor]:
+            value, gradient = problems(rows)(points)
+            return scale * value, scale * gradient
+
+        return objective
+
+    return of
+
+
+def called(matrix: Tensor, start: Tensor, *, calls: int) -> tuple[float, int]:
+    """Return the lowest value so many calls of torch.optim.LBFGS see, and how often they look."""
+    point = start.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([point])
+    seen = []
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        value = value_of(point, matrix)
+        value.backward()
+        seen.append(value.item())
+        return value.item()
+
+    for _ in range(calls):
+        optimizer.step(closure)
+    seen.append(value_of(point.detach(), matrix).item())  # where the last step led
+    return min(seen), len(seen)
+
+
 def torch_alone(matrix: Tensor, start: Tensor, *, iterations: int) -> tuple[Tensor, float]:
     """Return the lowest point torch.optim.LBFGS sees in so many steps."""
     point = start.clone().requires_grad_()
@@ -137,8 +169,71 @@ def test_problems_that_are_done_leave_the_stack_and_keep_their_ends() -> None:
 def test_limits_end_a_problem() -> None:
     matrices, starts = curved()
     before = starts.clone()
-    enough = minimise(problems_of(matrices), starts, Lbfgs(good_enough=1e9))
+    enough = minimise(problems_of(matrices), starts, Lbfgs(good_enough=1.0))
     assert enough.evaluations.tolist() == [1, 1, 1]
-    flat = minimise(problems_of(matrices), starts, Lbfgs(gradient_tolerance=1e9))
+    flat = minimise(problems_of(matrices), starts, Lbfgs(tolerance=1.0))
     assert flat.evaluations.tolist() == [1, 1, 1]
     assert torch.equal(starts, before)
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e9])
+def test_a_small_objective_is_minimised_like_a_large_one(scale: float) -> None:
+    matrices, starts = curved()
+    lowest = minimise(problems_of(matrices), starts, Lbfgs(iterations=500)).point
+    end = minimise(scaled(problems_of(matrices), scale), starts, Lbfgs(iterations=500))
+    torch.testing.assert_close(end.point, lowest, rtol=0, atol=1e-5)
+    assert not end.on_budget.any()
+
+
+def test_tolerance_and_good_enough_are_shares_of_the_first_gradient_and_value() -> None:
+    matrices, starts = curved()
+    problems = problems_of(matrices)
+    value, gradient = problems(torch.arange(3))(starts)
+    first = gradient.abs().amax(-1)
+    ends = [minimise(problems, starts, Lbfgs(tolerance=share)) for share in (1e-1, 1e-6)]
+    for end, share in zip(ends, (1e-1, 1e-6), strict=True):
+        assert (end.evaluations > 1).all()
+        assert not end.on_budget.any()
+        _, left = problems(torch.arange(3))(end.point)
+        assert (left.abs().amax(-1) <= 2 * share * first).all()  # the lowest point, not the last
+    assert (ends[0].evaluations < ends[1].evaluations).all()
+    half = minimise(problems, starts, Lbfgs(good_enough=0.5))
+    assert (half.value <= 0.5 * value).all()
+    assert (half.evaluations < ends[1].evaluations).all()
+
+
+@pytest.mark.parametrize("guard", [True, False])
+def test_a_budget_that_stopped_nothing_changes_nothing_when_it_is_doubled(guard: bool) -> None:
+    matrices, starts = curved()
+    few = minimise(problems_of(matrices), starts, Lbfgs(iterations=5, guard=guard))
+    assert few.on_budget.all()
+    assert few.evaluations.tolist() == [6, 6, 6]
+    enough = minimise(problems_of(matrices), starts, Lbfgs(iterations=400, guard=guard))
+    assert not enough.on_budget.any()
+    twice = minimise(problems_of(matrices), starts, Lbfgs(iterations=800, guard=guard))
+    assert torch.equal(enough.point, twice.point)
+    assert torch.equal(enough.evaluations, twice.evaluations)
+
+
+@pytest.mark.parametrize("calls", [2, 3, 8])
+def test_a_step_under_torchs_tolerance_ends_one_call_and_not_the_search(calls: int) -> None:
+    matrices, starts = curved()
+    unit = 1e-9  # of a point: no step is larger than torch's tolerance, and every call takes one
+    matrices = matrices * torch.logspace(0, -1, SIZE, dtype=torch.float64) / unit
+    settings = Lbfgs(iterations=20 * calls, guard=False)
+    end = minimise(problems_of(matrices), unit * starts, settings)
+    for row, start in enumerate(starts):
+        value, looks = called(matrices[row], unit * start, calls=calls)
+        assert end.value[row].item() == pytest.approx(value, rel=1e-3)
+        # A call of torch's begins with a look at where the last one ended.
+        assert end.evaluations[row] == looks - calls
+    assert not end.on_budget.any()
+
+
+def test_a_slope_under_torchs_tolerance_moves_nothing() -> None:
+    matrices, starts = curved()
+    end = minimise(scaled(problems_of(matrices), 1e-7), starts, Lbfgs(guard=False))
+    flat = (1e-7 * problems_of(matrices)(torch.arange(3))(starts)[1]).square().sum(-1) < 1e-9
+    assert flat.any()
+    assert torch.equal(end.point[flat], starts[flat])
+    assert (end.evaluations[flat] == 1).all()

@@ -68,10 +68,11 @@ def test_the_step_is_adams_on_the_gradient_given() -> None:
     state = intruder.begin(VIEW, seed=1)
     names = [name for name in state.tensors if name.startswith("generator.")]
     weights = [state.tensors[name].clone().requires_grad_() for name in names]
-    adam = torch.optim.Adam(weights, lr=0.01, betas=(0.9, 0.999))
+    adam = torch.optim.Adam(weights, lr=0.01, betas=(0.9, 0.999), eps=1e-7)  # Keras's
     for step in range(5):
         turn = intruder.turn(VIEW, state, rows=6)
         gradient = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(step))
+        gradient *= 1e-6  # so small that Adam's epsilon shows
         if turn.sources and turn.images is not None:
             ours = [turn.sources[name.removeprefix("generator.")] for name in names]
             found = torch.autograd.grad(turn.images, ours, gradient, retain_graph=True)

@@ -29,6 +29,7 @@ def first(told: Clues) -> Clues:
         weights={name: tensor[0] for name, tensor in told.weights.items()},
         update={name: tensor[0] for name, tensor in told.update.items()},
         labels=told.labels[0],
+        rounding={name: tensor[0] for name, tensor in told.rounding.items()},
     )
 
 

@@ -170,6 +170,23 @@ def test_a_guess_is_a_value_per_row_and_counts_no_batch() -> None:
     assert torch.equal(one, guess.attributes[:1])  # by what training counted, not by its batch
 
 
+def test_the_head_s_statistics_count_both_kinds_of_batches_as_published() -> None:
+    """Per step the private batch, then the public one, by Keras's momentum of 0.99."""
+    chosen, state = begun()
+    images, _ = shown(90, seed=1)
+    sent = torch.randn(ROWS, *SMASHED, generator=torch.Generator().manual_seed(0))
+    places = copy.deepcopy(state.draws).places(ROWS)
+    state.rectified = False
+    with torch.no_grad():
+        public = state.mapped(images[places] * 2 - 1).flatten(1)
+    state, _ = chosen.forge(state, sent, ANSWERS)
+    assert isinstance(state.head, nn.Sequential)
+    mean = 0.99 * 0.01 * sent.flatten(1).mean(0) + 0.01 * public.mean(0)
+    torch.testing.assert_close(state.head[1].running_mean, mean)
+    assert state.head[1].num_batches_tracked == 2
+    assert not state.head.training
+
+
 def test_each_image_keeps_its_attribute() -> None:
     images, told = shown(90, seed=1)
     chosen, state = begun()

@@ -1,10 +1,12 @@
 """What both weight-update attacks promise: restarts, independence of targets, repeatability."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
+from attacks import gradient_matching
 from attacks.deep_leakage_from_model import DeepLeakageFromModel
 from attacks.deep_leakage_from_model_plus import DeepLeakageFromModelPlus
 from attacks.gradient_matching import GradientMatching
@@ -71,6 +73,82 @@ def test_the_try_of_lowest_mismatch_is_kept(attack: type[GradientMatching]) -> N
     assert torch.equal(done, once)
 
 
+@pytest.mark.parametrize("attack", BOTH)
+def test_default_initialisation_gives_its_images_from_one_start(
+    attack: type[GradientMatching],
+) -> None:
+    victims = small_victims(2, initialisation="default")
+    guess = attack(restarts=1).run(victims.view, seed=1)
+    assert (victims.errors(guess) < 1e-3).all()
+    assert guess.stopped_on_budget is not None
+    assert not guess.stopped_on_budget.any()
+
+
+@pytest.mark.parametrize("attack", BOTH)
+def test_a_fit_that_shows_little_is_tried_again(attack: type[GradientMatching]) -> None:
+    # An earlier version called a mismatch of 1e-5 solved, which small weights reach with a blur.
+    victims = small_victims(2, initialisation="default")
+    once = attack(restarts=1, iterations=40).run(victims.view, seed=1)
+    often = attack(restarts=3, iterations=40).run(victims.view, seed=1)
+    assert (seen(once)[2] < 1e-4).any()
+    assert (victims.errors(once) > 1e-3).any()
+    assert (seen(often)[2] < seen(once)[2]).any()
+
+
+def test_a_fit_down_to_the_rounding_of_the_weights_is_solved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tries: list[int] = []
+    taken = GradientMatching._try
+
+    def counted(self: GradientMatching, *args: Any, **settings: Any) -> Any:
+        tries.append(settings["attempt"])
+        return taken(self, *args, **settings)
+
+    monkeypatch.setattr(GradientMatching, "_try", counted)
+    short = small_victims(2, initialisation="default", learning_rate=1e-4)
+    _, _, mismatch = seen(DeepLeakageFromModelPlus(solved=0.0).run(short.view, seed=1))
+    assert (mismatch > 1e-9).all()  # what the rounding of the weights leaves
+    assert tries == [0]
+
+
+@pytest.mark.parametrize("attack", BOTH)
+def test_the_tolerance_is_a_setting(attack: type[GradientMatching]) -> None:
+    victims = small_victims(2)
+    tight = attack(restarts=1, iterations=60).run(victims.view, seed=1)
+    loose = attack(restarts=1, iterations=60, tolerance=0.1).run(victims.view, seed=1)
+    assert (seen(tight)[2] < seen(loose)[2]).all()
+    assert tight.stopped_on_budget is not None
+    assert tight.stopped_on_budget.all()
+    assert loose.stopped_on_budget is not None
+    assert not loose.stopped_on_budget.any()
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+@pytest.mark.parametrize("attack", BOTH)
+def test_a_search_cut_short_says_so(attack: type[GradientMatching], optimizer: str) -> None:
+    view = small_victims(2).view
+    short = attack(iterations=10, restarts=2, optimizer=optimizer).run(view, seed=1)
+    assert short.stopped_on_budget is not None
+    assert short.stopped_on_budget.tolist() == [True, True]
+
+
+def test_the_published_step_and_budget_are_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def noted(settings: Any) -> Any:
+        asked.append(settings)
+        raise InterruptedError
+
+    monkeypatch.setattr(gradient_matching, "descend", lambda *given, **_: noted(given[2]))
+    monkeypatch.setattr(gradient_matching, "minimise", lambda *given, **_: noted(given[2]))
+    for optimizer in ("adam", "lbfgs"):
+        with pytest.raises(InterruptedError):
+            DeepLeakageFromModelPlus(optimizer=optimizer).run(small_victims(1).view, seed=1)
+    assert (asked[0].learning_rate, asked[0].iterations) == (0.01, 5000)
+    assert (asked[1].learning_rate, asked[1].iterations) == (1.0, 4000)
+
+
 def test_targets_split_over_stacks_start_where_they_would_in_one() -> None:
     view = small_victims(3).view
     one = seen(DeepLeakageFromModelPlus(iterations=5, restarts=1).run(view, seed=1))[0]
@@ -123,6 +201,14 @@ def test_true_labels_are_declared_where_they_are_used(attack: type[GradientMatch
         ({"optimizer": "sgd"}, "unknown optimizer 'sgd'"),
         ({"restarts": 0}, "restarts is 0"),
         ({"most_rows": 0}, "most_rows is 0"),
+        ({"iterations": 0}, "iterations is 0; it must be at least 1, or left out"),
+        ({"patience": 0}, "patience is 0; it must be at least 1"),
+        ({"tolerance": 0.0}, "tolerance is 0.0; it must be finite and above 0, or left out"),
+        ({"tolerance": -1e-9}, "tolerance is -1e-09"),
+        ({"tolerance": float("nan")}, "tolerance is nan"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
+        ({"good_enough": -1.0}, "good_enough is -1.0; it must be at least 0"),
+        ({"solved": float("nan")}, "solved is nan"),
     ],
 )
 def test_illegal_settings_are_refused(settings: dict[str, object], message: str) -> None:

@@ -46,3 +46,25 @@ def test_a_skeleton_called_with_weights_is_the_network() -> None:
     weights = dict(made.named_parameters())
     assert torch.equal(functional_call(form, weights, (noise,)), made(noise))
     assert skeleton((1, 8, 8), 5, 8) is form
+
+
+def test_weights_are_drawn_as_published() -> None:
+    """Glorot uniform, as Keras draws where nothing is said; each layer almost fills its range."""
+    torch.manual_seed(0)
+    for layer in network((1, 28, 28), 100, 256):
+        if isinstance(layer, nn.Linear | nn.ConvTranspose2d):
+            fans = sum(layer.weight.shape[:2]) * layer.weight[0, 0].numel()
+            bound = (6 / fans) ** 0.5
+            assert 0.95 * bound < float(layer.weight.detach().abs().max()) <= bound
+
+
+def test_fresh_images_are_not_saturated() -> None:
+    """Drawn three times too wide, one pixel in six began where tanh is flat."""
+    torch.manual_seed(0)
+    made = network((1, 28, 28), 100, 256)(torch.randn(64, 100)).detach()
+    assert float(((made < 0.01) | (made > 0.99)).float().mean()) < 0.01
+
+
+def test_normalisation_has_the_published_floor() -> None:
+    layers = network((1, 28, 28), 100, 256)
+    assert {layer.eps for layer in layers if isinstance(layer, nn.BatchNorm2d)} == {1e-3}

@@ -156,3 +156,23 @@ def test_the_network_itself_stays_as_it_was() -> None:
     stacked(network)(weights, inputs_for("valid"))
     assert network.training
     assert network[1].num_batches_tracked == 0
+
+
+def used_twice() -> dict[str, nn.Sequential]:
+    activation, layer = nn.Tanh(), nn.Linear(8, 8)
+    first, second = nn.Linear(8, 8), nn.Linear(8, 8)
+    second.weight = first.weight
+    return {
+        "an activation": nn.Sequential(nn.Linear(8, 8), activation, nn.Linear(8, 8), activation),
+        "a layer": nn.Sequential(layer, nn.ReLU(), layer, nn.Linear(8, 2)),
+        "a weight": nn.Sequential(first, nn.ReLU(), second),
+    }
+
+
+@pytest.mark.parametrize("run_by", [stacked, mapped])
+@pytest.mark.parametrize("name", sorted(used_twice()))
+def test_what_is_used_twice_runs_twice(name: str, run_by: Callable[..., Network]) -> None:
+    network = used_twice()[name]
+    weights = stack_weights([network] * COPIES)
+    inputs = torch.rand(COPIES, 8, generator=generator(5))
+    torch.testing.assert_close(run_by(network)(weights, inputs), network(inputs))

@@ -40,6 +40,7 @@ from tests.attacks.unsplit_reading import (
         ("cifarnet", 3),
         ("lenet-sigmoid", 5),
         ("mlp2", 1),
+        ("tests.attacks.unsplit_reading:used_twice", 3),
     ],
 )
 def test_first_iterations_equal_the_literal_reading(name: str, cut: int) -> None:
@@ -123,6 +124,26 @@ def test_same_seed_same_bits_and_the_view_stays_as_it_was() -> None:
     assert isinstance(QUICK, Attack)
     assert first.images.shape == (3, 1, *DIGIT)
     assert first.images.dtype == torch.float32
+
+
+@pytest.mark.parametrize("clone", ["fresh", "warm", "shared"])
+@pytest.mark.parametrize(("outer_steps", "rate"), [(1, 0.01), (12, 0.01), (12, 1e-9)])
+def test_a_fit_that_still_falls_at_its_end_stopped_on_the_budget(
+    clone: str, outer_steps: int, rate: float
+) -> None:
+    attack = UnSplit(
+        outer_steps=outer_steps,
+        input_steps=3,
+        model_steps=3,
+        input_rate=rate,
+        model_rate=rate,
+        clone=clone,
+        restarts=2,
+    )
+    view = small_view(targets=3)
+    view.smashed[2, 0, 3, 3] = torch.nan
+    falls = rate > 1e-3  # else nothing moves, and more steps would not either
+    assert attack.run(view, seed=SEED).stopped_on_budget.tolist() == [falls, falls, False]
 
 
 def test_clones_are_drawn_apart_from_each_other_and_from_any_plain_seed() -> None:
@@ -213,3 +234,37 @@ def test_what_is_missing_or_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch
         UnSplit(clone="fersh")
     with pytest.raises(ValueError, match="outer_steps is 0"):
         UnSplit(outer_steps=0)
+
+
+def test_one_activation_object_is_attacked_like_three() -> None:
+    """Equal weights and equal smashed data, so equal guesses, bit for bit."""
+    guesses = []
+    for name in ("one_activation", "three_activations"):
+        layers = Architecture(
+            name=f"tests.strange_networks:{name}", image_shape=(1, 6, 6), num_classes=3, cut=3
+        )
+        private = torch.rand(2, 1, 6, 6, generator=generator(3))
+        view = view_of(layers.bottom(1000), private, layers)
+        guesses.append(UnSplit(outer_steps=3, input_steps=4, model_steps=4).run(view, seed=SEED))
+    assert torch.equal(guesses[0].images, guesses[1].images)
+    for name, clone in guesses[0].clones.items():
+        assert torch.equal(clone, guesses[1].clones[name])
+
+
+@pytest.mark.parametrize("name", ["tied", "repeated"])
+def test_tied_weights_are_one_weight_to_the_literal_reading_too(name: str) -> None:
+    layers = Architecture(
+        name=f"tests.strange_networks:{name}", image_shape=(1, 6, 6), num_classes=3, cut=6
+    )
+    private = torch.rand(2, 1, 6, 6, generator=generator(3))
+    view = view_of(layers.bottom(1000), private, layers, torch.float64)
+    assert view.smashed is not None
+    attack = UnSplit(outer_steps=2, input_steps=3, model_steps=2)
+    guess = attack.run(view, seed=SEED)
+    for target, row in enumerate(view.smashed):
+        clone = first_clone(layers, target).double()
+        image = literal(clone, row[None], layers, attack=attack)
+        torch.testing.assert_close(guess.images[target], image, rtol=0, atol=1e-6)
+        for weight_name, weight in clone.named_parameters():
+            stolen = guess.clones[weight_name][target]
+            torch.testing.assert_close(stolen, weight.detach(), rtol=0, atol=1e-6)

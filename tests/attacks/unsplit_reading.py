@@ -16,6 +16,12 @@ def architecture(cut: int, name: str = "mnistnet") -> Architecture:
     return Architecture(name=name, image_shape=shape, num_classes=10, cut=cut)
 
 
+def used_twice() -> nn.Sequential:
+    """A network whose bottom uses a layer and an activation twice; cut 3."""
+    layer, activation = nn.Conv2d(1, 1, 3, padding=1), nn.Sigmoid()
+    return nn.Sequential(layer, activation, layer, activation, nn.Flatten(), nn.Linear(784, 10))
+
+
 def images(count: int, shape: tuple[int, int, int] = DIGIT) -> Tensor:
     coarse = torch.rand(count, shape[0], 7, 7, generator=generator(8))
     return nn.functional.interpolate(coarse, size=shape[1:], mode="bilinear")

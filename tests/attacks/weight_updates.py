@@ -82,10 +82,11 @@ def small_victims(
     local_steps: int = 1,
     learning_rate: float = 0.01,
     model: str = "lenet-sigmoid",
+    initialisation: str = "uniform",
 ) -> Victims:
     """Return victims on which an attack takes a second."""
     architecture = Architecture(
-        name=model, image_shape=SMALL, num_classes=4, initialisation="uniform"
+        name=model, image_shape=SMALL, num_classes=4, initialisation=initialisation
     )
     images = smooth_images(targets * rows).unflatten(0, (targets, rows))
     labels = (torch.arange(targets * rows) % 4).view(targets, rows)

@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from clients.guard import Guard
 from leakbed.contracts import IllegalCombinationError
-from leakbed.events import Event, SmashedUp
+from leakbed.events import Arrays, Event, SmashedUp
 from leakbed.grids import Canonical
 from leakbed.seeds import derive
 from leakbed.wire.alarms import ALARMS, STOPPED, alarms_of, stop_of
@@ -20,8 +21,9 @@ from leakbed.wire.head_messages import BackwardReply
 from leakbed.wire.messages import BACKWARD_STEP, SPLIT_STEP, SplitReply, SplitRequest
 from leakbed.wiretap import Wiretap
 from strategies.post import NodeStopped
+from strategies.split_loop import Lane
 from strategies.vanilla_split import VanillaSplit
-from tests import guarded, tiny
+from tests import guarded, intruded, tiny
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +71,26 @@ def test_hooks_are_called_with_the_batch_and_what_came_back_for_it() -> None:
         assert torch.equal(seen.labels, labels[batch])
         assert len(seen.cut_gradient) == len(batch)
         assert state.messages == step
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_every_round_begins_with_the_bottom_that_the_node_received(
+    resident: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[dict[str, Tensor]] = []
+    original = Lane.open
+
+    def noted(self: Lane, bottom: Arrays | None) -> None:
+        assert bottom is not None
+        opened.append({name: torch.from_numpy(array.copy()) for name, array in bottom.items()})
+        original(self, bottom)
+
+    monkeypatch.setattr(Lane, "open", noted)
+    trained(("witness", {}), nodes=2, resident=resident)
+    held = [holdings.bottom for holdings in guarded.called("prepare")]
+    assert len(held) == len(opened) == 4
+    assert all(tiny.same(shown, sent_down) for shown, sent_down in zip(held, opened, strict=True))
+    assert not tiny.same(held[0], held[1])
 
 
 def test_the_first_gradient_is_what_the_cut_gradient_makes_of_the_first_weights() -> None:
@@ -136,7 +158,12 @@ def test_a_probe_s_labels_reach_the_server_wrong() -> None:
     grid = tiny.ready(plan=plan, defenses=(("witness", {"probes": (1,)}),))
     strategy = tiny.split_strategy(settings=plan)
     train = strategy.part.train
-    strategy.part.train = lambda s, y: (seen.append(y), train(s, y))[1]  # type: ignore[assignment]
+
+    def noted(smashed: Tensor, labels: Tensor, *origin: Any) -> Tensor:
+        seen.append(labels)
+        return train(smashed, labels, *origin)
+
+    strategy.part.train = noted  # type: ignore[method-assign]
     tiny.train_split(grid, strategy, rounds=1)
     _, labels = tiny.cell().rows()
     batches = tiny.cell(plan=plan).batches(1, len(labels))
@@ -205,6 +232,23 @@ def test_a_detector_refuses_a_node_that_has_no_labels(name: str) -> None:
     cell = tiny.cell(plan=tiny.plan(labels="server"), defenses=((name, {}),))
     with pytest.raises(IllegalCombinationError, match=f"{name} cannot work with .* = 'server'"):
         Guard.of(cell)
+
+
+def test_fake_labels_are_of_the_data_s_classes_where_the_network_has_outputs_to_spare() -> None:
+    """A label that no sample has tells the server which batches are fake."""
+    spare = replace(intruded.network(), upper_cut=None)
+    assert spare.num_classes > tiny.CLASSES
+    hooks = (("splitguard", {"warm_up": 0, "probability": 0.99}),)
+    grid = tiny.ready(plan=PLAN, architecture=spare, defenses=hooks)
+    weights = spare.bottom(0).state_dict()
+    bottom = {name: value.numpy() for name, value in weights.items()}
+    sent_labels = []
+    for round_ in range(1, 9):
+        opening = SplitRequest(round=round_, step=0, bottom=bottom)
+        reply = SplitReply.of(sent(grid, opening, SPLIT_STEP))
+        assert reply.labels is not None
+        sent_labels += reply.labels.tolist()
+    assert set(sent_labels) == set(range(tiny.CLASSES))
 
 
 def test_a_cell_without_hooks_has_no_guard() -> None:

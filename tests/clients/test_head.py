@@ -245,6 +245,19 @@ def test_evaluation_answers_with_counts_alone(resident: bool) -> None:
     assert (found.correct, found.examples) == (right, 4)
 
 
+def test_a_head_without_finite_logits_is_never_right(resident: bool) -> None:
+    """Class 0 is among the rows; a network that says nothing must not be taken to say it."""
+    grid, stop = ready(resident=resident), 5
+    data = tiny.recipe()
+    assert (data.dataset().labels[data.split().test[:stop]] == 0).any()
+    broken = {k: v * np.nan if v.dtype.kind == "f" else v for k, v in part().items()}
+    request = HeadEvaluateRequest(
+        round=1, start=0, stop=stop, features=features(rows=stop), bottom=broken, bottoms="sealed"
+    )
+    found = HeadEvaluateReply.of(send(grid, HEAD_EVALUATE, request.records()))
+    assert (found.correct, found.examples) == (0, stop)
+
+
 @pytest.mark.parametrize(("start", "stop", "rows"), [(0, 4, 3), (4, 8, 4)])
 def test_evaluation_of_rows_that_are_not_there_is_refused(start: int, stop: int, rows: int) -> None:
     reply = evaluated(ready(resident=True), features(rows=rows), start=start, stop=stop)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from leakbed.grids import Canonical
+from leakbed.grids import Canonical, NodeFailed
 from leakbed.seeds import derive, scoped
 from tests import tiny
 from tests.u_shaped import at_home, network, strategy_of
@@ -38,6 +38,23 @@ def test_a_heads_defence_is_the_same_in_memory_and_from_the_nodes_state(defence:
     defended = trained(defence)
     assert tiny.same(defended, trained(defence, resident=False))
     assert not tiny.same(defended, trained())
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_a_head_counts_its_rows_gradients_in_every_process_and_stops(resident: bool) -> None:
+    """Three rounds of one pass each, and a claim for two."""
+
+    def rounds(number: int) -> None:
+        plan = at_home(local_steps=None)
+        defence = (("dp-cut-gradient", {"horizon": 2}),)
+        grid = tiny.ready(plan=plan, architecture=network(), defenses=defence, resident=resident)
+        strategy = strategy_of(network(), plan)
+        with scoped(derive(tiny.SEED, "server")):
+            strategy.start(grid, strategy.part.arrays(), num_rounds=number)
+
+    rounds(2)
+    with pytest.raises(NodeFailed, match=r"node 0 took gradient 3 of 2 with row \d+ of node 0"):
+        rounds(3)
 
 
 def test_a_heads_noise_is_drawn_anew_for_every_message_of_every_round() -> None:

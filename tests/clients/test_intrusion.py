@@ -1,6 +1,7 @@
 """A malicious client beside a slow reading: one uncut network, one generator, no messages."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 from attacks.client_gan import ClientGan
 from attacks.image_generator import network as image_generator
 from clients.cell import OutOfStepError
-from clients.intrusion import Intrusion, intruder_of, unlabelling, view_of
+from clients.intrusion import Intrusion, begun, intruder_of, unlabelling, view_of
+from leakbed.intruding import IntruderState, Turn
 from leakbed.seeds import derive, generator, scoped
 from tests import intruded, tiny, u_shaped
 from tests.intruded import DUMMY, OWN, STREAM, TARGET, samples, train
@@ -32,7 +34,8 @@ class Reading:
         with scoped(derive(STREAM, "generator")):
             self.generator = image_generator(tiny.IMAGE_SHAPE, OWN["latent"], OWN["width"])
         self.network = intruded.first_weights()
-        self.adam = torch.optim.Adam(self.generator.parameters(), lr=OWN["generator_rate"])
+        own = self.generator.parameters()
+        self.adam = torch.optim.Adam(own, lr=OWN["generator_rate"], eps=1e-7)  # Keras's epsilon
         self.rate = rate
 
     def images(self, role: str, count: int = ROWS) -> Tensor:
@@ -211,7 +214,7 @@ def test_where_labels_are_shared_the_server_gets_the_intruders() -> None:
     intruded.set_up(grid, 1, own, plan=plan, architecture=tiny.architecture())
     strategy = tiny.split_strategy(settings=plan)
     train_ = strategy.part.train
-    strategy.part.train = lambda s, y: (seen.append(y), train_(s, y))[1]  # type: ignore[assignment]
+    strategy.part.train = lambda s, y, of: (seen.append(y), train_(s, y, of))[1]  # type: ignore[assignment]
     tiny.train_split(grid, strategy, rounds=1)
     assert [each.tolist() for each in seen] == [[TARGET] * ROWS, [2] * ROWS]
 
@@ -257,3 +260,39 @@ def test_nothing_is_learned_from_a_batch_that_was_never_made() -> None:
 def test_the_intruder_knows_shapes_and_counts_only() -> None:
     view = view_of(tiny.cell(architecture=intruded.network()))
     assert vars(view) == vars(intruded.view())
+
+
+class Careless(ClientGan):
+    """Draws everything from the global generator."""
+
+    def begin(self, view: Any, *, seed: int) -> IntruderState:
+        return IntruderState(stream=seed, tensors={"first": torch.rand(1)})
+
+    def turn(self, view: Any, state: IntruderState, *, rows: int) -> Turn:
+        images = state.tensors["first"] * torch.rand(rows, *view.image_shape)
+        return Turn(images=images, labels=torch.randint(0, 3, (rows,)))
+
+    def learn(self, state: IntruderState, turn: Turn, gradient: Any) -> IntruderState:
+        return replace(state, turns=state.turns + 1, tensors={"first": torch.rand(1)})
+
+    def samples(self, view: Any, state: IntruderState, *, count: int) -> Tensor:
+        return torch.rand(count, *view.image_shape)
+
+
+def test_an_intruder_that_draws_from_the_global_generators_is_the_same_again() -> None:
+    def drawn(*, ambient: int, stream: int = STREAM) -> list[Tensor]:
+        torch.manual_seed(ambient)
+        before = torch.get_rng_state()
+        intruder, view = Careless(**OWN), intruded.view()
+        work = Intrusion(intruder, view, begun(intruder, view, seed=stream))
+        found = [work.samples(2)]
+        for _ in range(2):
+            found += [torch.as_tensor(work.images(ROWS)), torch.as_tensor(work.labels(ROWS))]
+            work._learn(None)
+        assert torch.equal(torch.get_rng_state(), before)
+        return found
+
+    once, again, other = drawn(ambient=1), drawn(ambient=2), drawn(ambient=1, stream=STREAM + 1)
+    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+    assert not torch.equal(once[1], once[3])
+    assert not torch.equal(once[1], other[1])

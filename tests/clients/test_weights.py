@@ -121,3 +121,17 @@ def test_weights_of_another_network_are_an_error() -> None:
     weights = dict(tiny.architecture("stateful").build(0).state_dict())
     (reply,) = tiny.ready().send_and_receive([asked(weights, round_=1)])
     assert reply.has_error()
+
+
+def test_a_counter_that_averaging_made_a_fraction_counts_on_from_the_nearest() -> None:
+    """Seven nodes' count of 9 comes back as 8.999999999999998, which torch would cut to 8."""
+    weights = dict(tiny.architecture("stateful").build(0).state_dict())
+    sent = weights | {"1.num_batches_tracked": torch.tensor(8.999999999999998, dtype=torch.float64)}
+    exact = weights | {"1.num_batches_tracked": torch.tensor(9)}
+    grid = tiny.ready(model="stateful")
+    found = []
+    for each in (sent, exact):
+        (reply,) = grid.send_and_receive([asked(each, round_=1)])
+        found.append(reply.content.array_records["arrays"].to_torch_state_dict())
+    assert found[0]["1.num_batches_tracked"] == 9 + tiny.plan().local_steps
+    assert tiny.same(*found)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import defenses
-from defenses import DEFENSES
-from leakbed.contracts import Defense, Protects
-from leakbed.defending import Holdings, TrainingStep
+from defenses import DEFENSES, DPCutGradient, LocalDP, SmashedNoise, WeightNoise
+from leakbed.contracts import Defense
+from leakbed.defending import Holdings, TrainingStep, refuse_uncalled
 from tests import tiny
 
 FOLDER = Path(defenses.__file__).parent
@@ -27,6 +27,7 @@ def holdings() -> Holdings:
         images=images,
         labels=labels,
         architecture=tiny.architecture(),
+        bottom=tiny.architecture().bottom(0).state_dict(),
         batch_size=8,
         optimiser=tiny.plan().optimiser,
     )
@@ -49,23 +50,15 @@ class TestEveryDefence:
         assert link in (ast.get_docstring(ast.parse(text)) or "")
 
     def test_it_overrides_the_hook_of_what_it_protects(self, defence: type[Defense]) -> None:
-        hooks = {
-            "protect_update": Protects.UPDATE,
-            "protect_smashed": Protects.SMASHED,
-            "protect_cut_gradient": Protects.CUT_GRADIENT,
-            "protect_labelled_gradient": Protects.CUT_GRADIENT,
-            "protect_weight_gradients": Protects.TOP,
-            "noised_labels": Protects.LABELS,
-            "penalty": Protects.TRAINING,
-            "protect_labels": Protects.TRAINING,
-            "inspect": Protects.TRAINING,
-        }
-        overridden = {kind for hook, kind in hooks.items() if hook in vars(defence)}
-        assert overridden == defence.protects != frozenset()
+        assert defence.protects
+        refuse_uncalled(defence)
 
     def test_what_clips_or_has_an_epsilon_says_what_it_claims(self, defence: type[Defense]) -> None:
         settings = {field.name for field in dataclasses.fields(defence)}
         assert bool(defence.claims) == bool(settings & {"epsilon", "delta", "clip"})
+
+    def test_only_what_has_a_claim_can_be_claiming(self, defence: type[Defense]) -> None:
+        assert defence.claims or not defence().claiming
 
     def test_it_changes_no_tensor_it_was_given(self, defence: type[Defense]) -> None:
         tensor, other = torch.arange(12.0).reshape(3, 4), torch.ones(3, 4)
@@ -90,3 +83,23 @@ class TestEveryDefence:
         assert torch.equal(tensor, kept)
         assert torch.equal(other, torch.ones(3, 4))
         assert torch.equal(torch.get_rng_state(), generators)
+
+
+@pytest.mark.parametrize(
+    ("defence", "claiming"),
+    [
+        (SmashedNoise(), False),
+        (SmashedNoise(clip=1.0), True),
+        (SmashedNoise(clip=1.0, sigma=0.0), False),
+        (WeightNoise(), False),
+        (WeightNoise(form="corrected"), True),
+        (WeightNoise(form="corrected", scale=0.0), False),
+        (LocalDP(), True),
+        (LocalDP(sensitivity=0.0), False),
+        (DPCutGradient(), True),
+    ],
+)
+def test_settings_under_which_nothing_is_private_claim_nothing(
+    defence: Defense, claiming: bool
+) -> None:
+    assert defence.claiming is claiming

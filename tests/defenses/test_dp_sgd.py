@@ -65,6 +65,30 @@ def test_a_run_beyond_the_horizon_is_refused() -> None:
         FITTING.check_run(replace(RUN, batch_size=11))
 
 
+def test_batches_that_straddle_two_passes_are_refused() -> None:
+    """A row that is twice in a batch moves the clipped sum by two clips, not by one."""
+    draw = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(0))
+    twice, once = draw[[0, 1, 2, 0]], draw[[1, 2]]
+    quiet = type("Quiet", (DPSGD,), {"noise_multiplier": 0.0})(clip=0.5)
+    sums = [
+        quiet.protect_weight_gradients(quiet.begin(7), {"w": each})[1]["w"] * len(each)
+        for each in (twice, once)
+    ]
+    assert (sums[0] - sums[1]).norm().item() == pytest.approx(2 * 0.5)
+    with pytest.raises(
+        IllegalCombinationError, match=r"sample twice, .* set protocol\.local_steps"
+    ):
+        FITTING.check_run(replace(RUN, straddles=True))
+
+
+def test_an_epsilon_below_what_the_accountant_certifies_is_refused_before_training() -> None:
+    for epsilon, steps in ((0.1, 30), (0.001, 1)):
+        tiny = replace(FITTING, epsilon=epsilon, steps=steps)
+        with pytest.raises(IllegalCombinationError, match=r"no noise .* at least 0\.10\d"):
+            tiny.check_run(replace(RUN, steps=steps))
+    replace(FITTING, epsilon=0.12).check_run(RUN)
+
+
 def test_batchnorm_in_the_top_is_refused_before_training() -> None:
     top = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     with pytest.raises(IllegalCombinationError, match="layer 1 of the top is a BatchNorm1d"):

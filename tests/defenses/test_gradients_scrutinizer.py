@@ -1,15 +1,16 @@
-from math import cos, exp, log, sqrt
+from dataclasses import replace
+from math import cos, exp, inf, log, nan, sqrt
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from defenses import GradientsScrutinizer
 from defenses.gradients_scrutinizer import likeness
-from leakbed.contracts import DefenseState
+from leakbed.contracts import DefenseState, IllegalCombinationError
 from leakbed.defence_state import NO_ALARM
-from leakbed.defending import TrainingStep
+from leakbed.defending import Run, TrainingStep
 from tests.played import play, random_critic
 
 
@@ -67,6 +68,13 @@ def test_the_score_is_the_published_one(gap: float) -> None:
     assert found == pytest.approx(literal_score(history), abs=1e-9)
 
 
+@pytest.mark.parametrize("slope", [1e4, 1e300])
+def test_a_slope_of_any_size_gives_a_score(slope: float) -> None:
+    history = [[step, 0.5, 0.1, 0.5, 0.1] for step in range(1, 60)]
+    found = GradientsScrutinizer(slope=slope).score(torch.tensor(history, dtype=torch.float64))
+    assert found == 0
+
+
 @pytest.mark.parametrize(("overlap_width", "expected"), [(0.0, 0.506), (1.0, None)])
 def test_a_known_value_of_the_score(overlap_width: float, expected: float | None) -> None:
     """A gap of 0.1, no overlap, error about .005: G E V just passes 0.7, as research has it."""
@@ -84,6 +92,26 @@ def test_a_known_value_of_the_score(overlap_width: float, expected: float | None
         assert score < 0.1
     else:
         assert score == pytest.approx(expected, abs=0.05)
+
+
+@pytest.mark.parametrize(("rows", "batch_size"), [(100, 1), (100, 2), (2, 64)])
+def test_batches_too_small_for_both_kinds_of_pairs_are_refused(rows: int, batch_size: int) -> None:
+    """Such a node never had a score, and nothing said so."""
+    with pytest.raises(IllegalCombinationError, match=r"batches of [12] .* 3 rows or more"):
+        GradientsScrutinizer().check(rows=rows, batch_size=batch_size)
+    GradientsScrutinizer().check(rows=3, batch_size=64)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"), [({"steps": 49}, "every = 50 .* 49 steps"), ({"classes": 1}, "1 class")]
+)
+def test_a_run_in_which_there_can_be_no_verdict_is_refused(
+    changes: dict[str, int], why: str
+) -> None:
+    run = Run(classes=10, rows=64, batch_size=8, steps=50, passes=7, top=nn.Identity())
+    GradientsScrutinizer().check_run(run)
+    with pytest.raises(IllegalCombinationError, match=why):
+        GradientsScrutinizer().check_run(replace(run, **changes))
 
 
 def inspected(defence: GradientsScrutinizer, steps: int, *, alike: bool) -> DefenseState:
@@ -130,7 +158,19 @@ def test_honest_gradients_know_labels_and_a_forger_s_do_not(seed: int) -> None:
     assert honest.score > forged.score
 
 
-@pytest.mark.parametrize("wrong", [{"every": 3}, {"slope": 0.0}, {"threshold": -0.1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"every": 3},
+        {"slope": 0.0},
+        {"threshold": -0.1},
+        {"slope": inf},
+        {"slope": nan},
+        {"offset": inf},
+        {"offset": nan},
+        {"threshold": nan},
+    ],
+)
 def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="gradients-scrutinizer needs"):
         GradientsScrutinizer(**wrong)  # type: ignore[arg-type]

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from math import log
 from typing import Any
 
 import numpy as np
@@ -6,8 +7,9 @@ import pytest
 import torch
 from scipy.stats import multivariate_normal
 from sklearn.metrics import roc_auc_score
-from torch import nn
+from torch import Tensor, nn
 
+import defenses.marvell
 from defenses import Marvell
 from leakbed.class_noise import divergence, highest_auc, least_divergence, measured
 from leakbed.contracts import IllegalCombinationError
@@ -120,6 +122,78 @@ def test_more_classes_are_refused_before_training_and_after() -> None:
 def test_a_sender_without_labels_is_told_what_to_use() -> None:
     with pytest.raises(IllegalCombinationError, match=r"needs the labels .* apply it where the"):
         Marvell().protect_cut_gradient(Marvell().begin(7), torch.ones(3, 2))
+
+
+def test_batches_of_one_row_are_refused_where_no_batch_ever_has_both_classes() -> None:
+    """Noise of the row's own norm leaves the norm to tell the label."""
+    run = Run(classes=2, rows=9, batch_size=1, steps=9, passes=1, top=nn.Identity())
+    with pytest.raises(IllegalCombinationError, match=r"marvell .* every batch .* one row"):
+        Marvell().check_run(run)
+    with pytest.raises(IllegalCombinationError, match="marvell got a cut gradient of one row"):
+        sent(torch.ones(1, 2), torch.tensor([1]))
+    Marvell().check_run(replace(run, batch_size=4, smallest_batch=1))
+    state, _ = sent(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]))
+    ones = torch.tensor([1])  # the last of a pass, after batches of both
+    _, noisy = Marvell().protect_labelled_gradient(state, torch.ones(1, 2), ones)
+    assert not torch.equal(noisy, torch.ones(1, 2))
+
+
+def informed_labels(
+    message: Tensor, ways: tuple[Tensor, Tensor], labels: Tensor, *, scale: float
+) -> Tensor:
+    """The best guess of every row's label by a party that can compute both of its gradients.
+
+    It knows the rows' gradients under either label, and the noise: the same for every row of a
+    class, drawn along the line between the class means and across it. It takes the likelier label.
+    """
+    rows = torch.where(labels[:, None] == 1, ways[1], ways[0]).double()
+    found = measured(rows, labels == 1)
+    noise = least_divergence(found, power=scale * found.distance)
+    line = rows[labels == 1].mean(0) - rows[labels == 0].mean(0)
+    line = line / line.norm()
+    likelihoods = []
+    for label, along, across in (
+        (0, noise.negative_along, noise.negative_across),
+        (1, noise.positive_along, noise.positive_across),
+    ):
+        rest = message.double() - ways[label].double()
+        on_line = rest @ line
+        off_line = rest.square().sum(1) - on_line.square()
+        tiny = 1e-9 * float(rows.square().sum(1).mean())  # float32 rounds what has no noise
+        for_line, for_rest = max(along, tiny), max(across, tiny)
+        entries = message.shape[1] - 1
+        squares = on_line.square() / for_line + off_line / for_rest
+        likelihoods.append(-(squares + log(for_line) + entries * log(for_rest)) / 2)
+    return (likelihoods[1] > likelihoods[0]).long()
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0, 16.0])
+def test_a_party_that_knows_the_top_reads_the_labels_whatever_the_scale(scale: float) -> None:
+    """The bound is of Marvell's model: rows drawn from two round clouds, nothing else known.
+
+    A row's own two possible gradients are known to whoever holds the input and the top, and one
+    class's noise keeps to the line between the means: off it, the message is the gradient itself.
+    """
+    torch.manual_seed(0)
+    top = torch.nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 2))
+    smashed, labels = torch.randn(256, 16), (torch.arange(256) % 4 == 0).long()
+
+    def gradient(of: Tensor) -> Tensor:
+        leaf = smashed.clone().requires_grad_()
+        nn.functional.cross_entropy(top(leaf), of).backward()
+        assert leaf.grad is not None
+        return leaf.grad
+
+    ways = gradient(torch.zeros_like(labels)), gradient(torch.ones_like(labels))
+    rows = torch.where(labels[:, None] == 1, ways[1], ways[0])
+    _, message = sent(rows, labels, scale=scale)
+    named = informed_labels(message, ways, labels, scale=scale)
+    assert (named == labels).float().mean() > 0.99
+    # The published score of one row, the norm, is hidden meanwhile.
+    auc = roc_auc_score(labels.numpy(), message.norm(dim=1).numpy())
+    assert max(auc, 1 - auc) < 0.9
+    for text in (Marvell.__doc__, defenses.marvell.__doc__):
+        assert "knows the top" in " ".join((text or "").split())
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0])

@@ -1,7 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import nn
 
 from defenses import MaxNorm
+from leakbed.contracts import IllegalCombinationError
+from leakbed.defending import Run
 
 GRADIENT = torch.tensor([[3.0, 4.0], [0.6, 0.8], [0.0, 1.0]])
 
@@ -43,3 +48,17 @@ def test_every_message_has_its_own_noise_whatever_the_shape() -> None:
     assert one.shape == maps.shape
     assert not torch.equal(one, two)
     assert torch.equal(sent(torch.zeros(3, 2)), torch.zeros(3, 2))
+
+
+RUN = Run(classes=2, rows=9, batch_size=4, steps=3, passes=1, top=nn.Identity(), smallest_batch=2)
+
+
+def test_a_batch_of_one_row_is_refused_before_training_and_after() -> None:
+    """Its own norm would be the largest of the batch, so the message would still tell it."""
+    MaxNorm().check_run(RUN)
+    with pytest.raises(IllegalCombinationError, match=r"max-norm .* last batch .* one row"):
+        MaxNorm().check_run(replace(RUN, smallest_batch=1))
+    with pytest.raises(IllegalCombinationError, match=r"max-norm .* every batch"):
+        MaxNorm().check_run(replace(RUN, smallest_batch=1, batch_size=1))
+    with pytest.raises(IllegalCombinationError, match="max-norm got a cut gradient of one row"):
+        MaxNorm().protect_cut_gradient(MaxNorm().begin(7), torch.ones(1, 2))

@@ -1,14 +1,14 @@
 from dataclasses import replace
-from math import acos, exp, pi
+from math import acos, exp, inf, nan, pi
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from defenses import SplitGuard
-from leakbed.contracts import DefenseState
+from leakbed.contracts import DefenseState, IllegalCombinationError
 from leakbed.defence_state import NO_ALARM
-from leakbed.defending import TrainingStep
+from leakbed.defending import Run, TrainingStep
 from tests.played import play, random_critic
 
 
@@ -107,6 +107,33 @@ def test_no_verdict_before_enough_fakes() -> None:
     assert (state.alarm, state.score) == (20, pytest.approx(0.25))
 
 
+@pytest.mark.parametrize("slope", [1e4, 1e300])
+def test_a_slope_of_any_size_gives_a_score(slope: float) -> None:
+    """S is negative here: fakes like regulars, regulars unlike each other."""
+    one = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    tensors = {}
+    for name, vector in {"fake": one, "first": -2 * one, "second": one}.items():
+        tensors |= {f"{name}.sum": vector, f"{name}.norms": vector.norm()}
+        tensors[f"{name}.count"] = torch.tensor(1.0)
+    assert 0 <= SplitGuard(slope=slope).score(tensors) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"steps": 29}, "29 batches .* 20 .* 10 fake batches"),
+        ({"classes": 1}, "1 class"),
+    ],
+)
+def test_a_run_in_which_there_can_be_no_verdict_is_refused(
+    changes: dict[str, int], why: str
+) -> None:
+    run = Run(classes=10, rows=64, batch_size=8, steps=30, passes=4, top=nn.Identity())
+    SplitGuard().check_run(run)
+    with pytest.raises(IllegalCombinationError, match=why):
+        SplitGuard().check_run(replace(run, **changes))
+
+
 def test_gradients_of_zeros_are_suspicious_not_an_error() -> None:
     guard = SplitGuard(warm_up=0, fakes=1)
     assert inspected(guard, [torch.zeros(2, 2)] * 20, {19}).score == pytest.approx(0.25)
@@ -132,6 +159,10 @@ def test_honest_training_is_let_be_and_a_forger_is_caught(seed: int) -> None:
         {"threshold": 1.1},
         {"slope": 0.0},
         {"exponent": 0.0},
+        {"slope": inf},
+        {"slope": nan},
+        {"exponent": inf},
+        {"threshold": nan},
     ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:

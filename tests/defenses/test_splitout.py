@@ -8,10 +8,10 @@ from defenses import SplitOut
 from defenses.splitout import HONEST, WINDOW, outlier, simulated
 from leakbed.contracts import DefenseState, IllegalCombinationError
 from leakbed.defence_state import NO_ALARM
-from leakbed.defending import Holdings, TrainingStep
+from leakbed.defending import Holdings, Run, TrainingStep
 from leakbed.seeds import derive
 from tests import tiny
-from tests.played import play, random_critic
+from tests.played import architecture, play, random_critic
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -61,16 +61,19 @@ def holdings(batch_size: int = 8) -> Holdings:
         images=images,
         labels=labels,
         architecture=tiny.architecture(),
+        bottom=tiny.architecture().bottom(77).state_dict(),
         batch_size=batch_size,
         optimiser=plan.optimiser,
     )
 
 
-def test_the_simulation_is_honest_training_of_a_network_of_its_own() -> None:
+def test_the_simulation_is_honest_training_from_the_bottom_received_and_a_top_of_its_own() -> None:
     first = simulated(holdings(60), stream=4, share=1.0, epochs=2)
     assert first.shape == (2, 36)  # one batch of all rows, twice; 4 x 1 x 3 x 3 weights
     images, labels = tiny.images()
     network = tiny.architecture().build(derive(4, "network"))
+    bottom = tiny.architecture().bottom(77).state_dict()
+    network.load_state_dict({**network.state_dict(), **bottom})
     optimiser = tiny.plan(momentum=0.9).optimiser(network.parameters())
     for step in range(2):
         optimiser.zero_grad()
@@ -130,6 +133,42 @@ def test_fewer_gradients_than_the_window_are_refused_before_training() -> None:
     SplitOut(share=0.1, epochs=2).check(rows=5760, batch_size=64)
     with pytest.raises(IllegalCombinationError, match=r"simulates 1 .* needs 2"):
         SplitOut(window=1).check(rows=8, batch_size=8)
+
+
+def test_every_round_is_simulated_anew_and_the_window_goes_on() -> None:
+    defence, held = SplitOut(window=2), holdings()
+    state = defence.prepare(defence.begin(1), held)
+    first = state.tensors[HONEST]
+    for _ in range(3):
+        state = defence.inspect(state, seen(first[0].reshape(4, 1, 3, 3))).next()
+    trained = replace(held, bottom=tiny.architecture().bottom(78).state_dict())
+    after = defence.prepare(state, trained)
+    assert not torch.equal(after.tensors[HONEST], first)
+    assert torch.equal(after.tensors[WINDOW], state.tensors[WINDOW])
+    assert len(after.tensors[WINDOW]) == 2
+
+
+@pytest.mark.parametrize(("seed", "nodes"), [(100, 5), (101, 2)])
+def test_nodes_that_go_on_from_where_others_stopped_do_not_accuse_an_honest_server(
+    seed: int, nodes: int
+) -> None:
+    """Simulated from fresh weights, later nodes saw outliers in half of a window or in all."""
+    parts, scores = architecture(5).parts(derive(seed, "init")), []
+    for node in range(nodes):
+        turn = {"seed": seed + 1000 * node, "rows": 900, "batch_size": 32, "cut": 5}
+        state = play(SplitOut(), parts=parts, steps=28, **turn)[-1]
+        assert state.alarm == NO_ALARM
+        scores.append(state.score)
+    assert max(scores) < 0.25
+    forge = random_critic(seed, 5)
+    assert play(SplitOut(), parts=parts, steps=12, forge=forge, **turn)[-1].alarm == 10
+
+
+def test_a_run_shorter_than_the_window_is_refused() -> None:
+    run = Run(classes=10, rows=64, batch_size=8, steps=10, passes=2, top=nn.Identity())
+    SplitOut().check_run(run)
+    with pytest.raises(IllegalCombinationError, match=r"9 gradients in all.* window of 10"):
+        SplitOut().check_run(replace(run, steps=9))
 
 
 def test_honest_training_is_let_be_and_a_forger_is_caught_at_the_first_full_window() -> None:

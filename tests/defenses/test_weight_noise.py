@@ -2,8 +2,9 @@ from typing import Any
 
 import pytest
 import torch
+from dp_accounting import get_epsilon_gaussian
 
-from defenses import WeightNoise
+from defenses import LocalDP, WeightNoise
 from defenses.weight_noise import _factor
 from leakbed.seeds import derive, generator
 
@@ -57,6 +58,19 @@ def test_integer_buffers_pass(form: Any) -> None:
     sent = protected(WeightNoise(scale=1.0, form=form))
     assert list(sent) == list(AFTER)
     assert sent["n"] is AFTER["n"]
+
+
+VARIANCES = {"bn.running_var": torch.full((200,), 0.1), "bn.running_mean": torch.zeros(200)}
+
+
+@pytest.mark.parametrize("form", ["published", "corrected"])
+def test_a_running_variance_stays_one(form: Any) -> None:
+    """A negative one makes every output NaN. What is cut off is the noise's, after the noise."""
+    sent = protected(WeightNoise(scale=1.0, form=form), VARIANCES, VARIANCES)
+    assert (sent["bn.running_mean"] < 0).any()
+    noise = sent["bn.running_var"] - VARIANCES["bn.running_var"]
+    assert sent["bn.running_var"].min() == 0
+    assert noise.max() > 1
 
 
 def drawn(distribution: Any) -> torch.Tensor:
@@ -121,3 +135,23 @@ def test_an_update_of_nothing_is_not_divided_by_zero() -> None:
 def test_illegal_settings_are_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         WeightNoise(**wrong)
+
+
+def test_other_data_at_a_node_are_two_clips_away_and_its_absence_one() -> None:
+    """An auditor's two worst updates, each sent with the same noise."""
+    before = {"w": torch.zeros(50)}
+    ways = [{"w": sign * torch.ones(50)} for sign in (1, -1, 0)]
+    defence = WeightNoise(form="corrected", scale=4.0, clip=0.5)
+    one, opposite, absent = (protected(defence, before, each)["w"] for each in ways)
+    assert (one - opposite).norm().item() == pytest.approx(2 * 0.5, rel=1e-4)
+    assert (one - absent).norm().item() == pytest.approx(0.5, rel=1e-4)
+    worth = [get_epsilon_gaussian(multiplier, 1e-5) for multiplier in (4.0 / 2, 4.0)]
+    assert worth == [pytest.approx(1.99, abs=0.01), pytest.approx(0.93, abs=0.01)]
+    assert "scale / 2 for other data" in WeightNoise.claims
+    assert "epsilon 1.99" in (WeightNoise.__doc__ or "")
+
+
+@pytest.mark.parametrize("defence", [WeightNoise, LocalDP])
+def test_the_claim_names_what_is_sent_beside_the_weights(defence: Any) -> None:
+    assert "number of samples" in defence.claims
+    assert "no other metric" in defence.claims

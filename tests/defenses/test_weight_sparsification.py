@@ -24,14 +24,35 @@ def protected(
     return sent["w"]
 
 
-def test_the_smallest_share_is_dropped_rounded_down() -> None:
-    values = torch.tensor([[1.0, -5.0], [3.0, 0.5]])
-    assert kept(values, 0.5).tolist() == [[False, True], [True, False]]
-    assert kept(values, 0.49).tolist() == [[True, True], [True, False]]
-    assert kept(values, 0.24).all()
-    assert kept(values, 0.99).tolist() == [[False, True], [False, False]]
-    ties = torch.ones(10)
-    assert kept(ties, 0.3).sum() == 7
+def published(values: torch.Tensor, ratio: float) -> torch.Tensor:
+    """Which values the official code keeps: those no smaller than a quantile of all."""
+    sizes = values.abs()
+    return sizes.double() >= torch.quantile(sizes, ratio).item()
+
+
+@pytest.mark.parametrize("count", [1, 2, 10, 12, 300, 3600])
+def test_what_is_dropped_lies_below_the_published_quantile(count: int) -> None:
+    draw = torch.Generator().manual_seed(count)
+    values = torch.randn(count, generator=draw)
+    for ratio in (0.0, 0.05, 0.1, 0.24, 0.25, 0.5, 0.75, 0.9, 0.99):
+        assert torch.equal(kept(values, ratio), published(values, ratio))
+
+
+def test_a_bias_of_twelve_loses_two_entries_of_ten_percent() -> None:
+    """An earlier form rounded down to one."""
+    assert kept(torch.arange(1.0, 13.0), 0.1).sum() == 10
+
+
+def test_ties_at_the_quantile_stay() -> None:
+    values = torch.tensor([[1.0, -1.0], [1.0, 0.5]])
+    assert kept(values, 0.5).tolist() == [[True, True], [True, False]]
+    assert kept(torch.ones(10), 0.3).all()
+    assert kept(torch.ones(0, 4), 0.3).shape == (0, 4)
+
+
+def test_a_tensor_larger_than_torch_s_own_quantile_takes_is_sparsified_too() -> None:
+    values = torch.arange(2.0**24 + 2) % 4
+    assert torch.equal(kept(values, 0.6), values >= 2)
 
 
 def test_the_published_difference_is_that_of_two_sparse_snapshots() -> None:

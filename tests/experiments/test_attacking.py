@@ -1,11 +1,13 @@
 """From trace to guess to verdict, on evidence whose truth is known."""
 
+import random
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 
@@ -30,7 +32,7 @@ from leakbed.contracts import Evidence, Guess, Seat, ThreatModel, UnfitViewError
 from leakbed.flower_internals import task_identity
 from leakbed.grids import LocalGrid
 from leakbed.oracle.answer_key import AnswerKey
-from leakbed.seeds import derive
+from leakbed.seeds import derive, scoped
 from leakbed.trace import Trace
 
 TABLE = {
@@ -128,6 +130,16 @@ def test_failures_make_a_result_unreliable_and_are_not_dropped(run: TrainingRun)
     assert len(verdict.scores["mse"]["values"]) == 4
 
 
+def test_the_share_that_stopped_on_the_budget_is_counted(run: TrainingRun) -> None:
+    short = settings(name="unsplit", targets=2, outer_steps=1, input_steps=9, model_steps=9)
+    falling = attack_run(run.trace, short, stream=1, device="cpu")
+    answers = AnswerKey.read(run.answers)
+    verdict, _ = judge(falling, answers, run.trace, stream=3)
+    assert verdict.stopped_on_budget == 1
+    blind = attack_run(run.trace, settings(targets=2), stream=1, device="cpu")
+    assert judge(blind, answers, run.trace, stream=3)[0].stopped_on_budget is None
+
+
 def test_the_victims_own_bottom_as_stolen_model_is_the_victim(run: TrainingRun) -> None:
     guessed = attack_run(run.trace, settings(targets=2), stream=1, device="cpu")
     answers = AnswerKey.read(run.answers)
@@ -173,3 +185,37 @@ def test_the_attack_reads_the_trace_alone(run: TrainingRun, tmp_path: Path) -> N
 def test_restarts_need_an_objective_to_choose_by(run: TrainingRun) -> None:
     with pytest.raises(UnfitViewError, match="leave restarts out"):
         attack_run(run.trace, settings(restarts=3), stream=1, device="cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Careless(Lottery):
+    """Draws from every global generator, as most code does."""
+
+    def run(self, view: View, *, seed: int) -> Guess:
+        drawn = torch.rand(view.targets, 1, *view.image_shape)
+        drawn[0] = random.random()
+        drawn[1] = float(np.random.rand())  # noqa: NPY002  the global one is the point
+        return Guess(images=drawn, objective=drawn.flatten(1).mean(1))
+
+
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_an_attack_that_draws_from_the_global_generators_is_the_same_again(
+    run: TrainingRun, monkeypatch: pytest.MonkeyPatch, restarts: int
+) -> None:
+    monkeypatch.setitem(experiments.attacking.ATTACKS, "constant-image", Careless)
+
+    def found(*, ambient: int, stream: int = 7) -> torch.Tensor:
+        with scoped(ambient):
+            chosen = settings(targets=4, restarts=restarts)
+            images = attack_run(run.trace, chosen, stream=stream, device="cpu").guess.images
+            after.append((torch.rand(1).item(), random.random(), np.random.rand()))  # noqa: NPY002
+        assert images is not None
+        return images
+
+    after: list[object] = []
+    once = found(ambient=1)
+    assert torch.equal(found(ambient=2), once)
+    assert not torch.equal(found(ambient=1, stream=8), once)
+    with scoped(1):
+        untouched = (torch.rand(1).item(), random.random(), np.random.rand())  # noqa: NPY002
+    assert after[0] == untouched  # they are put back

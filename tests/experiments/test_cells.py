@@ -178,3 +178,51 @@ def test_a_case_may_name_the_attacks_and_defences_it_is_for() -> None:
     ]
     alone = cells(load_settings({"name": "x", "attack": [{"name": "mean-image"}]}))
     assert "everywhere" not in str([cell.as_json() for cell in (*found, *alone)])
+
+
+def tuned(told: object, **attack: object) -> list[CellSettings]:
+    table = {"name": "mean-image", "tuned_on": told, **attack}
+    return cells(load_settings({"name": "x", "attack": [table], "sweep": {"seed": [0, 1]}}))
+
+
+def test_what_settings_were_chosen_on_is_said_and_changes_no_result() -> None:
+    plain, chosen = (
+        cell.as_json()
+        for cell in (tuned("default")[0], tuned({"seeds": [100], "rows": "private"})[0])
+    )
+    assert plain == chosen
+    kept = tuned({"seeds": [100], "rows": "test"})[0].attack
+    dumped = kept.model_dump(mode="json")
+    assert dumped["tuned_on"] == {"seeds": [100], "rows": "test"}
+    again = {"name": "mean-image", "tuned_on": dumped["tuned_on"]}
+    assert load_settings({"name": "x", "attack": [again]}).attack[0] == kept
+
+
+def test_an_attack_is_not_reported_on_the_rows_its_settings_were_chosen_on() -> None:
+    with pytest.raises(SettingsError, match=r"private rows of seed 1 .*than 1, 100$"):
+        tuned({"seeds": [1, 100], "rows": "private"})
+    with pytest.raises(SettingsError, match="test rows of seed 0"):
+        tuned({"seeds": [0], "rows": "test"}, when="inference")
+    assert tuned({"seeds": [0], "rows": "test"})
+    assert tuned({"seeds": [0], "rows": "public"}, when="inference")
+    assert tuned({"seeds": [0], "rows": "elsewhere"})
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "publised",
+        100,
+        [100],
+        {"seeds": [], "rows": "private"},
+        {"seeds": [-1], "rows": "private"},
+        {"seeds": [100]},
+        {"seeds": [100], "rows": "all"},
+        {"seeds": [100], "rows": "private", "colour": 1},
+    ],
+)
+def test_what_says_nothing_of_where_settings_come_from_is_refused_in_one_line(told: object) -> None:
+    with pytest.raises(SettingsError) as caught:
+        tuned(told)
+    assert len(str(caught.value).splitlines()) == 1
+    assert "private, public, test, elsewhere" in str(caught.value)

@@ -1,6 +1,6 @@
 """Defences of labels and cut gradients through a whole run: who applies them, and what is left."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,15 @@ from leakbed.contracts import IllegalCombinationError
 from leakbed.events import CutGradientDown, SmashedUp, UpperGradientUp
 from leakbed.flower_internals import task_identity
 from leakbed.grids import LocalGrid
+from leakbed.horizons import HorizonError
 from leakbed.oracle.answer_key import AnswerKey
 from leakbed.trace import Trace
+from strategies import PROTOCOLS, Entry
+from strategies.post import Post
+from strategies.setup import Built, Setup
+from strategies.split_loop import Lane
+from strategies.trainers import TopTrainer
+from strategies.vanilla_split import VanillaSplit
 
 TABLE = {
     "name": "small",
@@ -182,14 +189,83 @@ def test_dp_noise_is_on_the_message(tmp_path: Path) -> None:
 
 
 def test_dp_sgd_changes_the_top_and_not_the_message(tmp_path: Path) -> None:
-    defense = {"name": "dp-sgd", "rate": 0.25, "steps": 12, "epsilon": 1.0}
-    run, plain = trained(tmp_path / "run", **defense), trained(tmp_path / "plain")
+    defense = {"name": "dp-sgd", "rate": 0.25, "steps": 8, "epsilon": 1.0}
+    steps = "protocol.local_steps=4"
+    run, plain = trained(tmp_path / "run", steps, **defense), trained(tmp_path / "plain", steps)
     assert torch.equal(gradients(run)[0], gradients(plain)[0])  # made before the first noise
     held = [Trace(each.trace).holding("server", "model/round-1") for each in (run, plain)]
     assert held[0] is not None
     assert held[1] is not None
     assert held[0].keys() == held[1].keys()
     assert all(not np.allclose(held[0][name], held[1][name]) for name in held[0])
+
+
+class Cached(VanillaSplit):
+    """Steps once more on the batch before after each fresh one, and throws that gradient away."""
+
+    def train_round(self, lanes: Sequence[Lane], post: Post) -> None:
+        for lane in lanes:
+            lane.open(self.bottom)
+            while not lane.done:
+                batch = lane.receive()
+                gradient = self.part.train(*batch.labelled)
+                self.part.train(*batch.labelled)
+                lane.answer(gradient)
+            if lane is not lanes[-1]:
+                self.close_round([self.closed(post.exchange(lane.closing()))])
+
+
+def cached(setup: Setup) -> Built:
+    parts = setup.architecture.parts(setup.init_stream)
+    part = setup.part(TopTrainer, parts.top)
+    strategy = Cached(part, setup.arrays(parts.bottom), **setup.common())
+    return Built(strategy=strategy, arrays=part.arrays(), bottom=lambda: strategy.bottom)
+
+
+@pytest.mark.parametrize(
+    ("labels", "defense", "told"),
+    [
+        ("server", {"name": "dp-sgd", "rate": 0.25, "steps": 12}, "vanilla-split took step 13 of"),
+        ("shared", {"name": "dp-sgd", "rate": 0.25, "steps": 12}, "12 with rows of node 0: dp-sgd"),
+        ("server", {"name": "dp-cut-gradient", "horizon": 4}, r"gradient 5 of 4 with row \d+ of n"),
+        ("shared", {"name": "dp-cut-gradient", "horizon": 4}, "gradient 8 of 4 with a batch of no"),
+    ],
+)
+def test_a_protocol_that_uses_a_claim_more_often_than_planned_is_stopped(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    labels: str,
+    defense: dict[str, Any],
+    told: str,
+) -> None:
+    monkeypatch.setitem(PROTOCOLS, "vanilla-split", Entry(exchanges="split", build=cached))
+    with pytest.raises(HorizonError, match=told):
+        trained(tmp_path / "run", f"protocol.labels={labels}", **defense)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "labels", "horizon"),
+    [
+        ("vanilla-split", "shared", 4),
+        ("vanilla-split", "server", 4),
+        ("parallel-split", "shared", 4),
+        ("splitfed-v1", "server", 4),
+        ("splitfed-v2", "shared", 4),
+        ("u-shaped", "client", 4),
+        ("vertical-split", "server", 4),
+    ],
+)
+def test_a_run_as_planned_ends_within_its_horizon(
+    tmp_path: Path, protocol: str, labels: str, horizon: int
+) -> None:
+    overrides = [f"protocol.name={protocol}", f"protocol.labels={labels}"]
+    if protocol == "u-shaped":
+        overrides.append("model.upper_cut=6")
+    if protocol == "vertical-split":  # every row of both parties, in two rounds of six batches
+        overrides += ["protocol.merge=sum", "protocol.local_steps=4"]
+    trained(tmp_path / "cut", *overrides, name="dp-cut-gradient", horizon=horizon)
+    if protocol not in {"u-shaped", "splitfed-v1"}:
+        trained(tmp_path / "top", *overrides, name="dp-sgd", rate=0.25, steps=12)
 
 
 @pytest.mark.parametrize(
@@ -212,9 +288,10 @@ def test_what_cannot_be_protected_is_refused_before_training(
 
 
 def test_copies_of_the_top_have_no_private_steps(tmp_path: Path) -> None:
-    defense = {"name": "dp-sgd", "rate": 0.25, "steps": 12}
+    defense = {"name": "dp-sgd", "rate": 0.25, "steps": 8}
+    protocol = ("protocol.name=splitfed-v1", "protocol.local_steps=4")
     with pytest.raises(IllegalCombinationError, match="every node has a copy of its own"):
-        trained(tmp_path / "run", "protocol.name=splitfed-v1", **defense)
+        trained(tmp_path / "run", *protocol, **defense)
 
 
 @pytest.mark.parametrize(
@@ -235,3 +312,30 @@ def test_what_fits_which_protocol(
     table = {**TABLE, "defense": [{"name": defense}]}
     why = misfit(cells(load_settings(table, overrides))[0].training)
     assert why is None if told is None else told in str(why)
+
+
+@pytest.mark.parametrize("name", ["max-norm", "iso-noise", "marvell"])
+def test_batches_of_one_row_are_refused_where_they_leave_a_row_undefended(name: str) -> None:
+    with pytest.raises(IllegalCombinationError, match=f"{name} .* set protocol.batch_size"):
+        prepared(*BINARY, "protocol.batch_size=1", name=name)
+
+
+@pytest.mark.parametrize("name", ["max-norm", "iso-noise"])
+def test_a_pass_that_ends_in_one_row_is_refused_too(name: str) -> None:
+    """Of 300 rows each of two nodes has 108 for its own."""
+
+    def one_pass(size: int) -> Any:
+        protocol = {"name": "vanilla-split", "labels": "server", "batch_size": size}
+        table = {**TABLE, "protocol": protocol, "defense": [{"name": name}]}
+        training = cells(load_settings(table, BINARY))[0].training
+        return prepare(training, root=None)
+
+    with pytest.raises(IllegalCombinationError, match=f"{name} .* last batch of a pass has one"):
+        one_pass(107)
+    assert len(one_pass(106).data.split().nodes[0]) == 108
+
+
+def test_a_privacy_budget_that_no_noise_meets_is_refused_before_training() -> None:
+    settings = {"name": "dp-sgd", "rate": 0.25, "steps": 12, "epsilon": 0.1}
+    with pytest.raises(IllegalCombinationError, match=r"epsilon = 0\.1 .* at least 0\.10"):
+        prepared("protocol.local_steps=4", **settings)

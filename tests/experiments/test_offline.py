@@ -2,13 +2,16 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from experiments.offline import attack_trace
 from experiments.runner import run
 from experiments.settings import SettingsError
+from leakbed.cards import Card
 from leakbed.targets import MisfitError
 from leakbed.trace import TraceError
 
@@ -51,6 +54,39 @@ def test_with_answers_it_is_scored(recorded: Path, tmp_path: Path) -> None:
     assert card.scores["abs_pearson"]["mean"] > 0.3  # type: ignore[index,call-overload,operator]
     assert card.baselines
     assert (card.protocol, card.cut, card.data) == ("vanilla-split", 2, "mnist-5k")
+
+
+def test_the_numbers_are_those_of_the_runs_card_unless_a_seed_is_asked_for(tmp_path: Path) -> None:
+    unsplit = {"targets": 2, "outer_steps": 2, "input_steps": 3, "model_steps": 3}
+    (card,) = run(
+        {**TABLE, "seed": 3, "attack": [{"name": "unsplit", **unsplit}]}, out=tmp_path / "run"
+    )
+    (recorded,) = (tmp_path / "run" / "runs").iterdir()
+    trace, answers = recorded / "trace", recorded / "answers"
+
+    def again(name: str, **more: Any) -> Card:
+        return attack_trace(trace, "unsplit", out=tmp_path / name, settings=unsplit, **more)
+
+    scored = again("scored", answers=answers)
+    assert (scored.seed, scored.attack_seed) == (3, 3)
+    assert scored.scores == card.scores
+    assert scored.baselines == card.baselines
+    blind = again("blind")  # the run's folder says its seed where the answers are not given
+    assert (blind.seed, blind.attack_seed) == (3, 3)
+    guesses = [
+        load_file(tmp_path / name / "guesses" / f"{each.key}.safetensors")["images"]
+        for name, each in (("run", card), ("blind", blind))
+    ]
+    assert torch.equal(*guesses)
+    anew = again("anew", answers=answers, seed=4)
+    assert (anew.seed, anew.attack_seed) == (3, 4)
+    assert anew.scores["mse"] != card.scores["mse"]
+    assert anew.key != scored.key
+    shutil.copytree(trace, tmp_path / "alone" / "trace")
+    (tmp_path / "alone" / "trace").rename(tmp_path / "given")
+    alone = attack_trace(tmp_path / "given", "unsplit", out=tmp_path / "out", settings=unsplit)
+    assert (alone.seed, alone.attack_seed) == (0, 0)  # a trace alone does not say what the run was
+    assert not any(b'"seed"' in file.read_bytes() for file in trace.rglob("*.jsonl"))
 
 
 def test_what_does_not_fit_is_refused(recorded: Path, tmp_path: Path) -> None:

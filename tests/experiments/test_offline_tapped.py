@@ -61,6 +61,7 @@ def test_it_is_attacked_from_the_command_line(tapped: Tapped) -> None:
     (card,) = (trace.parent / "trace-attacked" / "cards").iterdir()
     said = json.loads(card.read_text())
     assert (said["status"], said["model"], said["data"]) == ("unscored", MODEL, "theirs")
+    assert said["stopped_on_budget"] == 1
 
 
 @pytest.mark.parametrize("name", ["dlm", "constant-image"])

@@ -3,7 +3,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from defenses import DPCutGradient, Marvell
+from defenses import DPCutGradient, GradientCompression, Marvell, SmashedNoise
 from experiments.cells import cells
 from experiments.outlook import check_defences
 from experiments.settings_file import load_settings
@@ -26,6 +26,13 @@ class Asking(Defense):
 
     def check_run(self, run: Run) -> None:
         SEEN.append(run)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stirring(Defense):
+    name: ClassVar[str] = "stirring"
+    source: ClassVar[str] = "nowhere"
+    protects: ClassVar[frozenset[Protects]] = frozenset({Protects.SMASHED})
 
 
 def asked(
@@ -64,6 +71,18 @@ def test_steps_and_passes_are_those_of_the_whole_run(
     assert [run.passes for run in runs] == passes
 
 
+@pytest.mark.parametrize(
+    ("steps", "smallest", "straddles"), [(None, [4, 2], [False] * 2), (3, [4, 4], [False, True])]
+)
+def test_batches_of_their_own_kind_are_told(
+    steps: int | None, smallest: list[int], straddles: list[bool]
+) -> None:
+    runs = asked(**({} if steps is None else {"local_steps": steps}))[3:]
+    assert [run.smallest_batch for run in runs] == smallest
+    assert [run.straddles for run in runs] == straddles
+    assert [type(layer).__name__ for layer in runs[0].bottom] == ["FlattenLinear", "ReLU"]
+
+
 def test_weights_are_no_run_of_a_split_defence() -> None:
     assert asked("fedavg") == [(10, 4), (8, 4), (10, 4)]
 
@@ -81,7 +100,13 @@ def test_the_order_of_defences_is_looked_at() -> None:
         "attack": [{"name": "constant-image"}],
     }
     training = cells(load_settings(table, ()))[0].training
-    stack = (DPCutGradient(), Marvell())
     binary = replace(ARCHITECTURE, num_classes=2)
-    with pytest.raises(IllegalCombinationError, match="put marvell first"):
-        check_defences(stack, training, binary, rows=(10,))
+    for stack, told in (
+        ((DPCutGradient(), Marvell()), "leave one of them out"),
+        ((Marvell(), DPCutGradient()), "leave one of them out"),
+        ((GradientCompression(), DPCutGradient()), "put dp-cut-gradient first"),
+        ((Stirring(), SmashedNoise(clip=1.0)), "put smashed-noise first"),
+    ):
+        with pytest.raises(IllegalCombinationError, match=told):
+            check_defences(stack, training, binary, rows=(10,))
+    check_defences((Stirring(), SmashedNoise()), training, binary, rows=(10,))  # claims nothing

@@ -4,12 +4,17 @@ import re
 
 import pytest
 
+import clients.cell
+import experiments.preparing
 from attacks import ADVERSARIES
+from defenses import SmashedNoise
 from experiments.cells import Training, cells
-from experiments.preparing import answer_key, misfit, prepare, unread
+from experiments.preparing import answer_key, make_defenses, misfit, prepare, unread
 from experiments.settings import SettingsError
 from experiments.settings_file import load_settings
-from leakbed.contracts import IllegalCombinationError
+from leakbed.contracts import IllegalCombinationError, Protects
+from leakbed.defending import UncalledHookError
+from tests import tiny
 
 TABLE = {
     "name": "small",
@@ -93,7 +98,8 @@ def test_fewer_gradients_than_the_window_are_refused_before_training() -> None:
     # 400 digits at 2 nodes: 140 rows each, so 9 batches of 16
     with pytest.raises(IllegalCombinationError, match=r"simulates 9 .* window of 10 needs 10"):
         prepare(training(defense="splitout"), root=None)
-    prepare(training("protocol.batch_size=8", defense="splitout"), root=None)
+    fitting = ["protocol.batch_size=8", "protocol.local_steps=10"]
+    prepare(training(*fitting, defense="splitout"), root=None)
 
 
 def test_no_stream_of_a_run_is_another_or_the_seed() -> None:
@@ -117,3 +123,17 @@ def test_the_answer_key_covers_every_batch_of_every_node() -> None:
 def test_a_momentum_that_adam_would_ignore_is_refused() -> None:
     with pytest.raises(SettingsError, match="Adam has none"):
         prepare(training("protocol.optimizer=adam", "protocol.momentum=0.9"), root=None)
+
+
+def test_a_defence_whose_hook_nobody_would_call_is_refused_before_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    body = {"name": "noisy", "source": "own", "protects": frozenset({Protects.TRAINING})}
+    noisy = type("Noisy", (SmashedNoise,), body)
+    chosen = training(defense="smashed-noise")
+    for catalogue in (experiments.preparing.DEFENSES, clients.cell.DEFENSES):
+        monkeypatch.setitem(catalogue, "smashed-noise", noisy)
+    with pytest.raises(UncalledHookError, match="noisy overrides protect_smashed but protects tra"):
+        make_defenses(chosen)
+    with pytest.raises(UncalledHookError, match="noisy overrides protect_smashed but protects tra"):
+        tiny.cell(defenses=(("smashed-noise", {}),)).chosen_defenses()

@@ -21,6 +21,14 @@ def test_cards_that_differ_in_the_seed_alone_are_one_cell(make_card: MakeCard) -
     assert len(found[0].cards) == 2
 
 
+def test_attacks_of_one_trace_from_several_seeds_do_not_supersede_each_other(
+    make_card: MakeCard,
+) -> None:
+    cards = [make_card(attack_seed=seed, key=f"{seed:016x}") for seed in (0, 1)]
+    assert superseded(cards, {card.key: 0.0 for card in cards}) == []
+    assert [len(cell.cards) for cell in cells(cards)] == [2]
+
+
 @pytest.mark.parametrize(
     "changes", [{"source": "f" * 16}, {"nodes": 5}, {"settings": {"attack": {"steps": 9}}}]
 )

@@ -42,6 +42,13 @@ def test_a_row_has_both_rates_the_step_and_what_was_read(make_card: MakeCard) ->
     assert pooled[1] == "all 1"
 
 
+def test_what_was_read_of_images_too_small_for_ssim_is_said(make_card: MakeCard) -> None:
+    before = {"step": 10, "identification": 0.0}
+    hijacked = {"0": {"splitout": finding(10, 1.0, iteration=10, before=before)}}
+    card = watched(make_card, hijacked, attack="fsha", hijacked=True)
+    assert "by when identification 0% had been read" in noticed([card])[0]
+
+
 def test_what_is_unknown_is_a_dash(make_card: MakeCard) -> None:
     (row,) = detectors([watched(make_card, {"0": {"splitout": finding(None, None)}})])
     assert row == (

@@ -7,7 +7,7 @@ import pytest
 
 from experiments.report_cells import cells
 from experiments.report_tables import setting, stolen, tables
-from leakbed.cards import Card
+from leakbed.cards import Card, Exposure
 from leakbed.contracts import Evidence
 
 MakeCard = Callable[..., Card]
@@ -31,6 +31,26 @@ def test_a_score_stands_beside_error_skill_and_baseline(make_card: MakeCard) -> 
         },
         {"label": "SSIM", "value": "0.80", "notes": ["± 0.005", "skill 0.60", "another-row 0.37"]},
     ]
+
+
+def test_what_decides_a_number_stands_below_its_setting(make_card: MakeCard) -> None:
+    exposure = Exposure(round=2, trained="yes", mode="train", rows=4, steps=2)
+    tuned = {"seeds": [100, 101], "rows": "private"}
+    told = row(make_card(exposure=exposure, tuned_on=tuned, notes=("3 targets of 8",)))["facts"]
+    assert told == (
+        "round 2, trained before, train mode, 4 rows and 2 steps behind a message; settings chosen "
+        "on the private rows, seeds 100, 101; 3 targets of 8"
+    )
+    assert row(make_card())["facts"] == "default settings"
+    elsewhere = {"seeds": [7], "rows": "elsewhere"}
+    assert "images outside these data, seed 7" in row(make_card(tuned_on=elsewhere))["facts"]
+    unnamed = {"seeds": [], "rows": "elsewhere"}
+    assert (
+        row(make_card(tuned_on=unnamed))["facts"] == "settings chosen on images outside these data"
+    )
+    card = make_card(tuned_on="published")
+    clipped = card.model_copy(update={"scores": {**card.scores, "clipped": 0.125}})
+    assert row(clipped)["facts"] == "settings as published; 12% of the guesses' pixels clipped"
 
 
 def test_networks_and_data_have_tables_of_their_own(make_card: MakeCard) -> None:
@@ -97,6 +117,14 @@ def test_doubts_and_failures_stand_below_the_row(make_card: MakeCard) -> None:
     assert found["doubts"] == "diverged; 2 of 16 targets failed and count as failures"
     assert "doubted" in found["kind"]
     assert row(make_card(reads=Evidence.NOTHING))["kind"] == "plain"
+
+
+def test_a_budget_bound_score_says_so_below_its_row(make_card: MakeCard) -> None:
+    found = row(make_card(stopped_on_budget=0.5))
+    assert found["doubts"] == (
+        "budget-bound: 50% of the targets stopped on the attack's budget of steps"
+    )
+    assert row(make_card(stopped_on_budget=0.1))["doubts"] == ""
 
 
 def test_everything_has_a_row_for_each_baseline(make_card: MakeCard) -> None:

@@ -4,17 +4,22 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+import torch
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
+from torch import Tensor, nn
 
-from experiments import group
+from experiments import attacking, group
 from experiments.runner import run
 from experiments.soundness import NonFiniteError
+from leakbed.cards import Exposure
+from leakbed.contracts import Evidence, Guess, Seat, ThreatModel, View
 from leakbed.data.recipe import DataRecipe
 from leakbed.grids import LocalGrid, NodeFailed
 from leakbed.hijack import HijackDivergedError
@@ -153,6 +158,114 @@ def test_a_missing_card_is_attacked_again_without_training(
     assert again[0].scores == before[0].scores
 
 
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "data": {"name": "tests.tiny:images", "nodes": 2, "test": 0.2},
+    "model": {"name": "tests.tiny:plain", "cut": 1},
+    "protocol": {"name": "vanilla-split", "batch_size": 5, "rounds": 2, "local_steps": 2},
+}
+
+
+@pytest.mark.parametrize("protocol", ["vanilla-split", "fedavg"])
+def test_a_card_says_what_decides_its_numbers(tmp_path: Path, protocol: str) -> None:
+    attacks: list[dict[str, Any]] = [
+        {"name": "constant-image", "targets": 2, "tuned_on": "published"},
+        {"name": "mean-image", "targets": 2, "collect": "first"},
+    ]
+    if protocol == "vanilla-split":
+        attacks.append({"name": "constant-image", "targets": 3, "when": "inference"})
+    cards = run({**TINY, "attack": attacks}, out=tmp_path, overrides=[f"protocol.name={protocol}"])
+    assert [card.tuned_on for card in cards] == ["published", "default", "default"][: len(attacks)]
+    found = [card.exposure for card in cards if card.exposure is not None]
+    split = protocol == "vanilla-split"
+    rows, steps = (5, None) if split else (10, 2)
+    last = Exposure(round=2, trained="yes", mode="train", rows=rows, steps=steps)
+    # Of a first round in turn the second node starts from what the first one left.
+    partly: Any = "partly" if split else "no"
+    first = Exposure(round=1, trained=partly, mode="train", rows=rows, steps=steps)
+    assert found[:2] == [last, first]
+    if split:
+        assert (found[2].mode, found[2].trained, found[2].round) == ("eval", "yes", 2)
+
+
+def test_the_mode_on_a_card_is_the_networks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes = list[bool]()
+    forward = nn.BatchNorm2d.forward
+
+    def watched(layer: nn.BatchNorm2d, images: Tensor) -> Tensor:
+        modes.append(layer.training)
+        return forward(layer, images)
+
+    table = {**TINY, "attack": [{"name": "constant-image", "targets": 2}]}
+    for protocol in ("vanilla-split", "fedavg"):
+        modes.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(nn.BatchNorm2d, "forward", watched)
+            chosen = [
+                f"protocol.name={protocol}",
+                "model.name='tests.tiny:stateful'",
+                "model.cut=3",
+            ]
+            (card,) = run(table, out=tmp_path / protocol, overrides=chosen)
+        assert card.exposure is not None
+        assert card.exposure.mode == "train"
+        assert True in modes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Silent:
+    """An attack that answers nothing."""
+
+    name: ClassVar[str] = "constant-image"
+    source: ClassVar[str] = "https://example.org"
+    threat: ClassVar[ThreatModel] = ThreatModel(
+        seat=Seat.SERVER, evidence=frozenset({Evidence.NOTHING})
+    )
+
+    def run(self, view: View, *, seed: int) -> Guess:
+        return Guess(objective=torch.zeros(view.targets))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loud(Silent):
+    """An attack that answers with more than white."""
+
+    def run(self, view: View, *, seed: int) -> Guess:
+        return Guess(images=torch.full((view.targets, 1, *view.image_shape), 1.5))
+
+
+def test_what_a_reader_should_know_is_one_line_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attacks = [{"name": "constant-image", "targets": 500}]
+    name = "model.name='tests.tiny:ending_in_softmax'"
+    with monkeypatch.context() as patch:
+        patch.setitem(attacking.ATTACKS, "constant-image", Loud)
+        (card,) = run({**TINY, "attack": attacks}, out=tmp_path, overrides=[name])
+    few, softmax, small = card.notes
+    assert few == "20 targets of the 500 asked for: round 2 holds no more messages to attack"
+    assert softmax.startswith("the network ends in a Softmax, of which the loss takes the softmax")
+    assert small == "SSIM is left out: images of 6 x 6 pixels hold no window of 11 x 11"
+    assert card.scores["clipped"] == 1
+    (plain,) = run(
+        {**TINY, "attack": [{"name": "constant-image", "targets": 2}]}, out=tmp_path / "plain"
+    )
+    assert plain.notes == (small,)
+    assert plain.scores["clipped"] == 0
+
+
+def test_an_empty_guess_is_refused_and_the_other_cells_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(attacking.ATTACKS, "constant-image", Silent)
+    attacks = [{"name": "constant-image", "targets": 2}, {"name": "mean-image", "targets": 2}]
+    silent, other = run({**TINY, "attack": attacks}, out=tmp_path)
+    assert (silent.status, other.status) == ("unfit", "done")
+    assert str(silent.why).startswith("constant-image returned a Guess of nothing; set at least")
+
+
 def test_the_same_settings_give_the_same_scores(tmp_path: Path) -> None:
     first, second = (run(TABLE, out=tmp_path / name) for name in ("a", "b"))
     assert [card.scores for card in first] == [card.scores for card in second]
@@ -187,6 +300,9 @@ def test_federated_weights_go_through_the_same_runner(tmp_path: Path) -> None:
     cards = run(table, out=tmp_path)
     assert [card.status for card in cards] == ["done", "done"]
     assert cards[0].scores["label_accuracy"] is not None
+    assert cards[0].stopped_on_budget == 1
+    assert cards[0].budget_bound is not None
+    assert cards[1].stopped_on_budget is None
 
 
 def test_what_cannot_run_is_refused_before_training(
@@ -199,6 +315,12 @@ def test_what_cannot_run_is_refused_before_training(
         run(TABLE, out=tmp_path, overrides=["protocol.batch_size=1000"])
     with pytest.raises(ValueError, match="ratio"):
         run({**TABLE, "defense": [{"name": "weight-sparsification", "ratio": 2.0}]}, out=tmp_path)
+    for own, message in (
+        ({"tolerance": 0.0}, "tolerance is 0.0"),
+        ({"iterations": 0}, "iterations is 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run({**TABLE, "attack": [{"name": "dlm-plus", **own}]}, out=tmp_path)
 
 
 def test_a_failing_node_stops_the_run_and_leaves_no_half_run(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ Networks have dropout and BatchNorm on both sides of every cut, nodes have unequ
 answer after random times, and do not all take part.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,15 @@ def table(case: str) -> dict[str, Any]:
 SECTIONS = ("data", "model", "protocol")
 
 
-def outcome(grid: Grid, case: str, folder: Path, roster: Mapping[int, int] | None) -> Found:
+def outcome(
+    grid: Grid,
+    case: str,
+    folder: Path,
+    roster: Mapping[int, int] | None,
+    overrides: Sequence[str] = (),
+) -> Found:
     """Everything a run leaves that may be compared."""
-    prepared = prepare(cells(load_settings(table(case), ()))[0].training, root=None)
+    prepared = prepare(cells(load_settings(table(case), overrides))[0].training, root=None)
     run = train(prepared, grid, folder, roster=roster)
     bottom = AnswerKey.read(run.answers).bottom or {}
     return {
@@ -127,3 +133,25 @@ def test_every_grid_leaves_the_same(
     runtime(work, nodes=NODES)
     expected = {case: locally(case, tmp_path / f"here {case}") for case in CASES}
     assert [case for case in CASES if found[case] != expected[case]] == []
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("kind", ["rectified", "written"])
+def test_layers_that_work_in_place_change_no_bit(case: str, kind: str, tmp_path: Path) -> None:
+    """They are the first above the cut and the first of the head."""
+    own = {
+        "fedavg": ["model.cut=0"],
+        "u-shaped": ["model.upper_cut=2"],
+        "vertical-split": ["data.nodes=1", "protocol.merge=concat"],
+    }
+    found = []
+    for network in ("in_place", "apart"):
+        overrides = [
+            f"model.name=tests.strange_networks:{kind}_{network}",
+            "model.cut=0",
+            *own.get(case, []),
+        ]
+        nodes = 1 if "data.nodes=1" in overrides else NODES
+        grid = LocalGrid(tiny.node_app, nodes=nodes)
+        found.append(outcome(grid, case, tmp_path / network, grid.roster, overrides))
+    assert found[0] == found[1]

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from flwr.app import ArrayRecord
 
 from clients import node_app
 from experiments.cells import Training, cells
@@ -14,8 +15,8 @@ from experiments.preparing import prepare
 from experiments.run_folder import TrainingRun
 from experiments.settings_file import load_settings
 from experiments.soundness import NonFiniteError
-from experiments.training import NodeCountError, train
-from leakbed.events import Bottom, Sealed, SmashedUp
+from experiments.training import NodeCountError, _whole_accuracy, train
+from leakbed.events import Bottom, Sealed, SmashedUp, UpdateUp
 from leakbed.flower_internals import task_identity
 from leakbed.grids import LocalGrid, NodeFailed
 from leakbed.oracle.answer_key import AnswerKey
@@ -152,3 +153,69 @@ def test_a_node_that_diverges_is_named_by_its_partition(tmp_path: Path) -> None:
 def test_without_held_out_rows_there_is_no_utility(tmp_path: Path, protocol: str) -> None:
     run = trained(tmp_path / "run", "data.test=0", f"protocol.name={protocol}")
     assert run.utility == {}
+
+
+def test_a_network_without_finite_outputs_is_never_right() -> None:
+    """Taken as class 0, it would have the utility of that class's share."""
+    ready = prepare(training("protocol.name=fedavg"), root=None)
+    broken = {
+        name: torch.full_like(value, torch.nan)
+        for name, value in ready.architecture.build(0).state_dict().items()
+    }
+    assert (ready.data.dataset().labels[ready.data.split().test] == 0).any()
+    assert _whole_accuracy(ready, ArrayRecord(broken)) == 0
+
+
+def test_what_an_update_says_beside_its_weights_is_in_the_trace(tmp_path: Path) -> None:
+    ups = list(Trace(trained(tmp_path / "run", "protocol.name=fedavg").trace).events(UpdateUp))
+    assert [up.examples for up in ups] == [48, 48]
+    assert all(up.train_loss is not None and up.train_loss > 0 for up in ups)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"name": "local-dp", "epsilon": 0.5}, False),
+        ({"name": "local-dp", "sensitivity": 0.0}, True),
+        ({"name": "weight-noise", "form": "corrected"}, False),
+        ({"name": "weight-noise"}, True),
+        ({"name": "weight-sparsification"}, True),
+    ],
+)
+def test_under_a_claim_of_privacy_no_loss_is_sent(
+    tmp_path: Path, settings: dict[str, object], told: bool
+) -> None:
+    """One exact loss names the batch behind it, whatever noise is on the weights."""
+    table = {**TABLE, "protocol": {**TABLE["protocol"], "name": "fedavg"}, "defense": [settings]}
+    chosen = prepare(cells(load_settings(table, ()))[0].training, root=None)
+    grid = LocalGrid(node_app, nodes=2)
+    made = train(chosen, grid, tmp_path / "run", roster=grid.roster)
+    ups = list(Trace(made.trace).events(UpdateUp))
+    assert [up.examples for up in ups] == [48, 48]
+    assert [up.train_loss is not None for up in ups] == [told, told]
+
+
+@pytest.mark.parametrize("name", ["local-dp", "weight-noise"])
+def test_noise_on_batchnorm_leaves_a_network_that_answers(tmp_path: Path, name: str) -> None:
+    settings = {
+        "local-dp": {"name": name, "epsilon": 0.5},
+        "weight-noise": {"name": name, "scale": 2.0},
+    }[name]
+    table = {
+        **TABLE,
+        "model": {"name": "two-blocks", "cut": 1},
+        "protocol": {**TABLE["protocol"], "name": "fedavg"},
+        "defense": [settings],
+    }
+    chosen = prepare(cells(load_settings(table, ()))[0].training, root=None)
+    grid = LocalGrid(node_app, nodes=2)
+    made = train(chosen, grid, tmp_path / "run", roster=grid.roster)
+    held = Trace(made.trace).holding("server", "model/round-2")
+    assert held is not None
+    variances = [value for key, value in held.items() if key.endswith("running_var")]
+    assert variances
+    assert all((value >= 0).all() for value in variances)
+    model = chosen.architecture.build(0).eval()
+    model.load_state_dict({key: torch.from_numpy(value) for key, value in held.items()})
+    with torch.no_grad():
+        assert model(chosen.data.dataset().images[:50]).isfinite().all()

@@ -193,6 +193,14 @@ def test_doubts_and_failures_are_named(make_card: MakeCard) -> None:
     ]
 
 
+def test_budget_bound_scores_are_named(make_card: MakeCard) -> None:
+    assert caveats(cells([make_card(stopped_on_budget=0.1)])) == []
+    assert caveats(cells([make_card(stopped_on_budget=0.2)])) == [
+        "A larger budget of the attack may change budget-bound scores: "
+        "unsplit (split, mnistnet on mnist-5k, cut 1)."
+    ]
+
+
 def test_a_control_that_the_card_names_is_not_named_twice(make_card: MakeCard) -> None:
     reason = "the negative control beats its baseline in ssim"
     (cell,) = cells([make_card(unreliable=reason, control={"within": False, "above": ["ssim"]})])

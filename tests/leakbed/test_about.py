@@ -34,6 +34,7 @@ def test_it_says_what_our_own_runs_say() -> None:
         "data": "digits",
         "defense": "none",
         "architecture": asdict(architecture),
+        "modes": None,
     }
     assert architecture_of(json.loads(json.dumps(said))) == architecture
 
@@ -58,12 +59,28 @@ def test_it_has_the_keys_of_our_own_runs() -> None:
         ({"batch_size": 0}, "batch_size is 0"),
         ({"nodes": 0}, "nodes is 0"),
         ({"local_steps": 0}, "local_steps is 0"),
+        ({"modes": {"train": "training"}}, "each 'train' or 'eval'"),
+        ({"modes": {"training": "train"}}, "for 'train' and for 'evaluate'"),
     ],
 )
 def test_what_no_run_can_be_is_refused(wrong: dict[str, object], message: str) -> None:
     given = {"image_shape": (1, 4, 4), "num_classes": 3, "batch_size": 8, "nodes": 2} | wrong
     with pytest.raises(TraceError, match=message):
         about(model="mlp2", data="digits", **given)  # type: ignore[arg-type]
+
+
+def test_the_modes_of_a_tapped_apps_networks_can_be_said() -> None:
+    modes = {"train": "eval", "evaluate": "eval"}
+    said = about(
+        model="mlp2",
+        image_shape=(1, 4, 4),
+        num_classes=3,
+        batch_size=8,
+        nodes=2,
+        data="x",
+        modes=modes,
+    )
+    assert said["modes"] == modes
 
 
 def test_what_is_missing_is_named_with_the_call_that_says_it() -> None:

@@ -14,6 +14,7 @@ from leakbed.cards import (
     PACKAGES,
     Card,
     CardError,
+    Exposure,
     Threat,
     card_key,
     peak_memory,
@@ -42,6 +43,9 @@ def card(**changes: Any) -> Card:
         "attack": "unsplit",
         "seed": 0,
         "threat": Threat.of(THREAT),
+        "exposure": Exposure(round=2, trained="yes", mode="train", rows=32),
+        "tuned_on": {"seeds": [100], "rows": "private"},
+        "notes": ("a line",),
         "scores": {"ssim": {"mean": 0.5, "values": [0.4, 0.6]}, "failures": 0},
         "baselines": {"mean-public": {"ssim": 0.3}},
         "cost": {"seconds": 1.5},
@@ -99,6 +103,22 @@ def test_what_is_not_finite_becomes_null_with_its_place(tmp_path: Path) -> None:
     assert read_cards(tmp_path) == [broken]
 
 
+def test_a_card_is_budget_bound_where_more_than_a_tenth_stopped_on_the_budget(
+    tmp_path: Path,
+) -> None:
+    assert card().stopped_on_budget is None
+    assert card().budget_bound is None
+    assert card(stopped_on_budget=0.1).budget_bound is None
+    bound = card(stopped_on_budget=0.25)
+    assert bound.budget_bound is not None
+    assert bound.budget_bound.startswith("budget-bound: 25% of the targets stopped on")
+    text = write_card(bound, tmp_path).read_text()
+    assert json.loads(text)["stopped_on_budget"] == 0.25
+    assert read_cards(tmp_path) == [bound]
+    with pytest.raises(ValidationError, match="stopped_on_budget"):
+        card(stopped_on_budget=1.5)
+
+
 def test_numbers_need_baselines_and_refusals_reasons() -> None:
     with pytest.raises(ValidationError, match="need their baselines"):
         card(baselines={})
@@ -111,13 +131,24 @@ def test_numbers_need_baselines_and_refusals_reasons() -> None:
     assert card(status="unfit", scores={}, why="no smashed data").why == "no smashed data"
 
 
+def test_what_decides_a_number_is_said_in_words() -> None:
+    update = Exposure(round=1, trained="no", mode="train", rows=8, steps=1)
+    said = "round 1, not trained before, train mode, 8 rows and 1 step behind a message"
+    assert update.in_words() == said
+    smashed = Exposure(round=3, trained="partly", mode="eval", rows=1)
+    assert smashed.in_words() == "round 3, partly untrained, eval mode, 1 row behind a message"
+    foreign = Exposure(round=2, trained="yes", mode=None, rows=None)
+    assert foreign.in_words() == "round 2, trained before"
+
+
 def test_a_broken_file_is_named(tmp_path: Path) -> None:
     file = write_card(card(), tmp_path)
     whole = file.read_text()
     for content, reason in (
         (whole[:100], "Expecting"),
         ("[]", "format version is None"),
-        (whole.replace('"schema_version": 1', '"schema_version": 9'), "format version is 9"),
+        (whole.replace('"schema_version": 2', '"schema_version": 9'), "format version is 9"),
+        (whole.replace('"schema_version": 2', '"schema_version": 1'), "version is 1, whose SSIM"),
         (whole.replace('"nodes": 4', '"nodes": "many"'), "nodes"),
         (whole.replace('"nodes": 4', '"nodes": 4, "colour": 1'), "colour"),
     ):

@@ -1,6 +1,7 @@
 """The console entry answers at once, and says which package is missing."""
 
 import builtins
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,19 @@ main()
 import attacks
 from mine import found
 """
+DASH = r"""
+import sys
+from leakbed import commands
+from leakbed.cli import main
+text = "\N{EN DASH}\N{SNOWMAN}\udce9."
+commands.app = lambda: [print(text, file=file) for file in (sys.stdout, sys.stderr)]
+main()
+"""
+SHADOWED = """
+from leakbed import api
+assert api.testbed("attacks").ATTACKS
+assert api.testbed("experiments.plugins").plugin_fields
+"""
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "ray", "torchvision", "flwr", "matplotlib")
@@ -59,13 +73,20 @@ def started(*argv: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def scripted(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def scripted(
+    code: str, folder: Path, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a script that lies elsewhere, as the installed command does, in a folder."""
     script = folder / "bin" / "leakbed"
     script.parent.mkdir()
     script.write_text(code)
     return subprocess.run(  # noqa: S603
-        [sys.executable, str(script)], cwd=folder, check=False, capture_output=True, text=True
+        [sys.executable, str(script)],
+        cwd=folder,
+        env={**os.environ, **(environment or {})},
+        check=False,
+        capture_output=True,
+        text=True,
     )
 
 
@@ -139,3 +160,37 @@ def test_code_of_the_working_directory_is_found_after_ours(tmp_path: Path) -> No
     (tmp_path / "mine.py").write_text("found = True")
     ended = scripted(OWN_CODE, tmp_path)
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [("latin-1", "-??."), ("ascii", "-??."), ("utf-8", "\N{EN DASH}\N{SNOWMAN}?.")],
+)
+def test_an_encoding_without_a_character_shows_the_nearest(
+    tmp_path: Path, encoding: str, shown: str
+) -> None:
+    ended = scripted(DASH, tmp_path, {"PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT)})
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{shown}\n", f"{shown}\n")
+
+
+@pytest.mark.parametrize("name", ["attacks", "clients", "defenses", "experiments", "strategies"])
+@pytest.mark.parametrize("file", ["{}.py", "{}/__init__.py"])
+def test_ones_own_modules_do_not_hide_packages_of_their_names(
+    tmp_path: Path, name: str, file: str
+) -> None:
+    own = tmp_path / "own" / file.format(name)
+    own.parent.mkdir(parents=True)
+    own.write_text("raise RuntimeError")
+    path = os.pathsep.join([str(tmp_path / "own"), str(ROOT)])
+    ended = scripted(SHADOWED, tmp_path, {"PYTHONPATH": path})
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_one_that_was_imported_already_is_named(tmp_path: Path) -> None:
+    (tmp_path / "attacks.py").write_text("")
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    ended = scripted(f"import attacks\n{SHADOWED}", tmp_path, {"PYTHONPATH": path})
+    assert ended.stderr.splitlines()[-1].endswith(
+        f"{tmp_path / 'attacks.py'} was imported as 'attacks', a name that Leakbed's own package "
+        "has; rename it"
+    )

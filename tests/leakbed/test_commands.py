@@ -31,6 +31,7 @@ CARD = Card(
     version="0.1.0",
     source="f" * 16,
 )
+DONE = CARD.model_copy(update={"status": "unscored", "why": None})
 
 
 class Testbed:
@@ -41,17 +42,18 @@ class Testbed:
     def __init__(self) -> None:
         self.asked: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
         self.fails: BaseException | None = None
+        self.came = [CARD, CARD, DONE]
 
     def run(self, *args: Any, progress: Any, **kwargs: Any) -> list[Card]:
         self._asked("run", args, kwargs)
         progress.start(1)
         progress.note("training")
         progress.advance("tried: constant-image")
-        return [CARD, CARD]
+        return self.came
 
     def attack_trace(self, *args: Any, **kwargs: Any) -> Card:
         self._asked("attack", args, kwargs)
-        return CARD
+        return DONE
 
     def write_report(self, folder: Path) -> Path:
         self._asked("report", (folder,), {})
@@ -99,9 +101,28 @@ def test_run_shows_progress_summary_reasons_and_report(
     assert (name, checked.data.nodes, checked.seed) == ("run", 3, 7)
     assert options == {"out": Path("runs/tried")}
     assert "[1/1] tried: constant-image" in result.stderr
-    assert result.stdout.count("Unfit, 2 of 2 cells: the parts do not fit") == 1
+    assert result.stdout.count("Unfit, 2 of 3 cells: the parts do not fit") == 1
     assert result.stdout.endswith(f"Report: {tmp_path / 'runs/tried/report.html'}\n")
     assert testbed.asked[1] == ("report", (Path("runs/tried"),), {})
+
+
+@pytest.mark.parametrize(
+    ("statuses", "code"),
+    [
+        (("unfit", "unfit"), 2),
+        (("unfit", "diverged"), 1),
+        (("diverged",), 1),
+        (("unfit", "unscored"), 0),
+        (("diverged", "done"), 0),
+    ],
+)
+def test_a_run_that_came_to_nothing_ends_with_a_code_of_its_own(
+    invoke: Invoke, testbed: Testbed, statuses: tuple[str, ...], code: int
+) -> None:
+    testbed.came = [CARD.model_copy(update={"status": status}) for status in statuses]
+    result = invoke("run", "tried.toml")
+    assert result.exit_code == code, result.output
+    assert "Report: " in result.stdout  # which gives the reasons
 
 
 def test_run_writes_where_it_is_told(invoke: Invoke, testbed: Testbed) -> None:
@@ -161,15 +182,24 @@ def test_attack_reads_its_settings_as_toml_else_as_text(invoke: Invoke, testbed:
         {
             "answers": Path("a/answers"),
             "out": Path("a/trace-attacked"),
+            "seed": None,
             "settings": {"targets": 2, "when": "inference", "value": 0.25},
         },
     )
     assert testbed.asked[1][1] == (Path("a/trace-attacked"),)
 
 
+def test_attack_may_be_told_its_seed(invoke: Invoke, testbed: Testbed) -> None:
+    assert invoke("attack", "t", "--with", "mean-image", "--seed", "5").exit_code == 0
+    assert testbed.asked[0][2]["seed"] == 5
+    refused = invoke("attack", "t", "--with", "mean-image", "--seed", "-1")
+    assert refused.exit_code == 2
+
+
 def test_attack_without_answers_goes_where_it_is_told(invoke: Invoke, testbed: Testbed) -> None:
     assert invoke("attack", "t", "--with", "mean-image", "--out", "o").exit_code == 0
-    assert testbed.asked[0][2] == {"answers": None, "out": Path("o"), "settings": {}}
+    given = {"answers": None, "out": Path("o"), "settings": {}, "seed": None}
+    assert testbed.asked[0][2] == given
 
 
 def test_report_says_where_it_is(invoke: Invoke, testbed: Testbed, tmp_path: Path) -> None:

@@ -109,6 +109,18 @@ def test_what_is_wrong_with_a_card_shows() -> None:
     ]
 
 
+def test_a_budget_bound_card_says_so() -> None:
+    assert printed(card(stopped_on_budget=0.5), card(attack="other", stopped_on_budget=0.1))[
+        2:
+    ] == [
+        "unsplit 50% (0%) 0.62 (0.37) holds 95%",
+        "budget-bound",
+        "other 50% (0%) 0.62 (0.37) holds 95%",
+        "In brackets the best guess that needed no message.",
+        "Budget-bound: a larger budget of the attack may change the scores.",
+    ]
+
+
 def test_namesakes_say_the_settings_they_differ_in() -> None:
     def with_steps(steps: int, **shared: object) -> Card:
         own = {"steps": steps, "rate": 0.1}

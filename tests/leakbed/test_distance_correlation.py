@@ -54,3 +54,13 @@ def test_images_may_have_any_shape_and_equal_rows_have_a_gradient() -> None:
     value = distance_correlation(left * 1, right)
     (slope,) = torch.autograd.grad(value, left)
     assert slope.isfinite().all()
+
+
+@pytest.mark.parametrize("count", [60, 64])
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_a_constant_side_correlates_with_nothing(scale: float, count: int) -> None:
+    constant = (scale * rows(1, 300, 0)).float().expand(count, -1)
+    varied = rows(count, 20, 1).float()
+    for pair in ((constant, varied), (varied, constant), (constant, constant)):
+        assert float(distance_correlation(*pair)) == 0
+        assert float(corrected_correlation(*pair)) == 0

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from defenses import DPCutGradient, GradientCompression, IsoNoise, Marvell, MaxNorm
 from leakbed.contracts import Defense, DefenseState, IllegalCombinationError, Protects
 from leakbed.gradient_defences import GradientDefences
 
@@ -64,10 +65,61 @@ def test_nothing_stands_between_an_undefended_gradient_and_the_wire() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Claiming(Noted):
+    name: ClassVar[str] = "claiming"
     claims: ClassVar[str] = "privacy"
+    row_wise = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnLabel(Labelled):
+    row_wise = True
 
 
 def test_nothing_looks_at_labels_after_a_claim_of_privacy() -> None:
     with pytest.raises(IllegalCombinationError, match="voids its claim; put noted first"):
+        GradientDefences([Claiming(), OwnLabel()], stream=3)
+    with pytest.raises(IllegalCombinationError, match="voids its claim; leave one of them out"):
         GradientDefences([Claiming(), Labelled()], stream=3)
-    GradientDefences([Labelled(), Claiming(), Noted()], stream=3)
+    GradientDefences([OwnLabel(), Claiming(), Noted()], stream=3)
+
+
+def test_nothing_that_is_not_known_to_keep_rows_apart_stands_before_a_claim() -> None:
+    with pytest.raises(IllegalCombinationError, match=r"noted mixes .* put claiming first"):
+        GradientDefences([Noted(), Claiming()], stream=3)
+    with pytest.raises(IllegalCombinationError, match=r"noted mixes .* leave one of them out"):
+        GradientDefences([Labelled(), Claiming()], stream=3)
+    GradientDefences([Claiming(), Claiming(), Noted()], stream=3)
+
+
+MIXING = (GradientCompression(ratio=0.05), MaxNorm(), IsoNoise(), Marvell())
+
+
+def others_moved(before: Defense) -> float:
+    """How far the other rows together move, in clips, when one label turns its own row round."""
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randn(64, 128, generator=draw)
+    turned = torch.cat([-400 * rows[:1], rows[1:]])
+    labels = torch.arange(64) % 2
+    sent = []
+    for gradient in (rows, turned):
+        _, made = before.protect_labelled_gradient(before.begin(7), gradient, labels)
+        norms = made.flatten(1).norm(dim=1, keepdim=True)
+        sent.append(made * (1 / norms.clamp_min(1e-30)).clamp_max(1.0))
+    return (sent[1] - sent[0])[1:].norm().item()
+
+
+@pytest.mark.parametrize("mixing", MIXING, ids=lambda each: each.name)
+def test_a_claim_about_a_message_is_not_made_behind_what_mixes_its_rows(mixing: Defense) -> None:
+    """One label moves other rows there, by more than the two clips that the noise is made for."""
+    assert others_moved(mixing) > 2
+    instead = "leave one of them out" if mixing.name == "marvell" else "put dp-cut-gradient first"
+    with pytest.raises(IllegalCombinationError, match=f"{mixing.name} mixes .*{instead}"):
+        GradientDefences([mixing, DPCutGradient()], stream=3)
+
+
+def test_what_treats_each_row_by_itself_may_stand_before_a_claim() -> None:
+    alone = GradientCompression(ratio=0.05, per="sample")
+    assert others_moved(alone) == 0
+    GradientDefences([alone, DPCutGradient()], stream=3)
+    for after in (GradientCompression(), MaxNorm(), IsoNoise()):
+        GradientDefences([DPCutGradient(), after], stream=3)

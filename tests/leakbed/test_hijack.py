@@ -283,3 +283,35 @@ def test_begin_meets_the_view_it_was_granted() -> None:
     granted = replace(hijackable.view(), rows=5)
     Hijack(Curious(), granted, seed=0)
     assert met == [granted]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Careless(Echo):
+    """Draws everything from the global generator."""
+
+    name: ClassVar[str] = "careless"
+
+    def begin(self, view: View, *, seed: int) -> Any:
+        return torch.rand(1)
+
+    def forge(self, state: Any, smashed: Tensor, cut_gradient: Tensor) -> tuple[Any, Tensor]:
+        return state, state * torch.rand(cut_gradient.shape)
+
+    def guess(self, state: Any, smashed: Tensor) -> Guess:
+        return Guess(images=torch.rand(len(smashed), 1, 1, 6, 6))
+
+
+def test_an_adversary_that_draws_from_the_global_generators_is_the_same_again() -> None:
+    def forged(*, ambient: int, seed: int = SEED) -> list[Tensor]:
+        torch.manual_seed(ambient)
+        hijack = Hijack(Careless(), hijackable.view(), seed=seed)
+        batch = torch.zeros(2, *hijackable.SMASHED)
+        found = [hijack.forge(batch, torch.ones_like(batch)) for _ in range(2)]
+        guessed = [hijack.guess(batch).images for _ in range(2)]
+        return [*found, *(image for image in guessed if image is not None)]
+
+    once, again, other = forged(ambient=1), forged(ambient=2), forged(ambient=1, seed=SEED + 1)
+    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+    assert not torch.equal(once[0], other[0])
+    assert not torch.equal(once[0], once[1])
+    assert torch.equal(once[2], once[3])  # asked again of the same state, it guesses the same

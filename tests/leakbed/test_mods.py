@@ -5,7 +5,15 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import (
     LocalDpMod,
@@ -13,15 +21,20 @@ from flwr.clientapp.mod import (
     arrays_size_mod,
     fixedclipping_mod,
 )
+from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
 import clients.split
 from clients.cell import one_torch_thread
-from defenses import NoPeek, SmashedNoise, WeightNoise
+from defenses import LocalDP, NoPeek, SmashedNoise, WeightNoise
 from leakbed.contracts import Defense, DefenseState, Protects
+from leakbed.defending import UncalledHookError
+from leakbed.events import UpdateUp
+from leakbed.grids import LocalGrid
 from leakbed.mods import defend, load_state, save_state
 from leakbed.wire.messages import EvaluateRequest, SplitReply, SplitRequest
 from leakbed.wire.records import pack, unpack
+from leakbed.wiretap import Wiretap
 from tests import tiny
 
 
@@ -55,8 +68,9 @@ class Cut(Defense):
     protects: ClassVar[frozenset[Protects]] = frozenset({Protects.CUT_GRADIENT})
 
 
-def context() -> Context:
-    return Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+def context(node: int = 1, *, run: int = 1, **config: int) -> Context:
+    named: Any = {key.replace("_", "-"): value for key, value in config.items()}
+    return Context(run_id=run, node_id=node, node_config=named, state=RecordDict(), run_config={})
 
 
 def call(mod: Any, message: Message, kept: Context, **reply: Any) -> Message:
@@ -85,16 +99,53 @@ def smash(mod: Any, kept: Context, smashed: Any = X, kind: str = "train.split") 
     return reply.smashed
 
 
-def test_every_message_gets_its_own_noise_and_the_same_again() -> None:
+def test_every_message_of_a_node_gets_its_own_noise_and_the_same_again() -> None:
     mod = defend(SmashedNoise(sigma=1.0), stream=7)
     kept = context()
     noise = [smash(mod, kept) - X for _ in range(3)]
     assert not np.array_equal(noise[0], noise[1])
     assert not np.array_equal(noise[1], noise[2])
-    again = context()
+    again = context()  # the same node of the same run
     assert all(np.array_equal(smash(mod, again) - X, one) for one in noise)
     other = smash(defend(SmashedNoise(sigma=1.0), stream=8), context()) - X
     assert not np.array_equal(other, noise[0])
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        pytest.param([context(node) for node in (1, 2, 3)], id="by Flower's node id"),
+        pytest.param([context(1, partition_id=part) for part in (0, 1, 2)], id="by partition"),
+        pytest.param([context(node, partition_id=0) for node in (1, 2)], id="of one partition"),
+        pytest.param([context(run=run) for run in (1, 2)], id="in two runs"),
+    ],
+)
+def test_no_two_nodes_of_one_process_share_their_noise(nodes: list[Context]) -> None:
+    """Else a server subtracts one node's message from another's and has no noise left."""
+    mod = defend(SmashedNoise(sigma=1.0), stream=7)
+    noise = torch.tensor(np.stack([smash(mod, node, np.zeros((4, 500), "f")) for node in nodes]))
+    alike = torch.corrcoef(noise.flatten(1)).fill_diagonal_(0.0)
+    assert alike.abs().max() < 0.12  # 2,000 entries: a standard error of 0.022
+
+
+def test_noise_differs_between_the_nodes_of_flowers_own_loop() -> None:
+    """The app as the docstring shows it, under Flower's FedAvg, every node in this process."""
+    app = ClientApp(mods=[defend(WeightNoise(scale=0.01, form="published"), stream=12345)])
+
+    @app.train()
+    def same(message: Message, context: Context) -> Message:
+        metrics = MetricRecord({"num-examples": 1})
+        arrays = message.content.array_records["arrays"]
+        return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+
+    seen: list[Any] = []
+    tap = Wiretap(LocalGrid(app, nodes=3), [seen.append])
+    FedAvg(fraction_evaluate=0.0).start(tap, ArrayRecord([np.ones((40, 50))]), num_rounds=2)
+    ups = [event for event in seen if isinstance(event, UpdateUp)]
+    noise = np.stack([up.after["0"] - up.before["0"] for up in ups]).reshape(len(ups), -1)
+    alike = np.corrcoef(noise) - np.eye(len(ups))
+    assert len(ups) == 6
+    assert np.abs(alike).max() < 0.12  # 2,000 entries: a standard error of 0.022
 
 
 def test_the_state_lives_in_the_context_and_holds_tensors() -> None:
@@ -118,6 +169,30 @@ def test_updates_are_protected_and_integer_buffers_pass() -> None:
     assert (sent["count"].dtype, sent["count"].shape) == (after["count"].dtype, ())
     assert np.abs(sent["w"] - after["w"]).min() > 0
     assert reply.content["m"] == metrics
+
+
+@pytest.mark.parametrize(
+    ("defence", "left"),
+    [
+        (WeightNoise(scale=0.5), ["num-examples", "train_loss"]),
+        (WeightNoise(scale=0.5, form="corrected"), ["num-examples"]),
+        (LocalDP(), ["num-examples"]),
+    ],
+)
+def test_a_claim_of_privacy_keeps_metrics_at_the_node(defence: Defense, left: list[str]) -> None:
+    metrics = MetricRecord({"num-examples": 5, "train_loss": 0.3})
+    old = {
+        "fitres.num_examples": MetricRecord({"num_examples": 5}),
+        "fitres.metrics": ConfigRecord({"loss": 0.3}),
+        "fitres.status": ConfigRecord({"code": 0}),
+    }
+    mod, arrays = defend(defence, stream=7), pack({"w": X})
+    reply = call(mod, train(), context(), arrays=arrays, m=metrics, **old).content
+    assert list(reply["m"]) == left
+    assert reply["fitres.num_examples"]["num_examples"] == 5
+    assert list(reply["fitres.metrics"]) == (["loss"] if len(left) > 1 else [])
+    assert reply["fitres.status"]["code"] == 0
+    assert list(metrics) == ["num-examples", "train_loss"]  # the handler's own is as it was
 
 
 def test_the_handlers_reply_and_the_message_are_not_changed_in_place() -> None:
@@ -178,6 +253,12 @@ def test_a_cut_gradient_is_the_label_holders_to_protect_and_fits_no_weights() ->
     )
     with pytest.raises(ValueError, match=r"cut protects the cut gradient, which the label holder"):
         defend(Cut(), stream=7)
+
+
+def test_a_defence_that_the_mod_would_never_call_is_refused() -> None:
+    body = {"name": "idle", "source": "nowhere", "protects": frozenset({Protects.SMASHED})}
+    with pytest.raises(UncalledHookError, match="idle protects smashed but overrides no hook"):
+        defend(type("Idle", (Defense,), body)(), stream=7)
 
 
 @pytest.mark.parametrize("what", [Protects.LABELS, Protects.TOP])

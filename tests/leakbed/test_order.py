@@ -4,7 +4,7 @@ import operator
 import pytest
 import torch
 
-from leakbed.order import BatchTooLargeError, batches
+from leakbed.order import BatchTooLargeError, batches, smallest_batch, straddles
 
 
 def order(**settings: object) -> list[list[int]]:
@@ -48,3 +48,16 @@ def test_a_full_batch_is_legal_and_one_more_is_not() -> None:
             BatchTooLargeError, match=r"batch_size is 11 .*only 10 samples.*most 10"
         ):
             order(batch_size=11, steps=steps)
+
+
+SHAPES = [(rows, size, steps) for rows in (5, 8, 9) for size in (1, 2, 4) for steps in (None, 2, 6)]
+
+
+@pytest.mark.parametrize(("rows", "size", "steps"), SHAPES)
+def test_what_is_said_of_batches_beforehand_is_so(rows: int, size: int, steps: int | None) -> None:
+    seen = [order(rows=rows, batch_size=size, steps=steps, stream=seed) for seed in range(40)]
+    assert {min(map(len, passed)) for passed in seen} == {
+        smallest_batch(rows=rows, batch_size=size, steps=steps)
+    }
+    twice = any(len(set(batch)) < len(batch) for passed in seen for batch in passed)
+    assert twice == straddles(rows=rows, batch_size=size, steps=steps)

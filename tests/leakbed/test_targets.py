@@ -3,14 +3,17 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load
 
+from leakbed.cards import Exposure
 from leakbed.contracts import Evidence, Seat, ThreatModel
 from leakbed.events import Phase, SmashedUp
-from leakbed.targets import Evidences, MisfitError, pick_targets, round_number
+from leakbed.targets import Evidences, MisfitError, exposure, pick_targets, round_number
+from leakbed.trace import Trace
 from tests.small_traces import SMASHED, UPDATE, Make, make_trace, smashed, update
 
 
@@ -129,3 +132,35 @@ def test_of_feature_parties_the_first_alone_is_attacked(make: Make) -> None:
     for when in ("training", "inference"):
         targets = pick_targets(evidences, SMASHED, when=when, count=9)
         assert [(target.node, target.row) for target in targets] == [(0, 0), (0, 1)]
+
+
+def exposed(trace: Trace, threat: ThreatModel, *, when: str = "training", **settings: Any) -> Any:
+    evidences = Evidences.of(trace)
+    count = settings.pop("count", 9)
+    targets = pick_targets(evidences, threat, when=when, count=count)
+    return exposure(evidences, targets, trace.about, **{"in_turn": False, **settings})
+
+
+def test_an_update_says_its_round_rows_and_steps(make: Make, tmp_path: Path) -> None:
+    trace = make([update(0, examples=8), update(1, examples=6)], batch_size=4, local_steps=None)
+    found = exposed(trace, UPDATE)
+    assert found == Exposure(round=2, trained="yes", mode=None, rows=8, steps=2)
+    first = [replace(update(0), round=1, examples=None)]
+    early = make_trace(tmp_path / "early", first, modes={"train": "train"})
+    assert exposed(early, UPDATE) == Exposure(
+        round=1, trained="no", mode="train", rows=None, steps=1
+    )
+
+
+def test_smashed_rows_say_whether_a_step_came_before_them(make: Make) -> None:
+    sent = [replace(smashed(node, step, rows=3), round=1) for node in (0, 1) for step in (0, 1)]
+    later = replace(smashed(0, 0, rows=5, phase=Phase.EVALUATE), round=1)
+    trace = make([*sent, later], modes={"train": "train", "evaluate": "eval"})
+    untrained = exposed(trace, SMASHED, count=6)
+    assert untrained == Exposure(round=1, trained="no", mode="train", rows=3)
+    assert exposed(trace, SMASHED, count=7).trained == "partly"
+    # In turn the second node starts from what the first left.
+    assert exposed(trace, SMASHED, count=6, in_turn=True).trained == "partly"
+    assert exposed(trace, SMASHED, count=1, in_turn=True).trained == "no"
+    new = exposed(trace, SMASHED, when="inference")
+    assert new == Exposure(round=1, trained="yes", mode="eval", rows=5)

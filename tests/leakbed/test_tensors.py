@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from leakbed.tensors import finite, view
+from leakbed.tensors import finite, load, predicted, view
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, np.uint8])
@@ -39,3 +39,32 @@ def test_complex_numbers_are_looked_at_too() -> None:
     """No part of a model has them, but a node may send them."""
     assert finite(torch.zeros(2, dtype=torch.complex64))
     assert not finite(torch.tensor([1.0, complex(0, torch.inf)]))
+
+
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
+def test_logits_that_are_not_finite_predict_no_class(bad: float) -> None:
+    logits = torch.tensor([[0.0, 2.0], [bad, 1.0], [3.0, bad], [bad, bad], [1.0, 0.0]])
+    assert predicted(logits).tolist() == [1, -1, -1, -1, 0]
+
+
+@pytest.mark.parametrize(
+    ("sent", "loaded"), [(8.999999999999998, 9), (2.0000000000000004, 2), (3.0, 3), (0.4, 0)]
+)
+def test_a_counter_that_an_average_made_a_fraction_is_rounded(sent: float, loaded: int) -> None:
+    norm = torch.nn.BatchNorm1d(2)
+    arrays = {name: value.numpy().copy() for name, value in norm.state_dict().items()}
+    arrays["running_mean"] += 0.25
+    arrays["num_batches_tracked"] = np.array(sent)
+    load(norm, arrays)
+    assert int(norm.num_batches_tracked) == loaded
+    assert norm.running_mean.tolist() == [0.25, 0.25], "weights are as they came"
+
+
+def test_names_are_checked_unless_some_may_stay() -> None:
+    layer = torch.nn.Linear(2, 1)
+    before = layer.bias.detach().clone()
+    with pytest.raises(RuntimeError, match="bias"):
+        load(layer, {"weight": np.ones((1, 2), np.float32)})
+    load(layer, {"weight": torch.zeros(1, 2), "more": torch.zeros(1)}, strict=False)
+    assert layer.weight.tolist() == [[0, 0]]
+    assert torch.equal(layer.bias, before)

@@ -83,6 +83,20 @@ def test_updates_are_stacked_with_their_own_start(make: Make) -> None:
     assert (view.targets, view.rows) == (2, 1)
 
 
+def test_a_loss_and_a_number_of_samples_that_are_sent_can_be_read(make: Make) -> None:
+    told = [replace(update(0), train_loss=0.1), replace(update(1), train_loss=2.5)]
+    trace = make(told)
+    evidences = Evidences.of(trace)
+    targets = pick_targets(evidences, UPDATE, when="training", count=8)
+    view = build_view(trace, evidences, UPDATE, targets, device=CPU)
+    assert view.train_loss is not None
+    assert view.num_examples is not None
+    assert view.train_loss.tolist() == [0.1, 2.5]
+    assert view.num_examples.tolist() == [1, 1]
+    silent = replace(evidences, updates=[update(0), told[1]])
+    assert build_view(trace, silent, UPDATE, targets, device=CPU).train_loss is None
+
+
 def test_updates_over_different_numbers_of_samples_are_refused(make: Make) -> None:
     trace = make([update(0, examples=3), update(1, examples=4)])
     evidences = Evidences.of(trace)
@@ -239,3 +253,66 @@ def test_of_a_feature_party_a_view_shows_its_strip(make: Make) -> None:
     client = build_view(trace, evidences, CLIENT, targets, device=CPU)
     assert client.cut_gradient is not None
     assert client.cut_gradient.tolist() == np.zeros((2, 32)).tolist()
+
+
+@pytest.mark.parametrize("examples", [None, 0, -2])
+def test_updates_that_do_not_say_their_samples_ask_the_app_for_them(
+    make: Make, examples: int | None
+) -> None:
+    trace = make([replace(update(0), examples=examples), replace(update(1), examples=examples)])
+    evidences = Evidences.of(trace)
+    targets = pick_targets(evidences, UPDATE, when="training", count=8)
+    with pytest.raises(MisfitError, match=r"no whole number above 0 as 'num-examples'") as caught:
+        build_view(trace, evidences, UPDATE, targets, device=CPU)
+    assert "local_steps" not in str(caught.value), "an app that is only tapped has no settings"
+
+
+STRANGE = {"image_shape": [1, 6, 6], "num_classes": 3}
+
+
+def trained_update(name: str, *, node: int = 0) -> UpdateUp:
+    """A node's update of a network after one step of SGD."""
+    model = architecture_of({"architecture": {"name": name, **STRANGE}}).build(node)
+    before = {key: value.numpy().copy() for key, value in model.state_dict().items()}
+    steps = torch.optim.SGD(model.parameters(), lr=0.1)
+    torch.nn.functional.cross_entropy(model(torch.rand(1, 1, 6, 6)), torch.tensor([1])).backward()
+    steps.step()
+    after = {key: value.numpy().copy() for key, value in model.state_dict().items()}
+    return UpdateUp(node=node, round=2, before=before, after=after, examples=1)
+
+
+def test_weights_that_are_not_trained_are_known_and_no_evidence(make: Make) -> None:
+    name = "tests.strange_networks:frozen_bottom"
+    event = trained_update(name)
+    trace = make([event], architecture={"name": name, **STRANGE})
+    evidences = Evidences.of(trace)
+    targets = pick_targets(evidences, UPDATE, when="training", count=1)
+    view = build_view(trace, evidences, UPDATE, targets, device=CPU)
+    assert view.before is not None
+    assert view.after is not None
+    assert view.buffers is not None
+    assert set(view.before) == set(view.after) == {"3.weight", "3.bias"}
+    assert set(view.buffers) == {"0.weight", "0.bias"}
+    assert torch.equal(view.buffers["0.weight"], torch.from_numpy(event.before["0.weight"]))
+
+
+def test_an_update_of_a_network_without_trained_weights_is_no_evidence(make: Make) -> None:
+    name = "tests.strange_networks:frozen"
+    event = trained_update("tests.strange_networks:frozen_bottom")
+    trace = make([event], architecture={"name": name, **STRANGE})
+    evidences = Evidences.of(trace)
+    targets = pick_targets(evidences, UPDATE, when="training", count=1)
+    with pytest.raises(MisfitError, match=r":frozen' has no weight that is trained"):
+        build_view(trace, evidences, UPDATE, targets, device=CPU)
+
+
+def test_a_tied_weight_is_one_weight_under_its_first_name(make: Make) -> None:
+    name = "tests.strange_networks:tied"
+    trace = make([trained_update(name)], architecture={"name": name, **STRANGE})
+    evidences = Evidences.of(trace)
+    targets = pick_targets(evidences, UPDATE, when="training", count=1)
+    view = build_view(trace, evidences, UPDATE, targets, device=CPU)
+    assert view.before is not None
+    assert view.buffers is not None
+    assert "3.weight" in view.before
+    assert not {"5.weight"} & {*view.before, *view.buffers}

@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, Message
 from torch import Tensor
 
 from leakbed.contracts import Defense, DefenseState, Protects
+from leakbed.distance_correlation import distance_correlation
 from leakbed.events import (
     Bottom,
     BottomGradientUp,
@@ -22,7 +23,7 @@ from leakbed.grids import NodeFailed
 from leakbed.models import Architecture
 from leakbed.seeds import derive
 from leakbed.wire.records import BOTTOM_GRADIENT, SMASHED, pack, unpack
-from tests import double_models, several_nodes, tiny
+from tests import double_models, guarded, several_nodes, tiny
 from tests.definitions import concatenated
 from tests.several_nodes import NODES, OPTIMISERS, Weights, distance, plan, trained
 
@@ -252,3 +253,57 @@ def test_labels_may_be_at_the_server(sync: str) -> None:
     settings = plan(local_steps=None, labels="server")
     at_server = parallel(settings, {"sync": sync}, labels=several_nodes.labels())
     assert tiny.same(shared, at_server)
+
+
+@pytest.mark.parametrize("scale", ["global", "local"])
+@pytest.mark.parametrize("steps", [3, None])
+def test_a_penalty_weighs_the_same_in_both_scales_and_as_in_uncut_training(
+    scale: str, steps: int | None
+) -> None:
+    """Slow reading: uncut training on task + alpha * the mean of the nodes' penalties by rows."""
+    settings = plan(**OPTIMISERS["momentum"], local_steps=steps)
+    nopeek = ("nopeek", {"alpha": 2.0})
+    options = STEP | {"gradient_scale": scale}
+    found = parallel(settings, options, at_nodes=[nopeek])
+    expected = concatenated(
+        several_nodes.cells(settings),
+        rounds=2,
+        penalty=lambda images, smashed: 2.0 * distance_correlation(images.to(smashed), smashed),
+    )
+    assert distance(found, expected) < 1e-10
+    assert distance(found, uncut(settings)) > 1e-3
+    assert tiny.same(found, parallel(settings, options, at_nodes=[nopeek], resident=False))
+
+
+def test_in_the_global_scale_a_round_of_one_node_s_penalty_is_scaled_with_its_gradient() -> None:
+    """Of K equal nodes each bottom steps along 1/K of what it does in the local scale, whole."""
+    settings = plan(local_steps=1, learning_rate=0.1)
+    nopeek = ("nopeek", {"alpha": 2.0})
+
+    def moved(scale: str) -> dict[str, Tensor]:
+        options = ROUND | {"gradient_scale": scale}
+        found = parallel(settings, options, rounds=1, at_nodes=[nopeek])
+        first = double_models.architecture().build(derive(tiny.SEED, "victim-init")).state_dict()
+        bottom = double_models.architecture().bottom(0).state_dict()
+        return {name: found[name] - first[name] for name in bottom}
+
+    whole, own = moved("global"), moved("local")
+    for name, way in own.items():
+        torch.testing.assert_close(whole[name] * NODES, way)
+
+
+@pytest.mark.parametrize("sync", ["round", "step"])
+def test_detectors_are_shown_the_gradient_of_the_node_s_own_loss_in_either_scale(sync: str) -> None:
+    """In the global scale one that looks at sizes saw nothing outlying, whatever was sent."""
+
+    def shown(scale: str) -> list[Tensor]:
+        options = {"sync": sync, "gradient_scale": scale}
+        with guarded.catalogued():
+            parallel(plan(local_steps=1), options, rounds=1, at_nodes=[("witness", {})])
+            return [step.first_gradient for _, step in guarded.called("inspect")]
+
+    whole, own = shown("global"), shown("local")
+    assert len(whole) == len(own) == NODES
+    for left, right in zip(whole, own, strict=True):
+        assert left.abs().max() > 0
+        torch.testing.assert_close(left, right)

@@ -53,8 +53,8 @@ def test_is_fedavg_also_where_nodes_come_and_go() -> None:
     assert distance(ours, theirs) < 1e-10
 
 
-def test_with_batch_norm_it_is_fedavg_but_for_the_counters() -> None:
-    """FedAvg's counters turn into floating point and are cut off when they are loaded."""
+def test_with_batch_norm_it_is_fedavg_but_for_the_type_of_counters() -> None:
+    """FedAvg's counters turn into floating point; nodes round them when they load them."""
     settings = plan(local_steps=3, optimizer_state="fresh")
     model = double_models.architecture("double_normed")
     ours = trained("splitfed-v1", settings, rounds=3, model=model)
@@ -65,6 +65,17 @@ def test_with_batch_norm_it_is_fedavg_but_for_the_counters() -> None:
         assert ours.pop(name).dtype == torch.int64
         assert theirs.pop(name).dtype == torch.float64
     assert {"2.running_mean", "7.running_var"} <= ours.keys()
+    assert distance(ours, theirs) < 1e-10
+
+
+def test_statistics_that_weigh_by_their_counter_are_fedavgs_too() -> None:
+    """An average over seven nodes makes 2.9999999999999996 of seven counts of 3."""
+    settings = plan(batch_size=1, local_steps=3, optimizer_state="fresh")
+    model = double_models.architecture("double_averaging")
+    chosen: dict[str, Any] = {"nodes": 7, "rounds": 3, "model": model}
+    ours, theirs = (trained(name, settings, **chosen) for name in ("splitfed-v1", "fedavg"))
+    assert int(ours.pop("2.num_batches_tracked")) == 9
+    assert theirs.pop("2.num_batches_tracked").round() == 9
     assert distance(ours, theirs) < 1e-10
 
 

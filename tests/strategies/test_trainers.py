@@ -3,6 +3,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from flwr.app import ArrayRecord
 from torch import Tensor, nn
 
 from defenses import SmashedNoise
@@ -168,3 +169,59 @@ def test_a_defence_that_is_not_the_servers_is_refused(kind: Any) -> None:
     optimiser = torch.optim.SGD(layers.parameters(), lr=0.5)
     with pytest.raises(IllegalCombinationError, match="smashed-noise protects smashed, which is"):
         kind(layers, optimiser, defences=(SmashedNoise(),))
+
+
+class Writes(nn.Module):
+    """Works in place, and has no flag that says so."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return rows.clamp_(min=0)
+
+
+class Clamps(nn.Module):
+    def forward(self, rows: Tensor) -> Tensor:
+        return rows.clamp(min=0)
+
+
+@pytest.mark.parametrize("kind", [TopTrainer, MiddleTrainer])
+@pytest.mark.parametrize("first", [Writes(), nn.ReLU(inplace=True)])
+def test_a_first_layer_in_place_trains_like_one_that_is_not(kind: Any, first: nn.Module) -> None:
+    found = []
+    for layer in (first, Clamps()):
+        torch.manual_seed(0)
+        layers = nn.Sequential(layer, nn.Linear(5, 3))
+        part = kind(layers, torch.optim.SGD(layers.parameters(), lr=0.5))
+        received = SMASHED.clone()
+        if kind is TopTrainer:
+            sent = part.train(received, LABELS)
+        else:
+            part.forward(received)
+            sent = part.finish(torch.ones(4, 3))
+        assert torch.equal(received, SMASHED)
+        found.append({"sent": sent, **part.module.state_dict()})
+    assert tiny.same(*found)
+
+
+def test_a_merged_batch_of_one_party_is_not_written_to() -> None:
+    layers = nn.Sequential(Writes(), nn.Linear(5, 3))
+    part = TopTrainer(layers, torch.optim.SGD(layers.parameters(), lr=0.5))
+    received = part.received(SMASHED.clone())
+    (sent,) = part.train_merged([received], LABELS, merge=lambda each: each[0])
+    assert sent.shape == SMASHED.shape
+    assert torch.equal(received.detach(), SMASHED)
+
+
+def test_counters_that_an_average_made_fractions_are_rounded() -> None:
+    layers = nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 3))
+    part = TopTrainer(layers, torch.optim.SGD(layers.parameters(), lr=0.5))
+    arrays = {name: value.float() for name, value in layers.state_dict().items()}
+    arrays["0.num_batches_tracked"] = torch.tensor(8.999999, dtype=torch.float64)
+    part.load(ArrayRecord(arrays))
+    assert int(layers.state_dict()["0.num_batches_tracked"]) == 9
+
+
+def test_a_top_without_finite_logits_predicts_no_class() -> None:
+    broken = top()
+    with torch.no_grad():
+        broken.module[0].bias[1] = torch.nan
+    assert broken.predict(SMASHED).tolist() == [-1] * 4

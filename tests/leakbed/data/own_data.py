@@ -91,3 +91,71 @@ def demanding(folder: str) -> tuple[object, object]:
 
 
 NOT_A_FUNCTION = 3
+
+
+def channels_last() -> tuple[object, object]:
+    return _with(np.zeros((12, 16, 16, 3), dtype=np.uint8))
+
+
+def grey_channel_last() -> tuple[object, object]:
+    return _with(np.zeros((12, 16, 8, 1), dtype=np.uint8))
+
+
+def rows_last() -> tuple[object, object]:
+    return _with(np.zeros((16, 16, 3, 12), dtype=np.uint8))
+
+
+def many_narrow_channels() -> tuple[object, object]:
+    return _with(np.full((12, 30, 1, 1), 100, dtype=np.uint8))
+
+
+def just_over_one() -> tuple[object, object]:
+    images = np.full((12, 1, 4, 4), 1.0000001)
+    images[0] = -1e-9
+    return _with(images)
+
+
+def over_one() -> tuple[object, object]:
+    images = np.full((12, 1, 4, 4), 0.25)
+    images[5, 0, 0, 0] = 1.00001
+    return _with(images)
+
+
+def sparse() -> tuple[object, object]:
+    return _with(torch.zeros(12, 1, 4, 4).to_sparse())
+
+
+def eight_bit_floats() -> tuple[object, object]:
+    return _with(torch.zeros(12, 1, 4, 4).to(torch.float8_e5m2))
+
+
+def nowhere() -> tuple[object, object]:
+    return _with(torch.zeros(12, 1, 4, 4, device="meta"))
+
+
+def one_hot() -> tuple[object, object]:
+    return _with(labels=np.eye(3, dtype=np.int64)[LABELS])
+
+
+def names_of_bytes() -> tuple[object, object, list[str]]:
+    return (*_with(), ["cat", "dog", "\udce9"])
+
+
+def names_that_are_none() -> tuple[object, object, int]:
+    return (*_with(), 3)
+
+
+def leaves() -> tuple[object, object]:
+    raise SystemExit(3)
+
+
+class Lazy:
+    """A class whose instances return data when called; it takes no signature apart."""
+
+    __signature__ = "none"
+
+    def __call__(self) -> tuple[object, object]:
+        return _with()
+
+
+lazy = Lazy()

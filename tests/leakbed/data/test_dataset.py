@@ -51,3 +51,31 @@ def test_small_integer_labels_become_int64() -> None:
     some = decoded()
     narrow = Decoded(images=some.images, labels=some.labels.to(torch.uint8), classes=some.classes)
     assert finished("some", narrow).labels.dtype == torch.int64
+
+
+def masks(dtype: torch.dtype, *, brightest: float = 1) -> Decoded:
+    pixels = torch.zeros(20, 1, 2, 2)
+    pixels[::2, :, 0] = brightest
+    labels = torch.arange(20) % 2
+    return Decoded(images=pixels.to(dtype), labels=labels, classes=("a", "b"))
+
+
+def test_bytes_of_zero_and_one_are_refused_and_not_taken_for_black() -> None:
+    told = r"uint8 pixels run from 0 to 1; multiply by 255, or give bool"
+    with pytest.raises(BadDataError, match=told):
+        finished("masks", masks(torch.uint8))
+    assert finished("masks", masks(torch.uint8, brightest=2)).images.max() == 2 / 255
+
+
+def test_bool_pixels_are_zero_and_one() -> None:
+    images = finished("masks", masks(torch.bool)).images
+    assert images.dtype == torch.float32
+    assert images.unique().tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_floats_that_were_divided_twice_are_refused(dtype: torch.dtype) -> None:
+    told = r"float pixels run from 0 to 0\.0039\d+, none brighter than 1/255; multiply by 255"
+    with pytest.raises(BadDataError, match=told):
+        finished("masks", masks(dtype, brightest=1 / 255))
+    finished("masks", masks(dtype, brightest=2 / 255))

@@ -35,9 +35,9 @@ def test_floats_keep_their_values_and_class_names() -> None:
 
 
 def test_the_root_reaches_a_function_that_asks_for_it(tmp_path: Path) -> None:
-    np.save(tmp_path / "images.npy", np.ones((12, 4, 4), dtype=np.uint8))
+    np.save(tmp_path / "images.npy", np.full((12, 4, 4), 9, dtype=np.uint8))
     assert load("own_data:from_root", root=tmp_path).images.unique().tolist() == [
-        np.float32(1 / 255)
+        np.float32(9 / 255)
     ]
 
 
@@ -59,6 +59,20 @@ def test_the_root_reaches_a_function_that_asks_for_it(tmp_path: Path) -> None:
         ("breaks", r"raised RuntimeError: no such server \(own_data.py, line \d+\)"),
         ("demanding", r"missing a required argument: 'folder'; .* no argument but `root`"),
         ("NOT_A_FUNCTION", r"is a int, not a function"),
+        (
+            "channels_last",
+            r"\(12, 16, 16, 3\), which looks channels-last; .*moveaxis\(images, -1, 1",
+        ),
+        ("grey_channel_last", r"\(12, 16, 8, 1\), which looks channels-last"),
+        ("rows_last", r"12 labels.*the rows seem to come last; .*moveaxis\(images, -1, 0\)"),
+        ("over_one", r"pixels run from 0.25 to 1.00001; .*the first is in row 5"),
+        ("sparse", r"returned a Tensor that is no array: .*sparse"),
+        ("eight_bit_floats", r"images are torch.float8_e5m2; give uint8"),
+        ("nowhere", r"returned a Tensor that is no array"),
+        ("one_hot", r"labels have shape \(12, 3\).*argmax"),
+        ("names_of_bytes", r"class '.udce9' has a name that is no text; rename it"),
+        ("names_that_are_none", r"class names are a int; give a list"),
+        ("leaves", r"raised SystemExit: 3"),
     ],
 )
 def test_unusable_data_say_what_is_wrong(name: str, message: str) -> None:
@@ -76,3 +90,13 @@ def test_a_function_that_is_not_there_names_the_nearest() -> None:
         load("own_data:gray_bytes")
     with pytest.raises(UnknownDatasetError, match="cannot import 'no_such_package'"):
         load("no_such_package:f")
+
+
+def test_rounding_errors_beyond_the_range_are_clipped() -> None:
+    images = load("own_data:just_over_one").images
+    assert images.unique().tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["many_narrow_channels", "lazy"])
+def test_unusual_data_are_taken_as_they_are(name: str) -> None:
+    assert len(load(f"own_data:{name}")) == 12

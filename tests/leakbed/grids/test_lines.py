@@ -17,6 +17,7 @@ from leakbed.grids.lines import Broadcast, Lines, listen
 from leakbed.grids.parcels import Parcel, opened
 from leakbed.grids.ray_calls import CallFailedError, WorkerGoneError
 from leakbed.grids.shelf import make_shelf, remove_shelf
+from tests.waiting import until
 
 KEY = b"between these two"
 LARGE = 80_000  # bytes, several of which fill a socket
@@ -179,7 +180,7 @@ def test_a_thread_that_waits_for_ever_hears_of_a_worker_that_starts_later(folder
     pair.lines.connect(pair.worker, pair.address)
     waiting = Thread(target=lambda: pair.wait(pair.call(b"wait")), daemon=True)
     waiting.start()
-    time.sleep(0.05)
+    until(lambda: pair.lines._reading)
     host = Host()
     pair.lines.connect(late, listen(host, folder=folder, key=KEY))
     ticket = pair.lines.start(late, b"soon", None)

@@ -4,15 +4,18 @@ import gc
 import time
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import ray
+from flwr.app import ConfigRecord, RecordDict
 from ray.cluster_utils import Cluster
 
 from leakbed.flower_internals import task_identity
 from leakbed.grids.ray_grid import RayGrid
 from tests import strange_nodes
 from tests.strange_nodes import message, said
+from tests.waiting import running, until
 
 pytestmark = pytest.mark.runtime
 
@@ -44,7 +47,7 @@ def machines(grid: RayGrid) -> list[str]:
 
 
 def test_a_cluster_that_loses_a_machine_goes_on_with_the_other(
-    cluster: Cluster, caplog: pytest.LogCaptureFixture
+    cluster: Cluster, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     second = cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
@@ -54,9 +57,14 @@ def test_a_cluster_that_loses_a_machine_goes_on_with_the_other(
         assert second.node_id in machines(grid)
         home = [message(node, "remember") for node in range(1, 7)]
         assert [said(reply)["calls"] for reply in grid.send_and_receive(home)] == [1] * 6
-        pushed = list(grid.push_messages([message(1, "nap"), message(2, "nap")]))
-        time.sleep(0.2)  # until both are at it
+        config = RecordDict({"config": ConfigRecord({"folder": str(tmp_path)})})
+        pushed = list(grid.push_messages([message(node, "attend", config) for node in (1, 2)]))
+        left = [tmp_path / "node-1", tmp_path / "node-2"]
+        until(lambda: all(path.exists() for path in left))
+        processes = [int(path.read_text()) for path in left]
         cluster.remove_node(second, allow_graceful=False)
+        until(lambda: not all(map(running, processes)))  # a worker outlives its raylet a little
+        (tmp_path / "go").touch()
         found = []
         deadline = time.monotonic() + 60
         while len(found) < 2:

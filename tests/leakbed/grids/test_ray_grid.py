@@ -18,9 +18,11 @@ from leakbed.grids.parcels import opened
 from leakbed.grids.ray_grid import RayGrid
 from leakbed.grids.ray_workers import (
     AppNotImportableError,
+    NoRoomError,
     NoWorkersError,
     app_path,
     fitting_workers,
+    refuse_crowd,
     start_ray,
     stop_ray,
 )
@@ -196,11 +198,13 @@ def test_an_app_the_workers_cannot_import_is_refused_with_the_reason(running_ray
 def test_more_workers_than_fit_are_refused_instead_of_awaited(
     running_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("leakbed.grids.ray_workers.START_SECONDS", 1.0)
-    with pytest.raises(NoWorkersError, match=r"5 workers of 1 CPU and 0.0 GPU did not start"):
+    monkeypatch.setattr("leakbed.grids.ray_grid.Recipe", None)  # none is started
+    with pytest.raises(NoRoomError, match=r"5 workers of 1 CPU and 0.0 GPU have no room"):
         RayGrid(strange_nodes.app, nodes=5, workers=5)
-    with pytest.raises(NoWorkersError, match=r"1 workers of 1 CPU and 0.5 GPU.*smaller num_gpus"):
+    with pytest.raises(NoRoomError, match=r"1 workers of 1 CPU and 0.5 GPU.*CPUs and no GPU; set"):
         RayGrid(strange_nodes.app, nodes=3, num_gpus=0.5)
+    with pytest.raises(NoRoomError, match=r"num_gpus = 1\.5: beyond 1, Ray knows whole GPUs only"):
+        RayGrid(strange_nodes.app, nodes=3, num_gpus=1.5)
 
 
 def test_workers_fit_cpus_gpu_shares_and_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,6 +212,12 @@ def test_workers_fit_cpus_gpu_shares_and_nodes(monkeypatch: pytest.MonkeyPatch) 
     assert fitting_workers(100, num_gpus=0) == 16
     assert fitting_workers(100, num_gpus=0.25) == 8
     assert fitting_workers(3, num_gpus=0.25) == 3
+    assert fitting_workers(100, num_gpus=0.4) == 4  # two on each GPU, although 0.8 is left
+    assert fitting_workers(100, num_gpus=0.1) == 16
+    assert fitting_workers(100, num_gpus=2.0) == 1
+    refuse_crowd(4, num_gpus=0.4)
+    with pytest.raises(NoRoomError, match=r"5 workers of 1 CPU and 0\.4 GPU .* 16 CPUs and 2 GPUs"):
+        refuse_crowd(5, num_gpus=0.4)
     monkeypatch.setattr(ray, "cluster_resources", dict)
     assert fitting_workers(3, num_gpus=0.25) == 1
 

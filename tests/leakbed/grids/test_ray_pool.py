@@ -20,6 +20,7 @@ from leakbed.grids.ray_grid import RayGrid
 from leakbed.grids.ray_workers import start_ray, stop_ray
 from tests import strange_nodes
 from tests.strange_nodes import message, said
+from tests.waiting import running, until
 
 pytestmark = [pytest.mark.runtime, pytest.mark.usefixtures("ray_here")]
 Make = Callable[..., RayGrid]
@@ -98,11 +99,14 @@ def lingering(grid: RayGrid, node: int, folder: Path) -> tuple[list[str], int]:
     left = folder / "process"
     config = ConfigRecord({"file": str(left)})
     ids = list(grid.push_messages([message(node, "linger", RecordDict({"config": config}))]))
-    deadline = time.monotonic() + 30
-    while not left.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(left.exists)
     return ids, int(left.read_text())
+
+
+def kill(process: int) -> None:
+    """Kill a process and return once it is gone."""
+    os.kill(process, signal.SIGKILL)
+    until(lambda: not running(process))
 
 
 def test_state_goes_home_and_only_active_nodes_stay_with_a_worker(grid: RayGrid) -> None:
@@ -202,8 +206,7 @@ def test_a_worker_killed_between_messages_takes_along_only_what_was_alive(make: 
     answers(grid, "remember", [1, 2])
     (alive,) = answers(grid, "count", [2])
     assert contexts(grid) == [[2]]
-    os.kill(alive["process"], signal.SIGKILL)
-    time.sleep(0.5)  # until the process is gone
+    kill(alive["process"])
     first, second = answers(grid, "remember", [1, 2])
     assert (first["calls"], second["calls"]) == (2, 2)  # as each was at its last reply home
     (again,) = answers(grid, "count", [2])
@@ -254,20 +257,17 @@ def test_a_worker_that_cannot_be_replaced_ends_in_errors(
     assert answers(grid, "remember", [1])[0]["calls"] == 2  # its state was home
 
 
-def test_a_replacement_that_never_starts_is_given_up(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_replacement_that_never_starts_is_given_up(make: Make) -> None:
     grid = make(workers=2)
     assert grid._pool is not None
-    monkeypatch.setattr("leakbed.grids.ray_workers.START_SECONDS", 2.0)
     grid._pool._recipe.num_gpus = 1.0  # of none
     answers(grid, "count", [1])
     (process,) = {reply["process"] for reply in answers(grid, "count", [1])}
-    os.kill(process, signal.SIGKILL)
-    time.sleep(0.5)
+    kill(process)
     assert answers(grid, "count", [1])[0]["calls"] == 1
     assert len(grid._pool.workers) == 2
-    time.sleep(2)
+    (starting,) = (worker for worker in grid._pool.workers if worker.ready is not None)
+    starting.deadline = time.monotonic()  # as if its time were over
     answers(grid, "remember", [2])
     assert [worker.number for worker in grid._pool.workers] == [1]
 

@@ -184,3 +184,62 @@ def test_an_upper_cut_lies_above_the_cut_and_below_the_last_layer(
             refused(0)
     with pytest.raises(IllegalCutError, match=expected):
         _ = architecture.features_shape
+
+
+def strange(name: str, **settings: object) -> Architecture:
+    settings = {"image_shape": (1, 6, 6), "num_classes": 3} | settings
+    return Architecture(name=f"tests.strange_networks:{name}", **settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("bfloat16", r"'2\.weight' is bfloat16.*float32 or float64.*\.float\(\)"),
+        ("half", r"'2\.weight' is float16; .*trained and attacked in float32 or float64"),
+        ("bare_half", r"'1\.weight' is float16"),
+        ("complex_", r"'1\.phase' is complex64"),
+        ("bare_double", r"cannot read images of shape \(1, 6, 6\).*images come as float32"),
+        ("TwoInputs", r"TwoInputs'.* cannot read images of shape \(1, 6, 6\): .*TypeError.*age"),
+        ("Raises", r"cannot read images of shape .*KeyError: 'mask'"),
+        ("Pair", r"returns a tuple, not one tensor"),
+        ("dictionary", r"returns a dict, not one tensor"),
+    ],
+)
+def test_what_no_run_could_read_is_one_line(name: str, message: str) -> None:
+    with pytest.raises(ModelMismatchError, match=message) as caught:
+        strange(name).build(0)
+    assert "\n" not in str(caught.value)
+    assert f"model 'tests.strange_networks:{name}'" in str(caught.value)
+
+
+def test_double_precision_behind_a_cast_is_a_network_like_others() -> None:
+    assert strange("double").build(0)[2].weight.dtype == torch.float64
+
+
+@pytest.mark.parametrize("kind", ["rectified", "written"])
+def test_layers_that_work_in_place_leave_what_they_are_given(kind: str) -> None:
+    """So no tap, attack or evaluation finds its own tensor changed, or may not have a gradient."""
+    given = torch.randn(2, 4, 4, 4)
+    held = given.clone().requires_grad_()
+    top, apart = (strange(f"{kind}_{place}", cut=0).top(0) for place in ("in_place", "apart"))
+    assert torch.equal(top(given), apart(held))
+    assert torch.equal(given, held)
+    (pulled,) = torch.autograd.grad(top(held).sum(), held)
+    assert torch.equal(pulled, torch.autograd.grad(apart(held).sum(), held)[0])
+    cuts = strange(f"{kind}_in_place", cut=0, upper_cut=2)
+    for part, shape in ((cuts.middle(0), given.shape), (cuts.head(0), (2, 3, 2, 2))):
+        part(torch.zeros(shape, requires_grad=True))
+
+
+def test_a_network_that_writes_to_images_computes_on_copies_of_them() -> None:
+    images = torch.rand(2, 1, 6, 6)
+    held = images.clone()
+    for network in (strange("overwriting").build(0), strange("overwriting", cut=0).bottom(0)):
+        network(images)
+        assert torch.equal(images, held)
+
+
+def test_a_block_that_adds_what_it_wrote_over_stays_as_written() -> None:
+    layers = strange("adding").build(0)
+    given = torch.randn(2, 1, 6, 6)
+    assert torch.equal(layers[1](given.clone()), layers[1].inner[1](given.relu()) + given.relu())

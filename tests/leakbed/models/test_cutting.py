@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from leakbed.models import Architecture, IllegalCutError, cut, join
+from leakbed.models.cutting import linear_above
 
 SHAPE = (1, 28, 28)
 
@@ -41,6 +42,13 @@ def test_names_of_both_parts_make_up_the_whole(model: nn.Sequential) -> None:
 def test_an_illegal_cut_names_the_legal_ones(model: nn.Sequential, at: int) -> None:
     with pytest.raises(IllegalCutError, match=r"0 \(Conv2d\), 1 \(ReLU\).*9 \(ReLU\)$"):
         cut(model, at, image_shape=SHAPE)
+
+
+def test_a_linear_top_keeps_the_place_of_an_activation_that_is_used_twice() -> None:
+    activation = nn.ReLU()
+    layers = nn.Sequential(nn.Flatten(), activation, nn.Linear(4, 4), activation, nn.Linear(4, 2))
+    kinds = [type(layer) for layer in linear_above(layers, 1)]
+    assert kinds == [nn.Flatten, nn.ReLU, nn.Linear, nn.Identity, nn.Linear]
 
 
 def test_a_linear_top_is_one_map_above_the_same_bottom(model: nn.Sequential) -> None:
@@ -133,3 +141,31 @@ def test_a_stage_named_twice_is_refused() -> None:
 def test_shapes_are_measured_where_the_weights_are() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 3), nn.ReLU()).double()
     assert cut(model, 1, image_shape=SHAPE).smashed_shape == (3,)
+
+
+def test_a_layer_at_several_places_keeps_all_of_them_under_a_linear_top() -> None:
+    plain, linear = (
+        Architecture(
+            name="tests.strange_networks:one_activation",
+            image_shape=(1, 6, 6),
+            num_classes=3,
+            cut=1,
+            linear_top=linear,
+        )
+        for linear in (False, True)
+    )
+    kinds = [type(layer) for layer in linear.build(0)]
+    assert len(kinds) == len(plain.build(0)) == 8
+    assert [kinds.index(nn.Tanh), kinds.count(nn.Tanh)] == [1, 1], "that of the bottom"
+    assert [index for index, kind in enumerate(kinds) if kind is nn.Identity] == [3, 6]
+    images = torch.rand(2, 1, 6, 6)
+    assert linear.top(0)(linear.bottom(0)(images)).shape == (2, 3)
+
+
+def test_one_normalisation_cannot_count_on_both_sides_of_a_cut() -> None:
+    named = Architecture(
+        name="tests.strange_networks:normalised_twice", image_shape=(1, 6, 6), num_classes=3
+    )
+    with pytest.raises(IllegalCutError, match="one shared buffer on both sides"):
+        cut(named.build(0), 1, image_shape=(1, 6, 6))
+    assert len(cut(named.build(0), 3, image_shape=(1, 6, 6)).bottom) == 4

@@ -60,6 +60,19 @@ def test_its_error_is_that_of_repeated_draws() -> None:
     assert errors.square().mean().sqrt() == pytest.approx(areas.std().item(), rel=0.15)
 
 
+@pytest.mark.parametrize("count", [20, 60])
+def test_its_error_is_delongs_by_the_books_formula(count: int) -> None:
+    drawn = torch.Generator().manual_seed(7)
+    labels = (torch.arange(count) < count // 3).long()
+    scores = (torch.randn(count, generator=drawn) + labels).round(decimals=1)  # with ties
+    found = leak_auc(scores, labels, usable=torch.ones(count, dtype=torch.bool))
+    higher, lower = scores[labels == 1].double(), scores[labels == 0].double()
+    won = (higher[:, None] > lower).double() + 0.5 * (higher[:, None] == lower).double()
+    variance = won.mean(1).var() / len(higher) + won.mean(0).var() / len(lower)
+    assert found.mean == pytest.approx(won.mean().item())
+    assert found.stderr == pytest.approx(variance.sqrt().item())
+
+
 def test_a_failed_sample_ties_with_every_other() -> None:
     truth = binary(positives=12)
     scores = 1.0 * truth.labels

@@ -29,6 +29,20 @@ def test_the_truth_itself_scores_best(truth: Truth) -> None:
     assert means["mse"] == 0
 
 
+@pytest.mark.parametrize("size", [(1, 28), (28, 1), (10, 10)])
+def test_images_under_the_window_of_ssim_are_scored_without_it(size: tuple[int, int]) -> None:
+    images = torch.rand(6, 1, *size, generator=torch.Generator().manual_seed(2))
+    small = Truth.among(
+        images, torch.arange(6) % 2, rows=torch.arange(6)[:, None], num_classes=2, stream=1
+    )
+    beside = baselines(small)
+    found = score(Guess(images=small.images), small, baselines=beside).means()
+    assert "ssim" not in found
+    assert "ssim_skill" not in found
+    assert {"identification", "abs_pearson", "mse", "psnr", "affine_mse"} <= set(found)
+    assert all("ssim" not in scores.metrics for scores in beside.values())
+
+
 def test_rows_in_any_order_score_the_same_and_take_their_labels_along(batches: Truth) -> None:
     order = torch.tensor([3, 0, 4, 1, 2])
     shuffled = Guess(images=batches.images[:, order], labels=batches.labels[:, order])
@@ -58,6 +72,18 @@ def test_intensities_are_clipped_where_they_count_and_only_there(truth: Truth) -
     assert inverted["mse"] == pytest.approx(truth.images.square().mean().item(), abs=1e-6)
     black = torch.zeros_like(truth.images)
     assert inverted["ssim"] == pytest.approx(ssim(black[:, 0], truth.images[:, 0]).mean().item())
+
+
+def test_the_share_of_clipped_pixels_is_told(truth: Truth) -> None:
+    assert score(Guess(labels=truth.labels), truth).as_dict().get("clipped") is None
+    assert score(Guess(images=truth.images), truth).as_dict()["clipped"] == 0
+    images = truth.images.clone()
+    images[:4], images[4:8] = 1.5, -0.5
+    images[8:] = torch.nan  # no guess: counted as failures instead
+    found = score(Guess(images=images), truth)
+    assert (found.clipped, found.failures) == (1, 8)
+    images[8:] = 0.5
+    assert score(Guess(images=images), truth).as_dict()["clipped"] == 0.5
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -103,3 +103,18 @@ def test_an_array_record_of_another_kind_is_an_error() -> None:
     records["cut-gradient"] = ConfigRecord()
     with pytest.raises(WireError, match="needs an ArrayRecord under 'cut-gradient'"):
         SplitRequest.of(Message(records, dst_node_id=1, message_type=SPLIT_STEP))
+
+
+def test_a_share_of_rows_travels_with_the_gradient_and_one_is_not_sent() -> None:
+    def read(share: object) -> SplitRequest:
+        request = SplitRequest(round=1, step=2, gradient=X, share=share)  # type: ignore[arg-type]
+        return SplitRequest.of(
+            Message(request.records(), dst_node_id=1, message_type="train.split")
+        )
+
+    assert read(0.25).share == 0.25
+    assert read(1.0).share == 1.0
+    assert "share" not in SplitRequest(round=1, step=2).records().config_records["config"]
+    for wrong in (0.0, 1.5, -1.0, 2):
+        with pytest.raises(WireError, match=r"a share of rows in \(0, 1\], got"):
+            read(wrong)

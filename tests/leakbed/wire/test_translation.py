@@ -55,6 +55,11 @@ def test_fedavg_is_weights_down_and_an_update_up() -> None:
     (event,) = events_up(sent, up(sent, arrays=pack({"w": 2 * X}), metrics=METRICS), 5)
     assert isinstance(event, UpdateUp)
     assert (event.node, event.round, event.examples) == (5, 3, 17)
+    assert event.train_loss is None
+    for key in ("train-loss", "train_loss"):
+        (told,) = events_up(sent, up(sent, arrays=pack({"w": X}), m=MetricRecord({key: 0.25})), 5)
+        assert isinstance(told, UpdateUp)
+        assert told.train_loss == 0.25
     assert np.array_equal(event.before["w"], X)
     assert np.array_equal(event.after["w"], 2 * X)
 

@@ -1,0 +1,185 @@
+"""The files that a user's own code consists of: whatever an import path reaches by its imports.
+
+:func:`reached` is the one place that finds them. It reads import statements, wherever they stand,
+and ``import_module`` of a name written out; nothing is executed. Installed packages, Python's own
+modules and Leakbed's are not followed: the first two do not change by being edited between runs,
+and the last are hashed as a whole. What code reads other than by importing (weights, tables) and
+names put together while it runs are not found.
+"""
+
+import ast
+import hashlib
+import importlib.util
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+
+from leakbed.faults import OURS
+
+
+class CodeFolderError(ValueError):
+    """The folder of a user's modules is none, or not the one they were found in."""
+
+
+_INSTALLED = tuple(
+    Path(folder).resolve()
+    for key in ("stdlib", "platstdlib", "purelib", "platlib")
+    if (folder := sysconfig.get_path(key))
+)
+
+
+def reached(modules: Iterable[str]) -> dict[str, Path]:
+    """Return the user's files that importing some modules reads, the modules' own among them.
+
+    Args:
+        modules: Dotted names, importable in this process.
+
+    Returns:
+        File by dotted name, in the order of names. A module that cannot be found is left out: the
+        import of it fails by itself, or is one that the user's code can do without.
+    """
+    found: dict[str, Path] = {}
+    waiting = list(modules)
+    while waiting:
+        for name, file, is_package in _files(waiting.pop()):
+            if name not in found:
+                found[name] = file
+                package = name if is_package else name.rpartition(".")[0]
+                waiting += _imports(file, package)
+    return dict(sorted(found.items()))
+
+
+def find_first(run_config: Mapping[str, object]) -> Path | None:
+    """Let modules be found first in the folder that a run config of ``flwr run`` names.
+
+    Args:
+        run_config: Its ``code``, else the folder of ``experiment`` where that is absolute.
+
+    Returns:
+        The folder; None where neither names one.
+
+    Raises:
+        CodeFolderError: ``code`` is relative, or no folder.
+    """
+    code, experiment = (str(run_config.get(key) or "") for key in ("code", "experiment"))
+    folder = Path(code) if code else Path(experiment).parent
+    if code and not (folder.is_absolute() and folder.is_dir()):
+        raise CodeFolderError(
+            f"code = {code!r} is no folder, or not an absolute path; give that of the folder that "
+            "holds your modules"
+        )
+    if not folder.is_absolute():
+        return None
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+        importlib.invalidate_caches()
+    return folder
+
+
+def own_modules(paths: Iterable[str | None]) -> tuple[str, ...]:
+    """Return the modules of those names that are a user's import paths, each once.
+
+    Args:
+        paths: ``package.module:name``; anything else is a key of a catalogue, or nothing.
+
+    Returns:
+        Their ``package.module``, in order.
+    """
+    return tuple(sorted({path.partition(":")[0] for path in paths if path and ":" in path}))
+
+
+@lru_cache(maxsize=64)
+def code_digest(modules: tuple[str, ...]) -> str:
+    """Return a checksum of the files that some modules reach: their names and contents.
+
+    Computed once in a process, which goes on running the code that it imported first.
+
+    Args:
+        modules: From :func:`own_modules`.
+
+    Returns:
+        Hexadecimal digits, whatever folder the files lie in; empty where there is no module.
+    """
+    if not modules:
+        return ""
+    digest = hashlib.sha256()
+    for name, file in reached(modules).items():
+        content = file.read_bytes()
+        digest.update(f"{name}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _files(module: str) -> Iterator[tuple[str, Path, bool]]:
+    """Yield name, file and whether it is a package of a module and the packages it lies in."""
+    name, inside, parts = "", None, module.split(".")
+    for depth, part in enumerate(parts):
+        name = f"{name}.{part}" if name else part
+        spec = _top(name) if depth == 0 else PathFinder.find_spec(name, inside)
+        if spec is None:
+            return
+        inside = spec.submodule_search_locations
+        if spec.has_location and spec.origin is not None:
+            file = Path(spec.origin)
+            if not _is_users(file):
+                return
+            yield name, file, inside is not None
+        if inside is None:
+            return
+
+
+def _top(name: str) -> ModuleSpec | None:
+    """Find a module that lies in no package; none of Leakbed's."""
+    if not name or name in OURS:
+        return None
+    try:
+        return importlib.util.find_spec(name)
+    except (ImportError, ValueError):  # a module without a spec, such as __main__
+        return None
+
+
+def _is_users(file: Path) -> bool:
+    """Say whether a file is neither installed nor Python's own."""
+    folders = file.resolve().parents
+    return file.is_file() and not any(place in folders for place in _INSTALLED)
+
+
+def _imports(file: Path, package: str) -> Iterator[str]:
+    """Yield the dotted names that a file imports, seen from the package it lies in."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):  # compiled, or a file that nobody can import either
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = _absolute(node.module or "", node.level, package)
+            yield from (f"{base}.{alias.name}" for alias in node.names)  # finds the base as well
+        elif isinstance(node, ast.Call):
+            yield from _named(node, package)
+
+
+def _absolute(module: str, level: int, package: str) -> str:
+    """Return a relative name (of a level) as seen from no package."""
+    if not level:
+        return module
+    parts = package.split(".")
+    kept = parts[: len(parts) - level + 1]
+    return ".".join([*kept, module] if module else kept)
+
+
+def _named(call: ast.Call, package: str) -> Iterator[str]:
+    """Yield the name that ``import_module("name")`` or ``__import__("name")`` imports."""
+    called = (
+        call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    )
+    if called not in {"import_module", "__import__"} or not call.args:
+        return
+    first = call.args[0]
+    if isinstance(first, ast.Constant) and isinstance(first.value, str):
+        name = first.value.lstrip(".")
+        yield _absolute(name, len(first.value) - len(name), package)
