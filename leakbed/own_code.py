@@ -13,7 +13,6 @@ import importlib.util
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
@@ -22,6 +21,10 @@ from leakbed.faults import OURS
 
 class CodeFolderError(ValueError):
     """The folder of a user's modules is none, or not the one they were found in."""
+
+
+class EditedCodeError(RuntimeError):
+    """A user's file that changed after this process imported it."""
 
 
 _INSTALLED = tuple(
@@ -91,26 +94,39 @@ def own_modules(paths: Iterable[str | None]) -> tuple[str, ...]:
     return tuple(sorted({path.partition(":")[0] for path in paths if path and ":" in path}))
 
 
-@lru_cache(maxsize=64)
 def code_digest(modules: tuple[str, ...]) -> str:
     """Return a checksum of the files that some modules reach: their names and contents.
-
-    Computed once in a process, which goes on running the code that it imported first.
 
     Args:
         modules: From :func:`own_modules`.
 
     Returns:
         Hexadecimal digits, whatever folder the files lie in; empty where there is no module.
+
+    Raises:
+        EditedCodeError: A file is another than when this process first asked. The process goes on
+            running the code that it imported then, whose numbers must not bear the new code's key.
     """
     if not modules:
         return ""
-    digest = hashlib.sha256()
-    for name, file in reached(modules).items():
-        content = file.read_bytes()
-        digest.update(f"{name}\0{len(content)}\0".encode())
-        digest.update(content)
-    return digest.hexdigest()
+    files = reached(modules)
+    found = {name: _checksum(file) for name, file in files.items()}
+    before = _FIRST.setdefault(modules, found)
+    for name in sorted({*found, *before}):
+        if found.get(name) != before.get(name):
+            raise EditedCodeError(
+                f"{files.get(name, name)} was changed after this process imported it, and the code "
+                "before is what goes on running; start a new process"
+            )
+    text = "\0".join(f"{name}\0{checksum}" for name, checksum in found.items())
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+_FIRST: dict[tuple[str, ...], dict[str, str]] = {}  # by modules: the checksum of each file
+
+
+def _checksum(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _files(module: str) -> Iterator[tuple[str, Path, bool]]:

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from leakbed import own_code
 from leakbed.own_code import (
     CodeFolderError,
+    EditedCodeError,
     code_digest,
     find_first,
     own_modules,
@@ -40,7 +42,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).write_text(content)
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
-    code_digest.cache_clear()
+    monkeypatch.setattr(own_code, "_FIRST", {})
     return tmp_path
 
 
@@ -55,9 +57,13 @@ def test_every_file_that_imports_reach_is_found_and_none_is_executed(folder: Pat
 def test_an_edit_of_any_of_them_is_seen(folder: Path, edited: str) -> None:
     before = code_digest(("mine_own",))
     (folder / edited).write_text(FILES[edited] + "\n# edited")
-    assert code_digest(("mine_own",)) == before  # this process goes on with what it imported
-    code_digest.cache_clear()
-    assert (code_digest(("mine_own",)) == before) == (edited == "mine_other.py")
+    if edited == "mine_other.py":
+        assert code_digest(("mine_own",)) == before
+        return
+    with pytest.raises(EditedCodeError, match=f"{edited} was changed after .* new process"):
+        code_digest(("mine_own",))
+    own_code._FIRST.clear()  # as in a new process
+    assert code_digest(("mine_own",)) != before
 
 
 def test_the_folder_does_not_count(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -66,7 +72,6 @@ def test_the_folder_does_not_count(folder: Path, tmp_path_factory: pytest.TempPa
     folder.rename(elsewhere)
     sys.path[0] = str(elsewhere)
     importlib.invalidate_caches()
-    code_digest.cache_clear()
     assert code_digest(("mine_own",)) == before
 
 
