@@ -63,3 +63,18 @@ def dense(image_shape: tuple[int, int, int]) -> nn.Sequential:
         nn.Dropout(0.25),
         nn.Linear(8, 3),
     )
+
+
+def apart() -> nn.Sequential:
+    """No BatchNorm below cut 3, where a clip needs each sample's own row."""
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        nn.Dropout(0.25),
+        nn.ReLU(),
+        nn.Conv2d(4, 3, 3),
+        nn.Dropout(0.25),
+        nn.BatchNorm2d(3),
+        nn.Flatten(),
+        nn.Dropout(0.25),
+        nn.Linear(12, 3),
+    )

@@ -55,10 +55,18 @@ OWN: dict[str, dict[str, dict[str, Any]]] = {
         "protocol": {"fraction": 1.0, "merge": "sum"},
     },
     "parallel-split step": {"protocol": {"name": "parallel-split", "sync": "step"}},
-    "vanilla-split defended": {"protocol": {"name": "vanilla-split"}, "defense": DEFENDED},
-    "parallel-split defended": {"protocol": {"name": "parallel-split"}, "defense": DEFENDED},
+    "vanilla-split defended": {
+        "model": {"name": "tests.slow_nodes:apart"},
+        "protocol": {"name": "vanilla-split"},
+        "defense": DEFENDED,
+    },
+    "parallel-split defended": {
+        "model": {"name": "tests.slow_nodes:apart"},
+        "protocol": {"name": "parallel-split"},
+        "defense": DEFENDED,
+    },
     "u-shaped defended": {
-        "model": {"upper_cut": 5},
+        "model": {"name": "tests.slow_nodes:apart", "upper_cut": 5},
         "protocol": {"name": "u-shaped"},
         "defense": DEFENDED,
     },
@@ -159,6 +167,7 @@ def test_layers_that_work_in_place_change_no_bit(case: str, kind: str, tmp_path:
     own = {
         "fedavg": ["model.cut=0"],
         "u-shaped": ["model.upper_cut=2"],
+        "u-shaped defended": ["model.upper_cut=2"],
         "vertical-split": ["data.nodes=1", "protocol.merge=concat"],
     }
     found = []

@@ -9,11 +9,12 @@ from flwr.app import Context, RecordDict
 
 from clients import node_app
 from experiments import server_app
+from leakbed import own_code
 from leakbed.api import ResultsFolderError, alone
 from leakbed.data import MissingDataError, catalogue
 from leakbed.flower_internals import task_identity
 from leakbed.grids import LocalGrid
-from leakbed.own_code import CodeFolderError, code_digest
+from leakbed.own_code import CodeFolderError
 
 TABLE = """
 name = "through-flower"
@@ -110,7 +111,7 @@ def projects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(server_app, "simulates", lambda grid: True)
     monkeypatch.syspath_prepend(str(tmp_path / "first"))
     path = list(sys.path)
-    code_digest.cache_clear()
+    own_code._FIRST.clear()
     catalogue._load.cache_clear()
     yield tmp_path
     sys.path[:] = path
