@@ -10,13 +10,22 @@ names put together while it runs are not found.
 import ast
 import hashlib
 import importlib.util
+import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from leakbed.faults import OURS
+
+
+class CodeFolderError(ValueError):
+    """The folder of a user's modules is none, or not the one they were found in."""
+
+
+class EditedCodeError(RuntimeError):
+    """A user's file that changed after this process imported it."""
+
 
 _INSTALLED = tuple(
     Path(folder).resolve()
@@ -46,6 +55,33 @@ def reached(modules: Iterable[str]) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
+def find_first(run_config: Mapping[str, object]) -> Path | None:
+    """Let modules be found first in the folder that a run config of ``flwr run`` names.
+
+    Args:
+        run_config: Its ``code``, else the folder of ``experiment`` where that is absolute.
+
+    Returns:
+        The folder; None where neither names one.
+
+    Raises:
+        CodeFolderError: ``code`` is relative, or no folder.
+    """
+    code, experiment = (str(run_config.get(key) or "") for key in ("code", "experiment"))
+    folder = Path(code) if code else Path(experiment).parent
+    if code and not (folder.is_absolute() and folder.is_dir()):
+        raise CodeFolderError(
+            f"code = {code!r} is no folder, or not an absolute path; give that of the folder that "
+            "holds your modules"
+        )
+    if not folder.is_absolute():
+        return None
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+        importlib.invalidate_caches()
+    return folder
+
+
 def own_modules(paths: Iterable[str | None]) -> tuple[str, ...]:
     """Return the modules of those names that are a user's import paths, each once.
 
@@ -58,26 +94,39 @@ def own_modules(paths: Iterable[str | None]) -> tuple[str, ...]:
     return tuple(sorted({path.partition(":")[0] for path in paths if path and ":" in path}))
 
 
-@lru_cache(maxsize=64)
 def code_digest(modules: tuple[str, ...]) -> str:
     """Return a checksum of the files that some modules reach: their names and contents.
-
-    Computed once in a process, which goes on running the code that it imported first.
 
     Args:
         modules: From :func:`own_modules`.
 
     Returns:
         Hexadecimal digits, whatever folder the files lie in; empty where there is no module.
+
+    Raises:
+        EditedCodeError: A file is another than when this process first asked. The process goes on
+            running the code that it imported then, whose numbers must not bear the new code's key.
     """
     if not modules:
         return ""
-    digest = hashlib.sha256()
-    for name, file in reached(modules).items():
-        content = file.read_bytes()
-        digest.update(f"{name}\0{len(content)}\0".encode())
-        digest.update(content)
-    return digest.hexdigest()
+    files = reached(modules)
+    found = {name: _checksum(file) for name, file in files.items()}
+    before = _FIRST.setdefault(modules, found)
+    for name in sorted({*found, *before}):
+        if found.get(name) != before.get(name):
+            raise EditedCodeError(
+                f"{files.get(name, name)} was changed after this process imported it, and the code "
+                "before is what goes on running; start a new process"
+            )
+    text = "\0".join(f"{name}\0{checksum}" for name, checksum in found.items())
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+_FIRST: dict[tuple[str, ...], dict[str, str]] = {}  # by modules: the checksum of each file
+
+
+def _checksum(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _files(module: str) -> Iterator[tuple[str, Path, bool]]:

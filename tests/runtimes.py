@@ -1,5 +1,7 @@
 """Work on the first nodes of Ray and of Flower's runtime; two processes serve the slow app."""
 
+import gc
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -37,3 +39,8 @@ def on_flower(work: Callable[[Grid], None], *, nodes: int) -> None:
             "init_args": {"address": "local", "num_cpus": 2},
         },
     )
+    with (
+        warnings.catch_warnings()
+    ):  # the files that Ray leaves open, before a later test meets them
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()

@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from attacks.deep_leakage_from_model import DeepLeakageFromModel
-from leakbed.contracts import UnfitViewError
+from leakbed.contracts import Guess, UnfitViewError
 from leakbed.seeds import derive, generator
+from tests.attacks.budgets import assert_doubling_changes_little, unbound
 from tests.attacks.weight_updates import Victims, digit_victims, small_victims
 
 SEED = 6
@@ -139,3 +140,23 @@ def test_digits_come_back_without_labels_or_learning_rate(learning_rate: float) 
     victims = digit_victims(learning_rate=learning_rate)
     guess = DeepLeakageFromModel().run(victims.view, seed=SEED)
     assert (victims.errors(guess) < 1e-3).float().mean() >= 0.60
+
+
+@pytest.mark.reproduces
+@pytest.mark.timeout(3600)
+def test_default_initialisation_protects_no_digit() -> None:
+    victims = digit_victims(32, learning_rate=0.01, initialisation="default")
+    guess = DeepLeakageFromModel(restarts=1).run(victims.view, seed=SEED)
+    assert (victims.errors(guess) < 1e-3).float().mean() >= 0.90
+
+
+@pytest.mark.reproduces
+@pytest.mark.timeout(3600)
+def test_doubling_a_budget_that_is_not_the_bound_changes_little() -> None:
+    victims = digit_victims(16, learning_rate=0.01, initialisation="default")
+
+    def attacked(budget: int) -> Guess:
+        return DeepLeakageFromModel(iterations=budget, restarts=1).run(victims.view, seed=SEED)
+
+    budget = unbound(attacked, [100, 200, 400, 800, 1600, 3200])
+    assert_doubling_changes_little(attacked, victims.images[:, 0], budget=budget)

@@ -1,6 +1,7 @@
 """UnSplit's published figures, and the promised speed; minutes, by hand."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from benchmarks.unsplit_targets import measured
 from leakbed.contracts import Guess
 from leakbed.models import Architecture
 from leakbed.seeds import generator
+from tests.attacks.budgets import assert_doubling_changes_little, unbound
 from tests.attacks.unsplit_reading import DIGIT, architecture, view_of
 
 
@@ -67,3 +69,17 @@ def test_five_times_the_targets_per_second(cut: int) -> None:
     torch.set_num_threads(threads)
     assert isinstance(ratio, float)
     assert ratio >= 5
+
+
+@pytest.mark.reproduces
+@pytest.mark.timeout(7200)
+def test_doubling_a_budget_that_is_not_the_bound_changes_little() -> None:
+    private = digits("t10k")[0][:16]
+    view = view_of(trained_victim()[:2], private, architecture(1))
+    quick = UnSplit(input_steps=20, model_steps=20, input_rate=0.03, model_rate=0.01)
+
+    def attacked(budget: int) -> Guess:
+        return replace(quick, outer_steps=budget).run(view, seed=11)
+
+    budget = unbound(attacked, [100, 200, 400, 800, 1600])
+    assert_doubling_changes_little(attacked, private, budget=budget)

@@ -1,5 +1,7 @@
 import json
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,7 +9,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients import node_app
-from clients.cell import Cell, NoCellError, TrainingPlan, cell_defenses, one_torch_thread
+from clients.cell import Cell, NoCellError, TrainingPlan, cell_defenses, one_torch_thread, own_code
 from defenses import SmashedNoise, WeightNoise
 from leakbed.grids import LocalGrid, ask_roster
 from leakbed.wire.messages import SETUP
@@ -147,3 +149,15 @@ def test_feature_parties_share_an_order_and_see_their_strips() -> None:
     assert [cell.rows()[0].shape[-1] for cell in parties] == [3, 3]
     held_out = torch.cat([cell.test_images(0, 4) for cell in parties], dim=-1)
     assert torch.equal(held_out, tiny.cell().test_images(0, 4))
+
+
+@pytest.mark.parametrize("simulated", [True, False])
+def test_a_run_config_names_the_users_code_in_simulations_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, simulated: bool
+) -> None:
+    monkeypatch.setattr("clients.cell.is_simulated", lambda: simulated)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    context = Context(1, 1, {}, RecordDict(), {"code": str(tmp_path)})
+    message = Message(RecordDict(), dst_node_id=1, message_type="query.any")
+    assert own_code(message, context, lambda message, _: message) is message
+    assert (sys.path[0] == str(tmp_path)) == simulated

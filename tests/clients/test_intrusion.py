@@ -214,7 +214,7 @@ def test_where_labels_are_shared_the_server_gets_the_intruders() -> None:
     intruded.set_up(grid, 1, own, plan=plan, architecture=tiny.architecture())
     strategy = tiny.split_strategy(settings=plan)
     train_ = strategy.part.train
-    strategy.part.train = lambda s, y: (seen.append(y), train_(s, y))[1]  # type: ignore[assignment]
+    strategy.part.train = lambda s, y, of: (seen.append(y), train_(s, y, of))[1]  # type: ignore[assignment]
     tiny.train_split(grid, strategy, rounds=1)
     assert [each.tolist() for each in seen] == [[TARGET] * ROWS, [2] * ROWS]
 

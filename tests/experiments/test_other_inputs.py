@@ -16,11 +16,11 @@ from experiments.preparing import Prepared, answer_key, prepare
 from experiments.runner import run
 from experiments.settings_file import load_settings
 from experiments.training import train
+from leakbed import own_code
 from leakbed.data import catalogue
 from leakbed.flower_internals import task_identity
 from leakbed.grid_wrapper import GridWrapper
 from leakbed.grids import LocalGrid
-from leakbed.own_code import code_digest
 from leakbed.ran_on import RAN_ON, OtherInputsError
 from tests.runtimes import on_flower, on_ray
 
@@ -139,7 +139,7 @@ def test_an_edited_file_of_ones_own_is_trained_again(
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def keys() -> list[str]:
-        code_digest.cache_clear()
+        own_code._FIRST.clear()
         for name in files:
             sys.modules.pop(name, None)
         names = ["data.name=tests.tiny:images", "model.name=net_of_own:Net"]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from experiments import attacking, group
 from experiments.runner import run
 from experiments.soundness import NonFiniteError
+from leakbed import own_code
 from leakbed.cards import Exposure
 from leakbed.contracts import Evidence, Guess, Seat, ThreatModel, View
 from leakbed.data.recipe import DataRecipe
@@ -25,6 +26,7 @@ from leakbed.grids import LocalGrid, NodeFailed
 from leakbed.hijack import HijackDivergedError
 from leakbed.models import IllegalCutError
 from leakbed.order import BatchTooLargeError
+from leakbed.own_code import EditedCodeError
 
 TABLE: dict[str, Any] = {
     "name": "small",
@@ -357,7 +359,7 @@ def test_other_data_under_the_same_settings_is_another_cell(
     assert {card.key for card in before}.isdisjoint(card.key for card in after)
 
 
-def test_other_code_of_the_users_own_is_another_cell(
+def test_code_of_the_users_own_that_changes_in_mid_process_is_refused_then_another_cell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -370,6 +372,9 @@ def test_other_code_of_the_users_own_is_another_cell(
         run(table, out=tmp_path / "out", overrides=["model.cut=0"])
     first = run(table, out=tmp_path / "out")
     module.write_text(text + "# the same, yet another\n")
+    with pytest.raises(EditedCodeError, match=r"own_network_of_a_test\.py was changed after"):
+        run(table, out=tmp_path / "out")
+    monkeypatch.setattr(own_code, "_FIRST", {})  # as in a new process
     second = run(table, out=tmp_path / "out")
     assert {card.key for card in first}.isdisjoint(card.key for card in second)
 

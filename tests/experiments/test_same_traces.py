@@ -38,6 +38,15 @@ TABLE: dict[str, Any] = {
     },
     "attack": [{"name": "constant-image"}],
 }
+# A clip that is differentiated, noise, and a penalty that weighs a node's share of the rows.
+DEFENDED = [
+    {
+        "stack": [
+            {"name": "smashed-noise", "sigma": 0.1, "clip": 1.0},
+            {"name": "nopeek", "alpha": 1.0},
+        ]
+    }
+]
 OWN: dict[str, dict[str, dict[str, Any]]] = {
     "u-shaped": {"model": {"upper_cut": 5}},
     "vertical-split": {
@@ -46,6 +55,13 @@ OWN: dict[str, dict[str, dict[str, Any]]] = {
         "protocol": {"fraction": 1.0, "merge": "sum"},
     },
     "parallel-split step": {"protocol": {"name": "parallel-split", "sync": "step"}},
+    "vanilla-split defended": {"protocol": {"name": "vanilla-split"}, "defense": DEFENDED},
+    "parallel-split defended": {"protocol": {"name": "parallel-split"}, "defense": DEFENDED},
+    "u-shaped defended": {
+        "model": {"upper_cut": 5},
+        "protocol": {"name": "u-shaped"},
+        "defense": DEFENDED,
+    },
 }
 CASES = [*PROTOCOLS, *(name for name in OWN if name not in PROTOCOLS)]
 
@@ -57,7 +73,8 @@ def table(case: str) -> dict[str, Any]:
     own = OWN.get(case, {})
     merged = {key: {**value, **own.get(key, {})} for key, value in TABLE.items() if key in SECTIONS}
     merged["protocol"].setdefault("name", case)
-    return {**TABLE, **merged}
+    defended = {"defense": own["defense"]} if "defense" in own else {}
+    return {**TABLE, **merged, **defended}
 
 
 SECTIONS = ("data", "model", "protocol")

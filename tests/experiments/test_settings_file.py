@@ -103,3 +103,9 @@ def test_an_override_reaches_the_attacks_that_have_the_key(file: Path) -> None:
     assert tries == [None, None, 4], "a baseline has nothing to choose by"
     with pytest.raises(SettingsError, match="outer_stepps"):
         load_settings(file, ["attack.outer_stepps=7"])
+
+
+def test_a_file_that_an_editor_marked_as_unicode_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('name = "marked"\n[[attack]]\nname = "unsplit"\n', encoding="utf-8-sig")
+    assert load_settings(file).name == "marked"

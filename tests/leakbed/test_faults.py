@@ -96,3 +96,21 @@ def raised(module: str) -> ValueError:
 def test_a_plugin_that_refuses_its_settings_is_bad_input() -> None:
     assert raised("attacks.constant_image").args == ((BAD_INPUT, ["error: value is 3"]),)
     assert raised("numpy.core").args == (None,)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        MemoryError("Unable to allocate 5.4 GiB for an array"),
+        RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+    ],
+)
+def test_a_lack_of_memory_is_one_line_with_what_to_do(error: Exception) -> None:
+    found = verdict(error)
+    assert found is not None
+    code, (line,) = found
+    assert code == FAILED
+    assert line.startswith("error: out of memory")
+    assert "data.image_size" in line

@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from leakbed.own_code import code_digest, own_modules, reached
+from leakbed import own_code
+from leakbed.own_code import (
+    CodeFolderError,
+    EditedCodeError,
+    code_digest,
+    find_first,
+    own_modules,
+    reached,
+)
 
 FILES = {
     "mine_own.py": "import os, torch\nfrom mine_blocks import ACT\nimport leakbed.cli\nimport gone",
@@ -34,7 +42,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).write_text(content)
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
-    code_digest.cache_clear()
+    monkeypatch.setattr(own_code, "_FIRST", {})
     return tmp_path
 
 
@@ -49,9 +57,13 @@ def test_every_file_that_imports_reach_is_found_and_none_is_executed(folder: Pat
 def test_an_edit_of_any_of_them_is_seen(folder: Path, edited: str) -> None:
     before = code_digest(("mine_own",))
     (folder / edited).write_text(FILES[edited] + "\n# edited")
-    assert code_digest(("mine_own",)) == before  # this process goes on with what it imported
-    code_digest.cache_clear()
-    assert (code_digest(("mine_own",)) == before) == (edited == "mine_other.py")
+    if edited == "mine_other.py":
+        assert code_digest(("mine_own",)) == before
+        return
+    with pytest.raises(EditedCodeError, match=f"{edited} was changed after .* new process"):
+        code_digest(("mine_own",))
+    own_code._FIRST.clear()  # as in a new process
+    assert code_digest(("mine_own",)) != before
 
 
 def test_the_folder_does_not_count(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -60,7 +72,6 @@ def test_the_folder_does_not_count(folder: Path, tmp_path_factory: pytest.TempPa
     folder.rename(elsewhere)
     sys.path[0] = str(elsewhere)
     importlib.invalidate_caches()
-    code_digest.cache_clear()
     assert code_digest(("mine_own",)) == before
 
 
@@ -71,3 +82,31 @@ def test_what_is_installed_or_ours_is_not_followed() -> None:
 
 def test_names_of_a_catalogue_are_no_modules() -> None:
     assert own_modules(["mnist", None, "b.c:D", "a:f", "b.c:E"]) == ("a", "b.c")
+
+
+@pytest.mark.parametrize("key", ["code", "experiment"])
+def test_the_folder_that_a_run_config_names_is_found_first(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path[1:]))
+    assert reached(["mine_other"]) == {}
+    named = folder if key == "code" else folder / "settings.toml"
+    assert find_first({key: str(named), "out": ""}) == folder
+    assert sys.path[0] == str(folder)
+    assert reached(["mine_other"]) == {"mine_other": folder / "mine_other.py"}
+    before = list(sys.path)
+    find_first({key: str(named)})
+    assert sys.path == before
+
+
+@pytest.mark.parametrize("config", [{}, {"code": "", "experiment": "experiments/first.toml"}])
+def test_a_run_config_that_names_no_folder_changes_nothing(config: dict[str, str]) -> None:
+    before = list(sys.path)
+    assert find_first(config) is None
+    assert sys.path == before
+
+
+@pytest.mark.parametrize("code", ["here", "/no/such/folder"])
+def test_a_relative_or_missing_folder_is_refused(code: str) -> None:
+    with pytest.raises(CodeFolderError, match="is no folder, or not an absolute path"):
+        find_first({"code": code})

@@ -106,7 +106,7 @@ def rows_last() -> tuple[object, object]:
 
 
 def many_narrow_channels() -> tuple[object, object]:
-    return _with(np.zeros((12, 30, 1, 1), dtype=np.uint8))
+    return _with(np.full((12, 30, 1, 1), 100, dtype=np.uint8))
 
 
 def just_over_one() -> tuple[object, object]:
