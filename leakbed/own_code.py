@@ -111,18 +111,17 @@ def code_digest(modules: tuple[str, ...]) -> str:
         return ""
     files = reached(modules)
     found = {name: _checksum(file) for name, file in files.items()}
-    before = _FIRST.setdefault(modules, found)
-    for name in sorted({*found, *before}):
-        if found.get(name) != before.get(name):
+    for name, checksum in found.items():
+        if _FIRST.setdefault(name, checksum) != checksum:
             raise EditedCodeError(
-                f"{files.get(name, name)} was changed after this process imported it, and the code "
-                "before is what goes on running; start a new process"
+                f"{files[name]} was changed after this process imported it, and the code before is "
+                "what goes on running; start a new process"
             )
     text = "\0".join(f"{name}\0{checksum}" for name, checksum in found.items())
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-_FIRST: dict[tuple[str, ...], dict[str, str]] = {}  # by modules: the checksum of each file
+_FIRST: dict[str, str] = {}  # by module: the checksum of its file when it was first asked for
 
 
 def _checksum(file: Path) -> str:

@@ -51,7 +51,8 @@ class RanOn:
             architecture: Its network.
 
         Returns:
-            Checksums; each is computed once per process.
+            Checksums. That of the data is computed once per process; of code that has changed since
+            this process first asked, an :class:`~leakbed.own_code.EditedCodeError`.
         """
         modules = own_modules([data.name, data.public_from, architecture.name])
         return cls(

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from defenses import SmashedNoise
 from leakbed.contracts import Defense, DefenseState, IllegalCombinationError, Protects
+from leakbed.flower_internals import task_identity
 from leakbed.mods import applied, defend
 from leakbed.wire.messages import BACKWARD_STEP, SPLIT_STEP, SplitReply, SplitRequest
+from leakbed.wire.records import GRADIENT, pack
 from tests import double_models, guarded, several_nodes, tiny
 from tests.several_nodes import OPTIMISERS, Weights, distance, plan, trained
 
@@ -196,3 +198,13 @@ def test_a_detector_sees_the_gradient_as_it_came_and_what_it_makes_of_the_bottom
     clipped = made * (0.1 / norms).clamp_max(1.0)
     (expected,) = torch.autograd.grad(clipped, [bottom[0].weight], sent[0])
     torch.testing.assert_close(seen.first_gradient, expected)
+
+
+def test_a_server_cannot_show_detectors_another_gradient() -> None:
+    """Of what comes beside a gradient, the node reads only what its own mod has put there."""
+    arrays = {"gradient": np.ones((2, 3), np.float32), "received": np.zeros((2, 3), np.float32)}
+    sent = SplitRequest(round=1, step=1, gradient=arrays["gradient"]).records()
+    sent[GRADIENT] = pack(arrays)
+    with task_identity():
+        message = Message(sent, dst_node_id=1, message_type=SPLIT_STEP)
+    assert SplitRequest.of(message).received is None

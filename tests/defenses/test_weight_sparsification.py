@@ -95,3 +95,9 @@ def test_the_ratio_is_what_it_says(form: Any) -> None:
 def test_illegal_settings_are_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         WeightSparsification(**wrong)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_counts_its_entries(dtype: torch.dtype) -> None:
+    values = torch.linspace(0, 1, 70_000).to(dtype)
+    assert kept(values, 0.9).float().mean().item() == pytest.approx(0.1, abs=0.01)

@@ -66,6 +66,13 @@ def test_an_edit_of_any_of_them_is_seen(folder: Path, edited: str) -> None:
     assert code_digest(("mine_own",)) != before
 
 
+def test_an_edit_is_seen_whatever_is_asked_for_beside_it(folder: Path) -> None:
+    code_digest(("mine_other",))
+    (folder / "mine_other.py").write_text("# edited")
+    with pytest.raises(EditedCodeError, match="mine_other"):
+        code_digest(("mine_named", "mine_other"))
+
+
 def test_the_folder_does_not_count(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     before = code_digest(("mine_own",))
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "moved"

@@ -89,6 +89,20 @@ def test_chance_of_identification_is_what_a_random_draw_of_candidates_reaches(ro
     assert mean == pytest.approx(expected, abs=4 * error)
 
 
+def test_a_sample_that_stands_behind_a_target_twice_is_found_by_chance_once() -> None:
+    images = torch.rand(3, 1, 12, 12, generator=torch.Generator().manual_seed(1))
+    positions = torch.tensor([[0, 1, 0, 1, 2, 2]])
+    twice = Truth(
+        images=images[positions],
+        labels=positions,
+        num_classes=3,
+        candidates=images,
+        positions=positions,
+    )
+    found = baselines(twice)["chance"].means()["identification"]
+    assert found == pytest.approx(3 / 6)  # three images, each found once, of six rows
+
+
 def test_what_stands_beside_is_scored_like_any_guess_and_grouped_where_groups_are(
     truth: Truth,
 ) -> None:
