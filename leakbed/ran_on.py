@@ -35,20 +35,23 @@ class RanOn:
         code: Of the files that the user's own modules reach; empty without any.
         name: ``data.name``.
         modules: The user's modules, joined by commas, with the files they were found in.
+        device: Where the process computes, in words; may differ from one process to another.
     """
 
     data: str
     code: str
     name: str
     modules: str
+    device: str = ""
 
     @classmethod
-    def here(cls, data: DataRecipe, architecture: "Architecture") -> "RanOn":
+    def here(cls, data: DataRecipe, architecture: "Architecture", *, device: str = "") -> "RanOn":
         """Return what this process has.
 
         Args:
             data: The run's.
             architecture: Its network.
+            device: Where it computes, in words.
 
         Returns:
             Checksums. That of the data is computed once per process; of code that has changed since
@@ -60,6 +63,7 @@ class RanOn:
             code=code_digest(modules),
             name=data.name,
             modules=_found(modules),
+            device=device,
         )
 
     def record(self) -> ConfigRecord:

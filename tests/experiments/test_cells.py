@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import torch
 
 from experiments.cells import CellSettings, cells
 from experiments.settings import SettingsError
@@ -226,3 +227,14 @@ def test_what_says_nothing_of_where_settings_come_from_is_refused_in_one_line(to
         tuned(told)
     assert len(str(caught.value).splitlines()) == 1
     assert "private, public, test, elsewhere" in str(caught.value)
+
+
+def test_the_type_of_the_device_is_part_of_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    (cell,) = collecting({})
+    assert cell.training.device == "auto"
+    on_cpu, folder = cell.as_json(), cell.training.key("a")
+    assert on_cpu["device"] == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert cell.as_json()["device"] == "cuda"
+    assert cell.training.key("a") != folder
+    assert collecting({}, device="cpu")[0].as_json() == on_cpu

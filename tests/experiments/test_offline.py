@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from experiments.offline import attack_trace
 from experiments.runner import run
 from experiments.settings import SettingsError
-from leakbed.cards import Card
+from leakbed.cards import Card, card_key
+from leakbed.models import UnavailableDeviceError, describe_device
 from leakbed.targets import MisfitError
 from leakbed.trace import TraceError
 
@@ -98,3 +99,20 @@ def test_what_does_not_fit_is_refused(recorded: Path, tmp_path: Path) -> None:
         attack_trace(recorded / "trace", "unsplitt", out=tmp_path)
     with pytest.raises(TraceError, match="holds no trace"):
         attack_trace(tmp_path, "unsplit", out=tmp_path)
+
+
+def test_the_card_says_what_computed_it_and_its_key_depends_on_the_type(
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keyed: list[Any] = []
+
+    def key(settings: dict[str, Any], source: str) -> str:
+        keyed.append(settings["device"])
+        return card_key(settings, source)
+
+    monkeypatch.setattr("experiments.offline.card_key", key)
+    card = attack_trace(recorded / "trace", "constant-image", out=tmp_path)
+    assert card.device == describe_device(torch.device("cpu"))
+    assert keyed == ["cpu"], "the type that 'auto' found, so that a GPU's card is another"
+    with pytest.raises(UnavailableDeviceError):
+        attack_trace(recorded / "trace", "constant-image", out=tmp_path, device="cuda:99")

@@ -119,6 +119,13 @@ def test_code_that_changed_between_cards_is_said(make_card: MakeCard, leave: Lea
     assert "come from 2 versions of the code" in write_report(folder).read_text()
 
 
+def test_a_folder_that_mixes_devices_says_so(make_card: MakeCard, leave: Leave) -> None:
+    leave(make_card(seed=1, device={"type": "cpu", "name": "x86_64 AVX2"}))
+    folder = leave(make_card(seed=2, device={"type": "cuda", "name": "H200", "driver": "1.2"}))
+    text = write_report(folder).read_text()
+    assert "computed on 2 kinds of device (H200, x86_64 AVX2)" in text
+
+
 def test_a_cell_that_ran_again_is_shown_once(make_card: MakeCard, leave: Leave) -> None:
     leave(make_card(source="a" * 16))
     folder = leave(make_card(source="b" * 16))

@@ -14,6 +14,7 @@ from experiments import settings_plugins
 from experiments.catalogue import catalogue
 from experiments.plugins import plugin_fields
 from experiments.settings import Settings
+from experiments.settings_file import load_settings
 from experiments.settings_plugins import ReservedSettingError
 
 ATTACK = {"name": "constant-image"}
@@ -165,3 +166,19 @@ def test_checking_settings_needs_no_torch() -> None:
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"device": "cuda:1"}, "device = 'cuda:1': on grid = 'ray' a worker sees the GPU"),
+        ({"device": "cuda", "gpus_per_worker": 0}, "gpus_per_worker = 0 leaves Ray's workers no"),
+    ],
+)
+def test_a_device_that_rays_workers_cannot_have_is_refused(
+    changes: dict[str, Any], said: str
+) -> None:
+    table = {"name": "x", "grid": "ray", "attack": [{"name": "constant-image"}], **changes}
+    with pytest.raises(ValueError, match=said):
+        load_settings(table)
+    load_settings({**table, "grid": "local"})

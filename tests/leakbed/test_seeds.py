@@ -1,11 +1,13 @@
 import hashlib
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from leakbed import seeds
 from leakbed.seeds import derive, generator, guarded, scoped
 
 
@@ -65,3 +67,37 @@ def test_guarded_does_not_seed() -> None:
         expected = draws()
     with scoped(1), guarded():
         assert draws() == expected
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.Generator]:
+    """A CUDA that has not started yet: its generator, which nothing can seed before."""
+    device, started = torch.Generator().manual_seed(77), [False]
+
+    def start() -> None:
+        started[0] = True
+
+    for name, does in {
+        "is_available": lambda: True,
+        "is_initialized": lambda: started[0],
+        "init": start,
+        "manual_seed_all": device.manual_seed,
+        "get_rng_state_all": lambda: [device.get_state()],
+        "set_rng_state_all": lambda states: device.set_state(states[0]),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, does)
+    seeds._cuda_started.cache_clear()
+    yield device
+    seeds._cuda_started.cache_clear()
+
+
+def test_cuda_that_would_start_inside_a_block_is_seeded_and_restored(cuda: torch.Generator) -> None:
+    expected = torch.rand(3, generator=torch.Generator().manual_seed(77))
+    with scoped(5):
+        one = torch.rand(3, generator=cuda)
+    with guarded():
+        torch.rand(3, generator=cuda)
+    with scoped(5):
+        two = torch.rand(3, generator=cuda)
+    assert torch.equal(one, two)
+    assert torch.equal(torch.rand(3, generator=cuda), expected)

@@ -11,7 +11,7 @@ import torch
 from leakbed.flower_internals import task_identity
 from leakbed.grids.gpu_shares import cap_memory, hide_gpus
 from leakbed.grids.ray_grid import RayGrid
-from leakbed.grids.ray_workers import NoRoomError, start_ray, stop_ray
+from leakbed.grids.ray_workers import NoRoomError, equal_share, start_ray, stop_ray
 from tests import pretended_gpus
 from tests.strange_nodes import message, said
 
@@ -32,7 +32,7 @@ def pretending(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def workers(num_gpus: float, *, count: int | None) -> list[dict[str, Any]]:
+def workers(num_gpus: float | None, *, count: int | None) -> list[dict[str, Any]]:
     """What each worker of a grid says of its GPUs."""
     with RayGrid(pretended_gpus.app, nodes=8, workers=count, num_gpus=num_gpus) as grid:
         replies = list(grid.send_and_receive([message(n, "gpu") for n in grid.get_node_ids()]))
@@ -87,3 +87,21 @@ def test_the_cap_is_the_share_where_there_is_a_gpu(
     monkeypatch.setattr(cuda, "set_per_process_memory_fraction", asked.append)
     cap_memory(share)
     assert asked == caps
+
+
+@pytest.mark.parametrize(
+    ("gpus", "workers", "share"),
+    [(0, 4, 0.0), (1, 1, 1 / 2), (1, 3, 1 / 4), (2, 1, 1 / 2), (2, 3, 1 / 3), (4, 8, 1 / 3)],
+)
+def test_equal_shares_leave_one_on_each_gpu_to_the_driver(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, workers: int, share: float
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": float(gpus)})
+    assert equal_share(workers) == pytest.approx(share)
+
+
+@pytest.mark.runtime
+def test_without_a_share_workers_use_every_gpu(two_gpus: None) -> None:
+    found = workers(None, count=4)
+    assert Counter(worker["visible"] for worker in found) == {"0": 2, "1": 2}
+    assert {worker["device"] for worker in found} == {"cuda"}

@@ -1,7 +1,14 @@
+from pathlib import Path
+
 import pytest
 import torch
 
-from leakbed.models import UnavailableDeviceError, resolve_device
+from leakbed.models import (
+    UnavailableDeviceError,
+    describe_device,
+    peak_gpu_memory,
+    resolve_device,
+)
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, *, cuda_devices: int) -> None:
@@ -35,3 +42,24 @@ def test_an_absent_device_is_an_error(
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(UnavailableDeviceError, match="use auto"):
         resolve_device(name)
+
+
+def test_a_device_is_described_by_type_name_and_driver(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cpu = describe_device(torch.device("cpu"))
+    assert cpu["type"] == "cpu"
+    assert torch.backends.cpu.get_cpu_capability() in cpu["name"]
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
+    monkeypatch.setattr("leakbed.models.device._DRIVER", tmp_path / "version")
+    gpu = torch.device("cuda")
+    described = {"type": "cuda", "name": "NVIDIA H200", "driver": "unknown"}
+    assert describe_device(gpu) == described
+    (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX x86_64  550.54.15  Tue\nGCC 12\n")
+    assert describe_device(gpu) == {**described, "driver": "550.54.15"}
+
+
+def test_memory_of_a_gpu_is_a_cost_and_a_cpu_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 7)
+    assert peak_gpu_memory(torch.device("cuda")) == {"peak_gpu_memory": 7}
+    assert peak_gpu_memory(torch.device("cpu")) == {}
