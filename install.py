@@ -43,9 +43,6 @@ WORDS = {
 }
 """pip's option, the variable by which uv takes it, and what stands between several values."""
 
-NO_CONNECTION = ("connection broken by", "error sending request")
-"""What pip and uv say where the network is down; neither has an exit code for it."""
-
 NO_NETWORK = (
     "error: no network: neither uv nor pip reached a package index. Connect this machine, or point "
     "pip at a mirror that it can reach (`pip config list` shows what is set), and run this again."
@@ -119,14 +116,14 @@ def install(wanted: Sequence[str]) -> list[str]:
         return []
     down = _is_down(said)
     if not down:
-        reason = next(iter(said.strip().splitlines()), "it gave no reason")
+        reason = next(iter(_errors(said)), "it gave no reason")
         sys.stderr.write(f"pip installs, which takes longer than uv ({reason})\n")
     # Where nothing was reached just now, pip need not try for long; a folder may hold it all.
     tries = ["--retries", "0"] if down else []
     failed, said = _said("-m", "pip", "install", "--quiet", *tries, *wanted)
     if not failed:
         return []
-    return [NO_NETWORK] if down or _is_down(said) else [said.strip()]
+    return [NO_NETWORK] if down or _is_down(said) else _errors(said)
 
 
 def _by_uv(wanted: Sequence[str], options: Mapping[str, Sequence[str]]) -> str | None:
@@ -159,7 +156,19 @@ def _said(*arguments: str, told: Mapping[str, str] | None = None) -> tuple[bool,
 
 
 def _is_down(said: str) -> bool:
-    return any(words in said for words in NO_CONNECTION)
+    """Say whether nothing was reached, in the words of uv or pip: neither has an exit code for it.
+
+    A retry of pip's alone may have helped; then something else is wrong.
+    """
+    return "error sending request" in said or (
+        "connection broken by" in said and "from versions: none" in said
+    )
+
+
+def _errors(said: str) -> list[str]:
+    """Return what was said but for warnings, of which pip prints one for each place it skips."""
+    lines = [line for line in said.splitlines() if line.strip()]
+    return [line for line in lines if not line.startswith("WARNING: ")] or lines
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 UV = ["-m", "uv", "pip", "install"]
 PIP = ["-m", "pip", "install"]
+RETRY = "WARNING: Retrying after connection broken by 'NewConnectionError(x)': /simple/uv"
 
 
 def _load() -> ModuleType:
@@ -94,14 +95,16 @@ def test_pip_installs_where_it_is_set_up_as_uv_cannot_be(
 
 
 def test_another_failure_of_pip_is_told_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    played(monkeypatch, lambda call: (True, "ERROR: no space\n"))
+    """What pip says of places that it skips, and of a connection that came back, is no reason."""
+    said = f"{RETRY}\nERROR: no space\n"
+    played(monkeypatch, lambda call: (True, said))
     assert install.install(["x"]) == ["ERROR: no space"]
 
 
 @pytest.mark.parametrize(
     ("said", "by"),
     [
-        ("WARNING: Retrying after connection broken by 'NewConnectionError(x)'", "pip"),
+        (f"{RETRY}\nERROR: Could not find uv (from versions: none)", "pip"),
         ("error: Failed to fetch: x\n  cause: error sending request for url (x)", "uv"),
     ],
 )
