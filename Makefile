@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c '$(SUITS)' && { echo $$p; break; }; done)
 
 # `make clean setup CONSTRAINTS=constraints.txt` installs the direct dependencies at the versions
-# that were tested; without it pip takes the newest ones that pyproject.toml allows.
+# that were tested; without it uv takes the newest ones that pyproject.toml allows.
 CONSTRAINTS ?=
 
 # Processes that share the tests, each taking the next file that nobody has taken.
@@ -27,7 +27,7 @@ export FLWR_TELEMETRY_ENABLED ?= 0
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-setup: .venv/.stamp  ## build .venv with everything in it (2 to 4 minutes, 7 GB); again only if pyproject.toml changed
+setup: .venv/.stamp  ## build .venv with everything in it (1 to 4 minutes, 7 GB); again only if pyproject.toml changed
 
 demo: setup  ## the main job: what FedAvg weights and split activations leak, as a report
 	$(BIN)/leakbed compare --out runs/demo
@@ -62,10 +62,10 @@ readme: setup  ## write the tables of README.md again
 clean:  ## remove the environment, caches and runs
 	rm -rf .venv runs .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
-# Order-only: pip updates an environment that exists, so only its absence builds one.
+# Order-only: install.py updates an environment that exists, so only its absence builds one.
 .venv/.stamp: pyproject.toml | $(BIN)/python
-	@echo "Installing Leakbed and its dependencies into .venv (2 to 4 minutes, 7 GB)"
-	$(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable '.[testbed,dev]'
+	@echo "Installing Leakbed and its dependencies into .venv (1 to 4 minutes, 7 GB)"
+	@$(BIN)/python install.py $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 	@touch $@
 
 $(BIN)/python:

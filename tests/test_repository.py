@@ -90,6 +90,23 @@ def test_no_test_folder_is_a_package() -> None:
     assert list((ROOT / "tests").rglob("__init__.py")) == []
 
 
+# Slow nodes and hooks are slow by sleeping; who polls for a condition sleeps between two looks.
+SLEEPERS = {
+    "tests/deployment.py",
+    "tests/leakbed/test_cli.py",
+    "tests/leakbed/test_wiretap_threads.py",
+    "tests/slow_nodes.py",
+    "tests/strange_nodes.py",
+    "tests/waiting.py",
+}
+
+
+def test_no_test_waits_by_sleeping() -> None:
+    called = re.compile(r"\bsleep" r"\(")  # in two parts, so that this file does not find itself
+    found = {str(f.relative_to(ROOT)) for f in sources("tests") if called.search(f.read_text())}
+    assert found == SLEEPERS
+
+
 @pytest.mark.parametrize("kind", sorted(PRIVATE))
 def test_the_text_names_nothing_private(kind: str) -> None:
     found = []

@@ -61,7 +61,7 @@ class Told:
     def __init__(self) -> None:
         self.total, self.done = 0, list[str]()
 
-    def start(self, total: int) -> None:
+    def start(self, total: int, *, left_out: int = 0) -> None:
         self.total = total
 
     def advance(self, label: str) -> None:

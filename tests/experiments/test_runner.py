@@ -15,11 +15,15 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from torch import Tensor, nn
 
-from experiments import attacking, group
+from experiments import attacking, group, runner
+from experiments.last_run import left_out
+from experiments.report import write_report
 from experiments.runner import run
+from experiments.settings_file import load_settings
 from experiments.soundness import NonFiniteError
 from leakbed import own_code
-from leakbed.cards import Exposure
+from leakbed.api import FLAGSHIP
+from leakbed.cards import Card, Exposure
 from leakbed.contracts import Evidence, Guess, Seat, ThreatModel, View
 from leakbed.data.recipe import DataRecipe
 from leakbed.grids import LocalGrid, NodeFailed
@@ -39,10 +43,10 @@ TABLE: dict[str, Any] = {
 
 class Told:
     def __init__(self) -> None:
-        self.total, self.done, self.notes = 0, list[str](), list[str]()
+        self.total, self.left_out, self.done, self.notes = 0, 0, list[str](), list[str]()
 
-    def start(self, total: int) -> None:
-        self.total = total
+    def start(self, total: int, *, left_out: int = 0) -> None:
+        self.total, self.left_out = total, left_out
 
     def advance(self, label: str) -> None:
         self.done.append(label)
@@ -290,6 +294,61 @@ def test_pairs_that_do_not_fit_are_cards_that_say_why(
     assert "smashed-noise" in str(defense.why).partition("; use ")[2].split(" or ")
 
 
+CROSSED: dict[str, Any] = {
+    **TABLE,
+    "attack": [
+        {"name": "smashed-as-image", "targets": 4},
+        {"name": "mean-image", "targets": 4},
+        {"name": "constant-image", "targets": 4},
+    ],
+    "defense": [{"name": "none"}, {"name": "weight-noise"}],
+    "case": [
+        {"name": "weights", "protocol.name": "fedavg"},
+        {"name": "split", "attacks": ["constant-image"]},
+    ],
+}
+
+
+def pairs(cards: list[Card]) -> list[tuple[str, str, str, str]]:
+    return [(card.case, card.attack, card.defense, card.status) for card in cards]
+
+
+def test_pairs_that_cannot_fit_and_that_no_case_names_are_no_cells(tmp_path: Path) -> None:
+    told = Told()
+    cards = run(CROSSED, out=tmp_path, progress=told)
+    wanted = [
+        ("weights", "mean-image", "none", "done"),
+        ("weights", "constant-image", "none", "done"),
+        ("weights", "mean-image", "weight-noise", "done"),
+        ("weights", "constant-image", "weight-noise", "done"),
+        ("split", "constant-image", "none", "done"),
+    ]
+    # smashed-as-image fits no case, and nothing but its cards says so.
+    assert [pair for pair in pairs(cards) if pair[1] != "smashed-as-image"] == wanted
+    unfit = [pair for pair in pairs(cards) if pair[1] == "smashed-as-image"]
+    assert {status for *_, status in unfit} == {"unfit"}
+    assert len(unfit) == 2
+    assert (told.total, told.left_out) == (7, 1)
+    assert left_out(tmp_path) == 1
+    assert "1 more pair of a case" in write_report(tmp_path).read_text()
+
+
+def test_what_a_case_names_is_a_cell_also_where_it_cannot_fit(tmp_path: Path) -> None:
+    weights, split = CROSSED["case"]
+    named = {"attacks": ["smashed-as-image"], "defenses": ["none", "weight-noise"]}
+    attacks = CROSSED["attack"][:2]
+    table = {**CROSSED, "attack": attacks, "case": [weights, {**split, **named}]}
+    assert {pair[2:] for pair in pairs(run(table, out=tmp_path)) if pair[0] == "split"} == {
+        ("none", "done"),
+        ("weight-noise", "unfit"),
+    }
+
+
+def test_the_demonstration_has_the_cells_that_fit() -> None:
+    wanted, unfit = runner._wanted(load_settings(FLAGSHIP))
+    assert (len(wanted), unfit) == (49, 39)
+
+
 def test_federated_weights_go_through_the_same_runner(tmp_path: Path) -> None:
     protocol = {"name": "fedavg", "batch_size": 1, "local_steps": 1, "learning_rate": 0.1}
     attack = {"name": "dlm-plus", "targets": 2, "iterations": 40, "restarts": 1}
@@ -382,4 +441,4 @@ def test_code_of_the_users_own_that_changes_in_mid_process_is_refused_then_anoth
 def test_the_last_run_says_which_cards_are_its_own(tmp_path: Path) -> None:
     cards = run(TABLE, out=tmp_path)
     last = json.loads((tmp_path / "last-run.json").read_text())
-    assert last == {"name": "small", "keys": [card.key for card in cards]}
+    assert last == {"name": "small", "keys": [card.key for card in cards], "left_out": 0}

@@ -100,7 +100,7 @@ def test_run_shows_progress_summary_reasons_and_report(
     name, (checked,), options = testbed.asked[0]
     assert (name, checked.data.nodes, checked.seed) == ("run", 3, 7)
     assert options == {"out": Path("runs/tried")}
-    assert "[1/1] tried: constant-image" in result.stderr
+    assert "1 cell\n[1/1] 0:00:00 gone: tried: constant-image\n" in result.stderr
     assert result.stdout.count("Unfit, 2 of 3 cells: the parts do not fit") == 1
     assert result.stdout.endswith(f"Report: {tmp_path / 'runs/tried/report.html'}\n")
     assert testbed.asked[1] == ("report", (Path("runs/tried"),), {})

@@ -1,12 +1,16 @@
 """The console shows time that remains on a terminal, lines in a log, and the leading scores."""
 
 import io
+import re
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from leakbed.cards import Card
-from leakbed.console import Bars, listing, summary
+from leakbed.console import _RATES as RATES
+from leakbed.console import COLUMNS, Bars, listing, summary
+from tests.waiting import until
 
 
 def console(*, terminal: bool = False, width: int = 200) -> Console:
@@ -50,24 +54,49 @@ def printed(*cards: Card) -> list[str]:
     return [" ".join(line.split()) for line in written(on).splitlines()]
 
 
-def test_a_log_has_one_line_per_step() -> None:
+def test_a_log_has_a_line_now_and_then_also_while_a_cell_takes_long() -> None:
+    on = console(width=40)
+    with Bars(on, every=0.01) as bars:
+        bars.start(2, left_out=3)
+        bars.note("training [fedavg] " + 9 * "at length ")
+        until(lambda: written(on).count("[0/2]") > 2)
+        bars.advance("split: dlm")
+        until(lambda: "[1/2]" in written(on))
+        bars.advance("split: unsplit")
+    first, *_, last = lines = written(on).splitlines()
+    assert first == (
+        "2 cells; 3 more pairs of a case and an attack or a defence cannot fit, left out"
+    )
+    assert re.fullmatch(r"\[0/2\] 0:00:0\d gone, unknown left: training \[fedavg\].*", lines[2])
+    assert last.startswith("[2/2] 0:00:0")
+    assert last.endswith(" gone: split: unsplit")
+
+
+def test_a_log_says_the_time_that_is_left() -> None:
     on = console()
     with Bars(on) as bars:
-        bars.start(2)
-        bars.note("training [fedavg]")
+        bars.start(4)
         bars.advance("split: dlm")
+        until(lambda: bars._bars.tasks[0].elapsed > 0.05)  # type: ignore[operator]
         bars.advance("split: unsplit")
-    assert written(on).splitlines() == [
-        "training [fedavg]",
-        "[1/2] split: dlm",
-        "[2/2] split: unsplit",
-    ]
+    (line,) = (line for line in written(on).splitlines() if line.startswith("[2/4]"))
+    assert re.fullmatch(r"\[2/4\] 0:00:0\d gone, 0:00:0\d left: split: unsplit", line)
+
+
+def test_a_log_of_a_short_run_has_its_first_and_last_line_alone() -> None:
+    on = console()
+    with Bars(on) as bars:
+        bars.start(1)
+        bars.note("training")
+        bars.advance("split: dlm")
+    first, last = written(on).splitlines()
+    assert (first, last[:5]) == ("1 cell", "[1/1]")
 
 
 def test_a_terminal_has_a_bar_with_the_time_that_remains() -> None:
     on = console(terminal=True)
-    with Bars(on) as bars:
-        bars.start(2)
+    with Bars(on, every=0.001) as bars:
+        bars.start(2, left_out=1)
         bars.note("attacking [x]")
         bars.advance("done [y]")
     text = written(on)
@@ -75,6 +104,7 @@ def test_a_terminal_has_a_bar_with_the_time_that_remains() -> None:
     assert "1/2" in text
     assert "done [y]" in text
     assert "[1/2]" not in text
+    assert "2 cells; 1 more pair of a case" in text
 
 
 def test_scores_stand_beside_the_best_evidence_free_baseline() -> None:
@@ -170,6 +200,35 @@ def test_the_summary_fits_a_narrow_terminal() -> None:
     assert "outer_steps" in text
     assert "1000" in text
     assert "95%" in text
+    assert "…" not in text
+
+
+@pytest.mark.parametrize("width", [48, 80, 100, 200])
+def test_names_are_whole_at_every_width(width: int) -> None:
+    on = console(width=width)
+    scores = {name: {"mean": 0.5} for name in COLUMNS}
+    attacks = ("similarity-clustering", "feature-space-hijacking-of-properties")
+    settings = [{"attack": {"own": {"learning_rate": rate}}} for rate in (0.1, 0.2)]
+    for part in summary(
+        [
+            card(
+                attack=name, scores=scores, settings=own, baselines={"b": dict.fromkeys(scores, 1)}
+            )
+            for name in attacks
+            for own in settings
+        ]
+    ):
+        on.print(part)
+    text = written(on)
+    words = text.split()
+    assert {name for name in attacks if name in words} == {
+        name for name in attacks if len(name) <= width / 2
+    }
+    assert "learning_rate" in words
+    assert set(words) >= {word for heading in COLUMNS.values() for word in heading.split()}
+    assert {"control", "utility"} <= set(words)
+    assert text.count("0.50 (1.00)") == 4 * len(set(COLUMNS) - set(RATES))
+    assert all(len(line) <= width for line in text.splitlines())
     assert "…" not in text
 
 

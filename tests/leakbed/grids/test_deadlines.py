@@ -1,10 +1,10 @@
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
 
 from leakbed.grids.deadlines import CallThread, overran
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -12,8 +12,7 @@ def release() -> Iterator[threading.Event]:
     event = threading.Event()
     yield event
     event.set()
-    while overran():
-        time.sleep(0.01)
+    until(lambda: overran() is None)
 
 
 def test_it_returns_what_the_call_returns() -> None:
@@ -37,8 +36,7 @@ def test_a_call_that_overruns_is_named_until_it_returns(release: threading.Event
         thread.run(release.wait, seconds=0.05, what="the slow one")
     assert overran() == "the slow one"
     release.set()
-    while overran():
-        time.sleep(0.01)
+    until(lambda: overran() is None)
     assert thread.run(lambda: True, seconds=10, what="b")
 
 

@@ -13,6 +13,7 @@ from leakbed.grids.deadlines import overran
 from leakbed.wiretap import Wiretap
 from tests import strange_nodes
 from tests.strange_nodes import message
+from tests.waiting import until
 
 MakeGrid = Callable[[], Grid]
 
@@ -43,8 +44,7 @@ def released() -> Iterator[None]:
     strange_nodes.release.clear()
     yield
     strange_nodes.release.set()
-    while overran():
-        time.sleep(0.01)
+    until(lambda: overran() is None)
 
 
 def canonical(grid: Grid) -> Wiretap:
@@ -91,8 +91,7 @@ def test_a_node_that_overran_locally_keeps_others_out_until_it_returns() -> None
     with pytest.raises(NodeFailed, match=r"node 1 on 'query.hang' overran and still runs"):
         canonical(other).send_and_receive([message(1, "count")])
     strange_nodes.release.set()
-    while overran():
-        time.sleep(0.01)
+    until(lambda: overran() is None)
     (reply,) = other.send_and_receive([message(1, "count")])
     assert not reply.has_error()
 

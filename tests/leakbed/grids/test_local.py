@@ -11,6 +11,7 @@ from leakbed.grids import LocalGrid
 from leakbed.grids.deadlines import overran
 from tests import strange_nodes
 from tests.strange_nodes import message, said
+from tests.waiting import until
 
 
 @pytest.fixture(autouse=True)
@@ -76,8 +77,7 @@ def test_a_pushed_message_whose_time_passes_is_an_error_and_not_awaited() -> Non
         replies = list(grid.pull_messages(ids))
     finally:
         strange_nodes.release.set()
-    while overran():
-        time.sleep(0.01)
+    until(lambda: overran() is None)
     assert [reply.error.code for reply in replies] == [NODE_UNAVAILABLE] * 2
     assert replies[0].error.reason == "no reply within 0.1 s"
     assert [r.metadata.src_node_id for r in replies] == [1, 2]

@@ -28,6 +28,7 @@ from leakbed.grids.ray_workers import (
 )
 from tests import strange_nodes
 from tests.strange_nodes import message, said
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[3]
 
@@ -103,9 +104,12 @@ def test_a_large_shared_record_is_stored_once(
 def test_push_and_pull_give_each_reply_once(grid: RayGrid) -> None:
     first, second = grid.push_messages([message(1, "count"), message(2, "count")])
     found: list[int] = []
-    while len(found) < 2:
-        found += [said(reply)["node"] for reply in grid.pull_messages([first, second, "unknown"])]
-        time.sleep(0.01)
+
+    def both() -> bool:
+        found.extend(said(r)["node"] for r in grid.pull_messages([first, second, "unknown"]))
+        return len(found) == 2
+
+    until(both)
     assert sorted(found) == [1, 2]
     assert list(grid.pull_messages([first, second])) == []
 
