@@ -22,13 +22,12 @@ from torch import Tensor, nn
 from clients.cell import TrainingPlan
 from defenses import DEFENSES
 from experiments.replaying import bottom_before
-from experiments.stacks import sent_law
 from leakbed.contracts import Defense, Evidence, Protects, Seat, ThreatModel
 from leakbed.events import Phase, SmashedUp
 from leakbed.models import DETERMINISTIC, Architecture
-from leakbed.noise_laws import Clean, Law, floating
+from leakbed.noise_laws import Clean, Law, NoCeilingError, floating, sent_law
 from leakbed.oracle.answer_key import AnswerKey
-from leakbed.oracle.ceiling import Messages, NoCeilingError, beliefs, cap, ceiling, flat
+from leakbed.oracle.ceiling import Messages, beliefs, cap, ceiling, flat
 from leakbed.oracle.local_training import LocalTraining, Optimiser
 from leakbed.oracle.noise_checks import Finding, check_hits, check_noise
 from leakbed.seeds import derive, generator, scoped
@@ -268,6 +267,8 @@ class _Game:
         self._attacked = {row for target in targets for row in self._rows_behind(target)}
         self._residuals: list[Tensor] = []
         self._clear: list[bool] = []
+        self._checked: set[tuple[Any, ...]] = set()
+        self._bottoms: dict[tuple[Any, ...], nn.Module] = {}
 
     def update(self, target: Target) -> Message:
         """Return the ceiling of one update, for one of the rows behind it."""
@@ -305,13 +306,13 @@ class _Game:
 
     def row(self, target: Target) -> Message:
         """Return the ceiling of one smashed row."""
-        run, key = self._run, self._run.key
+        key = self._run.key
         testing = target.phase == Phase.EVALUATE
         images, labels = (key.test_images, key.test_labels) if testing else (key.images, key.labels)
         (own,) = self._rows_behind(target)
         chosen = self._candidates(own, len(images), guesses=1)
         event = self._event(target)
-        bottom = bottom_before(run, target)
+        bottom = self._bottom(target)
         smashed = torch.from_numpy(event.smashed)
         self._refuse_memory(len(chosen), smashed[0].numel())
         if testing or (_by_row(bottom) and all(each.row_wise for each in self._of_smashed())):
@@ -349,6 +350,14 @@ class _Game:
                 "differential privacy does not cover it."
             )
         return [*found, hits]
+
+    def _bottom(self, target: Target) -> nn.Module:
+        """Return the bottom of a message; rows of one batch share it, and so do all test rows."""
+        testing = target.phase == Phase.EVALUATE
+        place = (target.round,) if testing else (target.round, target.node, target.step)
+        if place not in self._bottoms:
+            self._bottoms[place] = bottom_before(self._run, target)
+        return self._bottoms[place]
 
     def _alone(self, bottom: nn.Module, images: Tensor) -> Messages:
         with torch.no_grad():
@@ -413,7 +422,7 @@ class _Game:
             messages, guesses=sorted({1, guesses}), draws=self._draws, stream=stream, truths=truths
         )
         believed = beliefs(messages, seen, clear=clear)[0]
-        self._keep_residual(messages, seen)
+        self._keep_residual(messages, seen, target)
         mu, best = messages.mu, found[guesses]
         return Message(
             node=target.node,
@@ -434,9 +443,11 @@ class _Game:
             used_before=self._used_before(target),
         )
 
-    def _keep_residual(self, messages: Messages, seen: Tensor) -> None:
-        if messages.family != "normal":
-            return
+    def _keep_residual(self, messages: Messages, seen: Tensor, target: Target) -> None:
+        place = target.phase, target.node, target.round, target.step, tuple(seen[0, :8].tolist())
+        if messages.family != "normal" or place in self._checked:
+            return  # a whole batch is one message, whichever of its rows is attacked
+        self._checked.add(place)
         scale = messages.scales[0].repeat_interleave(torch.tensor(messages.sizes))
         self._residuals.append((seen[0].double() - messages.means[0].double()) / scale)
 

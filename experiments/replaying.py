@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from experiments.stacks import sent_law
 from leakbed.contracts import Defense, Protects
 from leakbed.events import Array, CutGradientDown, Phase, SmashedUp
-from leakbed.noise_laws import Channel, Clean
-from leakbed.oracle.ceiling import NoCeilingError
+from leakbed.noise_laws import Channel, Clean, NoCeilingError, sent_law
 from leakbed.seeds import derive, scoped
 from leakbed.targets import Target
 from leakbed.tensors import load, view
@@ -91,7 +89,7 @@ class _Replay:
                 own = sorted((e for e in batches if e.node == node), key=lambda e: e.step)
                 if (found := self._round(node, round_, own, gradients)) is not None:
                     return found
-                    ends.append((sum(len(e.smashed) for e in own), self._last))
+                ends.append((sum(len(e.smashed) for e in own), self._last))
                 if not self._merged:
                     self._state = self._last
             if self._merged:

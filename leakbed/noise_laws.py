@@ -6,17 +6,21 @@ recorded noise is what the law says. A law is of one message; the first axis of 
 of a cut gradient is its rows. Weights have no rows.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from leakbed.defending import Protects
+from leakbed.defending import Defense, Protects
 
 Arrays = Mapping[str, Tensor]
 """By name; a smashed batch and a cut gradient are one array under the name of their kind."""
+
+
+class NoCeilingError(ValueError):
+    """There is no ceiling for a message; says what is missing."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -133,3 +137,43 @@ def alike(mean: Arrays, deviation: float | Tensor, *, radius: float | None = Non
 def floating(arrays: Arrays) -> dict[str, Tensor]:
     """Return the arrays that hold fractions; counters are sent as they are and say nothing."""
     return {name: value for name, value in arrays.items() if value.is_floating_point()}
+
+
+def sent_law(defences: Sequence[Defense], clean: Clean) -> Law:
+    """Return how what is sent is distributed, behind all of a sender's defences.
+
+    What has no noise is a part of the message's computation; at most the last defence may have
+    noise, since a function of noise has no law that is stated here.
+
+    Args:
+        defences: In their order; those of other messages are passed over.
+        clean: As it is computed.
+
+    Returns:
+        The law.
+
+    Raises:
+        NoCeilingError: If a defence does not state its law, or stands behind noise.
+    """
+    law: Law = Fixed(mean=clean.arrays)
+    noisy = ""
+    for defence in defences:
+        if clean.kind not in defence.protects:
+            continue
+        if noisy:
+            raise NoCeilingError(
+                f"no ceiling: {defence.name} changes what {noisy} has noised, and the law of that "
+                "is not known; put it before, or leave one of them out"
+            )
+        made = defence.law(clean)
+        if made is None:
+            raise NoCeilingError(
+                f"no ceiling: {defence.name} does not state the law of its noise for this message; "
+                "give it a method law(clean)"
+            )
+        law = made
+        if isinstance(law, Fixed):
+            clean = replace(clean, arrays=law.mean)
+        elif not isinstance(law, Channel):
+            noisy = defence.name
+    return law

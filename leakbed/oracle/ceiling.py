@@ -26,19 +26,27 @@ from jaxtyping import Float, Int
 from scipy.stats import norm
 from torch import Tensor
 
-from leakbed.noise_laws import Arrays, Axial, Channel, Fixed, Laplace, Law, Normal
+from leakbed.noise_laws import (
+    Arrays,
+    Axial,
+    Channel,
+    Fixed,
+    Laplace,
+    Law,
+    NoCeilingError,
+    Normal,
+)
 from leakbed.seeds import generator
 
 Family = Literal["fixed", "normal", "laplace", "axial"]
 
+_FAMILIES: Mapping[type, Family] = dict(
+    zip((Fixed, Normal, Laplace, Axial), ("fixed", "normal", "laplace", "axial"), strict=True)
+)
 _ROUNDING = 8 * torch.finfo(torch.float32).eps  # of a message, relative to its norm
 _CLEAR = 1e-6  # of a number sent in the clear, relative: some units in the last place
 _CHUNK = 4096  # entries at once, so that sums over long messages are in double precision
 _BATCH = 1000  # drawn messages at once
-
-
-class NoCeilingError(ValueError):
-    """There is no ceiling for a message; says what is missing."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -232,7 +240,7 @@ def ceiling(
     chosen = torch.arange(len(messages)) if truths is None else truths
     weights = torch.ones(len(messages), dtype=torch.float64) if prior is None else prior.double()
     log_prior = weights.log()
-    scored = _Scored.of(messages, level=level, coordinates=coordinates)
+    scored = _scored(messages, level=level, coordinates=coordinates)
     random = generator(stream)
     masses: dict[int, list[Tensor]] = {length: [] for length in guesses}
     named: dict[int, list[Tensor]] = {length: [] for length in guesses}
@@ -375,24 +383,16 @@ def points(messages: Messages) -> Points:
     return Points(places=vectors[:, kept] * values[kept].sqrt())
 
 
-class _Scored:
-    """Log-likelihoods of all candidates under messages drawn from some of them."""
-
-    def drawn(
-        self, truths: Int[Tensor, " drawn"], random: torch.Generator
-    ) -> Float[Tensor, " drawn candidates"]:
-        """Draw one message for each truth, and return what it says of every candidate."""
-        raise NotImplementedError
-
-    @staticmethod
-    def of(messages: Messages, *, level: float, coordinates: Points | None) -> "_Scored":
-        """Return the cheaper of the two ways that is exact."""
-        if messages.equal_noise:
-            return _InPlane(messages, coordinates or points(messages), level=level)
-        return _Direct(replace(messages, scales=messages.scales * level))
+def _scored(
+    messages: Messages, *, level: float, coordinates: Points | None
+) -> "_InPlane | _Direct":
+    """Return the cheaper way that is exact to draw messages and score all candidates."""
+    if messages.equal_noise:
+        return _InPlane(messages, coordinates or points(messages), level=level)
+    return _Direct(replace(messages, scales=messages.scales * level))
 
 
-class _InPlane(_Scored):
+class _InPlane:
     def __init__(self, messages: Messages, coordinates: Points, *, level: float) -> None:
         self._places, self._level = coordinates.places / level, level
         self._clear = messages.clear
@@ -411,7 +411,7 @@ class _InPlane(_Scored):
         return scores.double().masked_fill(~allowed, -torch.inf)
 
 
-class _Direct(_Scored):
+class _Direct:
     def __init__(self, messages: Messages) -> None:
         self._messages = messages
 
@@ -562,13 +562,7 @@ def _columns(sizes: Sequence[int]) -> Iterator[slice]:
 
 
 def _family(law: Law) -> Family:
-    kinds: Mapping[type, Family] = {
-        Fixed: "fixed",
-        Normal: "normal",
-        Laplace: "laplace",
-        Axial: "axial",
-    }
-    return kinds[type(law)]
+    return _FAMILIES[type(law)]
 
 
 def _blocks(law: Law) -> tuple[tuple[int, ...], Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from leakbed.models import DETERMINISTIC
-from leakbed.oracle.ceiling import NoCeilingError
+from leakbed.noise_laws import NoCeilingError
 from leakbed.seeds import scoped
 
 Weights = dict[str, Tensor]

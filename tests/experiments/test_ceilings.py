@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from experiments.ceilings import ceiling_of_run
 from experiments.runner import run
 from leakbed.commands import app
+from leakbed.noise_laws import NoCeilingError
 from leakbed.oracle.answer_key import AnswerKeyError
-from leakbed.oracle.ceiling import NoCeilingError
 from leakbed.targets import MisfitError
 
 FEW: dict[str, Any] = {"candidates": 60, "targets": 6, "draws": 4}

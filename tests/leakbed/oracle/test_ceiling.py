@@ -7,10 +7,9 @@ import torch
 from scipy.integrate import quad
 from scipy.stats import binom, norm
 
-from leakbed.noise_laws import Axial, Channel, Fixed, Laplace, Normal, alike
+from leakbed.noise_laws import Axial, Channel, Fixed, Laplace, NoCeilingError, Normal, alike
 from leakbed.oracle.ceiling import (
     Messages,
-    NoCeilingError,
     beliefs,
     budget_cap,
     cap,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from leakbed.oracle.ceiling import NoCeilingError
+from leakbed.noise_laws import NoCeilingError
 from leakbed.oracle.local_training import LocalTraining, Optimiser
 from tests import tiny
 
