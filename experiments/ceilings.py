@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from clients.cell import TrainingPlan
 from defenses import DEFENSES
-from experiments.replaying import bottom_before
+from experiments.replaying import bottom_before, following
 from leakbed.contracts import Defense, Evidence, Protects, Seat, ThreatModel
 from leakbed.events import Phase, SmashedUp
 from leakbed.models import DETERMINISTIC, Architecture
@@ -152,6 +152,7 @@ def ceiling_of_run(
     candidates: int = 1000,
     draws: int = 4,
     seed: int = 0,
+    later: bool = False,
 ) -> RunCeiling:
     """Return the ceilings of a recorded run's attacked messages.
 
@@ -163,6 +164,8 @@ def ceiling_of_run(
         candidates: Among how many rows, or all there are.
         draws: Of the noise, for each candidate.
         seed: Of those draws.
+        later: Whether the guesser also reads the node's later messages of the round, which follow
+            from weights that the row has moved.
 
     Returns:
         They, and what the check of the recorded noise found.
@@ -180,7 +183,9 @@ def ceiling_of_run(
     evidences = Evidences.of(recorded.trace, collect)
     threat = _UPDATE if evidences.updates else _SMASHED
     chosen = pick_targets(evidences, threat, when=when, count=targets)
-    game = _Game(recorded, evidences, chosen, candidates=candidates, draws=draws, seed=seed)
+    game = _Game(
+        recorded, evidences, chosen, candidates=candidates, draws=draws, seed=seed, later=later
+    )
     messages = [game.update(at) if evidences.updates else game.row(at) for at in chosen]
     return RunCeiling(messages=messages, findings=game.findings(messages), notes=game.notes)
 
@@ -260,7 +265,9 @@ class _Game:
         candidates: int,
         draws: int,
         seed: int,
+        later: bool,
     ) -> None:
+        self._following = later
         self.notes: list[str] = []
         self._run, self._evidences = recorded, evidences
         self._count, self._draws, self._seed = candidates, draws, seed
@@ -312,6 +319,18 @@ class _Game:
         (own,) = self._rows_behind(target)
         chosen = self._candidates(own, len(images), guesses=1)
         event = self._event(target)
+        if self._following and not testing:
+            laws, sent = following(self._run, target, chosen)
+            messages, clear = self._labelled(Messages.of(laws), labels[chosen], event, target)
+            return self._message(
+                target,
+                messages,
+                sent.unsqueeze(0),
+                clear=clear,
+                guesses=1,
+                place=int(target.row or 0),
+                labels=labels[chosen],
+            )
         bottom = self._bottom(target)
         smashed = torch.from_numpy(event.smashed)
         self._refuse_memory(len(chosen), smashed[0].numel())

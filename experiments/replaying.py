@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from leakbed.contracts import Defense, Protects
 from leakbed.events import Array, CutGradientDown, Phase, SmashedUp
-from leakbed.noise_laws import Channel, Clean, NoCeilingError, sent_law
+from leakbed.noise_laws import Channel, Clean, Law, NoCeilingError, sent_law, together
 from leakbed.seeds import derive, scoped
 from leakbed.targets import Target
 from leakbed.tensors import load, view
@@ -19,6 +21,7 @@ from strategies import PROTOCOLS
 if TYPE_CHECKING:
     from experiments.ceilings import Recorded
 
+_SMASHED = Protects.SMASHED
 _MERGED = {"splitfed-v1", "splitfed-v2"}  # bottoms are averaged by rows when a round ends
 
 
@@ -45,7 +48,61 @@ def bottom_before(run: Recorded, target: Target) -> nn.Module:
             )
         load(bottom, {name: run.key.bottom[name] for name in bottom.state_dict()})
         return bottom.eval()
-    return _Replay(run, target).bottom
+    return _Replay(run, target).reached[0]
+
+
+def following(
+    run: Recorded, target: Target, candidates: Int[Tensor, " candidates"]
+) -> tuple[list[Law], Float[Tensor, " entries"]]:
+    """Return what candidates would send from a row's message to the end of the round.
+
+    Every candidate has a bottom and an optimiser of its own, stepped with the recorded gradients.
+
+    Args:
+        run: The recorded run.
+        target: One of its smashed rows, of training.
+        candidates: Rows of the answer key's images that take its place.
+
+    Returns:
+        The law of the node's messages together, for each candidate; and what was recorded.
+    """
+    bottom, optimiser = _Replay(run, target).reached
+    events = [
+        each
+        for each in run.trace.events(SmashedUp, CutGradientDown, round_=target.round)
+        if each.node == target.node and each.step >= target.step
+    ]
+    batches = sorted(
+        (e for e in events if isinstance(e, SmashedUp) and e.phase == Phase.TRAIN),
+        key=lambda event: event.step,
+    )
+    gradients = {e.step: e.gradient for e in events if isinstance(e, CutGradientDown)}
+    order, place = run.key.order, (target.node, target.round)
+    own = order[*place, target.step][int(target.row or 0)]
+    laws: list[Law] = []
+    for candidate in candidates.tolist():
+        mine, kept = copy.deepcopy(bottom), copy.deepcopy(optimiser.state_dict())
+        steps = run.plan.optimiser(mine.parameters())
+        steps.load_state_dict(kept)
+        made = []
+        for event in batches:
+            rows = torch.tensor(order[*place, event.step])
+            rows = torch.where(rows == own, candidate, rows)
+            with scoped(_forward(run, target.node, target.round, event.step)):
+                smashed = mine(run.key.images[rows])
+            clean = Clean(kind=_SMASHED, arrays={_SMASHED: smashed.detach()})
+            made.append(sent_law(run.defences, clean))
+            if event.step in gradients and event is not batches[-1]:
+                steps.zero_grad()
+                _sent(run.defences, smashed).backward(view(gradients[event.step]))
+                steps.step()
+        laws.append(together(made))
+    return laws, torch.cat([torch.from_numpy(e.smashed).flatten() for e in batches])
+
+
+def _forward(run: Recorded, node: int, round_: int, step: int) -> int:
+    """Return the stream of a node's forward pass, of which dropout draws."""
+    return derive(run.node_stream(node) or 0, f"forward/{round_}/{step}")
 
 
 class _Replay:
@@ -69,9 +126,9 @@ class _Replay:
         self._kept: dict[int, dict[str, object]] = {}  # momenta by node
         first = run.architecture.parts(derive(run.key.seed, "victim-init")).bottom
         self._state = {name: value.clone() for name, value in first.state_dict().items()}
-        self.bottom = self._found()
+        self.reached = self._found()
 
-    def _found(self) -> nn.Module:
+    def _found(self) -> tuple[nn.Module, torch.optim.Optimizer]:
         for round_ in range(1, self._target.round + 1):
             events = list(self._run.trace.events(SmashedUp, CutGradientDown, round_=round_))
             batches = [e for e in events if isinstance(e, SmashedUp) and e.phase == Phase.TRAIN]
@@ -106,7 +163,7 @@ class _Replay:
         round_: int,
         batches: Sequence[SmashedUp],
         gradients: Mapping[tuple[int, int], Array],
-    ) -> nn.Module | None:
+    ) -> tuple[nn.Module, torch.optim.Optimizer] | None:
         """Step one node's bottom through a round; return it if the target is reached."""
         run, target = self._run, self._target
         bottom = run.architecture.bottom(0)
@@ -115,12 +172,11 @@ class _Replay:
         optimiser = run.plan.optimiser(bottom.parameters())
         if run.plan.optimizer_state == "kept" and node in self._kept:
             optimiser.load_state_dict(self._kept[node])
-        stream = run.node_stream(node) or 0
         for event in batches:
             if (node, round_, event.step) == (target.node, target.round, target.step):
-                return bottom
+                return bottom, optimiser
             rows = torch.tensor(run.key.order[node, round_, event.step])
-            with scoped(derive(stream, f"forward/{round_}/{event.step}")):
+            with scoped(_forward(run, node, round_, event.step)):
                 made = bottom(run.key.images[rows])
             optimiser.zero_grad()
             sent = _sent(run.defences, made)
@@ -133,7 +189,7 @@ class _Replay:
 
 def _sent(defences: Sequence[Defense], made: Tensor) -> Tensor:
     """Return what is sent but for the noise, with its graph, as nodes learn through defences."""
-    kind = Protects.SMASHED
+    kind = _SMASHED
     for defence in defences:
         if kind not in defence.protects or defence.straight_through:
             continue

@@ -177,3 +177,35 @@ def sent_law(defences: Sequence[Defense], clean: Clean) -> Law:
         elif not isinstance(law, Channel):
             noisy = defence.name
     return law
+
+
+def together(laws: Sequence[Law]) -> Law:
+    """Return the law of several messages with noise of their own, read together.
+
+    Args:
+        laws: All without noise, or all of normal noise.
+
+    Returns:
+        Of one message that holds them all, under their names with their numbers.
+
+    Raises:
+        NoCeilingError: If they are of other laws.
+    """
+    means = {
+        f"{number}/{name}": value
+        for number, law in enumerate(laws)
+        if not isinstance(law, Channel)
+        for name, value in law.mean.items()
+    }
+    if all(isinstance(law, Fixed) for law in laws):
+        return Fixed(mean=means)
+    normal = [law for law in laws if isinstance(law, Normal)]
+    if len(normal) < len(laws):
+        kinds = ", ".join(sorted({type(law).__name__ for law in laws}))
+        raise NoCeilingError(f"no ceiling: messages of laws {kinds} are not read together here")
+    sizes = {
+        f"{number}/{name}": size
+        for number, law in enumerate(normal)
+        for name, size in law.deviation.items()
+    }
+    return Normal(mean=means, deviation=sizes)

@@ -2,15 +2,19 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 from typer.testing import CliRunner
 
+from defenses import SmashedNoise
 from experiments.ceilings import ceiling_of_run
 from experiments.runner import run
 from leakbed.commands import app
+from leakbed.contracts import DefenseState
 from leakbed.noise_laws import NoCeilingError
 from leakbed.oracle.answer_key import AnswerKeyError
 from leakbed.targets import MisfitError
@@ -90,6 +94,41 @@ def test_without_noise_everything_is_named_and_the_loss_is_in_the_message(tmp_pa
     found = ceiling_of_run(folder, **FEW)
     assert found.value == pytest.approx(1.0)
     assert all(each.hit for each in found.messages)
+
+
+def test_a_loss_in_the_clear_beside_a_claim_is_flagged(
+    fedavg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("leakbed.mods._keep_counts_alone", lambda records: None)
+    private = {"name": "weight-noise", "scale": 0.3, "form": "corrected", "clip": 0.1}
+    folder = recorded(tmp_path, {"name": "fedavg", "rounds": 1}, **private)
+    found = ceiling_of_run(folder, **FEW)
+    (over,) = [each for each in found.findings if not each.sound]
+    assert over.check == "ceiling under the claim's cap"
+    assert any("loss travels beside" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("fault", ["repeated", "one stream", "too loud"])
+def test_planted_faults_of_the_noise_are_flagged(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = SmashedNoise.protect_smashed
+
+    def planted(self: SmashedNoise, state: DefenseState, smashed: Tensor) -> Any:
+        if fault == "repeated":
+            state = replace(state, messages=0)
+        if fault == "one stream":
+            state = replace(state, stream=1)
+        louder = replace(self, sigma=1.05 * self.sigma) if fault == "too loud" else self
+        return honest(louder, state, smashed)
+
+    monkeypatch.setattr(SmashedNoise, "protect_smashed", planted)
+    own = {"name": "vanilla-split", "local_steps": 6}
+    folder = recorded(tmp_path, own, name="smashed-noise", sigma=0.5)
+    # All first rows of the nodes' batches: the same place in several messages.
+    findings = ceiling_of_run(folder, collect="first", **{**FEW, "targets": 40}).findings
+    caught = {each.check for each in findings if not each.sound}
+    assert caught == {"variance" if fault == "too loud" else "noise of two messages"}
 
 
 def test_a_gap_is_named_and_no_number_given(split: Path, fedavg: Path, tmp_path: Path) -> None:
