@@ -134,7 +134,9 @@ class RunCeiling:
             f"Ceiling {self.value:.3f} (s.e. {self.error:.3f}) over {len(self.messages)} messages: "
             f"a list of {first.guesses} among {first.candidates} candidates; chance "
             f"{first.chance:.3f}.",
-            f"Seat: {self.seat}. Told: {self.told}.",
+            f"Seat: {self.seat}. Round {first.round}. Told: {self.told}.",
+            f"Used before: the rows of {sum(each.used_before for each in self.messages)} messages; "
+            "their ceilings are given weights that the row already moved.",
             f"Per record: named with chance {named[0]:.2f} to {named[-1]:.2f}, median "
             f"{named[len(named) // 2]:.2f}.",
         ]
