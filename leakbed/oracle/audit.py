@@ -101,7 +101,7 @@ def audit(defence: Defense, *, draws: int | None = None, stream: int = 0) -> lis
             _scores(defence, kind, signs, swapped=swapped, count=count, stream=stream)
             for swapped in (False, True)
         ]
-        found = epsilon_of(_told_apart(*scores), delta=delta)
+        found = certain(*scores, delta=delta)
         audits.append(
             Audit(
                 name=defence.name,
@@ -113,6 +113,22 @@ def audit(defence: Defense, *, draws: int | None = None, stream: int = 0) -> lis
             )
         )
     return audits
+
+
+def certain(
+    first: Float[Tensor, " draws"], second: Float[Tensor, " draws"], *, delta: float
+) -> float:
+    """Return an epsilon that a mechanism exceeds, from scores of its messages on two inputs.
+
+    Args:
+        first: How strongly messages of the first input speak for it.
+        second: Of messages of the second, of the same score.
+        delta: In (0, 1).
+
+    Returns:
+        At least 0; no better than the score.
+    """
+    return epsilon_of(_told_apart(first.double(), second.double()), delta=delta)
 
 
 def epsilon_of(mu: float, *, delta: float) -> float:

@@ -10,14 +10,16 @@ from defenses import (
     DEFENSES,
     DPSGD,
     DPCutGradient,
+    GradientCompression,
     IsoNoise,
     LabelDP,
     LocalDP,
     SmashedNoise,
     WeightNoise,
 )
-from leakbed.contracts import Defense, DefenseState
-from leakbed.oracle.audit import Audit, NoAuditError, audit, epsilon_of, mu_of
+from leakbed.contracts import Defense, DefenseState, Protects
+from leakbed.noise_laws import Clean, Normal, sent_law
+from leakbed.oracle.audit import Audit, NoAuditError, audit, certain, epsilon_of, mu_of
 
 CLAIMS: dict[str, tuple[Defense, ...]] = {
     "dp-cut-gradient": (DPCutGradient(epsilon=1.0), DPCutGradient(epsilon=8.0, horizon=3)),
@@ -93,6 +95,53 @@ def test_the_published_form_of_label_dp_has_no_epsilon() -> None:
     assert found.found > 5
     (corrected,) = audit(LabelDP(mechanism="rr-with-prior", prior=prior))
     assert corrected.holds
+
+
+def test_a_sample_that_is_twice_in_a_batch_exceeds_what_dp_sgd_claims() -> None:
+    defence = DPSGD(epsilon=4.0, rate=1.0, steps=1)
+
+    def scores(times: int, *, stream: int) -> Tensor:
+        rows = torch.zeros(4, 2)
+        rows[:times, 0] = 1e4
+        states = [DefenseState(stream=stream + draw) for draw in range(4000)]
+        sent = [defence.protect_weight_gradients(each, {"w": rows})[1]["w"][0] for each in states]
+        return torch.stack(sent)
+
+    absent = scores(0, stream=0)
+    assert 0.5 < certain(scores(1, stream=10_000), absent, delta=1e-5) <= 4.0
+    assert certain(scores(2, stream=20_000), absent, delta=1e-5) > 4.0
+
+
+def test_compression_over_the_batch_before_noise_lets_one_row_move_others() -> None:
+    """Which is why the harness refuses it; ranked within each row, the claim holds."""
+    noise, others = DPCutGradient(epsilon=1.0), 31
+    entries = 1 + others
+    dense, sparse = torch.zeros(2, 1 + others, entries)
+    dense[:, 0] = sparse[:, 0] = 10.0  # what the other rows would send, if there is room
+    dense[0], sparse[0] = 1e4, 0.0
+    sparse[0, 0] = -1e4  # one entry, and so the other rows send theirs
+
+    def found(per: str) -> float:
+        before = GradientCompression(per=per, ratio=1 / entries)
+        pair = []
+        for start, rows in ((0, dense), (10_000, sparse)):
+            sent = []
+            for draw in range(4000):
+                state = DefenseState(stream=start + draw)
+                given = before.protect_cut_gradient(state, rows)[1]
+                sent.append(noise.protect_cut_gradient(state, given)[1])
+            pair.append(torch.stack(sent).flatten(1))
+        laws = [sent_law([before, noise], clean(rows)) for rows in (dense, sparse)]
+        means = [law.mean[Protects.CUT_GRADIENT] for law in laws if isinstance(law, Normal)]
+        line = (means[0] - means[1]).flatten()
+        return certain(pair[0] @ line, pair[1] @ line, delta=noise.delta)
+
+    assert found("sample") <= 1.0
+    assert found("batch") > 1.0
+
+
+def clean(rows: Tensor) -> Clean:
+    return Clean(kind=Protects.CUT_GRADIENT, arrays={Protects.CUT_GRADIENT: rows})
 
 
 def test_what_claims_nothing_is_not_audited() -> None:
