@@ -1,0 +1,298 @@
+"""An audit of a defence's claim: an epsilon that the mechanism certainly exceeds.
+
+A mechanism is given one of two adjacent worst inputs, and a score tells which from what it sends.
+Two messages are drawn a time: with equal inputs, where noise that is too small or does not compose
+shows, and with inputs that alternate, where noise that is used again cancels in the difference. The
+threshold is chosen on one half of the draws and judged on the other, by one-sided Clopper-Pearson
+bounds, so that the epsilon found is exceeded but for a chance of one in a thousand.
+
+Source: Nasr et al. "Tight Auditing of Differentially Private Machine Learning", USENIX Security
+2023, https://arxiv.org/abs/2302.07956, for the bound by Gaussian differential privacy.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import exp, inf, log, sqrt
+
+import torch
+from jaxtyping import Float
+from scipy.optimize import brentq
+from scipy.stats import beta, norm
+from torch import Tensor
+
+from leakbed.contracts import Defense, DefenseState, Protects
+from leakbed.noise_laws import Clean, Normal
+
+_SURE = 0.9995  # of each of two rates
+_MESSAGES = 2
+_ENTRIES = 4
+_FAR = 1e4  # times a clipping norm: what is clipped ends on it
+
+
+class NoAuditError(ValueError):
+    """A defence claims nothing that can be audited; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """What an audit of one mechanism found.
+
+    Attributes:
+        name: The defence's.
+        inputs: ``"equal"`` or ``"alternating"`` in the two messages, or ``"one label"``.
+        claimed: Epsilon of what was drawn, by the defence's claim.
+        found: An epsilon that the mechanism exceeds.
+        delta: Of both.
+        draws: How many of each input.
+    """
+
+    name: str
+    inputs: str
+    claimed: float
+    found: float
+    delta: float
+    draws: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether the claim was not refuted."""
+        return self.found <= self.claimed
+
+    def __str__(self) -> str:
+        verdict = "holds" if self.holds else "is REFUTED"
+        return (
+            f"{self.name}, {self.inputs} inputs: the claim {verdict}: epsilon {self.claimed:.3g} "
+            f"claimed, at least {self.found:.3g} found (delta {self.delta:g}, {self.draws} draws)"
+        )
+
+
+def audit(defence: Defense, *, draws: int | None = None, stream: int = 0) -> list[Audit]:
+    """Return what audits of a defence's claim found.
+
+    Args:
+        defence: With the settings to be audited.
+        draws: Of each input; None for 100,000 rows or labels, or 4,000 updates.
+        stream: Of the defence's noise.
+
+    Returns:
+        One for each kind of input.
+
+    Raises:
+        NoAuditError: If it claims nothing, or not of a message.
+    """
+    if not defence.claiming:
+        raise NoAuditError(
+            f"{defence.name} claims no differential privacy under these settings, so there is "
+            "nothing to audit; set those under which it does"
+        )
+    (kind,) = defence.protects
+    if kind == Protects.LABELS:
+        return [_labels(defence, draws=draws or 100_000, stream=stream)]
+    if kind not in {Protects.UPDATE, Protects.SMASHED, Protects.CUT_GRADIENT}:
+        raise NoAuditError(
+            f"{defence.name} protects {kind}, which is no message; its steps are not audited here"
+        )
+    count = draws or (4000 if kind == Protects.UPDATE else 100_000)
+    mu, delta = _claimed(defence, kind)
+    claimed = epsilon_of(mu * sqrt(_MESSAGES), delta=delta)
+    audits = []
+    for inputs, signs in (("equal", (1, 1)), ("alternating", (1, -1))):
+        scores = [
+            _scores(defence, kind, signs, swapped=swapped, count=count, stream=stream)
+            for swapped in (False, True)
+        ]
+        found = certain(*scores, delta=delta)
+        audits.append(
+            Audit(
+                name=defence.name,
+                inputs=inputs,
+                claimed=claimed,
+                found=found,
+                delta=delta,
+                draws=count,
+            )
+        )
+    return audits
+
+
+def certain(
+    first: Float[Tensor, " draws"], second: Float[Tensor, " draws"], *, delta: float
+) -> float:
+    """Return an epsilon that a mechanism exceeds, from scores of its messages on two inputs.
+
+    Args:
+        first: How strongly messages of the first input speak for it.
+        second: Of messages of the second, of the same score.
+        delta: In (0, 1).
+
+    Returns:
+        At least 0; no better than the score.
+    """
+    return epsilon_of(_told_apart(first.double(), second.double()), delta=delta)
+
+
+def epsilon_of(mu: float, *, delta: float) -> float:
+    """Return the epsilon of mu-Gaussian DP at a delta.
+
+    Args:
+        mu: At least 0; infinite where two inputs are always told apart.
+        delta: In (0, 1).
+
+    Returns:
+        At least 0.
+    """
+    if mu == inf:
+        return inf
+    if mu <= 0 or _delta(0.0, mu) <= delta:
+        return 0.0
+    return float(brentq(lambda e: _delta(e, mu) - delta, 0.0, mu * mu + 40 * mu + 10))
+
+
+def mu_of(epsilon: float, *, delta: float) -> float:
+    """Return the mu whose Gaussian DP is (epsilon, delta).
+
+    Args:
+        epsilon: Above 0.
+        delta: In (0, 1).
+
+    Returns:
+        Above 0.
+    """
+    return float(brentq(lambda mu: _delta(epsilon, mu) - delta, 1e-6, epsilon + 50))
+
+
+def _delta(epsilon: float, mu: float) -> float:
+    first = norm.cdf(mu / 2 - epsilon / mu)
+    second = epsilon + norm.logcdf(-mu / 2 - epsilon / mu)
+    return float(first - exp(min(second, 700.0)))
+
+
+def _claimed(defence: Defense, kind: Protects) -> tuple[float, float]:
+    """Return the mu that a defence claims of one message, and the delta to say it at."""
+    delta = float(getattr(defence, "delta", 1e-5))
+    epsilon = getattr(defence, "epsilon", None)
+    if epsilon is not None:
+        return mu_of(float(epsilon), delta=delta) / sqrt(defence.covers or 1), delta
+    law = defence.law(_clean(kind, 1, _FAR))
+    if not isinstance(law, Normal) or law.radius is None:
+        raise NoAuditError(f"{defence.name} says no epsilon, and its law bounds no message")
+    apart = law.radius if kind == Protects.UPDATE else 2 * law.radius
+    return apart / float(next(iter(law.deviation.values()))), delta
+
+
+def _clean(kind: Protects, rows: int, place: float) -> Clean:
+    """Return a message far out on one axis, which a clipping norm brings back to it."""
+    if kind == Protects.UPDATE:
+        after = torch.zeros(_ENTRIES)
+        after[0] = place
+        return Clean(kind=kind, arrays={"w": after}, before={"w": torch.zeros(_ENTRIES)})
+    array = torch.zeros(rows, _ENTRIES)
+    array[:, 0] = place
+    return Clean(kind=kind, arrays={kind: array})
+
+
+def _scores(
+    defence: Defense,
+    kind: Protects,
+    signs: tuple[int, ...],
+    *,
+    swapped: bool,
+    count: int,
+    stream: int,
+) -> Float[Tensor, " draws"]:
+    """Return how strongly each draw's messages speak for the first input."""
+    send = _row_messages if kind != Protects.UPDATE else _updates
+    states = send(defence, kind, count, stream + swapped)
+    total = torch.zeros(count, dtype=torch.float64)
+    for at, sign in enumerate(signs):
+        first = (sign > 0) is not swapped
+        # Of an update presence is claimed: it is there or nothing is. Of a row, any other one.
+        place = _FAR if first else 0.0 if kind == Protects.UPDATE else -_FAR
+        total += sign * states(at, place).double()
+    return total
+
+
+Sender = Callable[[int, float], Tensor]
+
+
+def _row_messages(defence: Defense, kind: Protects, count: int, stream: int) -> Sender:
+    """All draws are rows of one message."""
+    state = defence.begin(stream)
+
+    def send(at: int, place: float) -> Tensor:
+        array = _clean(kind, count, place).array
+        here = DefenseState(stream=state.stream, messages=at, tensors=state.tensors)
+        hook = defence.protect_smashed if kind == Protects.SMASHED else defence.protect_cut_gradient
+        return hook(here, array)[1][:, 0].detach()
+
+    return send
+
+
+def _updates(defence: Defense, kind: Protects, count: int, stream: int) -> Sender:
+    """Every draw is a node of its own."""
+
+    def send(at: int, place: float) -> Tensor:
+        clean, sent = _clean(kind, 1, place), torch.empty(count)
+        for draw in range(count):
+            state = DefenseState(stream=stream * count * 10 + draw, messages=at)
+            sent[draw] = defence.protect_update(state, clean.before, clean.arrays)[1]["w"][0]
+        return sent
+
+    return send
+
+
+def _told_apart(first: Tensor, second: Tensor) -> float:
+    """Return a mu that the two inputs' scores certainly exceed."""
+    half = len(first) // 2
+    chosen, judged = (first[:half], second[:half]), (first[half:], second[half:])
+    thresholds = torch.cat(chosen).quantile(
+        torch.linspace(0.001, 0.999, 400, dtype=torch.float64)
+        if 2 * half <= 2**24
+        else torch.tensor([0.5])
+    )
+    best = max(thresholds.tolist(), key=lambda at: _lower(*chosen, at))
+    return _lower(*judged, best)
+
+
+def _lower(first: Tensor, second: Tensor, threshold: float) -> float:
+    right, wrong = int((first > threshold).sum()), int((second > threshold).sum())
+    return float(
+        norm.ppf(_least(right, len(first))) - norm.ppf(1 - _least(len(second) - wrong, len(second)))
+    )
+
+
+def _least(count: int, of: int) -> float:
+    """Return the one-sided Clopper-Pearson bound below a rate."""
+    return float(beta.ppf(1 - _SURE, count, of - count + 1)) if count else 0.0
+
+
+def _labels(defence: Defense, *, draws: int, stream: int) -> Audit:
+    """Audit labels answered at random: every pair of labels, every answer."""
+    prior = getattr(defence, "prior", ())
+    classes = len(prior) or 3
+    answers = torch.stack(
+        [
+            torch.bincount(
+                defence.noised_labels(stream + label, torch.full((draws,), label), classes=classes),
+                minlength=classes,
+            )
+            for label in range(classes)
+        ]
+    ).tolist()
+    sure = 1 - (1 - _SURE) / (classes**3)  # every pair and answer is looked at
+    found = 0.0
+    for one in answers:
+        for other in answers:
+            for mine, theirs in zip(one, other, strict=True):
+                low = float(beta.ppf(1 - sure, mine, draws - mine + 1)) if mine else 0.0
+                rest = draws - theirs
+                high = 1 - (float(beta.ppf(1 - sure, rest, theirs + 1)) if rest else 0.0)
+                found = max(found, log(low / high) if low > 0 else 0.0)
+    return Audit(
+        name=defence.name,
+        inputs="one label",
+        claimed=float(getattr(defence, "epsilon", inf)),
+        found=found,
+        delta=0.0,
+        draws=draws,
+    )
