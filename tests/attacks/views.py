@@ -20,6 +20,8 @@ QUICK: dict[str, dict[str, Any]] = {
     "similarity-transfer": {"partial": True, "epochs": 1},
     "exploit": {"steps": 3},
     "model-completion": {"steps": 3},
+    "fora": {"steps": 2},
+    "sdar": {"steps": 2},
     "unsplit": {"outer_steps": 2, "input_steps": 2, "model_steps": 2},
 }
 
