@@ -321,15 +321,7 @@ class SimulatedBottom:
         return state
 
     def guess(self, state: Simulation, smashed: Float[Tensor, " batch *cut"]) -> Guess:
-        """Decode a smashed batch.
-
-        Args:
-            state: As it stands.
-            smashed: Of any node.
-
-        Returns:
-            What was trained for: an image per row, a label per row, or both.
-        """
+        """Decode a smashed batch of any node: to an image per row, a label per row, or both."""
         rows = state.draws.like(smashed)
         images, labels, failed = None, None, ~rows.flatten(1).isfinite().all(1)
         with torch.no_grad():
@@ -427,8 +419,9 @@ class SimulatedBottom:
         owned = state.labels.cpu()
         same = [torch.nonzero(owned == label).flatten() for label in labels.cpu()]
         everyone = torch.arange(len(owned))
-        chosen = [_one_of(each if len(each) else everyone, state.chance) for each in same]
-        return torch.stack(chosen).to(state.draws.images.device)
+        pools = [each if len(each) else everyone for each in same]
+        drawn = [pool[torch.randint(len(pool), (), generator=state.chance)] for pool in pools]
+        return torch.stack(drawn).to(state.draws.images.device)
 
     def _step(
         self,
@@ -580,10 +573,6 @@ def _stepped(loss: Tensor, adam: Adam) -> Tensor:
     loss.backward()
     adam.step()
     return loss.detach()
-
-
-def _one_of(places: Int[Tensor, " some"], chance: torch.Generator) -> Int[Tensor, ""]:
-    return places[torch.randint(len(places), (), generator=chance)]
 
 
 def _critic(shape: tuple[int, ...]) -> nn.Sequential:
