@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from attacks.critic import EPSILON
 from attacks.feature_space_hijacking import SMALL, FeatureSpaceHijacking, Hijacked
-from leakbed.contracts import MissingKnowledgeError, Seat, UnfitViewError, View
+from leakbed.contracts import Knowledge, MissingKnowledgeError, Seat, UnfitViewError, View
 from leakbed.distance_correlation import corrected_correlation
 from leakbed.hijack import Hijack, rehearse
 from leakbed.seeds import derive, generator, scoped
