@@ -1,8 +1,8 @@
 """Split steps per second on every grid, beside a plain PyTorch loop of the same arithmetic.
 
 One node trains 784-256-10 or ``mnistnet`` with batches of 64 through Flower's types: on LocalGrid
-against a plain loop over the same batches in one process, and on RayGrid against Flower's
-Simulation Runtime. Eight nodes train ``mnistnet`` with SplitFed v1: on RayGrid with two workers
+against a plain loop over the same batches in one process; with a timeout against without one; and
+on RayGrid against Flower's Simulation Runtime. Eight nodes train ``mnistnet`` with SplitFed v1: on RayGrid with two workers
 against LocalGrid. Both sides of a line take turns, round by round, each in a process of its own.
 
 Run alone with ``python -m benchmarks.split_steps``, or by ``make bench``. One JSON object a line.
@@ -55,6 +55,7 @@ class Size:
         batch: Rows of each batch.
         optimizer: ``"sgd"`` or ``"adam"``.
         learning_rate: Its step size.
+        timeout: Seconds a node may take to answer; None for as long as it takes.
     """
 
     network: str = "784-256"
@@ -65,6 +66,7 @@ class Size:
     batch: int = 64
     optimizer: str = "sgd"
     learning_rate: float = 0.01
+    timeout: float | None = None
 
     @property
     def architecture(self) -> Architecture:
@@ -122,7 +124,7 @@ def serve(grid: Grid, size: Size, turns: Turns) -> None:
             evaluate_rounds=(),
             defences=(),
             defence_stream=0,
-            timeout=None,
+            timeout=size.timeout,
             device=torch.device("cpu"),
         )
     )
@@ -228,6 +230,9 @@ def main() -> None:
         size = Size(network=network)
         what = f"split steps, {network}, batch {size.batch}: LocalGrid / plain loop"
         show(compared(what, ("local", size), ("plain", size)))
+    usual = Size(timeout=3600.0)  # of settings that name none
+    what = f"split steps, 784-256, batch {usual.batch}: LocalGrid, usual timeout / none"
+    show(compared(what, ("local", usual), ("local", Size())))
     one, few = Size(), Size(steps=10)  # the runtime takes 0.1 s a step
     what = f"split steps, 784-256, batch {one.batch}: RayGrid / Flower's Simulation Runtime"
     show(compared(what, ("ray", one), ("flower", few)))

@@ -1,7 +1,9 @@
 """Waiting for an event, for tests of things that take their time."""
 
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -20,3 +22,25 @@ def running(process: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return state not in "ZX"
+
+
+@contextmanager
+def timer_in_use() -> Iterator[None]:
+    """Let somebody else use the system's timer, so that calls in time need a thread."""
+    before = signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def timer_free() -> Iterator[None]:
+    """Let nobody use the system's timer, as outside of tests; pytest-timeout's waits meanwhile."""
+    left, again = signal.setitimer(signal.ITIMER_REAL, 0)
+    before = signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, left, again)

@@ -13,10 +13,12 @@ from leakbed import __version__
 from leakbed.cli import main
 
 OVERRUN = """
-import atexit, sys, time
+import atexit, signal, sys, time
 from leakbed import commands
 from leakbed.cli import main
 from leakbed.grids.deadlines import CallThread
+
+signal.signal(signal.SIGALRM, signal.SIG_IGN)  # so that the call runs in a thread
 
 def app():
     try:

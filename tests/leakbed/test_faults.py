@@ -1,14 +1,16 @@
 """Expected errors have a code and lines; bugs keep their traceback."""
 
 import errno
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
 from leakbed.api import MissingTestbedError
 from leakbed.cards import CardError
-from leakbed.faults import BAD_INPUT, FAILED, INTERRUPTED, verdict
+from leakbed.faults import BAD_INPUT, FAILED, INTERRUPTED, naming_folder, verdict
 from leakbed.grids.failures import NodeFailed
 
 
@@ -64,6 +66,22 @@ def test_a_full_disk_under_safetensors_is_one_line() -> None:
     full = SafetensorError("Error while serializing: I/O error: No space left on device")
     assert verdict(full) == (FAILED, [f"error: {full}"])
     assert verdict(SafetensorError("Error while deserializing header")) is None
+
+
+def test_a_full_disk_names_the_folder_that_was_written_to(tmp_path: Path) -> None:
+    class SafetensorError(Exception):
+        pass
+
+    full = os.strerror(errno.ENOSPC)
+    for error in (OSError(errno.ENOSPC, full), SafetensorError(f"I/O error: {full}")):
+        with pytest.raises(OSError, match=full) as caught, naming_folder(tmp_path):
+            raise error
+        assert verdict(caught.value) == (FAILED, [f"error: {full}: {tmp_path}"])
+    for other in (OSError(errno.ENOSPC, full, "a/file"), OSError(errno.EPIPE, "x"), KeyError("x")):
+        with pytest.raises(type(other)) as passed, naming_folder(tmp_path):
+            raise other
+        assert passed.value is other
+        assert getattr(other, "filename", None) in {None, "a/file"}
 
 
 @pytest.mark.parametrize("bug", [ValueError("x"), TypeError("x"), RuntimeError("x"), KeyError("x")])

@@ -25,13 +25,20 @@ def test_a_trace_whose_recording_was_stopped_is_refused(tmp_path: Path) -> None:
         Trace(tmp_path / "trace")
 
 
-def test_a_trace_that_lacks_an_event_is_refused(tmp_path: Path) -> None:
+def no_memory(*_: object) -> None:
+    raise MemoryError("no room")
+
+
+def test_a_trace_that_lacks_an_event_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Though the tap goes on, as it does unless it is strict."""
     recorder = Recorder(tmp_path / "trace")
     recorder(EVENT)
-    objects = {"w": np.array([{}], dtype=object)}
-    with pytest.raises(Exception, match="object"):
-        recorder(WeightsDown(node=0, round=1, arrays=objects))
+    with monkeypatch.context() as patch:
+        patch.setattr("leakbed.trace.save", no_memory)
+        with pytest.raises(MemoryError, match="no room"):
+            recorder(WeightsDown(node=0, round=1, arrays={"w": X}))
     with pytest.raises(TraceError, match="is closed"):
         recorder(EVENT)
     recorder.close()
@@ -55,8 +62,9 @@ def test_a_trace_that_could_not_be_written_is_refused(
     recorder(EVENT)
     with monkeypatch.context() as patch:
         patch.setattr("leakbed.trace._write_private", full)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(OSError, match="No space") as caught:
             write(recorder)
+    assert caught.value.filename == str(tmp_path / "trace")
     recorder.close()
     with pytest.raises(TraceError, match="was aborted after 1 records: OSError"):
         Trace(tmp_path / "trace")

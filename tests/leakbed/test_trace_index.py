@@ -10,7 +10,8 @@ import pytest
 from leakbed.trace_index import FORMAT, VERSION, TraceError, parse
 
 HEADER: dict[str, Any] = {"format": FORMAT, "version": VERSION, "about": {}}
-RECORD: dict[str, Any] = {"number": 0, "kind": "failed", "node": 3, "round": 2, "arrays": {}}
+FIELDS: dict[str, Any] = {"node": 3, "round": 2, "message_type": "train", "reason": "late"}
+RECORD: dict[str, Any] = {"number": 0, "kind": "failed", **FIELDS, "arrays": {}}
 
 
 def index(*lines: dict[str, Any]) -> list[bytes]:
@@ -25,7 +26,7 @@ def index(*lines: dict[str, Any]) -> list[bytes]:
 def test_a_closed_index_gives_its_header_and_records() -> None:
     header, (record,) = parse(index(HEADER, RECORD, {"end": 1}), Path("trace"))
     assert header["about"] == {}
-    assert (record.kind, record.fields, record.arrays) == ("failed", {"node": 3, "round": 2}, {})
+    assert (record.kind, record.fields, record.arrays) == ("failed", FIELDS, {})
     assert str(record) == "record 0 (failed, node 3, round 2)"
 
 

@@ -16,6 +16,7 @@ from flwr.serverapp.strategy import Strategy
 from hypothesis import given
 from hypothesis import strategies as st
 
+from leakbed.flower_internals import with_content
 from leakbed.grid_wrapper import GridWrapper
 from leakbed.grids import Canonical, NodeFailed
 from leakbed.wire.messages import (
@@ -25,7 +26,7 @@ from leakbed.wire.messages import (
     SPLIT_EVALUATE,
     SPLIT_STEP,
 )
-from leakbed.wire.records import pack
+from leakbed.wire.records import copy_records, pack, unpack
 from strategies import PROTOCOLS
 from tests import parties, several_nodes, tiny, u_shaped
 from tests.hostile import ANY, ARRAYS, NUMBERS, fuzz
@@ -127,6 +128,28 @@ def test_a_node_that_answers_twice_is_named(case: str, kind: str) -> None:
     assert failed is not None
     assert (failed.node, failed.message_type) == (HOSTILE - 1, kind)
     assert failed.cause == "answered 2 times"
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("change", ["wider", "more channels", "flat"])
+def test_held_out_rows_of_another_shape_are_a_failure_of_their_node(case: str, change: str) -> None:
+    def reshaped(reply: Message) -> list[Message]:
+        records = copy_records(reply.content)
+        arrays = unpack(records["smashed"])
+        rows = arrays["smashed"]
+        axis = {"wider": rows.ndim - 1, "more channels": 1}.get(change)
+        if axis is None:
+            rows = rows[..., None] if rows.ndim == 2 else rows.reshape(len(rows), -1)
+        else:
+            rows = np.concatenate([rows, rows.take([0], axis)], axis)
+        records["smashed"] = pack({**arrays, "smashed": rows})
+        return [with_content(reply, records)]
+
+    failed = failure(case, SPLIT_EVALUATE, reshaped)
+    assert failed is not None
+    assert (failed.node, failed.message_type) == (HOSTILE - 1, SPLIT_EVALUATE)
+    assert "expected" in failed.cause
+    assert "shape" in failed.cause or " x " in failed.cause
 
 
 TYPES = st.sampled_from(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.serverapp import Grid
 
 from leakbed.events import Event, SmashedUp
 from leakbed.grids import NodeFailed
@@ -145,6 +146,25 @@ def test_an_evaluation_without_smashed_data_is_its_nodes_failure() -> None:
             test_labels=torch.zeros(6, dtype=torch.long),
             evaluate_rounds=(1,),
         )
+
+
+def test_who_trains_is_looked_up_in_one_pass_over_the_sampled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    passes: list[int] = []
+
+    class Sampled(list[int]):
+        def __iter__(self) -> Iterator[int]:
+            passes.append(len(self))
+            return super().__iter__()
+
+    def sampling(grid: Grid, *_: int) -> tuple[Sampled, list[int]]:
+        everyone = list(grid.get_node_ids())
+        return Sampled(everyone), everyone
+
+    monkeypatch.setattr("strategies.split_strategy.sample_nodes", sampling)
+    trained("splitfed-v1", rounds=1)
+    assert passes == [NODES]
 
 
 @pytest.mark.parametrize("protocol", PLAIN)

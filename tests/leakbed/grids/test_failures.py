@@ -13,7 +13,7 @@ from leakbed.grids.deadlines import overran
 from leakbed.wiretap import Wiretap
 from tests import strange_nodes
 from tests.strange_nodes import message
-from tests.waiting import until
+from tests.waiting import timer_free, timer_in_use, until
 
 MakeGrid = Callable[[], Grid]
 
@@ -86,13 +86,26 @@ def test_a_client_that_never_answers_stops_the_run_and_is_named(make_grid: MakeG
 def test_a_node_that_overran_locally_keeps_others_out_until_it_returns() -> None:
     """Two would draw from the same global generators: also in a new grid of the same process."""
     grid = LocalGrid(strange_nodes.app, nodes=3)
-    assert list(grid.send_and_receive([message(2, "hang"), message(1, "count")], timeout=0.1)) == []
+    with timer_in_use():  # else the node is stopped
+        hung = grid.send_and_receive([message(2, "hang"), message(1, "count")], timeout=0.1)
+    assert list(hung) == []
     other = LocalGrid(strange_nodes.app, nodes=3)
     with pytest.raises(NodeFailed, match=r"node 1 on 'query.hang' overran and still runs"):
         canonical(other).send_and_receive([message(1, "count")])
     strange_nodes.release.set()
     until(lambda: overran() is None)
     (reply,) = other.send_and_receive([message(1, "count")])
+    assert not reply.has_error()
+
+
+@pytest.mark.usefixtures("released")
+def test_a_node_that_overran_in_the_main_thread_is_stopped() -> None:
+    grid = LocalGrid(strange_nodes.app, nodes=3)
+    with timer_free():
+        hung = grid.send_and_receive([message(2, "hang"), message(1, "count")], timeout=0.1)
+    assert list(hung) == []
+    assert overran() is None
+    (reply,) = grid.send_and_receive([message(1, "count")])
     assert not reply.has_error()
 
 

@@ -11,7 +11,7 @@ from leakbed.grids import LocalGrid
 from leakbed.grids.deadlines import overran
 from tests import strange_nodes
 from tests.strange_nodes import message, said
-from tests.waiting import until
+from tests.waiting import timer_free, timer_in_use, until
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +74,8 @@ def test_a_pushed_message_whose_time_passes_is_an_error_and_not_awaited() -> Non
     ids = list(grid.push_messages([hangs, waits]))
     strange_nodes.release.clear()
     try:
-        replies = list(grid.pull_messages(ids))
+        with timer_in_use():  # else the first is stopped, and the second answers
+            replies = list(grid.pull_messages(ids))
     finally:
         strange_nodes.release.set()
     until(lambda: overran() is None)
@@ -99,7 +100,11 @@ def test_a_message_with_time_left_is_answered() -> None:
     grid = LocalGrid(strange_nodes.app, nodes=3)
     sent = message(1, "thread")
     sent.metadata.ttl = 60.0
-    (reply,) = grid.pull_messages(grid.push_messages([sent]))
+    with timer_free():
+        (reply,) = grid.pull_messages(grid.push_messages([sent]))
+    assert said(reply)["thread"] == threading.current_thread().name  # the timer would stop it
+    with timer_in_use():
+        (reply,) = grid.pull_messages(grid.push_messages([sent]))
     assert said(reply)["thread"] != threading.current_thread().name  # which could not be left
 
 

@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from threading import Event, Lock
 from time import monotonic
 from typing import Any
 
@@ -7,6 +8,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from leakbed.grids import LocalGrid
+from leakbed.grids.canonical import Canonical
 from leakbed.grids.waiting import exchanged, wait_for
 from tests import tiny
 
@@ -30,11 +32,13 @@ class Slow(LocalGrid):
         super().__init__(app, nodes=3)
         self.looks: list[list[str]] = []
         self._first = first
+        self._one_at_a_time = Lock()  # as a network's grid may be pulled by several threads
 
     def pull_messages(self, message_ids: Any) -> Any:
         self.looks.append(list(message_ids))
         due = len(self.looks) >= self._first
-        return super().pull_messages(self.looks[-1][:1]) if due else []
+        with self._one_at_a_time:
+            return super().pull_messages(self.looks[-1][:1]) if due else []
 
     def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> Any:
         raise AssertionError("Flower's own wait was used")
@@ -84,3 +88,55 @@ def test_a_message_that_could_not_be_sent_has_no_reply() -> None:
 
     Lossy.__module__ = "flwr.server.grid"
     assert len(exchanged(Lossy(), messages(), timeout=10.0)) == 2
+
+
+class Announcing(Flowers):
+    """Flower's grid where node 2 announces a reply and does not upload it until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__(first=1)
+        self.uploaded = Event()
+        self.announced = ""
+
+    def push_messages(self, messages: Any) -> Any:
+        ids = list(super().push_messages(messages))
+        self.announced = ids[1]
+        return ids
+
+    def pull_messages(self, message_ids: Any) -> Any:
+        ids = list(message_ids)
+        if self.announced in ids:
+            assert self.uploaded.wait(60)
+        return super().pull_messages(ids)
+
+
+Announcing.__module__ = "flwr.server.grid"
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_reply_that_is_announced_and_never_uploaded_holds_nobody(
+    monkeypatch: pytest.MonkeyPatch, wrapped: bool
+) -> None:
+    monkeypatch.setattr("leakbed.grids.waiting._LOOK", 0.1)
+    grid = Announcing()
+    ids = list(grid.push_messages(messages()))
+    started = monotonic()
+    try:
+        asked = Canonical(grid, stream=1, roster=grid.roster) if wrapped else grid
+        replies = wait_for(asked, ids, timeout=0.5)
+        assert monotonic() - started < 10
+        assert {r.metadata.reply_to_message_id for r in replies} == {ids[0], ids[2]}
+    finally:
+        grid.uploaded.set()
+    (late,) = wait_for(grid, ids[1:2], timeout=60)
+    assert late.metadata.reply_to_message_id == ids[1]
+
+
+def test_an_error_of_a_pull_is_raised_by_who_waits() -> None:
+    class Down(Flowers):
+        def pull_messages(self, message_ids: Any) -> Any:
+            raise ConnectionError("the link is down")
+
+    Down.__module__ = "flwr.server.grid"
+    with pytest.raises(ConnectionError, match="the link is down"):
+        exchanged(Down(), messages(), timeout=10.0)
