@@ -121,6 +121,8 @@ def built(
         "device": torch.device("cpu"),
         "optimiser_state": settings.optimizer_state,
         "stream": derive(tiny.SEED, "server/lots"),
+        "batch_size": settings.batch_size,
+        "local_steps": settings.local_steps,
         **changes,
         "options": options | changes.get("options", {}),
     }
