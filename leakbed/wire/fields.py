@@ -126,9 +126,9 @@ class Tensor(Field):
     sent: bool = True
 
     def write(self, value: Array, groups: Groups, message: "Carried") -> None:
-        """Put the array into its record."""
+        """Put the array into its record; one that is optional, into a record that is there."""
         del message
-        if self.sent:
+        if self.sent and (not self.optional or self.record in groups):
             groups.setdefault(self.record, {})[self.name] = value
 
     def read(self, message: Message) -> Array | None:
