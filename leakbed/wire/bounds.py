@@ -104,6 +104,7 @@ class Limit(NamedTuple):
         kinds: Legal kinds of number, as NumPy's ``dtype.kind`` names them; None for any.
         rank: How many dimensions it has; None for any.
         like: Shape and types it must have; None for any.
+        numbers: The one type that the server's part computes in; None for any.
     """
 
     bytes: int | None = None
@@ -111,6 +112,7 @@ class Limit(NamedTuple):
     kinds: str | None = None
     rank: int | None = None
     like: tuple[tuple[int, ...], frozenset[Any]] | None = None
+    numbers: Any = None
 
     def refuse(self, what: str, name: str, array: WireArray) -> None:
         """Refuse an array that is something else, by its header and its length.
@@ -129,7 +131,9 @@ class Limit(NamedTuple):
             raise WireError(f"{named} has {size} bytes, where the plan allows {self.bytes}")
         shape, dtype = described(name, array)
         if self.kinds is not None and dtype.kind not in self.kinds:
-            raise WireError(f"{named} is {dtype}; expected {_KINDS[self.kinds]}")
+            raise WireError(f"{named} is {dtype}, no {_KINDS[self.kinds]}")
+        if self.numbers is not None and dtype != self.numbers:
+            raise WireError(f"{named} is {dtype}, the server's part is {self.numbers}")
         if self.rank is not None and len(shape) != self.rank:
             raise WireError(f"{named} has shape {shape}; expected {self.rank} dimension(s)")
         if self.rows is not None and shape and shape[0] > self.rows:
@@ -154,9 +158,11 @@ class Bounds:
         local_steps: Steps of a round; None for one pass over a node's rows.
         rows: How many rows each node has, by Flower node id.
         row_bytes: Of one smashed row; the largest, where nodes have several.
+        numbers: The type of smashed data: that of the server's part.
         held: Bytes of each array of the node's part, by name.
-        weights: Types of the whole network's arrays, where it is averaged: a server may send a
-            counter as floating point, and nodes send it back whole.
+        weights: First types of the whole network's arrays, where it is averaged: Flower's average
+            turns counters into floating point, and nodes send them back whole. Without them, any
+            single number may come back whole.
         sample_bytes: Of one image that a malicious client shows.
     """
 
@@ -164,6 +170,7 @@ class Bounds:
     local_steps: int | None = None
     rows: Mapping[int, int] = field(default_factory=dict)
     row_bytes: int | None = None
+    numbers: np.dtype[Any] | None = None
     held: Mapping[str, int] | None = None
     weights: Mapping[str, np.dtype[Any]] = field(default_factory=dict)
     sample_bytes: int | None = None
@@ -273,8 +280,11 @@ class Bounds:
         rows = self.batch_size
         if kind == SPLIT_EVALUATE:
             rows = _number(sent, "stop") - _number(sent, "start")
-        of_row = self.row_bytes if each.rank is None else _LABEL_BYTES
-        return self._rows_of(rows, of_row)._replace(kinds=each.kinds, rank=each.rank)
+        if each.rank is not None:
+            limit = self._rows_of(rows, _LABEL_BYTES)
+            return limit._replace(kinds=each.kinds, rank=each.rank)
+        limit = self._rows_of(rows, self.row_bytes)
+        return limit._replace(kinds=each.kinds, numbers=self.numbers)
 
     @staticmethod
     def _rows_of(rows: int | None, each: int | None) -> Limit:
@@ -290,7 +300,9 @@ class Bounds:
         allowed = {}
         for name, array in sent.content.array_records[WHOLE_WEIGHTS].items():
             shape, dtype = described(name, array)
-            types = frozenset({dtype, self.weights.get(name, dtype)})
+            # Where the first type is not known, a counter may be behind a single float.
+            first = self.weights.get(name, dtype if shape else np.dtype(np.int64))
+            types = frozenset({dtype, first})
             size = prod(shape) * max(each.itemsize for each in types)
             allowed[name] = Limit(bytes=size + _HEADER, like=(shape, types))
         return allowed
