@@ -14,11 +14,11 @@ from flwr.app import ConfigRecord, Message
 
 from leakbed.data.recipe import DataRecipe
 from leakbed.own_code import code_digest, own_modules, reached
+from leakbed.wire.messages import RAN_ON
 
 if TYPE_CHECKING:
     from leakbed.models import Architecture
 
-RAN_ON = "ran-on"
 _SHOWN = 12  # digits of a checksum in a message
 
 

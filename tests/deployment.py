@@ -130,7 +130,9 @@ class Deployment:
         )
         self._wait_for_link()
         for partition, port in enumerate(self._ports):
-            config = f"partition-id={partition} num-partitions={self._nodes}"
+            # What the settings of these tests name; a node imports nothing else.
+            listed = 'import-paths="tests.deployed_network:network"'
+            config = f"partition-id={partition} num-partitions={self._nodes} {listed}"
             node = self._popen(
                 *("flower-supernode", "--insecure", "--superlink", self._address),
                 *("--host", LOOPBACK, "--port", port, "--node-config", config),

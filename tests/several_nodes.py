@@ -17,6 +17,7 @@ from leakbed.grids import Canonical, LocalGrid
 from leakbed.grids.nodes import node_ids
 from leakbed.models import Architecture
 from leakbed.seeds import derive
+from leakbed.wire.bounds import Bounds
 from leakbed.wire.messages import SETUP
 from leakbed.wiretap import Wiretap
 from strategies import PROTOCOLS
@@ -121,10 +122,17 @@ def built(
         "device": torch.device("cpu"),
         "optimiser_state": settings.optimizer_state,
         "stream": derive(tiny.SEED, "server/lots"),
+        "batch_size": settings.batch_size,
+        "local_steps": settings.local_steps,
         **changes,
         "options": options | changes.get("options", {}),
     }
     return entry.build(Setup(**fields))
+
+
+def bounds(settings: TrainingPlan) -> Bounds:
+    """What a server knows of a plan."""
+    return Bounds(batch_size=settings.batch_size, local_steps=settings.local_steps)
 
 
 def trained(

@@ -3,6 +3,7 @@
 Data set and networks are reached by import path, as a user's own would be.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -155,7 +156,8 @@ class Forgetful(GridWrapper):
         clients.cell._rows.cache_clear()
         clients.parts._template.cache_clear()
         node = message.metadata.dst_node_id
-        context = context_from_proto(self._stored[node]) if node in self._stored else _new(node)
+        stored = self._stored.get(node)
+        context = context_from_proto(stored) if stored else _new(node, _listed(message))
         try:
             reply = node_app(_sent(message), context)
         except Exception as error:  # noqa: BLE001  Flower's runtimes answer with it too
@@ -164,8 +166,17 @@ class Forgetful(GridWrapper):
         return _sent(reply)
 
 
-def _new(node: int) -> Context:
-    config: dict[str, Any] = {"partition-id": node - 1}
+def _listed(message: Message) -> str:
+    """The import paths of a setup message: these nodes' operator is the test that sends it."""
+    if message.metadata.message_type != SETUP:
+        return ""
+    cell = json.loads(str(message.content.config_records["cell"]["json"]))
+    named = (cell["data"]["name"], cell["data"]["public_from"], cell["architecture"]["name"])
+    return ",".join(filter(None, named))
+
+
+def _new(node: int, listed: str) -> Context:
+    config: dict[str, Any] = {"partition-id": node - 1, "import-paths": listed}
     return Context(run_id=1, node_id=node, node_config=config, state=RecordDict(), run_config={})
 
 

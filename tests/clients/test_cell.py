@@ -1,7 +1,9 @@
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +11,15 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients import node_app
-from clients.cell import Cell, NoCellError, TrainingPlan, cell_defenses, one_torch_thread, own_code
+from clients.cell import (
+    Cell,
+    NoCellError,
+    TrainingPlan,
+    UnlistedError,
+    cell_defenses,
+    one_torch_thread,
+    own_code,
+)
 from defenses import SmashedNoise, WeightNoise
 from leakbed.grids import LocalGrid, ask_roster
 from leakbed.wire.messages import SETUP
@@ -161,3 +171,58 @@ def test_a_run_config_names_the_users_code_in_simulations_only(
     message = Message(RecordDict(), dst_node_id=1, message_type="query.any")
     assert own_code(message, context, lambda message, _: message) is message
     assert (sys.path[0] == str(tmp_path)) == simulated
+
+
+LISTED = {"import-paths": "tests.tiny:images, tests.tiny:plain"}
+
+
+@pytest.mark.parametrize(
+    ("data", "config", "refused"),
+    [
+        ({"name": "os:getcwd"}, LISTED, r"data\.name = 'os:getcwd'.*import-paths=\"os:getcwd\""),
+        ({"public_from": "os:getcwd"}, LISTED, r"data\.public_from = 'os:getcwd'.*import-paths"),
+        (
+            {},
+            {"import-paths": "tests.tiny:images"},
+            r"model\.name = 'tests\.tiny:plain'.*import-paths",
+        ),
+        ({"download": True}, LISTED, r"data\.download = True.*download=true"),
+        ({"download": True}, LISTED | {"download": "false"}, r"download=true"),
+    ],
+)
+def test_in_a_deployment_a_node_imports_and_reads_only_what_its_operator_lists(
+    monkeypatch: pytest.MonkeyPatch,
+    data: dict[str, Any],
+    config: dict[str, str | bool],
+    refused: str,
+) -> None:
+    imports: list[str] = []
+    monkeypatch.setattr("leakbed.data.own.imported", imports.append)
+    monkeypatch.setattr("leakbed.models.architecture.imported", imports.append)
+    cell = tiny.cell(data=replace(tiny.recipe(), **data))
+    kept = Context(1, 1, {"partition-id": 0, **config}, RecordDict({"b": cell.record()}), {})
+    message = Message(RecordDict({"cell": cell.record()}), dst_node_id=1, message_type=SETUP)
+    with pytest.raises(UnlistedError, match=refused):
+        node_app(message, kept)
+    assert imports == []
+    assert list(kept.state) == ["b"]  # what the node knew before is still there
+
+
+@pytest.mark.parametrize(("config", "root"), [({}, None), ({"data-root": "/own"}, "/own")])
+def test_in_a_deployment_a_node_takes_what_its_operator_lists_and_its_own_folder(
+    config: dict[str, str], root: str | None
+) -> None:
+    cell = tiny.cell(data=replace(tiny.recipe(), root="/the/servers"))
+    kept = Context(1, 1, {"partition-id": 0, **LISTED, **config}, RecordDict(), {})
+    message = Message(RecordDict({"cell": cell.record()}), dst_node_id=1, message_type=SETUP)
+    assert node_app(message, kept).content["ready"]["rows"] == 43
+    assert Cell.of(kept).data.root == root
+
+
+def test_in_flowers_simulation_the_settings_name_import_paths(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("clients.cell.is_simulated", lambda: True)
+    kept = Context(1, 1, {"partition-id": 0}, RecordDict(), {})
+    message = Message(RecordDict({"cell": tiny.cell().record()}), dst_node_id=1, message_type=SETUP)
+    assert node_app(message, kept).content["ready"]["rows"] == 43

@@ -21,7 +21,8 @@ from leakbed.data import catalogue
 from leakbed.flower_internals import task_identity
 from leakbed.grid_wrapper import GridWrapper
 from leakbed.grids import LocalGrid
-from leakbed.ran_on import RAN_ON, OtherInputsError
+from leakbed.ran_on import OtherInputsError
+from leakbed.wire.messages import RAN_ON
 from tests.runtimes import on_flower, on_ray
 
 TABLE: dict[str, Any] = {

@@ -3,7 +3,8 @@ from dataclasses import replace
 import pytest
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
-from leakbed.ran_on import RAN_ON, OtherInputsError, RanOn
+from leakbed.ran_on import OtherInputsError, RanOn
+from leakbed.wire.messages import RAN_ON
 from tests import tiny
 from tests.strange_nodes import message
 

@@ -217,7 +217,7 @@ def replaced(message: Message, key: str, **arrays: Any) -> None:
 
 WRONG_GRADIENTS: dict[str, tuple[dict[str, Any], str]] = {
     "missing": ({"1.bias": None}, r"lacks array '1\.bias'"),
-    "extra": ({"9.bias": np.zeros(1)}, r"has an unknown array '9\.bias'"),
+    "extra": ({"9.bias": np.zeros(1)}, r"an unknown array '9\.bias'"),
     "shape": ({"1.bias": np.zeros(5)}, r"'1\.bias' is float64 of shape \(5,\), expected .*\(4,\)"),
     "type": ({"1.bias": np.zeros(4, np.float32)}, r"'1\.bias' is float32"),
     "nan": ({"1.bias": np.full(4, np.nan)}, r"'1\.bias' of round 1, step 0 is not finite"),

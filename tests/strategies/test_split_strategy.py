@@ -60,7 +60,7 @@ def smashed(reply: Message, change: Callable[[np.ndarray], np.ndarray]) -> None:
     [
         (lambda array: array[:, :1], "smashed data of shape"),
         (lambda array: array[:-1], "labels of shape"),
-        (lambda array: array.astype(np.float32), "smashed data are torch.float32"),
+        (lambda array: array.astype(np.float32), "is float32, the server's part is float64"),
         (lambda array: array.astype(np.int64), "no floating-point numbers"),
         (lambda array: array * np.nan, "is not finite"),
     ],
@@ -107,7 +107,7 @@ def test_a_round_that_ends_without_its_bottom_is_its_nodes_failure(protocol: str
     [
         (lambda array: array[1:], "finite numbers"),
         (lambda array: array * np.inf, "finite numbers"),
-        (lambda array: array.astype(np.float32), "smashed data are torch.float32"),
+        (lambda array: array.astype(np.float32), "is float32, the server's part is float64"),
     ],
 )
 def test_an_evaluation_that_does_not_fit_is_its_nodes_failure(

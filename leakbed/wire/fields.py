@@ -1,0 +1,287 @@
+"""How each attribute of a message travels: the table from which messages are written and read.
+
+A message class lists its attributes once, in ``FIELDS``: the record, the name in it, the type. Its
+``records`` and ``of`` follow from that, and so does what a server accepts in a reply (see
+:mod:`leakbed.wire.bounds`), so that neither can know a name the other does not.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+from leakbed.events import Array, Arrays
+from leakbed.wire.alarms import ALARMS, Alarms, alarms_of, pack_alarms
+from leakbed.wire.records import (
+    BOTTOMS,
+    CONFIG,
+    METRICS,
+    WireError,
+    bottom_of,
+    config_of,
+    pack,
+    view_under,
+    views_under,
+    where,
+    whole,
+)
+
+Groups = dict[str, dict[str, Any]]
+"""By record: what it holds, by name."""
+
+
+class Field(ABC):
+    """One attribute of a message on the wire."""
+
+    @abstractmethod
+    def write(self, value: Any, groups: Groups, message: "Carried") -> None:  # noqa: ANN401  the attribute's
+        """Put a value that is not None where it travels."""
+
+    @abstractmethod
+    def read(self, message: Message) -> Any:  # noqa: ANN401  the attribute's
+        """Return the value a message carries."""
+
+
+@dataclass(frozen=True)
+class Whole(Field):
+    """A whole number, which no message goes without.
+
+    Attributes:
+        record: ``CONFIG`` or ``METRICS``.
+        key: Its name there.
+    """
+
+    record: str
+    key: str
+
+    def write(self, value: int, groups: Groups, message: "Carried") -> None:
+        """Put the number into its record."""
+        del message
+        groups.setdefault(self.record, {})[self.key] = value
+
+    def read(self, message: Message) -> int:
+        """Return the number; one that is missing is a ``WireError``."""
+        record = config_of(message) if self.record == CONFIG else _metrics(message)
+        return whole(message, record, self.key)
+
+
+@dataclass(frozen=True)
+class Share(Field):
+    """A share of rows in (0, 1]; not sent where it is 1.
+
+    Attributes:
+        record: ``CONFIG``.
+        key: Its name there.
+    """
+
+    record: str
+    key: str
+
+    def write(self, value: float, groups: Groups, message: "Carried") -> None:
+        """Put a share below 1 into its record."""
+        del message
+        if value != 1:
+            groups.setdefault(self.record, {})[self.key] = value
+
+    def read(self, message: Message) -> float:
+        """Return the share.
+
+        Args:
+            message: Any with a configuration.
+
+        Returns:
+            1 where it names none.
+
+        Raises:
+            WireError: If it is no number in (0, 1].
+        """
+        share = config_of(message).get(self.key, 1.0)
+        if not isinstance(share, float) or not 0 < share <= 1:
+            raise WireError(f"{where(message)} needs a share of rows in (0, 1], got {share!r}")
+        return share
+
+
+@dataclass(frozen=True)
+class Tensor(Field):
+    """One array.
+
+    Attributes:
+        record: The key of its ``ArrayRecord``.
+        name: Its name there.
+        kinds: Legal kinds of number, as NumPy's ``dtype.kind`` names them.
+        rank: How many dimensions it has; None for one or more.
+        optional: Whether a record may lack it.
+        missing: What a message without the record needs, in words; None where it may lack it.
+        sent: Whether it ever travels; what a node's own mod adds on arrival does not.
+    """
+
+    record: str
+    name: str
+    kinds: str = "f"
+    rank: int | None = None
+    optional: bool = False
+    missing: str | None = None
+    sent: bool = True
+
+    def write(self, value: Array, groups: Groups, message: "Carried") -> None:
+        """Put the array into its record; one that is optional, into a record that is there."""
+        del message
+        if self.sent and (not self.optional or self.record in groups):
+            groups.setdefault(self.record, {})[self.name] = value
+
+    def read(self, message: Message) -> Array | None:
+        """Return the array as a read-only view.
+
+        Args:
+            message: Any.
+
+        Returns:
+            None where the message may go without.
+
+        Raises:
+            WireError: If it may not.
+        """
+        array = view_under(message, self.record, self.name, needed=not self.optional)
+        if array is None and self.missing is not None:
+            raise WireError(f"{where(message)} needs {self.missing}")
+        return array
+
+
+@dataclass(frozen=True)
+class Named(Field):
+    """Arrays under the names of the model's weights.
+
+    Attributes:
+        record: The key of their ``ArrayRecord``.
+        missing: What a message without them needs, in words.
+    """
+
+    record: str
+    missing: str
+
+    def write(self, value: Arrays, groups: Groups, message: "Carried") -> None:
+        """Put the arrays into their record."""
+        del message
+        groups[self.record] = dict(value)
+
+    def read(self, message: Message) -> Arrays:
+        """Return the arrays as read-only views.
+
+        Args:
+            message: Any.
+
+        Returns:
+            By name.
+
+        Raises:
+            WireError: If there is no such record.
+        """
+        if (arrays := views_under(message, self.record)) is None:
+            raise WireError(f"{where(message)} needs {self.missing}")
+        return arrays
+
+
+@dataclass(frozen=True)
+class Bottom(Field):
+    """The node's part, under the key that says who may read it: the message's ``bottoms``.
+
+    Attributes:
+        missing: What a message without it needs, in words; None where it may go without.
+    """
+
+    missing: str | None = None
+
+    def write(self, value: Arrays, groups: Groups, message: "Carried") -> None:
+        """Put the part where it is sealed or relayed."""
+        groups[BOTTOMS[getattr(message, "bottoms", "sealed")]] = dict(value)
+
+    def read(self, message: Message) -> Arrays | None:
+        """Return the part as read-only views.
+
+        Args:
+            message: Any.
+
+        Returns:
+            By name; None where the message may go without.
+
+        Raises:
+            WireError: If it may not.
+        """
+        bottom, _ = bottom_of(message)
+        if bottom is None and self.missing is not None:
+            raise WireError(f"{where(message)} needs {self.missing}")
+        return bottom
+
+
+class Policy(Field):
+    """Whether the bottom is ``"sealed"`` or ``"relayed"``, which its key says."""
+
+    def write(self, value: str, groups: Groups, message: "Carried") -> None:
+        """Do nothing: :class:`Bottom` takes the key."""
+
+    def read(self, message: Message) -> str:
+        """Return it; ``"sealed"`` where there is no bottom."""
+        relayed = BOTTOMS["sealed"] not in message.content
+        return "relayed" if relayed and BOTTOMS["relayed"] in message.content else "sealed"
+
+
+class Found(Field):
+    """What detectors found; sealed, and not sent where there is none."""
+
+    def write(self, value: Alarms, groups: Groups, message: "Carried") -> None:
+        """Put the findings into their record."""
+        del message
+        if value:
+            groups[ALARMS] = dict(pack_alarms(value).items())
+
+    def read(self, message: Message) -> Alarms | None:
+        """Return the findings, by detector; None where there are none."""
+        return alarms_of(message)
+
+
+class Carried:
+    """What travels in a message; subclasses are dataclasses.
+
+    Attributes:
+        FIELDS: By attribute, how it travels; what it writes first stands first in the message.
+    """
+
+    FIELDS: ClassVar[Mapping[str, Field]] = {}
+
+    def records(self) -> RecordDict:
+        """Return the records that carry this message."""
+        groups: Groups = {}
+        for name, field in self.FIELDS.items():
+            if (value := getattr(self, name)) is not None:
+                field.write(value, groups, self)
+        return RecordDict({key: _record(key, held) for key, held in groups.items()})
+
+    @classmethod
+    def of(cls, message: Message) -> Self:
+        """Read what a message carries; arrays that the table does not name are not looked at.
+
+        A record that is missing or of the wrong kind is a
+        :class:`~leakbed.wire.records.WireError`.
+
+        Args:
+            message: Of the type that this class is for.
+
+        Returns:
+            It, with read-only views of the message's bytes for arrays.
+        """
+        return cls(**{name: field.read(message) for name, field in cls.FIELDS.items()})
+
+
+def _record(key: str, held: dict[str, Any]) -> ArrayRecord | ConfigRecord | MetricRecord:
+    if key == CONFIG:
+        return ConfigRecord(held)
+    return MetricRecord(held) if key in (METRICS, ALARMS) else pack(held)
+
+
+def _metrics(message: Message) -> MetricRecord:
+    metrics = message.content.get(METRICS)
+    if not isinstance(metrics, MetricRecord):
+        raise WireError(f"{where(message)} needs a MetricRecord under {METRICS!r}")
+    return metrics
