@@ -53,7 +53,9 @@ def test_there_are_some() -> None:
 @pytest.mark.parametrize("file", PAPERS, ids=lambda path: path.parent.name)
 def test_every_cell_of_a_paper_can_be_prepared(file: Path) -> None:
     settings = small(file)
-    for cell in cells(settings):
+    # Seeds change which rows and weights are drawn, and the rows here are not the paper's anyway.
+    sweep = {key: values[:1] if key == "seed" else values for key, values in settings.sweep.items()}
+    for cell in cells(settings.model_copy(update={"sweep": sweep})):
         prepared = prepare(cell.training, root=None)
         assert len(make_defenses(prepared.settings)) == len(cell.training.defense.stack)
 
