@@ -2,8 +2,9 @@
 
 One node trains 784-256-10 or ``mnistnet`` with batches of 64 through Flower's types: on LocalGrid
 against a plain loop over the same batches in one process; with a timeout against without one; and
-on RayGrid against Flower's Simulation Runtime. Eight nodes train ``mnistnet`` with SplitFed v1: on RayGrid with two workers
-against LocalGrid. Both sides of a line take turns, round by round, each in a process of its own.
+on RayGrid against Flower's Simulation Runtime. Eight nodes train ``mnistnet`` with SplitFed v1: on
+RayGrid with two workers against LocalGrid. Both sides of a line take turns, round by round, each in
+a process of its own.
 
 Run alone with ``python -m benchmarks.split_steps``, or by ``make bench``. One JSON object a line.
 """
