@@ -97,8 +97,10 @@ class RunCeiling:
     messages: Sequence[Message]
     findings: Sequence[Finding] = ()
     seat: str = "server"
-    told: str = "the node's weights before the message, all other rows and labels, all seeds but "
-    "those of the noise and of the data split"
+    told: str = (
+        "the node's weights before the message, all other rows and labels, all seeds but those "
+        "of the noise and of the data split"
+    )
     notes: Sequence[str] = field(default_factory=tuple)
 
     @property

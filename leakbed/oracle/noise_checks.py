@@ -46,7 +46,7 @@ class Finding:
         return f"{self.check}: {verdict} (z {self.z:.1f}, limit {self.limit:.1f}{place})"
 
 
-def check_noise(residuals: Sequence[Float[Tensor, " entries"]]) -> list[Finding]:
+def check_noise(residuals: Sequence[Float[Tensor, " _"]]) -> list[Finding]:
     """Return what the checks found of some messages' residuals.
 
     Args:

@@ -67,8 +67,7 @@ def test_the_published_settings_are_the_defaults() -> None:
     assert (paper.nets, paper.activations, paper.norm) == ("paper", "linear", "auto")
     assert FeatureSpaceHijackingProperty(attribute="parity").threat.in_words() == (
         "The server rewrites messages, reads the activations a node sends at the cut, infers the "
-        "attribute 'parity', and knows that attribute of each image of its own, labelled images of "
-        "its own from the same distribution."
+        "attribute 'parity', and knows that attribute of each image of its own, images of its own."
     )
 
 

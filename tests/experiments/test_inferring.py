@@ -155,8 +155,12 @@ def test_the_private_labels_never_reach_it(monkeypatch: pytest.MonkeyPatch, tmp_
 
     monkeypatch.setitem(ADVERSARIES, "fsha-property", Listening)
     run(TABLE | {"attack": TABLE["attack"][:1]}, out=tmp_path)
+    trace = Trace(next((tmp_path / "runs").glob("*/trace")))
+    held = trace.holding("adversary", "public")
+    assert held is not None
     for view in seen:
         assert view.labels is None
         assert view.smashed is None
         assert len(view.public_attributes) == len(view.public_images) == 72
-        assert torch.equal(view.public_attributes, view.public_labels % 2)
+        assert view.public_labels is None, "of its own images it is told the attribute alone"
+        assert torch.equal(view.public_attributes, torch.as_tensor(held["labels"]) % 2)

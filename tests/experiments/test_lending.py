@@ -33,4 +33,4 @@ def test_ray_is_started_with_the_workers_asked_for(monkeypatch: pytest.MonkeyPat
     table = {"name": "small", "grid": "ray", "workers": 2, "attack": [{"name": "constant-image"}]}
     with grids_of(load_settings(table))(nodes=1) as (_, roster):
         assert roster == {1: 0}
-    assert seen == {"nodes": 1, "workers": 2, "num_gpus": 0.0, "address": None, "ended": True}
+    assert seen == {"nodes": 1, "workers": 2, "num_gpus": None, "address": None, "ended": True}

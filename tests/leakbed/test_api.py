@@ -99,7 +99,13 @@ def test_paths_may_be_text(calls: list[tuple[tuple[Any, ...], dict[str, Any]]]) 
     api.attack_trace("a/trace", "dlm", answers="a/answers", settings={"targets": 2})
     assert calls[0] == (
         (Path("a/trace"), "dlm"),
-        {"answers": Path("a/answers"), "out": None, "settings": {"targets": 2}, "seed": None},
+        {
+            "answers": Path("a/answers"),
+            "out": None,
+            "settings": {"targets": 2},
+            "seed": None,
+            "device": "auto",
+        },
     )
     api.report("a")
     assert calls[1] == ((Path("a"),), {})

@@ -183,22 +183,24 @@ def test_attack_reads_its_settings_as_toml_else_as_text(invoke: Invoke, testbed:
             "answers": Path("a/answers"),
             "out": Path("a/trace-attacked"),
             "seed": None,
+            "device": "auto",
             "settings": {"targets": 2, "when": "inference", "value": 0.25},
         },
     )
     assert testbed.asked[1][1] == (Path("a/trace-attacked"),)
 
 
-def test_attack_may_be_told_its_seed(invoke: Invoke, testbed: Testbed) -> None:
-    assert invoke("attack", "t", "--with", "mean-image", "--seed", "5").exit_code == 0
-    assert testbed.asked[0][2]["seed"] == 5
+def test_attack_may_be_told_its_seed_and_device(invoke: Invoke, testbed: Testbed) -> None:
+    told = ("--seed", "5", "--device", "cpu")
+    assert invoke("attack", "t", "--with", "mean-image", *told).exit_code == 0
+    assert (testbed.asked[0][2]["seed"], testbed.asked[0][2]["device"]) == (5, "cpu")
     refused = invoke("attack", "t", "--with", "mean-image", "--seed", "-1")
     assert refused.exit_code == 2
 
 
 def test_attack_without_answers_goes_where_it_is_told(invoke: Invoke, testbed: Testbed) -> None:
     assert invoke("attack", "t", "--with", "mean-image", "--out", "o").exit_code == 0
-    given = {"answers": None, "out": Path("o"), "settings": {}, "seed": None}
+    given = {"answers": None, "out": Path("o"), "settings": {}, "seed": None, "device": "auto"}
     assert testbed.asked[0][2] == given
 
 
