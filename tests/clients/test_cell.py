@@ -196,6 +196,7 @@ def test_in_a_deployment_a_node_imports_and_reads_only_what_its_operator_lists(
     config: dict[str, str | bool],
     refused: str,
 ) -> None:
+    monkeypatch.setattr("clients.cell.is_simulated", lambda: False)  # whatever else ran here
     imports: list[str] = []
     monkeypatch.setattr("leakbed.data.own.imported", imports.append)
     monkeypatch.setattr("leakbed.models.architecture.imported", imports.append)
@@ -210,8 +211,9 @@ def test_in_a_deployment_a_node_imports_and_reads_only_what_its_operator_lists(
 
 @pytest.mark.parametrize(("config", "root"), [({}, None), ({"data-root": "/own"}, "/own")])
 def test_in_a_deployment_a_node_takes_what_its_operator_lists_and_its_own_folder(
-    config: dict[str, str], root: str | None
+    monkeypatch: pytest.MonkeyPatch, config: dict[str, str], root: str | None
 ) -> None:
+    monkeypatch.setattr("clients.cell.is_simulated", lambda: False)
     cell = tiny.cell(data=replace(tiny.recipe(), root="/the/servers"))
     kept = Context(1, 1, {"partition-id": 0, **LISTED, **config}, RecordDict(), {})
     message = Message(RecordDict({"cell": cell.record()}), dst_node_id=1, message_type=SETUP)

@@ -103,5 +103,6 @@ def test_equal_shares_leave_one_on_each_gpu_to_the_driver(
 @pytest.mark.runtime
 def test_without_a_share_workers_use_every_gpu(two_gpus: None) -> None:
     found = workers(None, count=4)
-    assert Counter(worker["visible"] for worker in found) == {"0": 2, "1": 2}
+    assert {worker["visible"] for worker in found} == {"0", "1"}
+    assert [worker["caps"] for worker in found] == [[pytest.approx(1 / 3)]] * 4
     assert {worker["device"] for worker in found} == {"cuda"}
