@@ -55,8 +55,9 @@ def told(
     settings: TrainingPlan,
     *,
     orders: tuple[int | None, ...] = (),
+    **more: Any,
 ) -> Any:
-    """The grid, once its parties know their strips."""
+    """The grid, once its parties know their strips; ``more`` are fields of their cells."""
     nodes = len(grid.roster)
     shared = (None,) if nodes == 1 else (ORDER,) * nodes
     for (node, party), order in zip(grid.roster.items(), orders or shared, strict=True):
@@ -67,6 +68,7 @@ def told(
             architecture=strip_architecture(architecture, party=party, parties=nodes),
             plan=settings,
             order_stream=order,
+            **more,
         )
         message = Message(RecordDict({"cell": cell.record()}), node, SETUP)
         (reply,) = grid.send_and_receive([message])

@@ -8,6 +8,7 @@ from flwr.app import Message
 from leakbed.grids import Canonical
 from leakbed.seeds import derive
 from leakbed.wire.messages import (
+    BACKWARD_STEP,
     SPLIT_EVALUATE,
     SPLIT_STEP,
     EvaluateRequest,
@@ -132,6 +133,36 @@ def test_a_gradient_out_of_step_is_refused(resident: bool, wrong: str) -> None:
         reply = ask(tiny.ready(resident=resident), step=1, gradient=gradient, bottom=bottom())
     assert "OutOfStepError: a gradient of shape" in reply.error.reason
     assert "a message was lost, repeated or changed" in reply.error.reason
+
+
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize(
+    "wrong", ["of a new process", "without the gradient", "after another step's gradient"]
+)
+def test_weights_alone_do_not_take_a_node_to_the_next_step(resident: bool, wrong: str) -> None:
+    grid = tiny.ready(resident=resident)
+    if wrong != "of a new process":
+        reply = answer(grid, bottom=bottom())
+    if wrong == "after another step's gradient":
+        backward(grid, reply, round=1, step=0)
+    step = 2 if wrong == "after another step's gradient" else 1
+    reply = ask(grid, step=step, bottom=bottom())
+    assert "OutOfStepError: round 1, step" in reply.error.reason
+    assert "came without a gradient" in reply.error.reason
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_a_gradient_that_came_before_lets_weights_follow(resident: bool) -> None:
+    grid = tiny.ready(resident=resident)
+    backward(grid, answer(grid, bottom=bottom()), round=1, step=0)
+    assert answer(grid, step=1, bottom=bottom()).smashed is not None
+
+
+def backward(grid: Any, reply: SplitReply, **place: int) -> None:
+    request = SplitRequest(**place, gradient=flat(reply.smashed))
+    message = Message(request.records(), dst_node_id=1, message_type=BACKWARD_STEP)
+    (reply_,) = grid.send_and_receive([message])
+    assert not reply_.has_error(), reply_.error
 
 
 @pytest.mark.parametrize("resident", [True, False])

@@ -17,7 +17,7 @@ from leakbed.grids.resident import ResidentGrid
 from leakbed.wire.messages import SETUP
 from leakbed.wiretap import Wiretap
 from strategies.vanilla_split import VanillaSplit
-from tests import tiny
+from tests import several_nodes, tiny
 
 pytestmark = pytest.mark.runtime
 NODES, STEPS = 2, 3
@@ -69,3 +69,20 @@ def test_a_node_that_loses_its_place_ends_the_run_and_the_next_run_is_whole() ->
             trained(grid, [KillAt(grid, (2, 1))])
         # Told its cell anew, every node starts again, on the worker that took the dead one's place.
         assert tiny.same(trained(grid, []), expected)
+
+
+def test_a_node_is_not_made_up_from_weights_alone() -> None:
+    """In step each request brings weights; buffers and a defence's count are gone all the same."""
+    plan = several_nodes.plan(local_steps=STEPS)
+    chosen = {"nodes": NODES, "model": tiny.architecture("stateful")}
+    with RayGrid(node_app, nodes=NODES, workers=1) as grid:
+        canonical = several_nodes.grid(
+            plan,
+            on=Canonical(grid, stream=1, roster=grid.roster),
+            at_nodes=[("smashed-noise", {"sigma": 1.0})],
+            **chosen,
+        )
+        built = several_nodes.built("parallel-split", plan, options={"sync": "step"}, **chosen)
+        tap = Wiretap(canonical, [KillAt(grid, (1, 1))], roster=grid.roster, strict=True)
+        with pytest.raises(NodeFailed, match="OutOfStepError"):
+            built.strategy.start(tap, built.arrays, num_rounds=1)
