@@ -148,7 +148,9 @@ class Rivalry:
             found[OWN_CLASSIFIER] = classified(inputs[known], labels, inputs)
             found[OWN_NEAREST] = nearest(inputs[known], labels, inputs)
         if PUBLIC_CLASSIFIER in names:
-            held = public_images(trace, self.targets[0].node, inputs.device)
+            labelled = frozenset({Knowledge.PUBLIC_IMAGES, Knowledge.PUBLIC_LABELS})
+            owner = replace(self.threat, needs=labelled)
+            held = public_images(trace, owner, self.targets[0].node, inputs.device)
             images, labels = held["public_images"][:_MOST], held["public_labels"][:_MOST].long()
             found[PUBLIC_CLASSIFIER] = classified(images, labels, inputs)
             found[PUBLIC_NEAREST] = nearest(images, labels, inputs)

@@ -1,10 +1,10 @@
 """Adversaries small enough for unit tests: one changes nothing, others only what they must."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from leakbed.contracts import (
     Evidence,
@@ -92,3 +92,55 @@ class Telling(Echo):
     def guess(self, state: Memory, smashed: Tensor) -> Guess:
         bright = smashed.flatten(1).mean(1, keepdim=True)
         return Guess(attributes=(bright > bright.median()).long())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looking:
+    """Keeps a copy of all it is shown; may overwrite what it was shown, and draws in any case."""
+
+    name: ClassVar[str] = "looking"
+    source: ClassVar[str] = "https://example.org"
+    meddles: bool = False
+    reads_part: bool = True
+
+    @property
+    def threat(self) -> ThreatModel:
+        needs = frozenset({Knowledge.SERVER_PART} if self.reads_part else set())
+        return ThreatModel(seat=Seat.SERVER, evidence=frozenset({Evidence.SMASHED}), needs=needs)
+
+    def run(self, view: View, *, seed: int) -> Guess:
+        del seed
+        return Guess(images=torch.zeros(view.targets, 1, *view.image_shape))
+
+    def begin(self, view: View, *, seed: int) -> list[Any]:
+        del view, seed
+        torch.rand(3)
+        return []
+
+    def watch(
+        self,
+        state: list[Any],
+        smashed: Tensor,
+        *,
+        labels: Tensor | None,
+        part: nn.Module | None,
+    ) -> list[Any]:
+        torch.rand(len(smashed))
+        weights = None if part is None else part.state_dict()
+        copied = None if weights is None else {n: value.clone() for n, value in weights.items()}
+        frozen = part is None or not (
+            part.training or any(each.requires_grad for each in part.parameters())
+        )
+        shown = (smashed.clone(), None if labels is None else labels.clone(), copied, frozen)
+        if self.meddles:
+            smashed.zero_()
+            for tensor in [labels, *(weights or {}).values()]:
+                if tensor is not None:
+                    tensor.zero_()
+        return [*state, shown]
+
+    def guess(self, state: list[Any], smashed: Tensor) -> Guess:
+        del state
+        torch.rand(2)
+        bright = smashed.flatten(1).mean(1)[:, None, None, None, None]
+        return Guess(images=bright.sigmoid() * torch.ones(1, 1, 1, 6, 6))

@@ -23,7 +23,7 @@ def test_every_guess_is_the_most_frequent_public_label() -> None:
     assert guess.labels.tolist() == [[7, 7]] * 3
     assert guess.images is None
     assert MajorityLabel().run(view([9, 4]), seed=0).labels[0, 0] == 4  # ties: the smallest
-    assert MajorityLabel().threat.needs == {Knowledge.PUBLIC_IMAGES}
+    assert MajorityLabel().threat.needs == {Knowledge.PUBLIC_LABELS}
     assert isinstance(MajorityLabel(), Attack)
 
 

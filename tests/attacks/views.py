@@ -20,6 +20,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "similarity-transfer": {"partial": True, "epochs": 1},
     "exploit": {"steps": 3},
     "model-completion": {"steps": 3},
+    "spadv": {"steps": 3, "batch": 4, "ascent": 2},
     "unsplit": {"outer_steps": 2, "input_steps": 2, "model_steps": 2},
 }
 
@@ -44,17 +45,31 @@ def view_for(attack: Attack) -> View:
     granted: dict[str, Any] = {}
     if Evidence.UPDATE in threat.evidence:
         granted |= _weights(architecture, images, labels)
-    if threat.evidence & {Evidence.SMASHED, Evidence.CUT_GRADIENT, Evidence.HEAD_WEIGHT_GRADIENT}:
+    if threat.evidence & {
+        Evidence.SMASHED,
+        Evidence.ROUND_SMASHED,
+        Evidence.CUT_GRADIENT,
+        Evidence.HEAD_WEIGHT_GRADIENT,
+    }:
         granted |= _cut(architecture, images, labels)
-    if Knowledge.ARCHITECTURE in threat.needs:
-        granted["architecture"] = architecture
-    if Knowledge.PUBLIC_IMAGES in threat.needs:
-        granted["public_images"] = torch.rand(5, *SHAPE, generator=stream)
-        granted["public_labels"] = torch.randint(CLASSES, (5,), generator=stream)
-    if Knowledge.OWN_IMAGES in threat.needs:
-        granted["own_images"] = images
-    if Knowledge.KNOWN_LABELS in threat.needs:
-        granted["known_labels"] = torch.where(torch.arange(TARGETS) < KNOWN, labels, -1)[:, None]
+    if Evidence.ROUND_SMASHED in threat.evidence:
+        granted["round_smashed"] = granted["smashed"]
+    owned = {
+        Knowledge.ARCHITECTURE: ("architecture", architecture),
+        Knowledge.SERVER_PART: ("server_part", architecture.top(11).eval()),
+        Knowledge.PUBLIC_IMAGES: ("public_images", torch.rand(5, *SHAPE, generator=stream)),
+        Knowledge.PUBLIC_LABELS: (
+            "public_labels",
+            torch.randint(CLASSES, (5,), generator=stream),
+        ),
+        Knowledge.OWN_IMAGES: ("own_images", images),
+        Knowledge.NATURAL_IMAGES: ("natural_images", images),
+        Knowledge.KNOWN_LABELS: (
+            "known_labels",
+            torch.where(torch.arange(TARGETS) < KNOWN, labels, -1)[:, None],
+        ),
+    }
+    granted |= dict(owned[need] for need in threat.needs if need in owned)
     return View(
         seat=threat.seat,
         image_shape=SHAPE,

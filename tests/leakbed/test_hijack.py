@@ -18,13 +18,14 @@ from leakbed.events import (
     arrays_of,
     scalars_of,
 )
-from leakbed.hijack import Hijack, HijackError, Rehearsal, rehearse
+from leakbed.hijack import Hijack, HijackError, Rehearsal, Watch, rehearse
 from leakbed.seeds import derive
+from leakbed.server_part import Mirror
 from leakbed.wiretap import Wiretap
 from strategies.trainers import TopTrainer
 from strategies.vanilla_split import VanillaSplit
 from tests import hijackable, tiny
-from tests.adversaries import Doubling, Echo
+from tests.adversaries import Doubling, Echo, Looking
 
 PLAN = tiny.plan(optimizer="adam", learning_rate=1e-3)
 FSHA = FeatureSpaceHijacking(**SMALL)  # type: ignore[arg-type]  a table of settings
@@ -315,3 +316,59 @@ def test_an_adversary_that_draws_from_the_global_generators_is_the_same_again() 
     assert not torch.equal(once[0], other[0])
     assert not torch.equal(once[0], once[1])
     assert torch.equal(once[2], once[3])  # asked again of the same state, it guesses the same
+
+
+def watched(watcher: Any) -> tuple[dict[str, Tensor], list[Event], Watch[Any], list[Any]]:
+    """Train as `run` does, with a watcher among the hooks; return also each step's weights."""
+    architecture = hijackable.architecture()
+    grid = tiny.ready(architecture=architecture, plan=PLAN)
+    parts = architecture.parts(derive(tiny.SEED, "victim-init"))
+    trainer = TopTrainer(parts.top, PLAN.optimiser(parts.top.parameters()))
+    bottom = {name: value.numpy() for name, value in parts.bottom.state_dict().items()}
+    seen: list[Event] = []
+    mirror = Mirror(architecture, lambda: trainer.module, device=torch.device("cpu"))
+    watch = Watch(watcher, hijackable.view(), seed=SEED, part=mirror)
+    tap = Wiretap(grid, [seen.append, watch], strict=True)
+    trained = tiny.train_split(tap, VanillaSplit(trainer, bottom), rounds=ROUNDS)
+    return trained, seen, watch, list(trainer.module.state_dict().items())
+
+
+def test_a_run_has_the_same_bits_with_and_without_a_watcher() -> None:
+    """Even one that overwrites all it is shown and draws from every global generator."""
+    honest, plain, _ = run(None)
+    trained, seen, watch, _ = watched(Looking(meddles=True))
+    assert tiny.same(trained, honest)
+    assert watch.iteration == ROUNDS * (PLAN.local_steps or 0)
+    assert len(seen) == len(plain)
+    assert all(_equal(one, other) for one, other in zip(seen, plain, strict=True))
+
+
+def test_a_watcher_sees_each_batch_with_its_labels_and_the_part_after_its_step() -> None:
+    _, seen, watch, last = watched(Looking())
+    sent = [e for e in seen if isinstance(e, SmashedUp) and e.phase == Phase.TRAIN]
+    assert len(watch.state) == len(sent) == ROUNDS * (PLAN.local_steps or 0)
+    for event, (smashed_, labels, part, _) in zip(sent, watch.state, strict=True):
+        assert np.array_equal(event.smashed, smashed_)
+        assert event.labels is not None
+        assert labels.tolist() == list(event.labels)
+        assert part.keys() == dict(last).keys()
+    parts = [part for _, _, part, _ in watch.state]
+    assert all(torch.equal(parts[-1][name], value) for name, value in last)
+    assert not tiny.same(parts[0], parts[1])
+    assert all(frozen for *_, frozen in watch.state)
+
+
+def test_what_is_not_named_is_not_shown() -> None:
+    _, _, watch, _ = watched(Looking(reads_part=False))
+    assert all(part is None for _, _, part, _ in watch.state)
+
+
+def test_a_watch_that_lacks_the_part_or_has_an_active_adversary_is_refused() -> None:
+    watch = Watch(Looking(), hijackable.view(), seed=0)
+    watch(smashed())
+    with pytest.raises(HijackError, match="looking reads the server's part as it is trained"):
+        watch(gradient())
+    with pytest.raises(HijackError, match="says that it rewrites messages"):
+        Watch(Echo(), hijackable.view(), seed=0)  # type: ignore[arg-type]
+    with pytest.raises(HijackError, match="none came"):
+        Watch(Looking(), hijackable.view(), seed=0)(gradient())

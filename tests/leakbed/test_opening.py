@@ -10,6 +10,7 @@ from leakbed.attributes import UnfitAttributeError
 from leakbed.contracts import Evidence, Knowledge, Seat, ThreatModel, View
 from leakbed.events import Arrays
 from leakbed.opening import opening_view
+from leakbed.server_part import layers
 from leakbed.targets import MisfitError
 from tests.tiny import architecture
 
@@ -45,12 +46,40 @@ def test_it_has_shapes_and_no_evidence() -> None:
 
 
 def test_what_the_threat_model_names_is_granted() -> None:
-    view = opened(Knowledge.PUBLIC_IMAGES, Knowledge.ARCHITECTURE)
+    view = opened(Knowledge.PUBLIC_IMAGES, Knowledge.PUBLIC_LABELS, Knowledge.ARCHITECTURE)
     assert view.architecture == architecture()
     assert view.public_images is not None
     assert view.public_labels is not None
     assert view.public_images.shape == (3, 1, 6, 6)
     assert view.public_labels.tolist() == [0, 1, 2]
+
+
+def test_images_and_their_labels_are_granted_apart() -> None:
+    images, labels = opened(Knowledge.PUBLIC_IMAGES), opened(Knowledge.PUBLIC_LABELS)
+    assert images.public_labels is None
+    assert labels.public_images is None
+    assert labels.public_labels is not None
+    unlabelled = {"images": OWNED["images"]}
+    assert opened(Knowledge.PUBLIC_IMAGES, public=unlabelled).public_images is not None
+    for public in (unlabelled, None):
+        with pytest.raises(MisfitError, match=r"labels of public images; set data\.public"):
+            opened(Knowledge.PUBLIC_LABELS, public=public)
+
+
+def test_the_servers_part_is_granted_to_a_server_that_names_it() -> None:
+    part = layers(architecture())
+    grant = {
+        "rows": 8,
+        "public": None,
+        "device": torch.device("cpu"),
+        "part": part,
+    }
+    named = replace(THREAT, needs=frozenset({Knowledge.SERVER_PART}))
+    assert opening_view(named, architecture(), **grant).server_part is part
+    unnamed = replace(THREAT, needs=frozenset())
+    assert opening_view(unnamed, architecture(), **grant).server_part is None
+    with pytest.raises(MisfitError, match="the server's alone: a client has none"):
+        opening_view(replace(named, seat=Seat.CLIENT), architecture(), **grant)
 
 
 def test_an_adversary_that_owns_nothing_is_told_what_to_set() -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from leakbed.contracts import Evidence, Knowledge, Seat, ThreatModel
 from leakbed.events import CutGradientDown, UpdateUp
+from leakbed.server_part import layers
 from leakbed.targets import Evidences, MisfitError, pick_targets
 from leakbed.trace import Recorder, Trace, TraceError
 from leakbed.views import architecture_of, build_view
@@ -316,3 +317,58 @@ def test_a_tied_weight_is_one_weight_under_its_first_name(make: Make) -> None:
     assert view.buffers is not None
     assert "3.weight" in view.before
     assert not {"5.weight"} & {*view.before, *view.buffers}
+
+
+def test_a_round_is_granted_whole_to_the_server_that_names_it(make: Make) -> None:
+    trace = make([smashed(0, 0), smashed(1, 0), smashed(0, 1)])
+    evidences = Evidences.of(trace)
+    threat = replace(SMASHED, evidence=frozenset({Evidence.SMASHED, Evidence.ROUND_SMASHED}))
+    targets = pick_targets(evidences, threat, when="training", count=1)
+    view = build_view(trace, evidences, threat, targets, device=CPU)
+    assert view.round_smashed is not None
+    assert view.round_smashed[:, 0].tolist() == [0, 1, 10, 11, 100, 101]
+    assert view.round_labels is not None
+    bare = build_view(trace, evidences, SMASHED, targets, device=CPU)
+    assert bare.round_smashed is None
+    client = replace(threat, seat=Seat.CLIENT)
+    with pytest.raises(MisfitError, match="only the server gets what all nodes send"):
+        build_view(trace, evidences, client, targets, device=CPU)
+
+
+def test_the_servers_part_is_the_one_held_at_the_rounds_end(tmp_path: Path) -> None:
+    with Recorder(tmp_path / "trace", about=ABOUT) as recorder:
+        recorder(smashed(0, 0))
+        part = layers(architecture_of(ABOUT), stream=5)
+        held = {name: value.numpy() for name, value in part.state_dict().items()}
+        recorder.hold("server", "model/round-2", held)
+    trace = Trace(tmp_path / "trace")
+    evidences = Evidences.of(trace)
+    threat = replace(SMASHED, needs=frozenset({Knowledge.SERVER_PART}))
+    targets = pick_targets(evidences, threat, when="training", count=1)
+    found = build_view(trace, evidences, threat, targets, device=CPU).server_part
+    assert found is not None
+    assert not found.training
+    assert not any(each.requires_grad for each in found.parameters())
+    assert all(torch.equal(value, part.state_dict()[n]) for n, value in found.state_dict().items())
+    client = replace(threat, seat=Seat.CLIENT)
+    with pytest.raises(MisfitError, match="the server's alone"):
+        build_view(trace, evidences, client, targets, device=CPU)
+
+
+def test_a_trace_without_the_servers_part_says_what_to_hold(make: Make) -> None:
+    trace = make([smashed(0, 0)])
+    evidences = Evidences.of(trace)
+    threat = replace(SMASHED, needs=frozenset({Knowledge.SERVER_PART}))
+    targets = pick_targets(evidences, threat, when="training", count=1)
+    with pytest.raises(
+        MisfitError, match=r"holds nothing .* recorder\.hold\('server', 'model/round-"
+    ):
+        build_view(trace, evidences, threat, targets, device=CPU)
+
+
+def test_one_party_of_many_is_no_match_for_the_servers_part(make: Make) -> None:
+    strips = make([smashed(0, 0)], divides="features", nodes=2)
+    threat = replace(SMASHED, needs=frozenset({Knowledge.SERVER_PART}))
+    targets = pick_targets(Evidences.of(strips), threat, when="training", count=1)
+    with pytest.raises(MisfitError, match="reads what all of them send"):
+        build_view(strips, Evidences.of(strips), threat, targets, device=CPU)

@@ -1,0 +1,130 @@
+"""The server's own part of a split network, as the server itself may read it.
+
+Whoever attacks gets a copy: frozen, in evaluation mode, and never the module that is trained. A
+trace holds the part once a round, as it stood at the round's end; beside a training,
+:class:`Mirror` brings a copy up to date at every batch.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from leakbed.contracts import Seat
+from leakbed.models import Architecture
+from leakbed.targets import MisfitError
+from leakbed.tensors import load
+from leakbed.trace import Trace
+
+
+def layers(architecture: Architecture, *, stream: int = 0) -> nn.Sequential:
+    """Return the server's part of a network, frozen and in evaluation mode.
+
+    Args:
+        architecture: The whole network, cut.
+        stream: From which its weights are drawn.
+
+    Returns:
+        What follows the cut; in a U-shape up to and including the upper cut.
+    """
+    if architecture.upper_cut is None:
+        part = architecture.top(stream)
+    else:
+        part = architecture.middle(stream)
+    return part.eval().requires_grad_(requires_grad=False)
+
+
+def refuse_seat(seat: Seat) -> None:
+    """Refuse the server's part to whoever is not the server.
+
+    Args:
+        seat: Of the threat model that names it.
+
+    Raises:
+        MisfitError: If it is another.
+    """
+    if seat != Seat.SERVER:
+        raise MisfitError(
+            f"the server's part is the server's alone: a {seat} has none; use seat = 'server'"
+        )
+
+
+def refuse_more_than_middle(protocol: str, upper_cut: int | None) -> None:
+    """Refuse an attack that makes do with the middle where the server holds first or last layers.
+
+    Args:
+        protocol: Its catalogue key.
+        upper_cut: Of the network; None where nodes hold no head.
+
+    Raises:
+        MisfitError: If nodes hold no head.
+    """
+    if upper_cut is None:
+        raise MisfitError(
+            f"the server of {protocol} holds the last layers of the network, or all of them: it "
+            "needs no features to alter inputs by, since it can climb the loss itself; use "
+            "'u-shaped' with model.upper_cut, where it holds the middle alone"
+        )
+
+
+def held_part(
+    trace: Trace, architecture: Architecture, *, round_: int, device: torch.device
+) -> nn.Sequential:
+    """Return the server's part as a trace holds it.
+
+    Args:
+        trace: Of a split run.
+        architecture: The whole network, cut.
+        round_: At the end of which.
+        device: Where it is wanted.
+
+    Returns:
+        It, frozen and in evaluation mode.
+
+    Raises:
+        MisfitError: If the trace does not hold it, or parties share one.
+    """
+    about: Mapping[str, Any] = trace.about
+    if about.get("divides") == "features":
+        raise MisfitError(
+            "where parties hold strips of the same images the server's part reads what all of them "
+            "send, and cannot be asked about one party's; use an attack without the server's part, "
+            "or 'vanilla-split'"
+        )
+    held = trace.holding("server", f"model/round-{round_}")
+    part = layers(architecture)
+    missing = [name for name in part.state_dict() if held is None or name not in held]
+    if held is None or missing:
+        what = "nothing" if held is None else f"no {', '.join(missing)}"
+        raise MisfitError(
+            f"the trace holds {what} of the server's part at the end of round {round_}; in a "
+            f"tapped app, recorder.hold('server', 'model/round-{round_}', <its state_dict as "
+            "arrays>) at every round's end"
+        )
+    load(part, {name: torch.from_numpy(held[name]) for name in part.state_dict()})
+    return part.to(device)
+
+
+class Mirror:
+    """A frozen copy of a part that is being trained, brought up to date on demand."""
+
+    def __init__(
+        self, architecture: Architecture, source: Callable[[], nn.Module], *, device: torch.device
+    ) -> None:
+        """Copy nothing yet.
+
+        Args:
+            architecture: The whole network, cut.
+            source: Returns the part that is trained.
+            device: Where the copy is wanted.
+        """
+        self._copy, self._source = layers(architecture).to(device), source
+
+    def __call__(self) -> nn.Sequential:
+        """Return the copy with the weights and buffers of now; it is the same module every time."""
+        now: Mapping[str, Tensor] = self._source().state_dict()
+        with torch.no_grad():
+            for name, value in self._copy.state_dict().items():
+                value.copy_(now[name])
+        return self._copy
