@@ -375,7 +375,8 @@ def _blocks(image: tuple[int, ...], smashed: tuple[int, ...]) -> nn.Module:
     """Return residual blocks from images to smashed data: 32 channels first, one halving each."""
     if len(smashed) != _MAPS:
         return _flat(image, smashed)
-    channels, side, layers = image[0], image[1], []
+    channels, side = image[0], image[1]
+    layers: list[nn.Module] = []
     while side >= 2 * smashed[1]:
         # The first block keeps the side, as in most of the source's stacks, where another follows.
         first = not layers and smashed[0] > _FIRST

@@ -220,7 +220,8 @@ def against_features(
     def loss(moved: Float[Tensor, " batch channels height width"]) -> Float[Tensor, ""]:
         features = layers(moved).flatten(1)
         if distance == "cosine":
-            return (1 - nn.functional.cosine_similarity(features, natural, dim=1)).mean()
+            alike: Tensor = nn.functional.cosine_similarity(features, natural, dim=1)
+            return (1 - alike).mean()
         return (features - natural).square().sum(1).mean()
 
     return loss
