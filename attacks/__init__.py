@@ -2,12 +2,14 @@
 
 from typing import Any
 
+from attacks.adversarial_regularization import AdversarialRegularization
 from attacks.client_gan import ClientGan
 from attacks.constant_image import ConstantImage
 from attacks.cosine_score import CosineScore
 from attacks.deep_leakage_from_model import DeepLeakageFromModel
 from attacks.deep_leakage_from_model_plus import DeepLeakageFromModelPlus
 from attacks.exploit import Exploit
+from attacks.feature_oriented_reconstruction import FeatureOrientedReconstruction
 from attacks.feature_space_hijacking import FeatureSpaceHijacking
 from attacks.feature_space_hijacking_property import FeatureSpaceHijackingProperty
 from attacks.majority_label import MajorityLabel
@@ -30,10 +32,12 @@ ATTACKS: dict[str, type[Attack]] = {
     "dlm": DeepLeakageFromModel,
     "dlm-plus": DeepLeakageFromModelPlus,
     "exploit": Exploit,
+    "fora": FeatureOrientedReconstruction,
     "majority-label": MajorityLabel,
     "mean-image": MeanImage,
     "model-completion": ModelCompletion,
     "norm-score": NormScore,
+    "sdar": AdversarialRegularization,
     "similarity-clustering": SimilarityClustering,
     "similarity-distance": SimilarityDistance,
     "similarity-transfer": SimilarityTransfer,
@@ -56,12 +60,14 @@ __all__ = [
     "ADVERSARIES",
     "ATTACKS",
     "INTRUDERS",
+    "AdversarialRegularization",
     "ClientGan",
     "ConstantImage",
     "CosineScore",
     "DeepLeakageFromModel",
     "DeepLeakageFromModelPlus",
     "Exploit",
+    "FeatureOrientedReconstruction",
     "FeatureSpaceHijacking",
     "FeatureSpaceHijackingProperty",
     "MajorityLabel",

@@ -222,7 +222,8 @@ def against_features(
         if distance == "cosine":
             alike: Tensor = nn.functional.cosine_similarity(features, natural, dim=1)
             return (1 - alike).mean()
-        return (features - natural).square().sum(1).mean()
+        apart: Tensor = (features - natural).square().sum(1)
+        return apart.mean()
 
     return loss
 

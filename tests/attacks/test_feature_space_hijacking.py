@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from attacks.critic import EPSILON
 from attacks.feature_space_hijacking import SMALL, FeatureSpaceHijacking, Hijacked
-from leakbed.contracts import MissingKnowledgeError, Seat, UnfitViewError, View
+from leakbed.contracts import Knowledge, MissingKnowledgeError, Seat, UnfitViewError, View
 from leakbed.distance_correlation import corrected_correlation
 from leakbed.hijack import Hijack, rehearse
 from leakbed.seeds import derive, generator, scoped
@@ -64,8 +64,10 @@ def test_the_published_settings_are_the_defaults() -> None:
     assert paper.threat.active
     assert paper.threat.in_words() == (
         "The server rewrites messages, reads the activations a node sends at the cut, and knows "
-        "labelled images of its own from the same distribution."
+        "images of its own."
     )
+    without = FeatureSpaceHijacking(without_class=0).threat
+    assert without.needs == {Knowledge.PUBLIC_IMAGES, Knowledge.PUBLIC_LABELS}
 
 
 @pytest.mark.parametrize(("penalty", "pixels"), [("channel", "centred"), ("sample", "unit")])

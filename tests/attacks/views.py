@@ -21,6 +21,8 @@ QUICK: dict[str, dict[str, Any]] = {
     "exploit": {"steps": 3},
     "model-completion": {"steps": 3},
     "spadv": {"steps": 3, "batch": 4, "ascent": 2},
+    "fora": {"steps": 2},
+    "sdar": {"steps": 2},
     "unsplit": {"outer_steps": 2, "input_steps": 2, "model_steps": 2},
 }
 

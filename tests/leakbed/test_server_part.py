@@ -40,7 +40,7 @@ def test_a_mirror_follows_what_is_trained_and_is_not_it() -> None:
     assert tiny.same(first, trained.state_dict())
     with torch.no_grad():
         for parameter in trained.parameters():
-            parameter += 1
+            parameter.add_(1)
     assert tiny.same(mirror().state_dict(), trained.state_dict())
     assert not tiny.same(first, trained.state_dict())
     for parameter in mirror().parameters():
