@@ -193,6 +193,9 @@ class SplitAdversarial:
 
         Returns:
             Its first weights, on the view's device.
+
+        Raises:
+            MissingKnowledgeError: If the view has no shape of smashed data.
         """
         self.check(view)
         shape = view.smashed_shape
@@ -215,6 +218,9 @@ class SplitAdversarial:
 
         Returns:
             It, in evaluation mode.
+
+        Raises:
+            MissingKnowledgeError: If the view has no smashed data, server's part or public images.
         """
         shadow = self.untrained(view, seed=seed)
         if view.round_smashed is None or view.server_part is None or view.public_images is None:
@@ -276,6 +282,9 @@ class SplitAdversarial:
 
         Returns:
             Images for every budget; ``failed`` where the features are not finite.
+
+        Raises:
+            MissingKnowledgeError: If the view has no natural images or server's part.
         """
         images, part = view.natural_images, view.server_part
         if images is None or part is None:
