@@ -21,7 +21,7 @@ ours, every choice a setting, hence "SPADV-style":
   knows the architecture.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import ClassVar
@@ -86,7 +86,7 @@ class SplitAdversarial:
     source: ClassVar[str] = "https://arxiv.org/abs/2307.07916"
 
     shadow: str = "single"
-    budgets: tuple[float, ...] = (0.2, 0.1)
+    budgets: Sequence[float] = (0.2, 0.1)
     distance: str = "l2"
     layer: int = -1
     moments: float = 1.0
@@ -96,8 +96,8 @@ class SplitAdversarial:
     rate: float = 1e-3
     ascent: int = 20
     stride: float = 0.125
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
+    mean: Sequence[float] = ()
+    std: Sequence[float] = ()
 
     def __post_init__(self) -> None:
         """Check the settings that need no view.
@@ -301,7 +301,9 @@ class SplitAdversarial:
             dim=1,
         )
         return Guess(
-            adversarial=moved, budgets=self.budgets, failed=~moved.isfinite().flatten(1).all(1)
+            adversarial=moved,
+            budgets=tuple(self.budgets),
+            failed=~moved.isfinite().flatten(1).all(1),
         )
 
     def _moved(

@@ -83,7 +83,7 @@ class Evasion:
 
 
 def score_evasion(
-    adversarial: Float[Tensor, " targets budgets channels height width"],
+    adversarial: Float[Tensor, " altered budgets channels height width"],
     *,
     budgets: Sequence[float],
     network: nn.Module,
