@@ -7,6 +7,9 @@ import pytest
 from safetensors.torch import load_file
 
 import experiments.group
+from experiments.report import write_report
+from experiments.report_cells import cells
+from experiments.report_pictures import blocks
 from experiments.runner import run
 from leakbed.cards import Card
 from leakbed.oracle.scores import NEEDS_TRUTH
@@ -80,6 +83,22 @@ def test_the_images_are_kept_within_their_budgets(results: tuple[Card, Path]) ->
     assert kept["adversarial"].shape == (20, 2, 1, 28, 28)
     apart = (kept["adversarial"] - natural).abs().flatten(2).amax((0, 2))
     assert apart.tolist() == pytest.approx([0.3, 0.1], abs=1e-6)
+
+
+def test_the_report_shows_both_images_their_difference_and_both_answers(
+    results: tuple[Card, Path],
+) -> None:
+    card, folder = results
+    (block,) = blocks(folder, cells([card]))
+    answers: Any = card.scores["evasion"]["answers"]  # type: ignore[index,call-overload]
+    altered, apart = block.strips
+    assert len(block.originals) == len(altered.pictures) == len(apart.pictures) == 8
+    assert block.originals[0].caption.endswith(f"answer {answers['natural'][0]}")
+    assert altered.pictures[0].caption == f"answer {answers['altered'][0][0]}"
+    assert "the budget of 0.3" in apart.note
+    page = write_report(folder).read_text()
+    assert apart.note in page
+    assert "misclassified" in page
 
 
 def _no_training(*_: Any, **__: Any) -> None:
