@@ -20,6 +20,7 @@ from attacks.similarity_clustering import SimilarityClustering
 from attacks.similarity_distance import SimilarityDistance
 from attacks.similarity_transfer import SimilarityTransfer
 from attacks.smashed_as_image import SmashedAsImage
+from attacks.split_adversarial import SplitAdversarial
 from attacks.unsplit import UnSplit
 from attacks.unsplit_labels import UnSplitLabels
 from leakbed.contracts import Adversary, Attack
@@ -41,6 +42,7 @@ ATTACKS: dict[str, type[Attack]] = {
     "similarity-distance": SimilarityDistance,
     "similarity-transfer": SimilarityTransfer,
     "smashed-as-image": SmashedAsImage,
+    "spadv": SplitAdversarial,
     "unsplit": UnSplit,
     "unsplit-labels": UnSplitLabels,
 }
@@ -76,6 +78,7 @@ __all__ = [
     "SimilarityDistance",
     "SimilarityTransfer",
     "SmashedAsImage",
+    "SplitAdversarial",
     "UnSplit",
     "UnSplitLabels",
 ]

@@ -50,6 +50,24 @@ def refuse_seat(seat: Seat) -> None:
         )
 
 
+def refuse_more_than_middle(protocol: str, upper_cut: int | None) -> None:
+    """Refuse an attack that makes do with the middle where the server holds first or last layers.
+
+    Args:
+        protocol: Its catalogue key.
+        upper_cut: Of the network; None where nodes hold no head.
+
+    Raises:
+        MisfitError: If nodes hold no head.
+    """
+    if upper_cut is None:
+        raise MisfitError(
+            f"the server of {protocol} holds the last layers of the network, or all of them: it "
+            "needs no features to alter inputs by, since it can climb the loss itself; use "
+            "'u-shaped' with model.upper_cut, where it holds the middle alone"
+        )
+
+
 def held_part(
     trace: Trace, architecture: Architecture, *, round_: int, device: torch.device
 ) -> nn.Sequential:

@@ -20,6 +20,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "similarity-transfer": {"partial": True, "epochs": 1},
     "exploit": {"steps": 3},
     "model-completion": {"steps": 3},
+    "spadv": {"steps": 3, "batch": 4, "ascent": 2},
     "fora": {"steps": 2},
     "sdar": {"steps": 2},
     "unsplit": {"outer_steps": 2, "input_steps": 2, "model_steps": 2},
@@ -46,7 +47,12 @@ def view_for(attack: Attack) -> View:
     granted: dict[str, Any] = {}
     if Evidence.UPDATE in threat.evidence:
         granted |= _weights(architecture, images, labels)
-    if threat.evidence & {Evidence.SMASHED, Evidence.CUT_GRADIENT, Evidence.HEAD_WEIGHT_GRADIENT}:
+    if threat.evidence & {
+        Evidence.SMASHED,
+        Evidence.ROUND_SMASHED,
+        Evidence.CUT_GRADIENT,
+        Evidence.HEAD_WEIGHT_GRADIENT,
+    }:
         granted |= _cut(architecture, images, labels)
     if Evidence.ROUND_SMASHED in threat.evidence:
         granted["round_smashed"] = granted["smashed"]
@@ -59,6 +65,7 @@ def view_for(attack: Attack) -> View:
             torch.randint(CLASSES, (5,), generator=stream),
         ),
         Knowledge.OWN_IMAGES: ("own_images", images),
+        Knowledge.NATURAL_IMAGES: ("natural_images", images),
         Knowledge.KNOWN_LABELS: (
             "known_labels",
             torch.where(torch.arange(TARGETS) < KNOWN, labels, -1)[:, None],

@@ -1,0 +1,434 @@
+"""SPADV-style: a U-shape's server makes adversarial inputs, through layers like the node's.
+
+The server holds the middle of the network alone. It fits shadow input layers of its own to
+unlabelled images, which need not be of the task, so that what they send through the middle has the
+statistics of what nodes sent in a round of training. Then it moves natural images, each pixel
+within a budget, to where the features of the middle move furthest. This needs neither labels nor a
+head and changes no message; what it makes is meant for the whole trained network of the node.
+
+Source: Fan, Chen, Wang, Zhou, Huang, "On the Robustness of Split Learning against Adversarial
+Attacks", ECAI 2023, https://arxiv.org/abs/2307.07916, and its code,
+https://github.com/fmy266/SplitADV.
+
+Departures: the paper's losses and budgets were not to be had, and its code lacks the attack itself.
+The shadows are the code's, in kernel, stride and padding where it has the same sizes. The rest is
+ours, every choice a setting, hence "SPADV-style":
+- Stage 1 matches mean and spread of every channel at the cut and after each layer of the middle, or
+  pulls the mean features together (``prior``). It is fitted after a round of training, to all that
+  nodes sent in it, where the code trains beside the rounds.
+- Stage 2 climbs by the signs of gradients.
+- A shadow ``same`` as the node's layers is no part of the source; it is the stronger adversary who
+  knows the architecture.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from attacks.owned_images import Draws
+from leakbed.contracts import (
+    Evidence,
+    Guess,
+    Knowledge,
+    MissingKnowledgeError,
+    Seat,
+    ThreatModel,
+    UnfitViewError,
+    View,
+)
+from leakbed.perturbation import (
+    DISTANCES,
+    Normalised,
+    against_features,
+    ascend,
+    check_budget,
+    check_normalisation,
+)
+from leakbed.seeds import derive, generator, scoped
+
+SHADOWS = ("single", "multi", "same")
+_TABULATED = {(32, 8): (9, 3), (32, 4): (9, 6)}
+"""Kernel and stride of the code's single convolutions between these sides, without padding."""
+_CHUNK = 256  # images moved at once; bounds memory at the widest layer
+_SPREAD = 1e-6  # under the root of a variance, whose gradient at 0 is infinite
+_FIRST = 32  # channels of the source's first block
+_MAPS = 3  # dimensions of one row of feature maps: channels, height, width
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitAdversarial:
+    """Adversarial inputs from the middle of a U-shaped network.
+
+    Attributes:
+        shadow: ``single``, one convolution without bias; ``multi``, residual blocks; ``same``, the
+            node's own layers, whose architecture is then known.
+        budgets: The most by which a pixel may change, in [0, 1], before any normalisation; one
+            batch of images is made for each, and the first leads the score.
+        distance: How far features moved, ``l2`` or ``cosine``.
+        layer: Of which layer of the server's own part, from 0; -1 is its last.
+        moments: Weight of the means and spreads.
+        prior: Weight of one minus the cosine of the mean features at the server's last layer.
+        steps: Steps of fitting the shadow; 0 leaves it untrained.
+        batch: Images in each.
+        rate: Learning rate of Adam.
+        ascent: Steps of moving the images.
+        stride: How far each goes, as a share of the budget.
+        mean: What the shadow subtracts of each channel first; none where it normalises nothing.
+        std: By what it divides.
+    """
+
+    name: ClassVar[str] = "spadv"
+    source: ClassVar[str] = "https://arxiv.org/abs/2307.07916"
+
+    shadow: str = "single"
+    budgets: Sequence[float] = (0.2, 0.1)
+    distance: str = "l2"
+    layer: int = -1
+    moments: float = 1.0
+    prior: float = 0.0
+    steps: int = 400
+    batch: int = 128
+    rate: float = 1e-3
+    ascent: int = 20
+    stride: float = 0.125
+    mean: Sequence[float] = ()
+    std: Sequence[float] = ()
+
+    def __post_init__(self) -> None:
+        """Check the settings that need no view.
+
+        Raises:
+            ValueError: If one is out of range; names the legal values.
+        """
+        if self.shadow not in SHADOWS:
+            raise ValueError(f"shadow {self.shadow!r} is unknown; use {', '.join(SHADOWS)}")
+        if self.distance not in DISTANCES:
+            raise ValueError(f"distance {self.distance!r} is unknown; use {', '.join(DISTANCES)}")
+        if not self.budgets:
+            raise ValueError("budgets is empty; name one or more, such as [0.2, 0.1]")
+        for budget in self.budgets:
+            check_budget(budget)
+        check_normalisation(self.mean, self.std)
+        if self.steps < 0 or self.batch < 1 or self.ascent < 1:
+            raise ValueError(
+                f"steps = {self.steps}, batch = {self.batch}, ascent = {self.ascent}: use steps "
+                "of 0 or more, the others of 1 or more"
+            )
+        if not (self.rate > 0 and self.stride > 0):
+            raise ValueError(f"rate = {self.rate}, stride = {self.stride}: both must be above 0")
+        if min(self.moments, self.prior) < 0 or (self.steps and not self.moments + self.prior > 0):
+            raise ValueError(
+                f"moments = {self.moments}, prior = {self.prior}: neither may be below 0, and a "
+                "shadow that is fitted needs one above it (steps = 0 fits none)"
+            )
+
+    @property
+    def threat(self) -> ThreatModel:
+        """A passive server with its own part, unlabelled images, and images to be moved."""
+        needs = {Knowledge.SERVER_PART, Knowledge.PUBLIC_IMAGES, Knowledge.NATURAL_IMAGES}
+        if self.shadow == "same":
+            needs.add(Knowledge.ARCHITECTURE)
+        return ThreatModel(
+            seat=Seat.SERVER, evidence=frozenset({Evidence.ROUND_SMASHED}), needs=frozenset(needs)
+        )
+
+    def run(self, view: View, *, seed: int) -> Guess:
+        """Fit a shadow to what was sent, and move the natural images through it.
+
+        Args:
+            view: With the server's part, public and natural images, and a round's smashed data.
+            seed: Fixes the shadow's first weights, its batches and where the images start.
+
+        Returns:
+            For each natural image one moved within each budget; ``failed`` where it is not finite.
+        """
+        return self.crafted(self.fitted(view, seed=seed), view, seed=seed)
+
+    def check(self, view: View) -> None:
+        """Refuse before any training what could not work after it.
+
+        Args:
+            view: As it is before the first message: with ``smashed_shape``, and no evidence.
+
+        Raises:
+            MissingKnowledgeError: If something is missing that needs no message.
+            UnfitViewError: If what is there does not fit the settings; says what would.
+        """
+        if view.server_part is None or view.public_images is None:
+            raise MissingKnowledgeError("spadv needs the server's part and public images")
+        channels = view.image_shape[0]
+        if tuple(view.public_images.shape[1:]) != view.image_shape:
+            raise UnfitViewError(
+                f"public images have shape {tuple(view.public_images.shape[1:])}, those to be "
+                f"moved {view.image_shape}; resize them, or choose another public set"
+            )
+        if self.batch > len(view.public_images):
+            raise UnfitViewError(
+                f"{len(view.public_images)} public images cannot fill a batch of {self.batch}; "
+                "lower batch, or give the adversary more (data.public)"
+            )
+        if len(self.mean) not in {0, channels}:
+            raise UnfitViewError(
+                f"mean and std are of {len(self.mean)} channels, the images have {channels}; give "
+                "one of each per channel, or leave both out"
+            )
+        count = len(list(view.server_part.children()))
+        if not -count <= self.layer < count:
+            raise UnfitViewError(
+                f"layer {self.layer} is none of the server's: its part has {count} layers, so use "
+                f"0 to {count - 1}, or -1 for the last"
+            )
+
+    def untrained(self, view: View, *, seed: int) -> nn.Module:
+        """Return a shadow that was fitted to nothing.
+
+        Args:
+            view: Says which shapes it reads and makes.
+            seed: Of its weights.
+
+        Returns:
+            Its first weights, on the view's device.
+
+        Raises:
+            MissingKnowledgeError: If the view has no shape of smashed data.
+        """
+        self.check(view)
+        shape = view.smashed_shape
+        if view.round_smashed is not None:
+            shape = tuple(view.round_smashed.shape[1:])
+        if shape is None:
+            raise MissingKnowledgeError("spadv needs smashed data of a round of training")
+        with scoped(derive(seed, "shadow")):
+            layers = self._layers(view, shape, stream=derive(seed, "shadow"))
+        if self.mean:
+            layers = Normalised(layers, mean=self.mean, std=self.std, channels=view.image_shape[0])
+        return layers.to(view.device)
+
+    def fitted(self, view: View, *, seed: int) -> nn.Module:
+        """Return a shadow whose images look like the nodes' to the server's part (stage 1).
+
+        Args:
+            view: As for :meth:`run`.
+            seed: Of its weights and batches.
+
+        Returns:
+            It, in evaluation mode.
+
+        Raises:
+            MissingKnowledgeError: If the view has no smashed data, server's part or public images.
+        """
+        shadow = self.untrained(view, seed=seed)
+        if view.round_smashed is None or view.server_part is None or view.public_images is None:
+            raise MissingKnowledgeError("spadv needs smashed data of a round of training")
+        stages = list(view.server_part.children())
+        with torch.no_grad():
+            wanted = [_moments(each) for each in _after_each(stages, view.round_smashed)]
+
+        def loss(images: Tensor) -> Tensor:
+            found = [_moments(each) for each in _after_each(stages, shadow(images))]
+            apart = sum(
+                (_apart(own, theirs) for own, theirs in zip(found, wanted, strict=True)),
+                torch.zeros(()),
+            )
+            alike = nn.functional.cosine_similarity(found[-1][0], wanted[-1][0], dim=0)
+            return self.moments * apart + self.prior * (1 - alike)
+
+        return self._optimised(shadow, loss, view.public_images, seed=seed)
+
+    def taught(
+        self,
+        view: View,
+        images: Float[Tensor, " pairs channels height width"],
+        smashed: Float[Tensor, " pairs *cut"],
+        *,
+        seed: int,
+    ) -> nn.Module:
+        """Return a shadow that was told what some images send: what no server knows.
+
+        It bounds what the same shadow could learn from statistics alone.
+
+        Args:
+            view: As for :meth:`run`.
+            images: Of the node.
+            smashed: What the node's layers make of them.
+            seed: Of its weights and batches.
+
+        Returns:
+            It, in evaluation mode.
+        """
+        shadow = self.untrained(view, seed=seed)
+        draws = Draws(images, stream=derive(seed, "pairs"))
+        rows = min(self.batch, len(images))
+        adam = torch.optim.Adam(shadow.train().parameters(), self.rate)
+        for _ in range(self.steps):
+            chosen = draws.places(rows)
+            adam.zero_grad()
+            (shadow(images[chosen]) - smashed[chosen]).square().mean().backward()
+            adam.step()
+        return shadow.eval()
+
+    def crafted(self, bottom: nn.Module, view: View, *, seed: int) -> Guess:
+        """Return the natural images, moved so that features move furthest (stage 2).
+
+        Args:
+            bottom: From images to what the server's part reads, in evaluation mode.
+            view: With ``natural_images`` and the server's part.
+            seed: Of where the images start.
+
+        Returns:
+            Images for every budget; ``failed`` where the features are not finite.
+
+        Raises:
+            MissingKnowledgeError: If the view has no natural images or server's part.
+        """
+        images, part = view.natural_images, view.server_part
+        if images is None or part is None:
+            raise MissingKnowledgeError("spadv needs natural images to move")
+        stages = list(part.children())
+        last = self.layer % len(stages) + 1
+        layers = nn.Sequential(bottom, *stages[:last]).eval()
+        drawn = generator(derive(seed, "start"))
+        moved = torch.stack(
+            [
+                torch.cat([self._moved(layers, chunk, budget, drawn) for chunk in _chunks(images)])
+                for budget in self.budgets
+            ],
+            dim=1,
+        )
+        return Guess(
+            adversarial=moved,
+            budgets=tuple(self.budgets),
+            failed=~moved.isfinite().flatten(1).all(1),
+        )
+
+    def _moved(
+        self, layers: nn.Module, images: Tensor, budget: float, drawn: torch.Generator
+    ) -> Tensor:
+        climbed = against_features(layers, images, distance=self.distance)
+        return ascend(
+            climbed,
+            images,
+            budget=budget,
+            step=self.stride * budget,
+            steps=self.ascent,
+            generator=drawn,
+        )
+
+    def _optimised(
+        self, shadow: nn.Module, loss: Callable[[Tensor], Tensor], images: Tensor, *, seed: int
+    ) -> nn.Module:
+        draws = Draws(images, stream=derive(seed, "batches"))
+        adam = torch.optim.Adam(shadow.train().parameters(), self.rate)
+        for _ in range(self.steps):
+            adam.zero_grad()
+            loss(images[draws.places(self.batch)]).backward()
+            adam.step()
+        return shadow.eval()
+
+    def _layers(self, view: View, shape: tuple[int, ...], *, stream: int) -> nn.Module:
+        if self.shadow == "same":
+            if view.architecture is None:
+                raise MissingKnowledgeError("shadow = 'same' needs the architecture")
+            return view.architecture.bottom(stream)
+        if self.shadow == "multi":
+            return _blocks(view.image_shape, shape)
+        return _convolution(view.image_shape, shape)
+
+
+class _Block(nn.Module):
+    """The source's shadow block: conv-norm-ReLU-conv-norm and a 1x1 shortcut, then ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.shortcut = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
+        )
+
+    def forward(self, maps: Float[Tensor, " batch inputs height width"]) -> Tensor:
+        made: Tensor = self.inner(maps) + self.shortcut(maps)
+        return made.relu()
+
+
+def _convolution(image: tuple[int, ...], smashed: tuple[int, ...]) -> nn.Module:
+    """Return one layer without bias from images to smashed data."""
+    if len(smashed) != _MAPS:
+        return _flat(image, smashed)
+    kernels, strides = [], []
+    for side, wanted in zip(image[1:], smashed[1:], strict=True):
+        kernel, stride = _TABULATED.get((side, wanted), (0, 0))
+        if not kernel:
+            stride = max(side // wanted, 1)
+            kernel = max(side - (wanted - 1) * stride, 1)
+        kernels.append(kernel)
+        strides.append(stride)
+    same = tuple(image[1:]) in {tuple(smashed[1:]), tuple(2 * side for side in smashed[1:])}
+    if same:  # as tabulated: kernel 3, padded by 1
+        return nn.Conv2d(image[0], smashed[0], 3, stride=strides[0], padding=1, bias=False)
+    layer = nn.Conv2d(
+        image[0], smashed[0], (kernels[0], kernels[1]), stride=(strides[0], strides[1]), bias=False
+    )
+    return nn.Sequential(layer, nn.AdaptiveAvgPool2d((smashed[1], smashed[2])))
+
+
+def _blocks(image: tuple[int, ...], smashed: tuple[int, ...]) -> nn.Module:
+    """Return residual blocks from images to smashed data: 32 channels first, one halving each."""
+    if len(smashed) != _MAPS:
+        return _flat(image, smashed)
+    channels, side = image[0], image[1]
+    layers: list[nn.Module] = []
+    while side >= 2 * smashed[1]:
+        # The first block keeps the side, as in most of the source's stacks, where another follows.
+        first = not layers and smashed[0] > _FIRST
+        width = _FIRST if first else min(2 * channels if layers else smashed[0], smashed[0])
+        layers.append(_Block(channels, width, stride=1 if first else 2))
+        channels, side = width, side if first else -(-side // 2)
+    layers.append(_Block(channels, smashed[0], stride=1))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d((smashed[1], smashed[2])))
+
+
+def _flat(image: tuple[int, ...], smashed: tuple[int, ...]) -> nn.Module:
+    """Return one linear layer without bias, where smashed data are no maps."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(prod(image), prod(smashed), bias=False),
+        nn.Unflatten(1, smashed),
+    )
+
+
+def _after_each(stages: list[nn.Module], smashed: Tensor) -> Iterator[Tensor]:
+    """Return smashed data, and what they are after each layer of the server's part."""
+    yield smashed
+    for stage in stages:
+        smashed = stage(smashed)
+        yield smashed
+
+
+def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and spread of every channel."""
+    rows = values.transpose(0, 1).flatten(1)
+    return rows.mean(1), (rows.var(1, unbiased=False) + _SPREAD).sqrt()
+
+
+def _apart(own: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> Tensor:
+    """Return how far moments lie apart, in units of the spreads of what was sent."""
+    scale = theirs[1].square().mean()
+    squares = sum(
+        ((a - b).square().mean() for a, b in zip(own, theirs, strict=True)), torch.zeros(())
+    )
+    return squares / scale
+
+
+def _chunks(images: Tensor) -> tuple[Tensor, ...]:
+    return torch.split(images, _CHUNK)
