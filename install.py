@@ -1,9 +1,9 @@
 """Installs Leakbed and its dependencies into the environment of the Python that runs it.
 
-`make setup` runs it with `.venv`'s: pip installs uv, and uv installs the rest in half of pip's
-time. Where uv cannot be installed or cannot do it, pip does. uv does not read pip's configuration,
-so what decides where packages come from is handed on to it; where pip is set up in a way that uv
-has no word for, pip installs.
+`make setup` runs it with `.venv`'s: pip installs uv, and uv installs the rest, in a quarter of
+pip's processor time. Where uv cannot be installed or cannot do it, pip does. uv does not read pip's
+configuration, so what decides where packages come from is handed on to it; where pip is set up in a
+way that uv has no word for, pip installs.
 """
 
 import argparse

@@ -83,7 +83,7 @@ class SplitAdversarial:
     """
 
     name: ClassVar[str] = "spadv"
-    source: ClassVar[str] = "https://arxiv.org/abs/2307.07916"
+    source: ClassVar[str] = "Fan et al., ECAI 2023, https://arxiv.org/abs/2307.07916"
 
     shadow: str = "single"
     budgets: Sequence[float] = (0.2, 0.1)

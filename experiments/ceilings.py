@@ -57,7 +57,8 @@ class Message:
         single: The ceiling of one name.
         named: How often the truth itself is named, by a list of that length.
         believed: Posterior of the truth, given the recorded message.
-        hit: Whether the recorded message's likeliest candidate is the truth.
+        hit: 1 where the recorded message's likeliest candidate is the truth, 1 of k where it is
+            one of k that are equally likely, else 0.
         chance: Of a list drawn at random.
         cap: What the defence's claim allows a list; None without a claim of this message.
         used_before: Whether the row was in an earlier batch, so that weights already knew it: the
@@ -76,7 +77,7 @@ class Message:
     single: float
     named: float
     believed: float
-    hit: bool
+    hit: float
     chance: float
     cap: float | None
     used_before: bool
@@ -460,7 +461,7 @@ class _Game:
             single=found[1].value,
             named=float(best.records[0]),
             believed=float(believed[0]),
-            hit=int(believed.argmax()) == 0,
+            hit=_hit(believed),
             chance=best.chance,
             cap=None if mu is None else _cap(mu, guesses, labels, count=len(messages)),
             used_before=self._used_before(target),
@@ -541,6 +542,12 @@ class _Game:
                     f"the recorded weights are of another model: {name!r} is {seen}, the trace's "
                     f"architecture has {tuple(value.shape)}; another version may have recorded it"
                 )
+
+
+def _hit(believed: Float[Tensor, " candidates"]) -> float:
+    """Return whether the truth, candidate 0, is the likeliest; among k equals 1 of k."""
+    likeliest = believed == believed.max()
+    return float(likeliest[0]) / int(likeliest.sum())
 
 
 def _by_row(bottom: nn.Module) -> bool:

@@ -10,6 +10,7 @@ the attack has but for the messages, and should fare as the untrained shadow doe
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -84,6 +85,11 @@ class Victim:
     architecture: Architecture
     answers: AnswerKey
 
+    def on(self, device: torch.device | None) -> Victim:
+        """Return a copy whose layers lie on a device: where the view's images lie."""
+        bottom, network = deepcopy((self.bottom, self.network))
+        return replace(self, bottom=bottom.to(device), network=network.to(device))
+
 
 def scored(
     guess: Guess,
@@ -149,7 +155,7 @@ def beside(
         stream: Of everything that is drawn.
 
     Returns:
-        Images by target and budget.
+        Images by target and budget, on the CPU.
 
     Raises:
         ValueError: If the view has no natural images.
@@ -159,7 +165,8 @@ def beside(
         raise ValueError("the view has no natural images")
     drawn = generator(derive(stream, RANDOM_SIGNS))
     start = generator(derive(stream, WHITE_BOX))
-    climbed = against_labels(victim.network, labels)
+    victim = victim.on(view.device)
+    climbed = against_labels(victim.network, labels.to(images.device))
     found = {
         RANDOM_SIGNS: _each(budgets, lambda b: random_signs(images, budget=b, generator=drawn)),
         WHITE_BOX: _each(
@@ -232,10 +239,10 @@ def _substitute(view: View, victim: Victim, *, stream: int) -> tuple[nn.Module, 
 
 
 def _each(budgets: tuple[float, ...], made: Callable[[float], Tensor]) -> Tensor:
-    return torch.stack([made(budget) for budget in budgets], dim=1)
+    return torch.stack([made(budget) for budget in budgets], dim=1).cpu()
 
 
 def _altered(guess: Guess) -> Tensor:
     if guess.adversarial is None:
         raise ValueError("an attack that alters inputs returned none")
-    return guess.adversarial
+    return guess.adversarial.cpu()

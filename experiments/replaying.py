@@ -17,6 +17,7 @@ from leakbed.seeds import derive, scoped
 from leakbed.targets import Target
 from leakbed.tensors import load, view
 from strategies import PROTOCOLS
+from strategies.averaging import average
 
 if TYPE_CHECKING:
     from experiments.ceilings import Recorded
@@ -150,11 +151,9 @@ class _Replay:
                 if not self._merged:
                     self._state = self._last
             if self._merged:
-                rows = sum(count for count, _ in ends)
-                self._state = {
-                    name: _average([(count / rows, state[name]) for count, state in ends])
-                    for name in self._state
-                }
+                counts, states = zip(*ends, strict=True)
+                merged = average([{n: v.numpy() for n, v in s.items()} for s in states], counts)
+                self._state = {name: torch.tensor(value) for name, value in merged.items()}
         raise NoCeilingError(f"the trace holds no batch of {self._target}")
 
     def _round(
@@ -196,10 +195,3 @@ def _sent(defences: Sequence[Defense], made: Tensor) -> Tensor:
         law = sent_law([defence], Clean(kind=kind, arrays={kind: made}))
         made = made if isinstance(law, Channel) else law.mean[kind]
     return made
-
-
-def _average(parts: Sequence[tuple[float, Tensor]]) -> Tensor:
-    total = torch.zeros_like(parts[0][1], dtype=torch.float64)
-    for share, value in parts:
-        total += share * value.double()
-    return total.to(parts[0][1].dtype)

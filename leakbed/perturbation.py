@@ -8,8 +8,8 @@ needs neither labels nor a head.
 
 Source: Madry, Makelov, Schmidt, Tsipras, Vladu, "Towards deep learning models resistant to
 adversarial attacks", ICLR 2018, https://arxiv.org/abs/1706.06083 (section 2.1). The order of the
-operations is that of torchattacks 3.5.1, https://github.com/Harry24k/adversarial-attacks-pytorch,
-whose PGD it equals bit for bit. That project cannot be installed beside Flower.
+operations is that of torchattacks 3.5.1, https://github.com/Harry24k/adversarial-attacks-pytorch; a
+test compares the two where that is installed, which was not tried. Its pins clash with Flower's.
 """
 
 from __future__ import annotations

@@ -85,6 +85,9 @@ def audit(defence: Defense, *, draws: int | None = None, stream: int = 0) -> lis
             f"{defence.name} claims no differential privacy under these settings, so there is "
             "nothing to audit; set those under which it does"
         )
+    if len(defence.protects) != 1:
+        kinds = ", ".join(sorted(map(str, defence.protects))) or "nothing"
+        raise NoAuditError(f"{defence.name} protects {kinds}; an audit is of one kind of message")
     (kind,) = defence.protects
     if kind == Protects.LABELS:
         return [_labels(defence, draws=draws or 100_000, stream=stream)]

@@ -16,7 +16,7 @@ from scipy.stats import binom, norm
 from torch import Tensor
 
 _CHANCE = 1e-6  # of a false alarm of each check
-_ABOVE = 1e-3  # a card whose hits are less likely under its ceiling is marked
+_ABOVE = 1e-3  # hits that are less likely under a ceiling lie above it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +74,11 @@ def check_noise(residuals: Sequence[Float[Tensor, " _"]]) -> list[Finding]:
     return found + _pairs(residuals)
 
 
-def check_hits(hits: Sequence[bool], ceilings: Sequence[float]) -> Finding:
+def check_hits(hits: Sequence[float], ceilings: Sequence[float]) -> Finding:
     """Return whether the likeliest candidate is right as often on recorded messages as it should.
 
     Args:
-        hits: Whether it was, for each recorded message.
+        hits: Whether it was, for each recorded message; one of k equally likely counts 1 of k.
         ceilings: Of a list of one name, for the same messages.
 
     Returns:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
 from defenses import SmashedNoise
-from experiments.ceilings import ceiling_of_run
+from experiments.ceilings import _hit, ceiling_of_run
 from experiments.runner import run
 from leakbed.commands import app
 from leakbed.contracts import DefenseState
@@ -180,3 +181,9 @@ def test_the_command_prints_text_or_json(split: Path, tmp_path: Path) -> None:
     missing = CliRunner().invoke(app, ["ceiling", str(tmp_path)])
     assert missing.exit_code == 2
     assert "has no recorded messages" in missing.output
+
+
+def test_a_truth_among_equals_is_a_hit_in_part() -> None:
+    assert _hit(torch.tensor([0.5, 0.3, 0.2])) == 1
+    assert _hit(torch.tensor([0.25, 0.25, 0.25, 0.25])) == 0.25
+    assert _hit(torch.tensor([0.2, 0.4, 0.4])) == 0

@@ -1,4 +1,4 @@
-"""Perturbed images keep their budget; the ascent is torchattacks', bit for bit."""
+"""Perturbed images keep their budget; where torchattacks is installed, the ascent is its own."""
 
 import importlib.util
 

@@ -54,10 +54,10 @@ def test_one_message_alone_has_no_pair() -> None:
 
 
 def test_hits_are_held_against_the_ceiling_on_both_sides() -> None:
-    assert check_hits([True] * 45 + [False] * 5, [0.9] * 50).sound
-    assert not check_hits([True] * 50, [0.3] * 50).sound
-    assert not check_hits([False] * 50, [0.9] * 50).sound
-    assert check_hits([True] * 5, [1.0] * 5).z == 0
+    assert check_hits([1.0] * 45 + [0.0] * 5, [0.9] * 50).sound
+    assert not check_hits([1.0] * 50, [0.3] * 50).sound
+    assert not check_hits([0.0] * 50, [0.9] * 50).sound
+    assert check_hits([1.0] * 5, [1.0] * 5).z == 0
 
 
 def test_a_card_is_above_its_ceiling_only_beyond_chance() -> None:
