@@ -72,7 +72,7 @@ def test_a_node_that_loses_its_place_ends_the_run_and_the_next_run_is_whole() ->
 
 
 def test_a_node_is_not_made_up_from_weights_alone() -> None:
-    """In step, every request brings weights; buffers and a defence's count are gone all the same."""
+    """In step, every request brings weights; buffers and counts of noise are gone."""
     plan = several_nodes.plan(local_steps=STEPS)
     chosen = {"nodes": NODES, "model": tiny.architecture("stateful")}
     with RayGrid(node_app, nodes=NODES, workers=1) as grid:
