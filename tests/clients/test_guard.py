@@ -80,10 +80,10 @@ def test_every_round_begins_with_the_bottom_that_the_node_received(
     opened: list[dict[str, Tensor]] = []
     original = Lane.open
 
-    def noted(self: Lane, bottom: Arrays | None) -> None:
+    def noted(self: Lane, bottom: Arrays | None, *, sender: int | None = None) -> None:
         assert bottom is not None
         opened.append({name: torch.from_numpy(array.copy()) for name, array in bottom.items()})
-        original(self, bottom)
+        original(self, bottom, sender=sender)
 
     monkeypatch.setattr(Lane, "open", noted)
     trained(("witness", {}), nodes=2, resident=resident)

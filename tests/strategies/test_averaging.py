@@ -10,8 +10,8 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
 from leakbed.events import Bottom, Event
 from leakbed.grids import NodeFailed
-from leakbed.wire.records import BOTTOMS, pack, unpack
-from strategies.averaging import SealedAverageError, average, refuse_unlike
+from leakbed.wire.records import BOTTOMS, pack, refuse_unlike, unpack
+from strategies.averaging import SealedAverageError, average
 from tests import tiny
 from tests.several_nodes import NODES, built, plan, trained
 

@@ -26,7 +26,7 @@ from leakbed.wire.messages import (
     SPLIT_EVALUATE,
     SPLIT_STEP,
 )
-from leakbed.wire.records import copy_records, pack, unpack
+from leakbed.wire.records import BOTTOMS, copy_records, pack, unpack
 from strategies import PROTOCOLS
 from tests import parties, several_nodes, tiny, u_shaped
 from tests.hostile import ANY, ARRAYS, NUMBERS, fuzz
@@ -209,3 +209,43 @@ def test_a_malformed_answer_is_its_nodes_failure_or_changes_nothing(
     kind = draw.draw(st.sampled_from(KINDS[case]))
     failed = failure(case, kind, lambda reply: malformed(reply, draw))
     assert failed is None or failed.node == HOSTILE - 1
+
+
+Bottom = dict[str, Any]
+CHANGES: dict[str, Callable[[Bottom], Bottom]] = {
+    "empty": lambda bottom: {},
+    "first missing": lambda bottom: dict(list(bottom.items())[1:]),
+    "last missing": lambda bottom: dict(list(bottom.items())[:-1]),  # a head's, where there is one
+    "one more": lambda bottom: bottom | {"more": np.zeros(1, np.float32)},
+    "reshaped": lambda bottom: {name: value.reshape(-1, 1) for name, value in bottom.items()},
+    "of another type": lambda bottom: {k: v.astype(np.float16) for k, v in bottom.items()},
+    "first not finite": lambda bottom: _spoiled(bottom, 0),
+    "last not finite": lambda bottom: _spoiled(bottom, -1),
+}
+
+
+def _spoiled(bottom: Bottom, place: int) -> Bottom:
+    name = list(bottom)[place]
+    return bottom | {name: np.full_like(bottom[name], np.nan)}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("sender", [1, 2])
+@pytest.mark.parametrize("case", CASES)
+def test_a_bottom_that_does_not_fit_is_the_failure_of_the_node_that_sent_it(
+    case: str, sender: int, change: str
+) -> None:
+    """Whoever receives it next: another node, the server that averages, or its sender again."""
+    grid, strategy = server(case, None)
+
+    def alter(reply: Message) -> None:
+        if reply.metadata.src_node_id == sender and reply.metadata.message_type == SPLIT_STEP:
+            for key in BOTTOMS.values():
+                if key in reply.content:
+                    bottom = unpack(reply.content.array_records[key])
+                    reply.content[key] = pack(CHANGES[change](bottom))
+
+    altered = several_nodes.Altered(grid, alter)
+    with pytest.raises(NodeFailed) as failed:
+        strategy.start(altered, strategy.part.arrays(), num_rounds=2)  # type: ignore[attr-defined]
+    assert failed.value.node == sender - 1, failed.value
