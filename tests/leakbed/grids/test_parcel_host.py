@@ -1,4 +1,5 @@
 import pickle
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,6 +18,7 @@ from leakbed.grids.parcel_host import (
     request,
 )
 from leakbed.grids.parcels import outlined, seal
+from leakbed.wire.bounds import Weight
 from tests import strange_nodes
 from tests.strange_nodes import message, said
 
@@ -144,3 +146,29 @@ def test_what_cannot_travel_is_an_error_and_the_node_keeps_its_last_state(
     answer = asked(host, message(1, kind), [pickle.dumps([], protocol=5)])
     assert reason in answer.reply.error.reason
     assert (answer.stays, answer.state, contexts(host)) == (False, None, [])
+
+
+@pytest.mark.parametrize(
+    ("most", "refused"),
+    [
+        (Weight(bytes=5000, parts=2), None),
+        (Weight(bytes=1000, parts=2), r"\d+ bytes, where the plan allows 1000"),
+        (Weight(bytes=5000, parts=1), "2 records and arrays, where the plan allows 1"),
+        (None, None),
+    ],
+)
+def test_a_worker_sends_no_reply_that_weighs_more_than_the_plan_allows(
+    most: Weight | None, refused: str | None
+) -> None:
+    host = ParcelHost(app, node_ids(1))
+    sent = message(1, "store")
+    sent.content["arrays"] = ArrayRecord({"a": Array(np.zeros(1000, np.float32))})
+    state = asked(host, sent, ()).state
+    back = message(1, "store")
+    parcel = host.handle(request([(prepared(back, content=True, most=most), state)]))
+    (answer,) = answers(parcel, [back])
+    if refused is None:
+        assert "kept" in answer.reply.content
+        return
+    assert re.search(refused, answer.reply.error.reason)
+    assert len(pickle.dumps(parcel)) < 1000  # nothing of it travelled
