@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from clients.cell import TrainingPlan
 from defenses import DEFENSES
 from experiments.replaying import bottom_before, following
+from leakbed.about import refuse_import
 from leakbed.contracts import Defense, Evidence, Protects, Seat, ThreatModel
 from leakbed.events import Phase, SmashedUp
 from leakbed.models import DETERMINISTIC, Architecture
@@ -158,6 +159,7 @@ def ceiling_of_run(
     draws: int = 4,
     seed: int = 0,
     later: bool = False,
+    model: str | None = None,
 ) -> RunCeiling:
     """Return the ceilings of a recorded run's attacked messages.
 
@@ -171,6 +173,7 @@ def ceiling_of_run(
         seed: Of those draws.
         later: Whether the guesser also reads the node's later messages of the round, which follow
             from weights that the row has moved.
+        model: The import path of the network, where the trace names one: permits to import it.
 
     Returns:
         They, and what the check of the recorded noise found.
@@ -184,7 +187,7 @@ def ceiling_of_run(
             "at least"
         )
     torch.set_num_threads(1)
-    recorded = Recorded.open(run)
+    recorded = Recorded.open(run, model=model)
     evidences = Evidences.of(recorded.trace, collect)
     threat = _UPDATE if evidences.updates else _SMASHED
     chosen = pick_targets(evidences, threat, when=when, count=targets)
@@ -214,11 +217,12 @@ class Recorded:
     architecture: Architecture
 
     @classmethod
-    def open(cls, run: Path) -> Recorded:
+    def open(cls, run: Path, *, model: str | None = None) -> Recorded:
         """Open a run's folder.
 
         Args:
             run: With ``trace`` and ``answers``.
+            model: As for :func:`ceiling_of_run`.
 
         Returns:
             The run.
@@ -233,6 +237,7 @@ class Recorded:
                     "such as results/runs/<run>"
                 )
         trace = Trace(run / "trace")
+        refuse_import(trace.about, model)
         key = AnswerKey.read(run / "answers", trace=run / "trace")
         if not key.training:
             raise NoCeilingError(

@@ -90,7 +90,7 @@ class Weight:
         parts = len(records) + sum(len(each) for each in records.array_records.values())
         if parts > self.parts:
             raise WireError(f"{parts} records and arrays, where the plan allows {self.parts}")
-        size = sum(map(_size_of, records.values())) + sum(map(len, records))
+        size = sum(map(_size_of, records.values())) + sum(map(_text_bytes, records))
         if size > self.bytes:
             raise WireError(f"{size} bytes, where the plan allows {self.bytes}")
 
@@ -351,8 +351,8 @@ def _number(sent: Message, key: str) -> int:
 def _size_of(record: ArrayRecord | ConfigRecord | MetricRecord) -> int:
     """Return the bytes of a record's names and values."""
     if isinstance(record, ArrayRecord):
-        return sum(len(name) + len(buffer_of(array)) for name, array in record.items())
-    return sum(len(name) + _value_size(value) for name, value in record.items())
+        return sum(_text_bytes(name) + len(buffer_of(array)) for name, array in record.items())
+    return sum(_text_bytes(name) + _value_size(value) for name, value in record.items())
 
 
 def _value_size(value: object) -> int:
@@ -362,4 +362,14 @@ def _value_size(value: object) -> int:
             if value and isinstance(value[0], str | bytes)
             else (_NUMBER_BYTES * len(value))
         )
-    return len(value) if isinstance(value, str | bytes) else _NUMBER_BYTES
+    if isinstance(value, str):
+        return _text_bytes(value)
+    return len(value) if isinstance(value, bytes) else _NUMBER_BYTES
+
+
+def _text_bytes(text: str) -> int:
+    """Return the bytes of a text in UTF-8, as it travels, with no second copy of a long one."""
+    if text.isascii():
+        return len(text)
+    starts = range(0, len(text), _SLACK)
+    return sum(len(text[at : at + _SLACK].encode(errors="surrogatepass")) for at in starts)

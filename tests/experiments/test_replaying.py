@@ -7,6 +7,7 @@ import pytest
 
 from experiments.ceilings import RunCeiling, ceiling_of_run
 from experiments.runner import run
+from leakbed.about import UnpermittedModelError
 from leakbed.noise_laws import NoCeilingError
 
 FEW: dict[str, Any] = {"candidates": 30, "targets": 4, "draws": 2}
@@ -68,7 +69,9 @@ def test_bottoms_that_step_together_have_a_first_message_only(tmp_path: Path) ->
 def test_batchnorm_makes_a_batch_one_message(tmp_path: Path) -> None:
     own = {"name": "tests.deployed_network:network", "cut": 3}
     folder = recorded(tmp_path, "vanilla-split", model=own)
-    found = ceiling_of_run(folder, collect="last", **FEW)
+    with pytest.raises(UnpermittedModelError, match=r"--model tests\.deployed_network:network"):
+        ceiling_of_run(folder, collect="last", **FEW)
+    found = ceiling_of_run(folder, collect="last", model=str(own["name"]), **FEW)
     assert sound(found)
     assert {each.guesses for each in found.messages} == {1}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, Message
 
 from clients import node_app
 from experiments.cells import Training, cells
@@ -21,6 +21,8 @@ from leakbed.flower_internals import task_identity
 from leakbed.grids import LocalGrid, NodeFailed
 from leakbed.oracle.answer_key import AnswerKey
 from leakbed.trace import Trace
+from leakbed.wire.records import BOTTOMS, pack, unpack
+from tests import several_nodes
 
 TABLE = {
     "name": "small",
@@ -153,6 +155,34 @@ def test_a_node_that_diverges_is_named_by_its_partition(tmp_path: Path) -> None:
 def test_without_held_out_rows_there_is_no_utility(tmp_path: Path, protocol: str) -> None:
     run = trained(tmp_path / "run", "data.test=0", f"protocol.name={protocol}")
     assert run.utility == {}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "spoiler", "changes"),
+    [
+        (2, 1, ["protocol.name=vanilla-split"]),  # the second node looks at it
+        (2, 2, ["protocol.name=vanilla-split"]),
+        (2, 2, ["protocol.name=u-shaped", "model={name='mnistnet', cut=2, upper_cut=7}"]),
+        (1, 1, ["protocol.name=vertical-split", "data.nodes=1"]),
+    ],
+)
+def test_a_last_bottom_that_nobody_evaluates_is_looked_at_by_whoever_opens_it(
+    tmp_path: Path, nodes: int, spoiler: int, changes: list[str]
+) -> None:
+    def spoil(reply: Message) -> None:
+        if reply.metadata.src_node_id == spoiler and BOTTOMS["sealed"] in reply.content:
+            bottom = unpack(reply.content.array_records[BOTTOMS["sealed"]])
+            name = list(bottom)[-1]
+            bottom[name] = np.full_like(bottom[name], np.nan)
+            reply.content[BOTTOMS["sealed"]] = pack(bottom)
+
+    inner = LocalGrid(node_app, nodes=nodes)
+    grid = several_nodes.Altered(inner, spoil)
+    prepared = prepare(training("data.test=0", "protocol.rounds=1", *changes), root=None)
+    with pytest.raises(NodeFailed, match="not finite") as failed:
+        train(prepared, grid, tmp_path / "run", roster=inner.roster)
+    assert failed.value.node == spoiler - 1
+    assert TrainingRun.read(tmp_path / "run") is None
 
 
 def test_a_network_without_finite_outputs_is_never_right() -> None:

@@ -150,6 +150,22 @@ def test_a_weight_counts_records_arrays_and_words() -> None:
         Weight(bytes=200, parts=2).refuse(RecordDict({"a": ConfigRecord({"x": ["yyy"] * 100})}))
 
 
+@pytest.mark.parametrize(
+    "records",
+    [
+        RecordDict({"ä" * 120: ConfigRecord()}),
+        RecordDict({"a": ConfigRecord({"\N{SNOWMAN}" * 70: 1})}),
+        RecordDict({"a": ConfigRecord({"x": "\N{GRINNING FACE}" * 60})}),
+        RecordDict({"a": ConfigRecord({"x": ["ä"] * 120})}),
+        RecordDict({"a": ConfigRecord({"x": "\ud800" * 70})}),  # no text of UTF-8
+        RecordDict({"a": MetricRecord({"ä" * 120: 1})}),
+    ],
+)
+def test_names_and_words_weigh_what_they_are_on_the_wire(records: RecordDict) -> None:
+    with pytest.raises(WireError, match="bytes, where the plan allows 200"):
+        Weight(bytes=200, parts=2).refuse(records)
+
+
 @pytest.mark.parametrize("seed", range(100))
 def test_whatever_passes_weighs_no_more_than_the_plan_allows(seed: int) -> None:
     draw = random.Random(seed)
