@@ -4,7 +4,8 @@ import pytest
 
 from experiments import settings_values
 from experiments.plugins import plugin_fields
-from experiments.settings_values import check_value
+from experiments.settings_file import load_settings
+from experiments.settings_values import checked_value
 
 
 @pytest.mark.parametrize("package", ["attacks", "defenses"])
@@ -26,7 +27,7 @@ def test_the_types_of_every_plug_in_are_checked(package: str) -> None:
     ],
 )
 def test_takes_what_fits(written: str, value: object) -> None:
-    check_value("attack x", "key", value, written=written)
+    assert checked_value("attack x", "key", value, written=written) == value
 
 
 @pytest.mark.parametrize(
@@ -44,4 +45,25 @@ def test_takes_what_fits(written: str, value: object) -> None:
 )
 def test_says_whose_setting_it_is_and_what_was_seen(written: str, value: object) -> None:
     with pytest.raises(ValueError, match=r"attack x: key: Input should .* \(got "):
-        check_value("attack x", "key", value, written=written)
+        checked_value("attack x", "key", value, written=written)
+
+
+def test_a_whole_number_is_the_same_setting_as_its_float() -> None:
+    for written in ("float", "float | None"):
+        assert type(checked_value("attack x", "key", 3, written=written)) is float
+    assert type(checked_value("attack x", "key", 3, written="int")) is int
+    with pytest.raises(ValueError, match="attack x: key"):
+        checked_value("attack x", "key", 10**400, written="float")
+    whole, point = (
+        load_settings(
+            {
+                "name": "same",
+                "attack": [{"name": "fsha", "critic_beta": 1}],
+                "defense": [{"name": "smashed-noise", "sigma": 2}],
+            },
+            list(more),
+        )
+        for more in ((), ("attack=[{name='fsha', critic_beta=1.0}]",))
+    )
+    assert repr(whole.attack) == repr(point.attack)
+    assert repr(whole.defense[0].stack) == "(('smashed-noise', {'sigma': 2.0}),)"

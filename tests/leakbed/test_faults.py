@@ -1,6 +1,7 @@
 """Expected errors have a code and lines; bugs keep their traceback."""
 
 import errno
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from defenses import DPCutGradient
 from leakbed.api import MissingTestbedError
 from leakbed.cards import CardError
 from leakbed.faults import BAD_INPUT, FAILED, INTERRUPTED, naming_folder, verdict
@@ -114,6 +116,27 @@ def raised(module: str) -> ValueError:
 def test_a_plugin_that_refuses_its_settings_is_bad_input() -> None:
     assert raised("attacks.constant_image").args == ((BAD_INPUT, ["error: value is 3"]),)
     assert raised("numpy.core").args == (None,)
+
+
+def test_a_plugin_may_leave_the_refusal_to_a_function_of_ours() -> None:
+    with pytest.raises(ValueError, match="clip") as caught:
+        DPCutGradient(clip=-1.0)
+    assert verdict(caught.value) == (
+        BAD_INPUT,
+        ["error: dp-cut-gradient needs a finite clip > 0, got -1.0"],
+    )
+
+
+def test_what_a_library_raises_while_settings_are_checked_keeps_its_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def __post_init__() -> None:  # noqa: N807  where dataclasses refuse their settings
+        json.loads("no JSON")
+
+    monkeypatch.setitem(globals(), "__name__", "attacks.calling")
+    with pytest.raises(ValueError, match="Expecting value") as caught:
+        __post_init__()
+    assert verdict(caught.value) is None
 
 
 @pytest.mark.parametrize(
