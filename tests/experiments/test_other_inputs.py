@@ -69,22 +69,24 @@ def test_data_that_change_before_the_answers_are_kept_end_the_run() -> None:
 @pytest.mark.runtime
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore:Tip:FutureWarning")
 @pytest.mark.parametrize("runtime", [on_ray, on_flower], ids=["ray", "flower"])
-@pytest.mark.parametrize("function", ["shuffled", "numbered_by_a_set"])
 def test_nodes_in_other_processes_are_asked_too(
-    tmp_path: Path, runtime: Callable[..., None], function: str
+    tmp_path: Path, runtime: Callable[..., None]
 ) -> None:
-    ended: list[Exception] = []
+    ended: dict[str, str] = {}
 
     def work(grid: Grid) -> None:
-        try:
-            ready = prepared(f"data.name=tests.changing_data:{function}")
-            train(ready, grid, tmp_path / "run", roster=None)
-        except OtherInputsError as error:
-            ended.append(error)
+        for function in ("shuffled", "numbered_by_a_set"):
+            try:
+                ready = prepared(f"data.name=tests.changing_data:{function}")
+                train(ready, grid, tmp_path / function, roster=None)
+            except OtherInputsError as error:
+                ended[function] = str(error)
 
     runtime(work, nodes=2)
-    assert "has other data than the experiment" in str(ended[0])
-    assert f"data.name = 'tests.changing_data:{function}'" in str(ended[0])
+    assert set(ended) == {"shuffled", "numbered_by_a_set"}
+    for function, said in ended.items():
+        assert "has other data than the experiment" in said
+        assert f"data.name = 'tests.changing_data:{function}'" in said
 
 
 @pytest.mark.runtime

@@ -60,6 +60,7 @@ def fragile(running_ray: None) -> Iterator[RayGrid]:
 
 
 @pytest.mark.runtime
+@pytest.mark.smoke
 def test_nodes_stay_on_their_worker_and_keep_their_memory(grid: RayGrid) -> None:
     order = [1, 2, 3, 4, 5, 3, 1]
     sent = [message(node, "count") for node in order]

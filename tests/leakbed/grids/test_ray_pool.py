@@ -24,6 +24,9 @@ from tests.waiting import running, until
 
 pytestmark = [pytest.mark.runtime, pytest.mark.usefixtures("ray_here")]
 Make = Callable[..., RayGrid]
+# What the pool decides once it knows that a worker is gone is the same either way; that it learns
+# of it is tested both ways.
+over_lines = pytest.mark.parametrize("ray_here", ["lines"], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +194,7 @@ def test_a_worker_killed_over_a_message_is_replaced_and_the_message_tried_again(
     assert answers(grid, "remember", [1, 2, 3])[0]["calls"] == 3
 
 
+@over_lines
 def test_others_take_over_at_once(make: Make, tmp_path: Path) -> None:
     grid = make(workers=2)
     other = answers(grid, "remember", [2])[0]["process"]
@@ -213,6 +217,7 @@ def test_a_worker_killed_between_messages_takes_along_only_what_was_alive(make: 
     assert (again["calls"], again["process"] != alive["process"]) == (1, True)
 
 
+@over_lines
 def test_a_message_over_which_two_workers_die_is_an_error_and_the_others_are_answered(
     make: Make,
 ) -> None:
@@ -225,6 +230,7 @@ def test_a_message_over_which_two_workers_die_is_an_error_and_the_others_are_ans
     assert answers(grid, "remember", [1])[0]["calls"] == 1
 
 
+@over_lines
 def test_a_message_that_kills_every_worker_leaves_the_answers_that_were_there(make: Make) -> None:
     grid = make(workers=2)
     died, alive = grid.send_and_receive([message(1, "die"), message(2, "remember")])
@@ -234,6 +240,7 @@ def test_a_message_that_kills_every_worker_leaves_the_answers_that_were_there(ma
     assert [reply["calls"] for reply in answers(grid, "remember", [1, 2])] == [1, 2]
 
 
+@over_lines
 def test_what_nobody_waits_for_is_not_tried_again(make: Make, tmp_path: Path) -> None:
     grid = make(workers=1)
     answers(grid, "remember", [1])
@@ -243,6 +250,7 @@ def test_what_nobody_waits_for_is_not_tried_again(make: Make, tmp_path: Path) ->
     assert answers(grid, "remember", [1])[0]["calls"] == 2
 
 
+@over_lines
 def test_a_worker_that_cannot_be_replaced_ends_in_errors(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,6 +265,7 @@ def test_a_worker_that_cannot_be_replaced_ends_in_errors(
     assert answers(grid, "remember", [1])[0]["calls"] == 2  # its state was home
 
 
+@over_lines
 def test_a_replacement_that_never_starts_is_given_up(make: Make) -> None:
     grid = make(workers=2)
     assert grid._pool is not None
@@ -272,6 +281,7 @@ def test_a_replacement_that_never_starts_is_given_up(make: Make) -> None:
     assert [worker.number for worker in grid._pool.workers] == [1]
 
 
+@over_lines
 def test_without_a_worker_and_without_room_for_one_there_is_an_error(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
