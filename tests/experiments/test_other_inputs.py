@@ -1,7 +1,7 @@
 """A process whose data or code are not the experiment's ends the run, which says so."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ from experiments.settings_file import load_settings
 from experiments.training import train
 from leakbed import own_code
 from leakbed.data import catalogue
-from leakbed.flower_internals import task_identity
 from leakbed.grid_wrapper import GridWrapper
 from leakbed.grids import LocalGrid
 from leakbed.ran_on import OtherInputsError
 from leakbed.wire.messages import RAN_ON
 from tests.runtimes import on_flower, on_ray
+
+pytestmark = pytest.mark.usefixtures("identity")
 
 TABLE: dict[str, Any] = {
     "name": "other",
@@ -34,12 +35,6 @@ TABLE: dict[str, Any] = {
 }
 
 SAID = r"node 0 has other data than the experiment: data.name = 'tests.changing_data:shuffled' gave"
-
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with task_identity():
-        yield
 
 
 def prepared(*overrides: str) -> Prepared:

@@ -4,7 +4,7 @@ Networks have dropout and BatchNorm on both sides of every cut, nodes have unequ
 answer after random times, and do not all take part.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ from experiments.cells import cells
 from experiments.preparing import prepare
 from experiments.settings_file import load_settings
 from experiments.training import train
-from leakbed.flower_internals import task_identity
 from leakbed.grids import LocalGrid
 from leakbed.oracle.answer_key import AnswerKey
 from leakbed.trace import Trace
 from strategies import PROTOCOLS
 from tests import tiny
 from tests.runtimes import on_flower, on_ray
+
+pytestmark = pytest.mark.usefixtures("identity")
 
 NODES = 3
 TABLE: dict[str, Any] = {
@@ -117,12 +118,6 @@ def locally(case: str, folder: Path) -> Found:
 def here(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Found]:
     """What each case leaves on LocalGrid, where each is trained once."""
     return cache(lambda case: locally(case, tmp_path_factory.mktemp("here") / "run"))
-
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with task_identity():
-        yield
 
 
 @pytest.mark.parametrize("case", CASES)

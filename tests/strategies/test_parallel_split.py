@@ -1,6 +1,5 @@
 """Parallel split learning in step is training on the concatenated batch; otherwise it is not."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -27,14 +26,10 @@ from tests import double_models, guarded, several_nodes, tiny
 from tests.definitions import concatenated
 from tests.several_nodes import NODES, OPTIMISERS, Weights, distance, plan, trained
 
+pytestmark = pytest.mark.usefixtures("identity")
+
 STEP, ROUND = {"sync": "step"}, {"sync": "round"}
 LOCAL = {"gradient_scale": "local"}
-
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with tiny.identity():
-        yield
 
 
 def parallel(settings: Any, options: dict[str, str], **more: Any) -> Weights:

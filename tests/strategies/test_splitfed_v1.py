@@ -1,6 +1,5 @@
 """SplitFed v1 is FedAvg of the uncut model, and with one node vanilla split learning."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,11 +11,7 @@ from leakbed.seeds import derive
 from tests import double_models, several_nodes, tiny
 from tests.several_nodes import OPTIMISERS, distance, plan, trained
 
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with tiny.identity():
-        yield
+pytestmark = pytest.mark.usefixtures("identity")
 
 
 @pytest.mark.parametrize("optimizer", ["momentum", "adam"])

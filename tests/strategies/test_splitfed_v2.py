@@ -1,6 +1,5 @@
 """SplitFed v2's top takes the nodes' batches one by one, in an order that a trace shows."""
 
-from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
@@ -11,11 +10,7 @@ from tests import double_models, several_nodes, tiny
 from tests.definitions import interleaved, left, order
 from tests.several_nodes import NODES, OPTIMISERS, distance, plan, trained
 
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with tiny.identity():
-        yield
+pytestmark = pytest.mark.usefixtures("identity")
 
 
 @pytest.mark.parametrize("optimizer", ["momentum", "adam"])

@@ -1,7 +1,5 @@
 """U-shaped training is vanilla training bit for bit, on either execution path."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import nn
@@ -11,11 +9,7 @@ from leakbed.seeds import derive
 from tests import tiny
 from tests.u_shaped import OPTIMISERS, at_home, network, strategy_of, train, vanilla
 
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with tiny.identity():
-        yield
+pytestmark = pytest.mark.usefixtures("identity")
 
 
 @pytest.mark.parametrize("optimizer", OPTIMISERS)

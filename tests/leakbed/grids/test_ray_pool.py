@@ -14,7 +14,7 @@ import pytest
 import ray
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
-from leakbed.flower_internals import NODE_UNAVAILABLE, task_identity
+from leakbed.flower_internals import NODE_UNAVAILABLE
 from leakbed.grids import ray_grid
 from leakbed.grids.ray_grid import RayGrid
 from leakbed.grids.ray_workers import start_ray, stop_ray
@@ -22,7 +22,7 @@ from tests import strange_nodes
 from tests.strange_nodes import message, said
 from tests.waiting import running, until
 
-pytestmark = [pytest.mark.runtime, pytest.mark.usefixtures("ray_here")]
+pytestmark = [pytest.mark.runtime, pytest.mark.usefixtures("ray_here", "identity")]
 Make = Callable[..., RayGrid]
 # What the pool decides once it knows that a worker is gone is the same either way; that it learns
 # of it is tested both ways.
@@ -44,12 +44,6 @@ def ray_here(started: None, request: pytest.FixtureRequest) -> Iterator[str]:
             patch.setattr(ray_grid, "start_ray", lambda *_, **__: True)
             patch.setattr(ray_grid, "stop_ray", lambda: None)
         yield request.param
-
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with task_identity():
-        yield
 
 
 @pytest.fixture(scope="module")
