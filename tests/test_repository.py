@@ -90,9 +90,8 @@ def test_no_test_folder_is_a_package() -> None:
     assert list((ROOT / "tests").rglob("__init__.py")) == []
 
 
-# Slow nodes and hooks are slow by sleeping; who polls for a condition sleeps between two looks.
+# Slow nodes, hooks and calls are slow by sleeping; only `until` sleeps between two looks.
 SLEEPERS = {
-    "tests/deployment.py",
     "tests/leakbed/test_cli.py",
     "tests/leakbed/test_wiretap_threads.py",
     "tests/slow_nodes.py",
@@ -149,7 +148,7 @@ def test_git_ignores_what_runs_leave_behind() -> None:
 def test_make_help_names_every_target() -> None:
     text = (ROOT / "Makefile").read_text()
     (phony,) = re.findall(r"^\.PHONY: (.*)$", text, re.M)
-    described = re.findall(r"^([a-z]+):.*  ## .+$", text, re.M)
+    described = re.findall(r"^([a-z-]+):.*  ## .+$", text, re.M)
     assert sorted(phony.split()) == sorted(described)
 
 

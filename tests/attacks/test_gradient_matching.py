@@ -167,7 +167,7 @@ def test_several_images_and_steps_have_their_shapes() -> None:
 def test_images_come_back_through_batch_norm_up_to_contrast(attack: type[GradientMatching]) -> None:
     network = "tests.attacks.train_mode_networks:normalised"
     victims = small_victims(2, rows=2, model=network)
-    images, labels, _ = seen(attack(iterations=200, restarts=2).run(victims.view, seed=1))
+    images, labels, _ = seen(attack(iterations=120, restarts=2).run(victims.view, seed=1))
     for target in range(2):
         assert set(labels[target].tolist()) == set(victims.labels[target].tolist())
         found = images[target, labels[target].argsort()].flatten(1)

@@ -1,5 +1,3 @@
-from collections.abc import Iterator
-
 import pytest
 from flwr.app import Message
 
@@ -9,11 +7,7 @@ from leakbed.grids import LocalGrid, NodeFailed
 from leakbed.wire.messages import SPLIT_STEP, SplitRequest
 from tests import tiny
 
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with tiny.identity():
-        yield
+pytestmark = pytest.mark.usefixtures("identity")
 
 
 def test_every_node_knows_its_own_cell_afterwards() -> None:

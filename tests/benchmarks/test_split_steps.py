@@ -43,6 +43,7 @@ def test_a_side_is_ready_and_answers_every_turn_with_its_rate(side: str, size: S
     assert all(answer["rate"] > 0 for answer in answers)
 
 
+@pytest.mark.runtime
 def test_a_comparison_is_one_line_of_paired_turns() -> None:
     result = split_steps.compared("a / b", ("local", TINY), ("plain", TINY), warm=0, runs=1)
     assert {"name", "ours", "other", "ratio", "unit", "runs"} == set(result)

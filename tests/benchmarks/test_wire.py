@@ -1,20 +1,14 @@
 """Every message type is measured, and from 64 kB on costs at most 3 % over its tensors."""
 
 import json
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from benchmarks import wire
-from leakbed.flower_internals import task_identity
 from leakbed.wire import messages, records
 
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with task_identity():
-        yield
+pytestmark = pytest.mark.usefixtures("identity")
 
 
 def test_every_message_type_is_measured() -> None:

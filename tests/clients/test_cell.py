@@ -1,6 +1,5 @@
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,7 @@ from leakbed.grids import LocalGrid, ask_roster
 from leakbed.wire.messages import SETUP
 from tests import tiny
 
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with tiny.identity():
-        yield
+pytestmark = pytest.mark.usefixtures("identity")
 
 
 def context() -> Context:

@@ -1,6 +1,5 @@
 """Defences of a U-shaped node's labels: the same on any runtime, from round to round."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,11 +11,7 @@ from leakbed.seeds import derive, scoped
 from tests import tiny
 from tests.u_shaped import at_home, network, strategy_of
 
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with tiny.identity():
-        yield
+pytestmark = pytest.mark.usefixtures("identity")
 
 
 def trained(*defenses: tuple[str, dict[str, Any]], resident: bool = True) -> dict[str, Tensor]:

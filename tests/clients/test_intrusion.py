@@ -1,6 +1,5 @@
 """A malicious client beside a slow reading: one uncut network, one generator, no messages."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,14 +16,10 @@ from leakbed.seeds import derive, generator, scoped
 from tests import intruded, tiny, u_shaped
 from tests.intruded import DUMMY, OWN, STREAM, TARGET, samples, train
 
+pytestmark = pytest.mark.usefixtures("identity")
+
 ROWS = 8  # of the tiny plan's batches
 EPSILON = 1e-3
-
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with tiny.identity():
-        yield
 
 
 class Reading:

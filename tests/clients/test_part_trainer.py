@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,11 +10,7 @@ from leakbed.seeds import derive
 from tests import tiny
 from tests.u_shaped import OPTIMISERS, at_home, network
 
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with tiny.identity():
-        yield
+pytestmark = pytest.mark.usefixtures("identity")
 
 
 def trainer(part: Any = "bottom", model: str = "everywhere", **plan: Any) -> PartTrainer:

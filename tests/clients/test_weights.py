@@ -1,5 +1,4 @@
 import re
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -9,11 +8,7 @@ from torch import nn
 from leakbed.seeds import derive, scoped
 from tests import tiny
 
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with tiny.identity():
-        yield
+pytestmark = pytest.mark.usefixtures("identity")
 
 
 OPTIMISERS = {

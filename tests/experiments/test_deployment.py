@@ -61,7 +61,9 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
         yield started
 
 
-@pytest.mark.parametrize("protocol", ATTACKS)
+@pytest.mark.parametrize(
+    "protocol", [pytest.param("fedavg", marks=pytest.mark.smoke), "vanilla-split"]
+)
 def test_a_deployment_ends_as_the_local_grid_does(
     protocol: str, deployment: Deployment, tmp_path: Path
 ) -> None:

@@ -1,6 +1,5 @@
 """Who has what under each protocol, from the settings to the trace and the answers behind it."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from experiments.settings_file import load_settings
 from experiments.training import train
 from leakbed.contracts import Evidence, Seat, ThreatModel
 from leakbed.events import Phase, SmashedUp
-from leakbed.flower_internals import task_identity
 from leakbed.grids import LocalGrid
 from leakbed.models import IllegalCutError
 from leakbed.oracle.answer_key import AnswerKey
@@ -27,6 +25,8 @@ from leakbed.trace import Trace
 from leakbed.views import build_view
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("identity")
+
 TABLE: dict[str, Any] = {
     "name": "small",
     "data": {"size": 400, "nodes": 2},
@@ -34,12 +34,6 @@ TABLE: dict[str, Any] = {
     "protocol": {"name": "vertical-split", "batch_size": 16, "local_steps": 3},
     "attack": [{"name": "constant-image"}],
 }
-
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with task_identity():
-        yield
 
 
 def training(*overrides: str, merge: str | None = "sum") -> Training:

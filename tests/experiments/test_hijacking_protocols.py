@@ -1,6 +1,5 @@
 """Feature-space hijacking itself over every protocol it works on: its decoder reads the nodes."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -16,9 +15,10 @@ from experiments.run_folder import TrainingRun
 from experiments.settings_file import load_settings
 from experiments.training import train
 from leakbed.events import CutGradientDown
-from leakbed.flower_internals import task_identity
 from leakbed.grids import LocalGrid
 from leakbed.trace import Trace
+
+pytestmark = pytest.mark.usefixtures("identity")
 
 ROUNDS = 16
 NODES = {"vanilla-split": 4, "u-shaped": 2, "splitfed-v1": 2, "splitfed-v2": 2}
@@ -30,12 +30,6 @@ TABLE: dict[str, Any] = {
     "protocol": {"batch_size": 5, "rounds": ROUNDS, "optimizer": "adam", "learning_rate": 0.01},
     "attack": [{"name": "constant-image"}],
 }
-
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with task_identity():
-        yield
 
 
 def trained(folder: Path, protocol: str, *, forges: bool) -> TrainingRun:

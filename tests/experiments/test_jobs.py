@@ -18,9 +18,9 @@ from leakbed.grids import NodeFailed
 TABLE: dict[str, Any] = {
     "name": "shared",
     "jobs": 2,
-    "data": {"name": "mnist-5k", "size": 400, "nodes": 2},
+    "data": {"name": "tests.tiny:images", "nodes": 2},
     "model": {"name": "mlp2", "cut": 1},
-    "protocol": {"name": "vanilla-split", "batch_size": 16, "local_steps": 3},
+    "protocol": {"name": "vanilla-split", "batch_size": 8, "local_steps": 3},
     "attack": [{"name": "smashed-as-image", "targets": 4}, {"name": "constant-image"}],
     "sweep": {"seed": [0, 1, 2]},
 }

@@ -1,6 +1,6 @@
 """Defences of labels and cut gradients through a whole run: who applies them, and what is left."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from experiments.settings_file import load_settings
 from experiments.training import _labels_at_server, train
 from leakbed.contracts import IllegalCombinationError
 from leakbed.events import CutGradientDown, SmashedUp, UpperGradientUp
-from leakbed.flower_internals import task_identity
 from leakbed.grids import LocalGrid
 from leakbed.horizons import HorizonError
 from leakbed.oracle.answer_key import AnswerKey
@@ -31,6 +30,8 @@ from strategies.setup import Built, Setup
 from strategies.split_loop import Lane
 from strategies.trainers import TopTrainer
 from strategies.vanilla_split import VanillaSplit
+
+pytestmark = pytest.mark.usefixtures("identity")
 
 TABLE = {
     "name": "small",
@@ -48,12 +49,6 @@ TABLE = {
 }
 U_SHAPED = ("protocol.name=u-shaped", "protocol.labels=client", "model.upper_cut=6")
 BINARY = ("data.name=breast-cancer", "data.size=300")
-
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with task_identity():
-        yield
 
 
 def prepared(*overrides: str, **defense: Any) -> Any:

@@ -1,7 +1,7 @@
 """A process whose data or code are not the experiment's ends the run, which says so."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ from experiments.settings_file import load_settings
 from experiments.training import train
 from leakbed import own_code
 from leakbed.data import catalogue
-from leakbed.flower_internals import task_identity
 from leakbed.grid_wrapper import GridWrapper
 from leakbed.grids import LocalGrid
 from leakbed.ran_on import OtherInputsError
 from leakbed.wire.messages import RAN_ON
 from tests.runtimes import on_flower, on_ray
+
+pytestmark = pytest.mark.usefixtures("identity")
 
 TABLE: dict[str, Any] = {
     "name": "other",
@@ -34,12 +35,6 @@ TABLE: dict[str, Any] = {
 }
 
 SAID = r"node 0 has other data than the experiment: data.name = 'tests.changing_data:shuffled' gave"
-
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with task_identity():
-        yield
 
 
 def prepared(*overrides: str) -> Prepared:
@@ -69,22 +64,24 @@ def test_data_that_change_before_the_answers_are_kept_end_the_run() -> None:
 @pytest.mark.runtime
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore:Tip:FutureWarning")
 @pytest.mark.parametrize("runtime", [on_ray, on_flower], ids=["ray", "flower"])
-@pytest.mark.parametrize("function", ["shuffled", "numbered_by_a_set"])
 def test_nodes_in_other_processes_are_asked_too(
-    tmp_path: Path, runtime: Callable[..., None], function: str
+    tmp_path: Path, runtime: Callable[..., None]
 ) -> None:
-    ended: list[Exception] = []
+    ended: dict[str, str] = {}
 
     def work(grid: Grid) -> None:
-        try:
-            ready = prepared(f"data.name=tests.changing_data:{function}")
-            train(ready, grid, tmp_path / "run", roster=None)
-        except OtherInputsError as error:
-            ended.append(error)
+        for function in ("shuffled", "numbered_by_a_set"):
+            try:
+                ready = prepared(f"data.name=tests.changing_data:{function}")
+                train(ready, grid, tmp_path / function, roster=None)
+            except OtherInputsError as error:
+                ended[function] = str(error)
 
     runtime(work, nodes=2)
-    assert "has other data than the experiment" in str(ended[0])
-    assert f"data.name = 'tests.changing_data:{function}'" in str(ended[0])
+    assert set(ended) == {"shuffled", "numbered_by_a_set"}
+    for function, said in ended.items():
+        assert "has other data than the experiment" in said
+        assert f"data.name = 'tests.changing_data:{function}'" in said
 
 
 @pytest.mark.runtime

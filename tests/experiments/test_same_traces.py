@@ -4,7 +4,8 @@ Networks have dropout and BatchNorm on both sides of every cut, nodes have unequ
 answer after random times, and do not all take part.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from experiments.cells import cells
 from experiments.preparing import prepare
 from experiments.settings_file import load_settings
 from experiments.training import train
-from leakbed.flower_internals import task_identity
 from leakbed.grids import LocalGrid
 from leakbed.oracle.answer_key import AnswerKey
 from leakbed.trace import Trace
 from strategies import PROTOCOLS
 from tests import tiny
 from tests.runtimes import on_flower, on_ray
+
+pytestmark = pytest.mark.usefixtures("identity")
 
 NODES = 3
 TABLE: dict[str, Any] = {
@@ -112,15 +114,17 @@ def locally(case: str, folder: Path) -> Found:
     return outcome(grid, case, folder, grid.roster)
 
 
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with task_identity():
-        yield
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Found]:
+    """What each case leaves on LocalGrid, where each is trained once."""
+    return cache(lambda case: locally(case, tmp_path_factory.mktemp("here") / "run"))
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_new_process_at_every_message_changes_no_bit(case: str, tmp_path: Path) -> None:
-    expected = locally(case, tmp_path / "resident")
+def test_a_new_process_at_every_message_changes_no_bit(
+    case: str, tmp_path: Path, here: Callable[[str], Found]
+) -> None:
+    expected = here(case)
     roster = {node: node - 1 for node in range(1, NODES + 1)}
     swapped = tiny.Forgetful(LocalGrid(tiny.node_app, nodes=NODES))
     found = outcome(swapped, case, tmp_path / "swapped", roster)
@@ -129,12 +133,14 @@ def test_a_new_process_at_every_message_changes_no_bit(case: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_another_seed_is_another_run(case: str, tmp_path: Path) -> None:
+def test_another_seed_is_another_run(
+    case: str, tmp_path: Path, here: Callable[[str], Found]
+) -> None:
     settings = load_settings(table(case), ("seed=1",))
     grid = LocalGrid(tiny.node_app, nodes=NODES)
     prepared = prepare(cells(settings)[0].training, root=None)
     run = train(prepared, grid, tmp_path / "other", roster=grid.roster)
-    assert Trace(run.trace).records != locally(case, tmp_path / "run")["records"]
+    assert Trace(run.trace).records != here(case)["records"]
 
 
 # One process start per grid serves all trainings: starting Ray takes longer than they do.
@@ -145,6 +151,7 @@ def test_another_seed_is_another_run(case: str, tmp_path: Path) -> None:
 def test_every_grid_leaves_the_same(
     runtime: Callable[..., None],
     tmp_path: Path,
+    here: Callable[[str], Found],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", "")  # Flower changes it for its workers
@@ -156,8 +163,7 @@ def test_every_grid_leaves_the_same(
             found[case] = outcome(grid, case, tmp_path / f"there {case}", None)
 
     runtime(work, nodes=NODES)
-    expected = {case: locally(case, tmp_path / f"here {case}") for case in CASES}
-    assert [case for case in CASES if found[case] != expected[case]] == []
+    assert [case for case in CASES if found[case] != here(case)] == []
 
 
 @pytest.mark.parametrize("case", CASES)

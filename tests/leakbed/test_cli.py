@@ -175,14 +175,12 @@ def test_an_encoding_without_a_character_shows_the_nearest(
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{shown}\n", f"{shown}\n")
 
 
-@pytest.mark.parametrize("name", ["attacks", "clients", "defenses", "experiments", "strategies"])
 @pytest.mark.parametrize("file", ["{}.py", "{}/__init__.py"])
-def test_ones_own_modules_do_not_hide_packages_of_their_names(
-    tmp_path: Path, name: str, file: str
-) -> None:
-    own = tmp_path / "own" / file.format(name)
-    own.parent.mkdir(parents=True)
-    own.write_text("raise RuntimeError")
+def test_ones_own_modules_do_not_hide_packages_of_their_names(tmp_path: Path, file: str) -> None:
+    for name in ("attacks", "clients", "defenses", "experiments", "strategies"):
+        own = tmp_path / "own" / file.format(name)
+        own.parent.mkdir(parents=True, exist_ok=True)
+        own.write_text("raise RuntimeError")
     path = os.pathsep.join([str(tmp_path / "own"), str(ROOT)])
     ended = scripted(SHADOWED, tmp_path, {"PYTHONPATH": path})
     assert (ended.returncode, ended.stderr) == (0, "")

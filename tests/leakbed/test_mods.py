@@ -1,4 +1,4 @@
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -37,11 +37,7 @@ from leakbed.wire.records import pack, unpack
 from leakbed.wiretap import Wiretap
 from tests import tiny
 
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with tiny.identity():
-        yield
+pytestmark = pytest.mark.usefixtures("identity")
 
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)

@@ -1,6 +1,6 @@
 import logging
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -23,11 +23,7 @@ from leakbed.wiretap import Wiretap
 from tests import tiny
 from tests.stranger import X, grid, mutate, out, split, square, train
 
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with tiny.identity():
-        yield
+pytestmark = pytest.mark.usefixtures("identity")
 
 
 class Silent(GridWrapper):

@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -14,14 +13,9 @@ from leakbed.events import (
 from leakbed.wire.messages import SplitReply, SplitRequest
 from leakbed.wire.records import pack, unpack
 from leakbed.wiretap import Wiretap
-from tests import tiny
 from tests.stranger import X, grid, mutate, out, split, square, train
 
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with tiny.identity():
-        yield
+pytestmark = pytest.mark.usefixtures("identity")
 
 
 def test_an_active_hook_stands_at_the_server() -> None:

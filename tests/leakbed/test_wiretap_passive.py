@@ -1,7 +1,7 @@
 """A passive hook cannot change the training, whatever it does with what it is given."""
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,17 +20,13 @@ from strategies.trainers import TopTrainer
 from strategies.vanilla_split import VanillaSplit
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("identity")
+
 NODES = 3
 # Dropout and BatchNorm on both sides of the cut.
 NETWORK = replace(tiny.architecture("stateful"), name="tests.slow_nodes:stateful")
 PLAN = tiny.plan(batch_size=4)
 Hooks = list[Callable[[Event], object]]
-
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with task_identity():
-        yield
 
 
 class Meddler:

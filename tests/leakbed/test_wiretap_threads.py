@@ -1,7 +1,7 @@
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +17,9 @@ from leakbed.grids import LocalGrid
 from leakbed.seeds import guarded
 from leakbed.trace import Recorder, Trace
 from leakbed.wiretap import Wiretap
-from tests import tiny
 from tests.stranger import X, grid, out, train
 
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with tiny.identity():
-        yield
+pytestmark = pytest.mark.usefixtures("identity")
 
 
 def run_threads(work: Callable[[int], None], count: int) -> None:

@@ -5,7 +5,7 @@ nodes come in another order, float64 and 1e-10. tests/experiments/test_same_trac
 every grid leaves the same trace.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
@@ -15,7 +15,6 @@ import pytest
 from flwr.serverapp import Grid
 
 from leakbed.events import CutGradientDown, Event
-from leakbed.flower_internals import task_identity
 from leakbed.grids import Canonical
 from leakbed.seeds import derive, scoped
 from tests import double_models, several_nodes, tiny, u_shaped
@@ -23,7 +22,7 @@ from tests.definitions import Weights, concatenated, interleaved, left, order, u
 from tests.runtimes import on_flower, on_ray
 from tests.several_nodes import NODES, OPTIMISERS, distance, plan
 
-pytestmark = pytest.mark.runtime
+pytestmark = [pytest.mark.runtime, pytest.mark.usefixtures("identity")]
 STATEFUL = tiny.architecture("stateful")
 ONE: dict[str, Any] = {"nodes": 1, "model": STATEFUL}
 MOMENTUM, PLAIN = OPTIMISERS["momentum"], OPTIMISERS["plain"]
@@ -48,9 +47,9 @@ def both_ends_at_the_node(train: Train) -> Pair:
     return found, uncut(several_nodes.cells(plan(**MOMENTUM), nodes=1, model=whole)[0], rounds=2)
 
 
-def averaged(train: Train, *, cut: int = 3) -> Pair:
+def averaged(train: Train) -> Pair:
     settings = plan(**PLAIN, local_steps=None, optimizer_state="fresh")
-    model = double_models.architecture(cut=cut)
+    model = double_models.architecture(cut=3)
     found = train("splitfed-v1", settings, model=model)
     return found, several_nodes.trained("fedavg", settings)
 
@@ -60,9 +59,9 @@ def averaged_here(train: Train) -> Pair:
     return train("fedavg", settings), several_nodes.trained("fedavg", settings)
 
 
-def in_step(train: Train, *, cut: int = 3) -> Pair:
+def in_step(train: Train) -> Pair:
     settings = plan(**MOMENTUM, local_steps=None)
-    model = double_models.architecture(cut=cut)
+    model = double_models.architecture(cut=3)
     found = train("parallel-split", settings, model=model, options={"sync": "step"})
     return found, concatenated(several_nodes.cells(settings), rounds=2)
 
@@ -90,9 +89,7 @@ BIT_FOR_BIT: dict[str, Callable[[Train], Pair]] = {
 }
 NEARLY: dict[str, Callable[[Train], Pair]] = {
     "splitfed-v1 is FedAvg": averaged,
-    "at another cut too": partial(averaged, cut=6),
     "parallel-split in step is the concatenated batch": in_step,
-    "at another cut as well": partial(in_step, cut=6),
     "splitfed-v2 is the paper's loop": in_drawn_order,
 }
 
@@ -108,12 +105,6 @@ def training_on(grid: Grid) -> Train:
             return several_nodes.trained(protocol, settings, nodes=nodes, on=there, **more)
 
     return train
-
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with task_identity():
-        yield
 
 
 # Flower 1.41 leaves files open and Ray announces a default it will change: neither is ours.

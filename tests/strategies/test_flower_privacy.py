@@ -1,6 +1,5 @@
 """Flower's own differential privacy: at work on weight updates, refused on split messages."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,13 +20,9 @@ from leakbed.seeds import derive, scoped
 from leakbed.wiretap import Wiretap
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("identity")
+
 CLIP = 0.01
-
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with tiny.identity():
-        yield
 
 
 def averaging() -> FedAvg:

@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,11 +9,7 @@ from leakbed.wire.alarms import STOPPED, Finding, pack_stop
 from strategies.post import NodeStopped, Post, checked, partition, refuse_stopped
 from tests import tiny
 
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with tiny.identity():
-        yield
+pytestmark = pytest.mark.usefixtures("identity")
 
 
 def numbered(count: int) -> list[Message]:

@@ -28,6 +28,8 @@ from strategies import PROTOCOLS
 from strategies.split_strategy import SplitStrategy
 from tests import parties, several_nodes, tiny, u_shaped
 
+pytestmark = pytest.mark.usefixtures("identity")
+
 NODES, ROUNDS, STEPS = 2, 2, 2
 TRUTH = torch.zeros(4, dtype=torch.long)
 NOISE = ("smashed-noise", {"sigma": 0.1})
@@ -89,12 +91,6 @@ class Ended:
     events: list[Event]
     draws: Counter[tuple[int, int]]
     sent: list[tuple[str, int]] = field(default_factory=list)
-
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with tiny.identity():
-        yield
 
 
 def server(case: str, grid: Grid) -> tuple[Any, Any]:

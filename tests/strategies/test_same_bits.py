@@ -17,7 +17,6 @@ from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
 from leakbed.events import Event, SmashedUp, UpdateUp
-from leakbed.flower_internals import task_identity
 from leakbed.grids import Canonical, LocalGrid
 from leakbed.models import Architecture
 from leakbed.seeds import derive, scoped
@@ -26,6 +25,8 @@ from leakbed.wiretap import Wiretap
 from strategies.trainers import TopTrainer
 from strategies.vanilla_split import VanillaSplit
 from tests import slow_nodes, tiny
+
+pytestmark = pytest.mark.usefixtures("identity")
 
 NODES, ROUNDS, FRACTION = 5, 3, 0.6
 ARCHITECTURES = {
@@ -80,12 +81,6 @@ def split(grid: Grid, architecture: Architecture) -> Weights:
     steps = PLAN.local_steps or 0
     assert sum(isinstance(event, SmashedUp) for event in seen) == 3 * ROUNDS * steps
     return trained
-
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with task_identity():
-        yield
 
 
 def test_the_nodes_have_unequal_numbers_of_rows() -> None:

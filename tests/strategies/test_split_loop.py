@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,13 +11,8 @@ from leakbed.wire.head_messages import BackwardReply, HeadReply
 from leakbed.wire.messages import SplitReply, SplitRequest
 from strategies.post import Post
 from strategies.split_loop import Lane, NoLabelsError
-from tests import tiny
 
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with tiny.identity():
-        yield
+pytestmark = pytest.mark.usefixtures("identity")
 
 
 SMASHED = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)

@@ -14,17 +14,13 @@ from leakbed.grids import NodeFailed
 from leakbed.wire.messages import SPLIT_EVALUATE, SPLIT_STEP
 from leakbed.wire.records import BOTTOMS, METRICS, SMASHED, pack, unpack
 from strategies import PROTOCOLS
-from tests import several_nodes, tiny
+from tests import several_nodes
+
+pytestmark = pytest.mark.usefixtures("identity")
 
 # The two that give a node a head or a strip have their own tests.
 PLAIN = [name for name, e in PROTOCOLS.items() if e.parts == 2 and e.divides == "rows"]
 NODES = 3
-
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with tiny.identity():
-        yield
 
 
 def trained(protocol: str, *, rounds: int = 2, **changes: Any) -> several_nodes.Weights:

@@ -1,6 +1,5 @@
 """SplitFed v1 is FedAvg of the uncut model, and with one node vanilla split learning."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,30 +11,28 @@ from leakbed.seeds import derive
 from tests import double_models, several_nodes, tiny
 from tests.several_nodes import OPTIMISERS, distance, plan, trained
 
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with tiny.identity():
-        yield
+pytestmark = pytest.mark.usefixtures("identity")
 
 
 @pytest.mark.parametrize("optimizer", ["momentum", "adam"])
 @pytest.mark.parametrize("state", ["fresh", "kept"])
 def test_one_node_is_vanilla_bit_for_bit(optimizer: str, state: str) -> None:
     settings = plan(**OPTIMISERS[optimizer], optimizer_state=state)
-    chosen: dict[str, Any] = {"nodes": 1, "rounds": 3, "model": tiny.architecture("stateful")}
+    chosen: dict[str, Any] = {"nodes": 1, "model": tiny.architecture("stateful")}
     ours = trained("splitfed-v1", settings, **chosen)
     vanilla = trained("vanilla-split", settings, **chosen)
     assert tiny.same(ours, vanilla)
-    assert ours["1.num_batches_tracked"] == 9
+    assert ours["1.num_batches_tracked"] == 6
 
 
-@pytest.mark.parametrize("optimizer", OPTIMISERS)
-@pytest.mark.parametrize("steps", [1, 3, None])
+@pytest.mark.parametrize(
+    ("optimizer", "steps"),
+    [("plain", 1), ("plain", None), ("momentum", 3), ("momentum", None), ("adam", None)],
+)
 def test_is_fedavg_of_the_uncut_model(optimizer: str, steps: int | None) -> None:
     settings = plan(**OPTIMISERS[optimizer], local_steps=steps, optimizer_state="fresh")
-    ours = trained("splitfed-v1", settings, rounds=3)
-    assert distance(ours, trained("fedavg", settings, rounds=3)) < 1e-10
+    ours = trained("splitfed-v1", settings)
+    assert distance(ours, trained("fedavg", settings)) < 1e-10
 
 
 def test_the_nodes_are_unequal_in_samples_and_in_steps() -> None:
@@ -81,10 +78,10 @@ def test_statistics_that_weigh_by_their_counter_are_fedavgs_too() -> None:
 
 @pytest.mark.parametrize("state", ["fresh", "kept"])
 def test_every_cut_gives_the_same_model(state: str) -> None:
-    settings = plan(**OPTIMISERS["momentum"], optimizer_state=state)
+    settings = plan(**OPTIMISERS["momentum"], local_steps=2, optimizer_state=state)
     first, *others = [
         trained("splitfed-v1", settings, model=double_models.architecture(cut=cut))
-        for cut in double_models.CUTS
+        for cut in (double_models.CUTS if state == "kept" else double_models.CUTS[::3])
     ]
     assert all(distance(first, other) < 1e-10 for other in others)
 

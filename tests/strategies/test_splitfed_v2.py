@@ -1,6 +1,5 @@
 """SplitFed v2's top takes the nodes' batches one by one, in an order that a trace shows."""
 
-from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
@@ -11,24 +10,21 @@ from tests import double_models, several_nodes, tiny
 from tests.definitions import interleaved, left, order
 from tests.several_nodes import NODES, OPTIMISERS, distance, plan, trained
 
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with tiny.identity():
-        yield
+pytestmark = pytest.mark.usefixtures("identity")
 
 
 @pytest.mark.parametrize("optimizer", ["momentum", "adam"])
 @pytest.mark.parametrize("state", ["fresh", "kept"])
 def test_one_node_is_vanilla_bit_for_bit(optimizer: str, state: str) -> None:
     settings = plan(**OPTIMISERS[optimizer], optimizer_state=state)
-    chosen: dict[str, Any] = {"nodes": 1, "rounds": 3, "model": tiny.architecture("stateful")}
+    chosen: dict[str, Any] = {"nodes": 1, "model": tiny.architecture("stateful")}
     ours = trained("splitfed-v2", settings, **chosen)
     assert tiny.same(ours, trained("vanilla-split", settings, **chosen))
 
 
-@pytest.mark.parametrize("optimizer", OPTIMISERS)
-@pytest.mark.parametrize("steps", [3, None])
+@pytest.mark.parametrize(
+    ("optimizer", "steps"), [("plain", 3), ("momentum", 3), ("momentum", None), ("adam", None)]
+)
 def test_is_the_papers_loop(optimizer: str, steps: int | None) -> None:
     settings = plan(**OPTIMISERS[optimizer], local_steps=steps)
     ours = trained("splitfed-v2", settings, rounds=2)

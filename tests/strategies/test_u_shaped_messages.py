@@ -1,6 +1,5 @@
 """What crosses the wire in U-shaped training: four tensors a step, and never a label."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,11 +27,7 @@ from leakbed.wiretap import Wiretap
 from tests import tiny
 from tests.u_shaped import Ear, Liar, at_home, network, strategy_of, train
 
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with tiny.identity():
-        yield
+pytestmark = pytest.mark.usefixtures("identity")
 
 
 def recorded(tmp_path: Any, **settings: Any) -> tuple[list[Event], Trace]:

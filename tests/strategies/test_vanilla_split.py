@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,7 @@ from leakbed.wiretap import Wiretap
 from tests import double_models, several_nodes, tiny
 from tests.definitions import uncut
 
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with tiny.identity():
-        yield
+pytestmark = pytest.mark.usefixtures("identity")
 
 
 OPTIMISERS: dict[str, dict[str, Any]] = {

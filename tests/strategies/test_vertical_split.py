@@ -1,6 +1,5 @@
 """Vertical split learning against its definitions, on processes that stay and that are swapped."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,16 +17,12 @@ from leakbed.wiretap import Wiretap
 from tests import slow_nodes, tiny
 from tests.parties import ORDER, Weights, labels, network, plan, ready, strategy, told, train
 
+pytestmark = pytest.mark.usefixtures("identity")
+
 OPTIMISERS: dict[str, dict[str, Any]] = {
     "sgd": {"momentum": 0.9, "learning_rate": 0.1},
     "adam": {"optimizer": "adam", "learning_rate": 0.01},
 }
-
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with tiny.identity():
-        yield
 
 
 @pytest.mark.parametrize("optimizer", OPTIMISERS)

@@ -1,6 +1,6 @@
 """Vertical split learning refuses parties that are not aligned, do not fit or are not there."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,9 @@ from leakbed.grids import LocalGrid, NodeFailed
 from leakbed.wire.messages import SplitReply, SplitRequest
 from strategies.post import Post
 from strategies.split_loop import Lane
-from tests import tiny
 from tests.parties import ORDER, network, plan, ready, strategy, train
 
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with tiny.identity():
-        yield
+pytestmark = pytest.mark.usefixtures("identity")
 
 
 def test_parties_that_shuffle_differently_are_refused() -> None:

@@ -1,24 +1,19 @@
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy.strategy_utils import sample_nodes
 
-from leakbed.flower_internals import task_identity
 from leakbed.grid_wrapper import GridWrapper
 from leakbed.grids import Canonical, LocalGrid, NodeFailed, RosterError, ask_roster
 from tests import strange_nodes
 from tests.strange_nodes import message, said
 
+pytestmark = pytest.mark.usefixtures("identity")
+
 NODES = 8
-
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with task_identity():
-        yield
 
 
 class Shuffled(GridWrapper):

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 import pytest
 from flwr.serverapp import Grid
 
-from leakbed.flower_internals import task_identity
 from leakbed.grids import Canonical, LocalGrid, NodeFailed
 from leakbed.grids.deadlines import overran
 from leakbed.wiretap import Wiretap
@@ -15,13 +14,9 @@ from tests import strange_nodes
 from tests.strange_nodes import message
 from tests.waiting import timer_free, timer_in_use, until
 
+pytestmark = pytest.mark.usefixtures("identity")
+
 MakeGrid = Callable[[], Grid]
-
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with task_identity():
-        yield
 
 
 @pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.runtime)], scope="module")

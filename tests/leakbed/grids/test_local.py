@@ -1,23 +1,18 @@
 import threading
 import time
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
-from leakbed.flower_internals import NODE_UNAVAILABLE, task_identity
+from leakbed.flower_internals import NODE_UNAVAILABLE
 from leakbed.grids import LocalGrid
 from leakbed.grids.deadlines import overran
 from tests import strange_nodes
 from tests.strange_nodes import message, said
 from tests.waiting import timer_free, timer_in_use, until
 
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with task_identity():
-        yield
+pytestmark = pytest.mark.usefixtures("identity")
 
 
 def shared_messages(nodes: int) -> tuple[RecordDict, list[Message]]:

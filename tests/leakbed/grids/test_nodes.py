@@ -1,10 +1,8 @@
-from collections.abc import Iterator
-
 import pytest
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from leakbed.flower_internals import CLIENT_RAISED, NODE_UNAVAILABLE, task_identity
+from leakbed.flower_internals import CLIENT_RAISED, NODE_UNAVAILABLE
 from leakbed.grids.nodes import (
     MessageIds,
     NodeHost,
@@ -16,11 +14,7 @@ from leakbed.grids.nodes import (
 )
 from tests import strange_nodes
 
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with task_identity():
-        yield
+pytestmark = pytest.mark.usefixtures("identity")
 
 
 def test_a_node_keeps_its_memory_and_shares_it_with_nobody() -> None:

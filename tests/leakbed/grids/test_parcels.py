@@ -1,12 +1,10 @@
 import pickle
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from leakbed.flower_internals import task_identity
 from leakbed.grids.parcels import (
     INLINE_BYTES,
     metadata_of,
@@ -19,13 +17,9 @@ from leakbed.grids.parcels import (
 from leakbed.received_array import Buffer, ReceivedArray
 from tests.strange_nodes import message
 
+pytestmark = pytest.mark.usefixtures("identity")
+
 SMALL, LARGE = np.arange(3.0), np.arange(INLINE_BYTES, dtype=np.float32)
-
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with task_identity():
-        yield
 
 
 def records() -> RecordDict:

@@ -13,7 +13,7 @@ import ray
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from leakbed.flower_internals import CLIENT_RAISED, NODE_UNAVAILABLE, task_identity
+from leakbed.flower_internals import CLIENT_RAISED, NODE_UNAVAILABLE
 from leakbed.grids.parcels import opened
 from leakbed.grids.ray_grid import RayGrid
 from leakbed.grids.ray_workers import (
@@ -30,6 +30,8 @@ from tests import strange_nodes
 from tests.strange_nodes import message, said
 from tests.waiting import until
 
+pytestmark = pytest.mark.usefixtures("identity")
+
 ROOT = Path(__file__).parents[3]
 
 
@@ -38,12 +40,6 @@ def running_ray() -> Iterator[None]:
     assert start_ray(None, cpus=4)
     yield
     stop_ray()
-
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with task_identity():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +56,7 @@ def fragile(running_ray: None) -> Iterator[RayGrid]:
 
 
 @pytest.mark.runtime
+@pytest.mark.smoke
 def test_nodes_stay_on_their_worker_and_keep_their_memory(grid: RayGrid) -> None:
     order = [1, 2, 3, 4, 5, 3, 1]
     sent = [message(node, "count") for node in order]

@@ -2,7 +2,6 @@
 
 import os
 import signal
-from collections.abc import Iterator
 
 import pytest
 import ray
@@ -10,7 +9,6 @@ from flwr.app import Message, RecordDict
 
 from clients import node_app
 from leakbed.events import Event, SmashedUp
-from leakbed.flower_internals import task_identity
 from leakbed.grids import Canonical, LocalGrid, NodeFailed
 from leakbed.grids.ray_grid import RayGrid
 from leakbed.grids.resident import ResidentGrid
@@ -19,14 +17,8 @@ from leakbed.wiretap import Wiretap
 from strategies.vanilla_split import VanillaSplit
 from tests import several_nodes, tiny
 
-pytestmark = pytest.mark.runtime
+pytestmark = [pytest.mark.runtime, pytest.mark.usefixtures("identity")]
 NODES, STEPS = 2, 3
-
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with task_identity():
-        yield
 
 
 class KillAt:

@@ -14,7 +14,7 @@ import pytest
 import ray
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
-from leakbed.flower_internals import NODE_UNAVAILABLE, task_identity
+from leakbed.flower_internals import NODE_UNAVAILABLE
 from leakbed.grids import ray_grid
 from leakbed.grids.ray_grid import RayGrid
 from leakbed.grids.ray_workers import start_ray, stop_ray
@@ -22,8 +22,11 @@ from tests import strange_nodes
 from tests.strange_nodes import message, said
 from tests.waiting import running, until
 
-pytestmark = [pytest.mark.runtime, pytest.mark.usefixtures("ray_here")]
+pytestmark = [pytest.mark.runtime, pytest.mark.usefixtures("ray_here", "identity")]
 Make = Callable[..., RayGrid]
+# What the pool decides once it knows that a worker is gone is the same either way; that it learns
+# of it is tested both ways.
+over_lines = pytest.mark.parametrize("ray_here", ["lines"], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +44,6 @@ def ray_here(started: None, request: pytest.FixtureRequest) -> Iterator[str]:
             patch.setattr(ray_grid, "start_ray", lambda *_, **__: True)
             patch.setattr(ray_grid, "stop_ray", lambda: None)
         yield request.param
-
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with task_identity():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +188,7 @@ def test_a_worker_killed_over_a_message_is_replaced_and_the_message_tried_again(
     assert answers(grid, "remember", [1, 2, 3])[0]["calls"] == 3
 
 
+@over_lines
 def test_others_take_over_at_once(make: Make, tmp_path: Path) -> None:
     grid = make(workers=2)
     other = answers(grid, "remember", [2])[0]["process"]
@@ -213,6 +211,7 @@ def test_a_worker_killed_between_messages_takes_along_only_what_was_alive(make: 
     assert (again["calls"], again["process"] != alive["process"]) == (1, True)
 
 
+@over_lines
 def test_a_message_over_which_two_workers_die_is_an_error_and_the_others_are_answered(
     make: Make,
 ) -> None:
@@ -225,6 +224,7 @@ def test_a_message_over_which_two_workers_die_is_an_error_and_the_others_are_ans
     assert answers(grid, "remember", [1])[0]["calls"] == 1
 
 
+@over_lines
 def test_a_message_that_kills_every_worker_leaves_the_answers_that_were_there(make: Make) -> None:
     grid = make(workers=2)
     died, alive = grid.send_and_receive([message(1, "die"), message(2, "remember")])
@@ -234,6 +234,7 @@ def test_a_message_that_kills_every_worker_leaves_the_answers_that_were_there(ma
     assert [reply["calls"] for reply in answers(grid, "remember", [1, 2])] == [1, 2]
 
 
+@over_lines
 def test_what_nobody_waits_for_is_not_tried_again(make: Make, tmp_path: Path) -> None:
     grid = make(workers=1)
     answers(grid, "remember", [1])
@@ -243,6 +244,7 @@ def test_what_nobody_waits_for_is_not_tried_again(make: Make, tmp_path: Path) ->
     assert answers(grid, "remember", [1])[0]["calls"] == 2
 
 
+@over_lines
 def test_a_worker_that_cannot_be_replaced_ends_in_errors(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,6 +259,7 @@ def test_a_worker_that_cannot_be_replaced_ends_in_errors(
     assert answers(grid, "remember", [1])[0]["calls"] == 2  # its state was home
 
 
+@over_lines
 def test_a_replacement_that_never_starts_is_given_up(make: Make) -> None:
     grid = make(workers=2)
     assert grid._pool is not None
@@ -272,6 +275,7 @@ def test_a_replacement_that_never_starts_is_given_up(make: Make) -> None:
     assert [worker.number for worker in grid._pool.workers] == [1]
 
 
+@over_lines
 def test_without_a_worker_and_without_room_for_one_there_is_an_error(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

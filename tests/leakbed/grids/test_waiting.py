@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from threading import Event, Lock
 from time import monotonic
 from typing import Any
@@ -10,13 +9,8 @@ from flwr.clientapp import ClientApp
 from leakbed.grids import LocalGrid
 from leakbed.grids.canonical import Canonical
 from leakbed.grids.waiting import exchanged, wait_for
-from tests import tiny
 
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with tiny.identity():
-        yield
+pytestmark = pytest.mark.usefixtures("identity")
 
 
 class Slow(LocalGrid):

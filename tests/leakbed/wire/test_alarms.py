@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,11 +18,7 @@ from leakbed.wire.records import SEALED, WireError, pack
 from leakbed.wire.translation import events_up
 from tests import tiny
 
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with tiny.identity():
-        yield
+pytestmark = pytest.mark.usefixtures("identity")
 
 
 FOUND = {"splitout": Finding(10, 0.9, 0.8, 31), "splitguard": Finding(-1, 0.5, 1.0, 7)}

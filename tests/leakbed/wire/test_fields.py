@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from dataclasses import fields
 
 import numpy as np
@@ -15,13 +14,8 @@ from leakbed.wire.head_messages import (
 )
 from leakbed.wire.messages import SPLIT_STEP, EvaluateRequest, SplitReply, SplitRequest
 from leakbed.wire.records import WireError, pack
-from tests import tiny
 
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with tiny.identity():
-        yield
+pytestmark = pytest.mark.usefixtures("identity")
 
 
 MESSAGES: list[type[Carried]] = [

@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,13 +22,8 @@ from leakbed.wire.head_messages import (
 from leakbed.wire.messages import BACKWARD_STEP, HEAD_EVALUATE, HEAD_STEP, SplitRequest
 from leakbed.wire.records import WireError, pack
 from leakbed.wire.translation import events_down, events_up, rewritten
-from tests import tiny
 
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with tiny.identity():
-        yield
+pytestmark = pytest.mark.usefixtures("identity")
 
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)

@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,8 @@ from leakbed.wire.messages import (
     SplitRequest,
 )
 from leakbed.wire.records import WireError
-from tests import tiny
 
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with tiny.identity():
-        yield
+pytestmark = pytest.mark.usefixtures("identity")
 
 
 X, Y = np.arange(6, dtype=np.float32).reshape(2, 3), np.array([4, 5])

@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from io import BytesIO
 
 import numpy as np
@@ -19,13 +18,8 @@ from leakbed.wire.records import (
     views_under,
     whole,
 )
-from tests import tiny
 
-
-@pytest.fixture(autouse=True)
-def identity() -> Iterator[None]:
-    with tiny.identity():
-        yield
+pytestmark = pytest.mark.usefixtures("identity")
 
 
 ARRAYS = {
