@@ -110,20 +110,31 @@ class Mirror:
     """A frozen copy of a part that is being trained, brought up to date on demand."""
 
     def __init__(
-        self, architecture: Architecture, source: Callable[[], nn.Module], *, device: torch.device
+        self,
+        architecture: Architecture,
+        source: Callable[[int], nn.Module],
+        *,
+        device: torch.device,
     ) -> None:
         """Copy nothing yet.
 
         Args:
             architecture: The whole network, cut.
-            source: Returns the part that is trained.
+            source: Returns the part that is trained with a node, by partition.
             device: Where the copy is wanted.
         """
         self._copy, self._source = layers(architecture).to(device), source
 
-    def __call__(self) -> nn.Sequential:
-        """Return the copy with the weights and buffers of now; it is the same module every time."""
-        now: Mapping[str, Tensor] = self._source().state_dict()
+    def __call__(self, node: int) -> nn.Sequential:
+        """Return the copy with the weights and buffers of now; it is the same module every time.
+
+        Args:
+            node: Whose batch the part was trained on, by partition.
+
+        Returns:
+            The copy.
+        """
+        now: Mapping[str, Tensor] = self._source(node).state_dict()
         with torch.no_grad():
             for name, value in self._copy.state_dict().items():
                 value.copy_(now[name])

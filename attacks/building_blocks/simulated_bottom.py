@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from attacks.hijacking_networks import NoPilotError, blueprint
-from attacks.owned_images import Draws, check_rows, owned_images
+from attacks.owned_images import Draws, owned_images
 from leakbed.contracts import (
     Evidence,
     Guess,
@@ -231,6 +231,10 @@ class SimulatedBottom:
     def _reads_layers(self) -> bool:
         return bool(self.moments) and self.moments_within
 
+    def check(self, view: View) -> None:
+        """Refuse, before training, images of its own of another shape or fewer than a batch."""
+        owned_images(view)
+
     def run(self, view: View, *, seed: int) -> Guess:
         """Learn from the rows of a finished round, and decode every target.
 
@@ -330,8 +334,8 @@ class SimulatedBottom:
                 failed = failed | ~made.flatten(1).isfinite().all(1)
                 images = made.unflatten(1, state.draws.images.shape[1:]).unsqueeze(1).to(smashed)
             if state.head is not None and state.part is not None:
-                chunks = rows.split(_CHUNK)
-                logits = torch.cat([state.head(state.features(chunk)) for chunk in chunks])
+                above = [state.features(chunk) for chunk in rows.split(_CHUNK)]
+                logits = torch.cat([state.head(chunk) for chunk in above])
                 labels = logits.argmax(1, keepdim=True).to(smashed.device)
         return Guess(images=images, labels=labels, failed=failed.to(smashed.device))
 
@@ -340,12 +344,14 @@ class SimulatedBottom:
     ) -> Simulation:
         """Return the networks before the first batch."""
         images, labels = owned_images(view)
-        check_rows(images, rows)
         if self.task and labels is None:
             raise MissingKnowledgeError(
-                f"{self.name} trains through the server's part on the labels of its own images, "
-                "and the view has none; set task = 0, or give the adversary labels"
+                f"{self.name} trains on the labels of its own images, and the view has none; set "
+                "task = 0, or give the adversary labels"
             )
+        if rows > len(images):
+            few = f"{len(images)} public images cannot fill a batch of {rows}"
+            raise UnfitViewError(f"{self.name}: {few}; give it more, or lower batch_rows")
         device = images.device
         simulator = self._simulator(view, smashed_shape, seed=seed).to(device).train()
         head = self._head(view, seed=seed)
@@ -435,9 +441,8 @@ class SimulatedBottom:
         terms = self._terms(state, received, simulated, places)
         if terms:
             state.adam.zero_grad()
-            torch.stack(
-                [getattr(self, name) * loss for name, loss in terms.items()]
-            ).sum().backward()
+            weighed = [getattr(self, name) * loss for name, loss in terms.items()]
+            torch.stack(weighed).sum().backward()
             state.adam.step()
         losses = {name: loss.detach() for name, loss in terms.items()}
         if state.critic is not None and state.critic_adam is not None:
@@ -529,9 +534,8 @@ def moment_distance(
     """
     moments = [_moments(rows) for rows in (one, other)]
     (mean, deviation), (mean_other, deviation_other) = moments
-    return nn.functional.mse_loss(mean, mean_other) + nn.functional.mse_loss(
-        deviation, deviation_other
-    )
+    distance = nn.functional.mse_loss
+    return distance(mean, mean_other) + distance(deviation, deviation_other)
 
 
 def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -592,6 +596,5 @@ def _critic(shape: tuple[int, ...]) -> nn.Sequential:
 
 def _decoder(shape: tuple[int, ...], pixels: int, width: int) -> nn.Sequential:
     """Return a decoder from rows to pixels in [0, 1], flat."""
-    flat = int(torch.Size(shape).numel())
-    hidden = nn.Linear(flat, width)
+    hidden = nn.Linear(torch.Size(shape).numel(), width)
     return nn.Sequential(nn.Flatten(), hidden, nn.ReLU(), nn.Linear(width, pixels), nn.Sigmoid())

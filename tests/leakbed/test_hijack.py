@@ -326,7 +326,7 @@ def watched(watcher: Any) -> tuple[dict[str, Tensor], list[Event], Watch[Any], l
     trainer = TopTrainer(parts.top, PLAN.optimiser(parts.top.parameters()))
     bottom = {name: value.numpy() for name, value in parts.bottom.state_dict().items()}
     seen: list[Event] = []
-    mirror = Mirror(architecture, lambda: trainer.module, device=torch.device("cpu"))
+    mirror = Mirror(architecture, lambda _: trainer.module, device=torch.device("cpu"))
     watch = Watch(watcher, hijackable.view(), seed=SEED, part=mirror)
     tap = Wiretap(grid, [seen.append, watch], strict=True)
     trained = tiny.train_split(tap, VanillaSplit(trainer, bottom), rounds=ROUNDS)

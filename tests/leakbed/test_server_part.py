@@ -35,15 +35,15 @@ def test_it_is_frozen_and_evaluates() -> None:
 
 def test_a_mirror_follows_what_is_trained_and_is_not_it() -> None:
     trained: nn.Module = tiny.architecture().top(4)
-    mirror = Mirror(tiny.architecture(), lambda: trained, device=torch.device("cpu"))
-    first = {name: value.clone() for name, value in mirror().state_dict().items()}
+    mirror = Mirror(tiny.architecture(), lambda _: trained, device=torch.device("cpu"))
+    first = {name: value.clone() for name, value in mirror(0).state_dict().items()}
     assert tiny.same(first, trained.state_dict())
     with torch.no_grad():
         for parameter in trained.parameters():
             parameter.add_(1)
-    assert tiny.same(mirror().state_dict(), trained.state_dict())
+    assert tiny.same(mirror(0).state_dict(), trained.state_dict())
     assert not tiny.same(first, trained.state_dict())
-    for parameter in mirror().parameters():
+    for parameter in mirror(0).parameters():
         parameter.zero_()
-    assert not tiny.same(first, mirror().state_dict())
-    assert tiny.same(mirror().state_dict(), trained.state_dict())
+    assert not tiny.same(first, mirror(0).state_dict())
+    assert tiny.same(mirror(0).state_dict(), trained.state_dict())

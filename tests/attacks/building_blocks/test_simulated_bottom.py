@@ -307,6 +307,17 @@ def test_a_view_that_lacks_something_is_refused(
         Bare(**ALL).run(view(**changes), seed=0)
 
 
+def test_images_of_its_own_that_fit_no_run_are_refused_before_training() -> None:
+    opening = {"smashed": None, "round_smashed": None, "smashed_shape": (6, 3, 3), "rows": 4}
+    Bare(**ALL).check(view(**opening))
+    for images, told in (
+        (noise(3, *SHAPE, seed=0), "3 public"),
+        (noise(9, 3, 6, 6, seed=0), "sha"),
+    ):
+        with pytest.raises(UnfitViewError, match=told):
+            Bare(**ALL).check(view(**opening, public_images=images, public_labels=None))
+
+
 def test_before_training_it_asks_for_the_shape() -> None:
     with pytest.raises(MissingKnowledgeError, match="set smashed_shape"):
         Bare().begin(view(), seed=0)
