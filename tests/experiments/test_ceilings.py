@@ -71,6 +71,7 @@ def test_bottoms_stepped_again_make_the_recorded_rows(split: Path, collect: str)
     assert first.cap is not None
     assert first.chance < found.value
     assert {each.node for each in found.messages} == {0, 1}
+    assert found.norm == pytest.approx(1.0)  # rows are clipped to it
 
 
 def test_test_rows_of_the_last_round_have_the_last_bottom(split: Path) -> None:

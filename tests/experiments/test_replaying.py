@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from experiments.ceilings import RunCeiling, ceiling_of_run
+from experiments.ceiling_results import RunCeiling
+from experiments.ceilings import ceiling_of_run
 from experiments.runner import run
 from leakbed.noise_laws import NoCeilingError
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from leakbed.oracle.noise_checks import Finding, above, check_hits, check_noise, is_above
+from leakbed.cards import ABOVE
+from leakbed.oracle.noise_checks import Finding, above, check_hits, check_noise
 
 
 def noise(seed: int, messages: int = 12, entries: int = 1000) -> list[Tensor]:
@@ -61,8 +62,8 @@ def test_hits_are_held_against_the_ceiling_on_both_sides() -> None:
 
 
 def test_a_card_is_above_its_ceiling_only_beyond_chance() -> None:
-    assert not is_above(8, 64, ceiling=0.1, error=0.0)
-    assert is_above(20, 64, ceiling=0.1, error=0.0)
-    assert not is_above(20, 64, ceiling=0.1, error=0.06)
+    assert above(8, 64, ceiling=0.1, error=0.0) > ABOVE
+    assert above(20, 64, ceiling=0.1, error=0.0) < ABOVE
+    assert above(20, 64, ceiling=0.1, error=0.06) > ABOVE
     assert above(0, 64, ceiling=0.0, error=0.0) == 1.0
     assert Finding(check="mean", z=-9.0, limit=5.0).sound is False
