@@ -29,7 +29,7 @@ from leakbed.models import DETERMINISTIC, Architecture
 from leakbed.noise_laws import Clean, Law, NoCeilingError, floating, sent_law
 from leakbed.oracle.answer_key import AnswerKey
 from leakbed.oracle.ceiling import Messages, beliefs, cap, ceiling, flat
-from leakbed.oracle.local_training import LocalTraining, Optimiser
+from leakbed.oracle.local_training import LocalTraining
 from leakbed.oracle.noise_checks import Finding, check_hits, check_noise
 from leakbed.seeds import derive, generator, scoped
 from leakbed.targets import Evidences, Target, pick_targets
@@ -205,7 +205,7 @@ class _Game:
             batches=[torch.tensor(rows) for rows in self._batches(target)],
             images=key.images,
             labels=key.labels,
-            optimiser=_optimiser(run.plan),
+            optimiser=run.plan.optimiser,
             stream=None if stream is None else derive(stream, f"train/{target.round}"),
         )
         made, losses = training.of(behind[place], chosen)
@@ -497,12 +497,3 @@ def _cap(mu: float, guesses: int, labels: Tensor | None, *, count: int) -> float
 
 def _names(law: Law) -> list[str]:
     return list(getattr(law, "mean", {}))
-
-
-def _optimiser(plan: TrainingPlan) -> Optimiser:
-    return Optimiser(
-        name=plan.optimizer,
-        learning_rate=plan.learning_rate,
-        momentum=plan.momentum,
-        weight_decay=plan.weight_decay,
-    )
