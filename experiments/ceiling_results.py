@@ -34,6 +34,8 @@ class Message:
         norm: Of a smashed row: the mean L2 norm of candidates' rows without noise, clipped where
             the defence clips; what the noise must be compared with. None of an update.
         cap: What the defence's claim allows a list; None without a claim of this message.
+        label: How often the best guess of the row's label is right, by who has no inputs but a pool
+            of labelled candidates; None where labels travel in the clear, and of updates.
         used_before: Whether the row was in an earlier batch, so that weights already knew it: the
             ceiling is then given those weights.
     """
@@ -54,6 +56,7 @@ class Message:
     chance: float
     norm: float | None
     cap: float | None
+    label: float | None
     used_before: bool
 
 
@@ -125,6 +128,12 @@ class RunCeiling:
         ]
         if self.norm is not None:
             lines.append(f"Rows without noise have a mean norm of {self.norm:.3g}.")
+        labels = [each.label for each in self.messages if each.label is not None]
+        if labels:
+            lines.append(
+                f"The row's label is told by its message to who has no inputs, with a pool of "
+                f"labelled candidates, at most {fmean(labels):.3f} of the time."
+            )
         if first.cap is not None:
             lines.append(f"The defence's claim caps it at {first.cap:.3f}.")
         return lines + [f"Check of {each}." for each in self.findings] + list(self.notes)

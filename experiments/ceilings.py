@@ -26,9 +26,18 @@ from experiments.replaying import bottom_before, following
 from leakbed.contracts import Defense, Evidence, Protects, Seat, ThreatModel
 from leakbed.events import Phase, SmashedUp
 from leakbed.models import DETERMINISTIC, Architecture
-from leakbed.noise_laws import Clean, Law, NoCeilingError, floating, sent_law
+from leakbed.noise_laws import (
+    Channel,
+    Clean,
+    Law,
+    NoCeilingError,
+    cap,
+    floating,
+    of_answers,
+    sent_law,
+)
 from leakbed.oracle.answer_key import AnswerKey
-from leakbed.oracle.ceiling import Messages, beliefs, cap, ceiling, flat
+from leakbed.oracle.ceiling import Messages, beliefs, ceiling, flat, label_ceiling
 from leakbed.oracle.local_training import LocalTraining
 from leakbed.oracle.noise_checks import Finding, check_hits, check_noise
 from leakbed.seeds import derive, generator, scoped
@@ -178,8 +187,8 @@ class _Game:
         labels: bool,
     ) -> None:
         self._following, self._told = later, labels
-        self.notes: list[str] = []
         self._run, self._evidences = recorded, evidences
+        self.notes = _answered(recorded)
         self._count, self._draws, self._seed = candidates, draws, seed
         self._attacked = {row for target in targets for row in self._rows_behind(target)}
         self._residuals: list[Tensor] = []
@@ -274,6 +283,7 @@ class _Game:
             guesses=1,
             place=int(target.row or 0),
             labels=None if testing and not self._told else labels[chosen],
+            pool=labels[chosen] if testing and not self._told else None,
         )
 
     def findings(self, messages: Sequence[Message]) -> list[Finding]:
@@ -355,14 +365,23 @@ class _Game:
         guesses: int,
         place: int,
         labels: Tensor | None = None,
+        pool: Tensor | None = None,
     ) -> Message:
-        """Return the numbers of one message; the truth is candidate 0."""
+        """Return the numbers of one message; the truth is candidate 0.
+
+        ``labels`` of candidates are those in the clear, ``pool`` those that no message tells.
+        """
         stream = derive(self._seed, f"ceiling/{target}")
         slow = not messages.equal_noise and messages.family != "fixed"
         truths = torch.arange(min(len(messages), 50)) if slow else None
         found = ceiling(
             messages, guesses=sorted({1, guesses}), draws=self._draws, stream=stream, truths=truths
         )
+        told = None
+        if pool is not None:
+            told, _ = label_ceiling(
+                messages, pool, draws=self._draws, stream=derive(stream, "label"), truths=truths
+            )
         believed = beliefs(messages, seen, clear=clear)[0]
         self._keep_residual(messages, seen, target)
         mu, best = messages.mu, found[guesses]
@@ -383,6 +402,7 @@ class _Game:
             chance=best.chance,
             norm=None if target.row is None else _norm(messages.means),
             cap=None if mu is None else _cap(mu, guesses, labels, count=len(messages)),
+            label=told,
             used_before=self._used_before(target),
         )
 
@@ -468,6 +488,24 @@ def _beside_label(
 ) -> tuple[Messages, Tensor]:
     """Return messages, and what is in the clear beside the recorded one, with the row's label."""
     return messages.beside(labels), torch.cat([clear, own.double().reshape(1, 1)], 1)
+
+
+def _answered(run: Recorded) -> list[str]:
+    """Say what training labels that are answered at random tell by themselves."""
+    key, said = run.key, []
+    for defence in run.defences:
+        if Protects.LABELS not in defence.protects:
+            continue
+        law = defence.law(Clean(kind=Protects.LABELS, arrays={}, classes=key.num_classes))
+        if isinstance(law, Channel):
+            counts = torch.bincount(key.labels, minlength=key.num_classes).double()
+            found = of_answers(law, counts / counts.sum())
+            said.append(
+                f"A training label as {defence.name} answers it is guessed right at most "
+                f"{found:.3f} of the time, if it was drawn from the classes' shares whatever the "
+                "picture; that bounds no seat that holds the inputs."
+            )
+    return said
 
 
 def _norm(rows: Float[Tensor, " candidates entries"]) -> float:
