@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from experiments.report_cells import Cell, grouped
+from experiments.report_cells import Cell, Family, grouped
 from experiments.report_figures import Curve, frontier
 
+_NEAR = 0.015  # to either side, so that any two accuracies are within three points
 _MOMENTS = {"first": "First round", "middle": "Middle round", "last": "Last round"}
 
 
@@ -37,6 +38,53 @@ def frontiers(scored: Sequence[Cell]) -> list[str]:
             )
         )
     return drawn
+
+
+def at_equal_accuracy(scored: Sequence[Cell]) -> list[str]:
+    """Say who gives away more where both families of protocols learn the same, and to whom.
+
+    Of each family the lowest ceiling counts, of the last round's messages, of all that learn the
+    most that both reach, within three points of each other.
+
+    Args:
+        scored: Cells with scores.
+
+    Returns:
+        Two sentences; none where the families do not meet.
+    """
+    known: dict[Family, list[tuple[float, float, Cell]]] = {"weights": [], "split": []}
+    for cell in scored:
+        utility, bound = cell.utility(), cell.ceiling
+        if utility is not None and bound is not None and _moment(cell) == _MOMENTS["last"]:
+            known[cell.family].append((bound[0], utility[1].mean, cell))
+    if not all(known.values()):
+        return []
+    most = min(max(learnt for _, learnt, _ in own) for own in known.values())
+    least = []
+    for own in known.values():
+        near = [each for each in own if abs(each[1] - most) <= _NEAR + 1e-9]
+        if not near:
+            return []
+        least.append(min(near, key=lambda each: each[:2]))
+    (updates, one, of_update), (rows, other, of_row) = least
+    seat, chances = of_row.first.ceiling, [_chance(of_row), _chance(of_update)]
+    return [
+        f"At {_percent(other)} accuracy the best possible guess names the row behind a message at "
+        f"the cut {_percent(rows)} of the time ({_label(of_row)}); at {_percent(one)} accuracy a "
+        f"row behind an update {_percent(updates)} of the time ({_label(of_update)}). These are "
+        "the lowest of each family at that accuracy, of the last round.",
+        f"Both are told to the {seat.seat if seat else 'server'}. Without a message {chances[0]} "
+        f"and {chances[1]} of the rows would be named; all the rest is given away.",
+    ]
+
+
+def _chance(cell: Cell) -> str:
+    bound = cell.first.ceiling
+    return _percent((bound.chance if bound else None) or 0.0)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}%" if share < 0.1 else f"{100 * share:.0f}%"  # noqa: PLR2004
 
 
 def _moment(cell: Cell) -> str:

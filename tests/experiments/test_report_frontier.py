@@ -9,7 +9,7 @@ import pytest
 from experiments import report_frontier
 from experiments.report_cells import cells
 from experiments.report_figures import Curve
-from experiments.report_frontier import frontiers
+from experiments.report_frontier import at_equal_accuracy, frontiers
 from leakbed.cards import Bound, Card
 
 MakeCard = Callable[..., Card]
@@ -21,7 +21,9 @@ def bounded(make_card: MakeCard, value: float, accuracy: float, **changes: Any) 
         means={"identification": 0.2},
         utility={"test_accuracy": accuracy},
         defense="smashed-noise",
-        ceiling=Bound(ceiling=value, error=0.01, cap=changes.pop("cap", None)),
+        ceiling=Bound(
+            ceiling=value, error=0.01, chance=0.003, seat="server", cap=changes.pop("cap", None)
+        ),
         settings={"attack": attack, "sigma": value},
         **changes,
     )
@@ -70,3 +72,20 @@ def test_seeds_are_one_point_with_the_spread_between_them(make_card: MakeCard) -
     assert cell.ceiling == (pytest.approx(0.5), pytest.approx(0.1))
     (lost,) = cells([pair[0], pair[1].model_copy(update={"ceiling": Bound(why="no law")})])
     assert lost.ceiling is None
+
+
+def test_families_are_compared_at_the_accuracy_that_both_reach(make_card: MakeCard) -> None:
+    made = [
+        bounded(make_card, 0.999, 0.95, case="best split"),
+        bounded(make_card, 0.98, 0.89, case="split"),
+        bounded(make_card, 0.3, 0.5, case="poor split"),
+        bounded(make_card, 0.6, 0.88, case="updates", protocol="fedavg"),
+        bounded(make_card, 0.2, 0.6, case="poor updates", protocol="fedavg"),
+    ]
+    first, second = at_equal_accuracy(cells(made))
+    assert first.startswith("At 89% accuracy")
+    assert "98% of the time (split, smashed-noise (test rows)); at 88% accuracy" in first
+    assert "60% of the time (updates, " in first
+    assert second.startswith("Both are told to the server. Without a message 0.3% and 0.3%")
+    assert at_equal_accuracy(cells(made[:3])) == []
+    assert at_equal_accuracy(cells([made[0], made[4]])) == []
