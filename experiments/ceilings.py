@@ -9,10 +9,10 @@ gradients, so their whole past must be in the trace.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, replace
 from math import sqrt
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -21,15 +21,25 @@ from torch import Tensor, nn
 
 from clients.cell import TrainingPlan
 from defenses import DEFENSES
+from experiments.ceiling_results import Message, RunCeiling
 from experiments.replaying import bottom_before, following
 from leakbed.about import refuse_import
 from leakbed.contracts import Defense, Evidence, Protects, Seat, ThreatModel
 from leakbed.events import Phase, SmashedUp
 from leakbed.models import DETERMINISTIC, Architecture
-from leakbed.noise_laws import Clean, Law, NoCeilingError, floating, sent_law
+from leakbed.noise_laws import (
+    Channel,
+    Clean,
+    Law,
+    NoCeilingError,
+    cap,
+    floating,
+    of_answers,
+    sent_law,
+)
 from leakbed.oracle.answer_key import AnswerKey
-from leakbed.oracle.ceiling import Messages, beliefs, cap, ceiling, flat
-from leakbed.oracle.local_training import LocalTraining, Optimiser
+from leakbed.oracle.ceiling import Messages, beliefs, ceiling, flat, label_ceiling
+from leakbed.oracle.local_training import LocalTraining
 from leakbed.oracle.noise_checks import Finding, check_hits, check_noise
 from leakbed.seeds import derive, generator, scoped
 from leakbed.targets import Evidences, Target, pick_targets
@@ -39,114 +49,6 @@ from leakbed.views import architecture_of
 _MEMORY = 2**33  # bytes of candidates' messages, with room for what is computed from them
 _SMASHED = ThreatModel(seat=Seat.SERVER, evidence=frozenset({Evidence.SMASHED}))
 _UPDATE = ThreatModel(seat=Seat.SERVER, evidence=frozenset({Evidence.UPDATE}))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Message:
-    """The ceiling of one attacked message.
-
-    Attributes:
-        node: Partition id.
-        round: Server round.
-        step: Of the smashed batch; 0 for an update.
-        row: Within the batch; of an update, the place among its rows.
-        phase: Training or evaluation.
-        guesses: Length of the list: how many rows are behind the message.
-        candidates: Among how many.
-        ceiling: Of a list of that length.
-        error: Standard error of the draws.
-        single: The ceiling of one name.
-        named: How often the truth itself is named, by a list of that length.
-        believed: Posterior of the truth, given the recorded message.
-        hit: 1 where the recorded message's likeliest candidate is the truth, 1 of k where it is
-            one of k that are equally likely, else 0.
-        chance: Of a list drawn at random.
-        cap: What the defence's claim allows a list; None without a claim of this message.
-        used_before: Whether the row was in an earlier batch, so that weights already knew it: the
-            ceiling is then given those weights.
-    """
-
-    node: int
-    round: int
-    step: int
-    row: int
-    phase: str
-    guesses: int
-    candidates: int
-    ceiling: float
-    error: float
-    single: float
-    named: float
-    believed: float
-    hit: float
-    chance: float
-    cap: float | None
-    used_before: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunCeiling:
-    """The ceilings of a run's attacked messages.
-
-    Attributes:
-        messages: One for each.
-        findings: Of the residual check; empty where there is no normal noise.
-        seat: Who reads the messages.
-        told: What the informed guesser is told beside the protocol.
-        notes: What else a reader must know.
-    """
-
-    messages: Sequence[Message]
-    findings: Sequence[Finding] = ()
-    seat: str = "server"
-    told: str = (
-        "the node's weights before the message, all other rows and labels, all seeds but those "
-        "of the noise and of the data split"
-    )
-    notes: Sequence[str] = field(default_factory=tuple)
-
-    @property
-    def value(self) -> float:
-        """The mean over messages."""
-        return fmean(each.ceiling for each in self.messages)
-
-    @property
-    def error(self) -> float:
-        """Its standard error: of the spread over messages, and of the draws."""
-        count = len(self.messages)
-        within = sqrt(sum(each.error**2 for each in self.messages)) / count
-        spread = stdev(each.ceiling for each in self.messages) / count**0.5 if count > 1 else 0.0
-        return max(within, spread)
-
-    def table(self) -> dict[str, Any]:
-        """Return it as JSON has it."""
-        return {
-            "ceiling": self.value,
-            "error": self.error,
-            "seat": self.seat,
-            "told": self.told,
-            "messages": [asdict(each) for each in self.messages],
-            "checks": [{**asdict(each), "sound": each.sound} for each in self.findings],
-            "notes": list(self.notes),
-        }
-
-    def lines(self) -> list[str]:
-        """Return it as text: the mean, the spread over people, the checks."""
-        first = self.messages[0]
-        named = sorted(each.named for each in self.messages)
-        lines = [
-            f"Ceiling {self.value:.3f} (s.e. {self.error:.3f}) over {len(self.messages)} messages: "
-            f"a list of {first.guesses} among {first.candidates} candidates; chance "
-            f"{first.chance:.3f}.",
-            f"Seat: {self.seat}. Round {first.round}. Told: {self.told}.",
-            f"Used before: the rows of {sum(each.used_before for each in self.messages)} messages; "
-            "their ceilings are given weights that the row already moved.",
-            f"Per record: named with chance {named[0]:.2f} to {named[-1]:.2f}, median "
-            f"{named[len(named) // 2]:.2f}.",
-        ]
-        if first.cap is not None:
-            lines.append(f"The defence's claim caps it at {first.cap:.3f}.")
-        return lines + [f"Check of {each}." for each in self.findings] + list(self.notes)
 
 
 def ceiling_of_run(
@@ -160,6 +62,7 @@ def ceiling_of_run(
     seed: int = 0,
     later: bool = False,
     model: str | None = None,
+    labels: bool = False,
 ) -> RunCeiling:
     """Return the ceilings of a recorded run's attacked messages.
 
@@ -174,6 +77,8 @@ def ceiling_of_run(
         later: Whether the guesser also reads the node's later messages of the round, which follow
             from weights that the row has moved.
         model: The import path of the network, where the trace names one: permits to import it.
+        labels: Whether the guesser is told the row's label where no message tells it: of updates,
+            and of test rows.
 
     Returns:
         They, and what the check of the recorded noise found.
@@ -192,10 +97,18 @@ def ceiling_of_run(
     threat = _UPDATE if evidences.updates else _SMASHED
     chosen = pick_targets(evidences, threat, when=when, count=targets)
     game = _Game(
-        recorded, evidences, chosen, candidates=candidates, draws=draws, seed=seed, later=later
+        recorded,
+        evidences,
+        chosen,
+        candidates=candidates,
+        draws=draws,
+        seed=seed,
+        later=later,
+        labels=labels,
     )
     messages = [game.update(at) if evidences.updates else game.row(at) for at in chosen]
-    return RunCeiling(messages=messages, findings=game.findings(messages), notes=game.notes)
+    found = RunCeiling(messages=messages, findings=game.findings(messages), notes=game.notes)
+    return replace(found, told=f"{found.told}, the row's label") if labels else found
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -276,10 +189,11 @@ class _Game:
         draws: int,
         seed: int,
         later: bool,
+        labels: bool,
     ) -> None:
-        self._following = later
-        self.notes: list[str] = []
+        self._following, self._told = later, labels
         self._run, self._evidences = recorded, evidences
+        self.notes = _answered(recorded)
         self._count, self._draws, self._seed = candidates, draws, seed
         self._attacked = {row for target in targets for row in self._rows_behind(target)}
         self._residuals: list[Tensor] = []
@@ -305,7 +219,7 @@ class _Game:
             batches=[torch.tensor(rows) for rows in self._batches(target)],
             images=key.images,
             labels=key.labels,
-            optimiser=_optimiser(run.plan),
+            optimiser=run.plan.optimiser,
             stream=None if stream is None else derive(stream, f"train/{target.round}"),
         )
         made, losses = training.of(behind[place], chosen)
@@ -317,9 +231,20 @@ class _Game:
         if event.train_loss is not None:
             messages = messages.beside(losses)
             clear = torch.tensor([[event.train_loss]], dtype=torch.float64)
+        known = key.labels[chosen] if self._told else None
+        if known is not None:
+            messages, clear = _beside_label(messages, clear, known, own=known[0])
         seen = flat({k: torch.from_numpy(event.after[k]) for k in _names(laws[0])}).unsqueeze(0)
         self._clear.append(event.train_loss is not None)
-        return self._message(target, messages, seen, clear=clear, guesses=len(behind), place=place)
+        return self._message(
+            target,
+            messages,
+            seen,
+            clear=clear,
+            guesses=len(behind),
+            place=place,
+            labels=known,
+        )
 
     def row(self, target: Target) -> Message:
         """Return the ceiling of one smashed row."""
@@ -353,6 +278,8 @@ class _Game:
         clear = torch.zeros(1, 0, dtype=torch.float64)
         if not testing:
             messages, clear = self._labelled(messages, labels[chosen], event, target)
+        elif self._told:
+            messages, clear = _beside_label(messages, clear, labels[chosen], own=labels[own])
         return self._message(
             target,
             messages,
@@ -360,7 +287,8 @@ class _Game:
             clear=clear,
             guesses=1,
             place=int(target.row or 0),
-            labels=None if testing else labels[chosen],
+            labels=None if testing and not self._told else labels[chosen],
+            pool=labels[chosen] if testing and not self._told else None,
         )
 
     def findings(self, messages: Sequence[Message]) -> list[Finding]:
@@ -430,7 +358,7 @@ class _Game:
             )
         row = int(target.row or 0)
         sent = labels[0] if event.labels is None else torch.as_tensor(event.labels[row])
-        return messages.beside(labels), sent.double().reshape(1, 1)
+        return _beside_label(messages, torch.zeros(1, 0), labels, own=sent)
 
     def _message(
         self,
@@ -442,14 +370,23 @@ class _Game:
         guesses: int,
         place: int,
         labels: Tensor | None = None,
+        pool: Tensor | None = None,
     ) -> Message:
-        """Return the numbers of one message; the truth is candidate 0."""
+        """Return the numbers of one message; the truth is candidate 0.
+
+        ``labels`` of candidates are those in the clear, ``pool`` those that no message tells.
+        """
         stream = derive(self._seed, f"ceiling/{target}")
         slow = not messages.equal_noise and messages.family != "fixed"
         truths = torch.arange(min(len(messages), 50)) if slow else None
         found = ceiling(
             messages, guesses=sorted({1, guesses}), draws=self._draws, stream=stream, truths=truths
         )
+        told = None
+        if pool is not None:
+            told, _ = label_ceiling(
+                messages, pool, draws=self._draws, stream=derive(stream, "label"), truths=truths
+            )
         believed = beliefs(messages, seen, clear=clear)[0]
         self._keep_residual(messages, seen, target)
         mu, best = messages.mu, found[guesses]
@@ -468,7 +405,9 @@ class _Game:
             believed=float(believed[0]),
             hit=_hit(believed),
             chance=best.chance,
+            norm=None if target.row is None else _norm(messages.means),
             cap=None if mu is None else _cap(mu, guesses, labels, count=len(messages)),
+            label=told,
             used_before=self._used_before(target),
         )
 
@@ -549,6 +488,35 @@ class _Game:
                 )
 
 
+def _beside_label(
+    messages: Messages, clear: Tensor, labels: Tensor, *, own: Tensor
+) -> tuple[Messages, Tensor]:
+    """Return messages, and what is in the clear beside the recorded one, with the row's label."""
+    return messages.beside(labels), torch.cat([clear, own.double().reshape(1, 1)], 1)
+
+
+def _answered(run: Recorded) -> list[str]:
+    """Say what training labels that are answered at random tell by themselves."""
+    key, said = run.key, []
+    for defence in run.defences:
+        if Protects.LABELS not in defence.protects:
+            continue
+        law = defence.law(Clean(kind=Protects.LABELS, arrays={}, classes=key.num_classes))
+        if isinstance(law, Channel):
+            counts = torch.bincount(key.labels, minlength=key.num_classes).double()
+            found = of_answers(law, counts / counts.sum())
+            said.append(
+                f"A training label as {defence.name} answers it is guessed right at most "
+                f"{found:.3f} of the time, if it was drawn from the classes' shares whatever the "
+                "picture; that bounds no seat that holds the inputs."
+            )
+    return said
+
+
+def _norm(rows: Float[Tensor, " candidates entries"]) -> float:
+    return float(torch.linalg.vector_norm(rows, dim=1).mean())
+
+
 def _hit(believed: Float[Tensor, " candidates"]) -> float:
     """Return whether the truth, candidate 0, is the likeliest; among k equals 1 of k."""
     likeliest = believed == believed.max()
@@ -572,12 +540,3 @@ def _cap(mu: float, guesses: int, labels: Tensor | None, *, count: int) -> float
 
 def _names(law: Law) -> list[str]:
     return list(getattr(law, "mean", {}))
-
-
-def _optimiser(plan: TrainingPlan) -> Optimiser:
-    return Optimiser(
-        name=plan.optimizer,
-        learning_rate=plan.learning_rate,
-        momentum=plan.momentum,
-        weight_decay=plan.weight_decay,
-    )

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from experiments.ceilings import Recorded
 
 _SMASHED = Protects.SMASHED
-_MERGED = {"splitfed-v1", "splitfed-v2"}  # bottoms are averaged by rows when a round ends
 
 
 def bottom_before(run: Recorded, target: Target) -> nn.Module:
@@ -117,11 +116,14 @@ class _Replay:
                 "(when = 'inference')"
             )
         self._run, self._target = run, target
-        self._merged = protocol in _MERGED
-        known = self._merged or PROTOCOLS[protocol].in_turn
+        entry = PROTOCOLS[protocol]
+        in_step = "sync" in entry.options and run.key.training.get("sync") != "round"
+        self._merged = entry.merges and not in_step
+        known = self._merged or entry.in_turn
         if not known and (target.round, target.step) != (1, 0):
             raise NoCeilingError(
-                f"no ceiling: how bottoms of {protocol!r} step together is not repeated here; "
+                f"no ceiling: how bottoms of {protocol!r} step together (protocol.sync = 'step') "
+                "is not repeated here; "
                 "attack the first message, or test rows (when = 'inference')"
             )
         self._kept: dict[int, dict[str, object]] = {}  # momenta by node

@@ -209,3 +209,36 @@ def together(laws: Sequence[Law]) -> Law:
         for name, size in law.deviation.items()
     }
     return Normal(mean=means, deviation=sizes)
+
+
+def cap(mu: float, *, chance: float) -> float:
+    """Return what mu-Gaussian DP allows: a guess of the given chance is right no more often.
+
+    Source: Hayes et al., 2023, https://arxiv.org/abs/2302.07225. Of a list, take the list's chance.
+
+    Args:
+        mu: The clipping norm over the noise's deviation: each message is compared with one
+            reference, so this is the radius, although two messages may be twice as far apart.
+        chance: In (0, 1].
+
+    Returns:
+        In (0, 1].
+    """
+    if chance >= 1:
+        return 1.0
+    quantile = torch.special.ndtri(torch.tensor(chance, dtype=torch.float64))
+    return float(torch.special.ndtr(quantile + mu))
+
+
+def of_answers(channel: Channel, prior: Float[Tensor, " classes"]) -> float:
+    """Return the ceiling of a label that is answered at random: no draw is needed.
+
+    Args:
+        channel: How labels are answered.
+        prior: Share of each class.
+
+    Returns:
+        The sum over answers of the likeliest label's joint probability.
+    """
+    joint = channel.answers.double() * prior.double().unsqueeze(1)
+    return float(joint.max(0).values.sum())

@@ -17,6 +17,7 @@ PROTOCOLS: dict[str, Entry] = {
         exchanges="split",
         build=parallel_split.build,
         bottoms=("relayed",),
+        merges=True,
         options={"sync": ("round", "step"), "gradient_scale": ("global", "local")},
     ),
     "splitfed-v1": Entry(
@@ -24,8 +25,11 @@ PROTOCOLS: dict[str, Entry] = {
         build=splitfed_v1.build,
         bottoms=("relayed",),
         optimiser_state=("fresh", "kept"),
+        merges=True,
     ),
-    "splitfed-v2": Entry(exchanges="split", build=splitfed_v2.build, bottoms=("relayed",)),
+    "splitfed-v2": Entry(
+        exchanges="split", build=splitfed_v2.build, bottoms=("relayed",), merges=True
+    ),
     "u-shaped": Entry(
         exchanges="split", build=u_shaped.build, labels=("client",), parts=3, in_turn=True
     ),

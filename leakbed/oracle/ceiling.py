@@ -18,13 +18,12 @@ points of fewer than N coordinates, and noise is drawn there: this is exact.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import exp, log, sqrt
+from math import log, sqrt
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
-from scipy.stats import norm
-from torch import Tensor
+from torch import Tensor, nn
 
 from leakbed.noise_laws import (
     Arrays,
@@ -239,14 +238,10 @@ def ceiling(
     """
     chosen = torch.arange(len(messages)) if truths is None else truths
     weights = torch.ones(len(messages), dtype=torch.float64) if prior is None else prior.double()
-    log_prior = weights.log()
     scored = _scored(messages, level=level, coordinates=coordinates)
-    random = generator(stream)
     masses: dict[int, list[Tensor]] = {length: [] for length in guesses}
     named: dict[int, list[Tensor]] = {length: [] for length in guesses}
-    for part in chosen.split(max(1, _BATCH // draws)):
-        each = part.repeat_interleave(draws)
-        belief = (scored.drawn(each, random) + log_prior).softmax(1)
+    for each, belief in _drawn(scored, chosen, weights.log(), draws=draws, stream=stream):
         best = belief.topk(min(max(guesses), len(messages)), 1).values.cumsum(1)
         for length in guesses:
             masses[length].append(best[:, min(length, len(messages)) - 1])
@@ -261,6 +256,42 @@ def ceiling(
         )
         for length in guesses
     }
+
+
+def label_ceiling(
+    messages: Messages,
+    labels: Int[Tensor, " candidates"],
+    *,
+    draws: int = 4,
+    stream: int,
+    truths: Int[Tensor, " truths"] | None = None,
+) -> tuple[float, float]:
+    """Return how often the best guess of a row's label is right, for who has no inputs.
+
+    The guesser has a pool of labelled candidates, one of which sent the message, and adds up their
+    posterior by label. It bounds no seat that holds the inputs: a picture itself says the label.
+
+    Args:
+        messages: Of all candidates, without labels in the clear.
+        labels: Theirs.
+        draws: Of the noise, for each candidate as the truth.
+        stream: As for :func:`ceiling`.
+        truths: As for :func:`ceiling`.
+
+    Returns:
+        The mean over candidates, and its standard error from the draws alone.
+    """
+    chosen = torch.arange(len(messages)) if truths is None else truths
+    of = nn.functional.one_hot(labels).double()
+    even = torch.zeros(len(messages), dtype=torch.float64)
+    scored = _scored(messages, level=1.0, coordinates=None)
+    best = [
+        (belief @ of).max(1).values
+        for _, belief in _drawn(scored, chosen, even, draws=draws, stream=stream)
+    ]
+    masses = torch.cat(best).reshape(-1, draws)
+    within = masses.var(1).sum() if draws > 1 else masses.var() * len(masses)
+    return float(masses.mean()), sqrt(float(within) / draws) / len(masses)
 
 
 def beliefs(
@@ -299,53 +330,6 @@ def beliefs(
 def flat(arrays: Arrays) -> Float[Tensor, " entries"]:
     """Return a message as one vector, arrays in the order of their names' mapping."""
     return torch.cat([value.flatten() for value in arrays.values()])
-
-
-def cap(mu: float, *, chance: float) -> float:
-    """Return what mu-Gaussian DP allows: a guess of the given chance is right no more often.
-
-    Source: Hayes et al., 2023, https://arxiv.org/abs/2302.07225. Of a list, take the list's chance.
-
-    Args:
-        mu: The clipping norm over the noise's deviation: each message is compared with one
-            reference, so this is the radius, although two messages may be twice as far apart.
-        chance: In (0, 1].
-
-    Returns:
-        In (0, 1].
-    """
-    return 1.0 if chance >= 1 else float(norm.cdf(norm.ppf(chance) + mu))
-
-
-def budget_cap(epsilon: float, delta: float, *, chance: float) -> float:
-    """Return what (epsilon, delta) alone allows.
-
-    Args:
-        epsilon: Of the message, for one sample.
-        delta: With it.
-        chance: Of a guess without the message.
-
-    Returns:
-        In [0, 1].
-    """
-    return max(
-        0.0,
-        min(1.0, delta + exp(epsilon) * chance, 1 - exp(-epsilon) * (1 - delta - chance)),
-    )
-
-
-def of_answers(channel: Channel, prior: Float[Tensor, " classes"]) -> float:
-    """Return the ceiling of a label that is answered at random: no draw is needed.
-
-    Args:
-        channel: How labels are answered.
-        prior: Share of each class.
-
-    Returns:
-        The sum over answers of the likeliest label's joint probability.
-    """
-    joint = channel.answers.double() * prior.double().unsqueeze(1)
-    return float(joint.max(0).values.sum())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -390,6 +374,16 @@ def _scored(
     if messages.equal_noise:
         return _InPlane(messages, coordinates or points(messages), level=level)
     return _Direct(replace(messages, scales=messages.scales * level))
+
+
+def _drawn(
+    scored: "_InPlane | _Direct", truths: Tensor, log_prior: Tensor, *, draws: int, stream: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield truths, each as often as noise is drawn, and what the guesser then believes."""
+    random = generator(stream)
+    for part in truths.split(max(1, _BATCH // draws)):
+        each = part.repeat_interleave(draws)
+        yield each, (scored.drawn(each, random) + log_prior).softmax(1)
 
 
 class _InPlane:

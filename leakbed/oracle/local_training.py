@@ -5,8 +5,9 @@ as it was. Two ways give the same weights: networks without buffers or draws are
 side, all candidates at once; others one after another, by torch's own optimiser.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,77 +24,6 @@ Weights = dict[str, Tensor]
 _AT_ONCE = 100  # candidates, each with weights and momenta of its own
 
 
-@dataclass(frozen=True, kw_only=True)
-class Optimiser:
-    """A node's optimiser, as torch has it.
-
-    Attributes:
-        name: ``"sgd"`` or ``"adam"``.
-        learning_rate: Its step size.
-        momentum: SGD's.
-        weight_decay: L2 penalty of either.
-    """
-
-    name: str
-    learning_rate: float
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Check the name.
-
-        Raises:
-            NoCeilingError: If its steps are not known here.
-        """
-        if self.name not in {"sgd", "adam"}:
-            raise NoCeilingError(
-                f"the node's optimiser is {self.name!r}; the ceiling repeats the steps of 'sgd' "
-                "and 'adam' alone"
-            )
-
-    def made(self, parameters: Any) -> torch.optim.Optimizer:  # noqa: ANN401  torch's own type
-        """Return torch's own, over the parameters."""
-        if self.name == "adam":
-            return torch.optim.Adam(
-                parameters, lr=self.learning_rate, weight_decay=self.weight_decay
-            )
-        return torch.optim.SGD(
-            parameters,
-            lr=self.learning_rate,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-        )
-
-    def step(self, weight: Tensor, gradient: Tensor, memory: dict[str, Any]) -> Tensor:
-        """Return a weight after one step, entry by entry as torch takes it.
-
-        Args:
-            weight: Any shape, of many candidates at once.
-            gradient: Of the same shape.
-            memory: Of this weight; written to.
-
-        Returns:
-            As many weights.
-        """
-        if self.weight_decay:
-            gradient = gradient + self.weight_decay * weight
-        if self.name == "sgd":
-            if self.momentum:
-                kept = memory.get("kept")
-                gradient = gradient if kept is None else kept * self.momentum + gradient
-                memory["kept"] = gradient
-            return weight - self.learning_rate * gradient
-        first, second = 0.9, 0.999  # torch's defaults, as is 1e-8 below
-        count = memory["count"] = memory.get("count", 0) + 1
-        mean = memory.get("mean", torch.zeros_like(gradient))
-        square = memory.get("square", torch.zeros_like(gradient))
-        memory["mean"] = mean = mean.lerp(gradient, 1 - first)
-        memory["square"] = square = square * second + (1 - second) * gradient * gradient
-        size = square.sqrt() / (1 - second**count) ** 0.5 + 1e-8
-        moved: Tensor = weight - self.learning_rate / (1 - first**count) * mean / size
-        return moved
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LocalTraining:
     """One node's training in one round.
@@ -104,7 +34,7 @@ class LocalTraining:
         batches: Rows of ``images`` in each step.
         images: Private inputs.
         labels: Their labels, as the node trains with them.
-        optimiser: The node's.
+        optimiser: Makes the node's, of torch's own kinds, over the parameters.
         stream: Of draws inside the network, such as dropout's; None where it is not known.
     """
 
@@ -113,7 +43,7 @@ class LocalTraining:
     batches: Sequence[Int[Tensor, " batch"]]
     images: Float[Tensor, " rows *image"]
     labels: Int[Tensor, " rows"]
-    optimiser: Optimiser
+    optimiser: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
     stream: int | None = None
 
     def of(
@@ -129,8 +59,8 @@ class LocalTraining:
             Weights and buffers after the round, under the model's names, and losses.
 
         Raises:
-            NoCeilingError: If the row is in no batch, or the network draws numbers from a stream
-                that is not known.
+            NoCeilingError: If the row is in no batch, the network draws numbers from a stream
+                that is not known, or the optimiser's steps are not repeated here.
         """
         if not any((batch == row).any() for batch in self.batches):
             raise NoCeilingError(f"row {row} is in none of the round's batches")
@@ -157,7 +87,7 @@ class LocalTraining:
             network = self.network
             network.load_state_dict(dict(self.before))
             network.train()
-            optimiser = self.optimiser.made(network.parameters())
+            optimiser = self.optimiser(network.parameters())
             loss = torch.zeros(())
             with scoped(self.stream or 0):
                 for batch in self.batches:
@@ -178,6 +108,7 @@ class LocalTraining:
         names = [name for name, _ in self.network.named_parameters()]
         weights = {name: self.before[name] for name in names}
         memory: dict[str, dict[str, Any]] = {name: {} for name in names}
+        step = _step_of(self.optimiser(self.network.parameters()))
         losses, apart = torch.zeros(len(candidates)), False
         self.network.train()
         for batch in self.batches:
@@ -190,10 +121,7 @@ class LocalTraining:
             else:
                 gradients, loss = _gradient_and_value(self._loss)(weights, batch)
                 losses = loss.expand(len(candidates))
-            weights = {
-                name: self.optimiser.step(weights[name], gradients[name], memory[name])
-                for name in names
-            }
+            weights = {name: step(weights[name], gradients[name], memory[name]) for name in names}
         return [{k: v[i] for k, v in weights.items()} for i in range(len(candidates))], losses
 
     def _loss(self, weights: Weights, rows: Tensor) -> Tensor:
@@ -244,6 +172,55 @@ class LocalTraining:
             weights, self.images[rows], self.labels[rows]
         )
         return made
+
+
+Step = Callable[[Tensor, Tensor, dict[str, Any]], Tensor]
+"""From a weight and its gradient, of many candidates at once, to the weight after one step; the
+weight's own memory is written to."""
+
+
+def _step_of(optimiser: torch.optim.Optimizer) -> Step:
+    """Return the step of an optimiser that has taken none yet, entry by entry as torch takes it."""
+    (group,) = optimiser.param_groups
+    steps = {torch.optim.SGD: _sgd, torch.optim.Adam: _adam}
+    changed = {
+        name: group[name]
+        for name in ("amsgrad", "maximize", "nesterov", "dampening", "decoupled_weight_decay")
+        if group.get(name)
+    }
+    if type(optimiser) not in steps or changed:
+        raise NoCeilingError(
+            f"no ceiling: the node's optimiser is {type(optimiser).__name__} {changed or ''}; the "
+            "steps of plain SGD and Adam alone are repeated here"
+        )
+    return partial(steps[type(optimiser)], group)
+
+
+def _sgd(
+    group: Mapping[str, Any], weight: Tensor, gradient: Tensor, memory: dict[str, Any]
+) -> Tensor:
+    gradient = gradient + group["weight_decay"] * weight
+    if group["momentum"]:
+        kept = memory.get("kept")
+        gradient = gradient if kept is None else kept * group["momentum"] + gradient
+        memory["kept"] = gradient
+    moved: Tensor = weight - group["lr"] * gradient
+    return moved
+
+
+def _adam(
+    group: Mapping[str, Any], weight: Tensor, gradient: Tensor, memory: dict[str, Any]
+) -> Tensor:
+    gradient = gradient + group["weight_decay"] * weight
+    first, second = group["betas"]
+    count = memory["count"] = memory.get("count", 0) + 1
+    mean = memory.get("mean", torch.zeros_like(gradient))
+    square = memory.get("square", torch.zeros_like(gradient))
+    memory["mean"] = mean = mean.lerp(gradient, 1 - first)
+    memory["square"] = square = square * second + (1 - second) * gradient * gradient
+    size = square.sqrt() / (1 - second**count) ** 0.5 + group["eps"]
+    moved: Tensor = weight - group["lr"] / (1 - first**count) * mean / size
+    return moved
 
 
 def _gradient_and_value(loss: Callable[..., Tensor]) -> Callable[..., tuple[Weights, Tensor]]:

@@ -16,7 +16,6 @@ from scipy.stats import binom, norm
 from torch import Tensor
 
 _CHANCE = 1e-6  # of a false alarm of each check
-_ABOVE = 1e-3  # hits that are less likely under a ceiling lie above it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,25 +100,9 @@ def above(hits: int, of: int, *, ceiling: float, error: float) -> float:
         error: Its standard error, of which three are granted.
 
     Returns:
-        The chance of as many hits or more; below .001 a card is above its ceiling: the attack read
-        what its seat does not have, or the ceiling leaves out part of the message.
+        The chance of as many hits or more.
     """
     return float(binom.sf(hits - 1, of, min(1.0, ceiling + 3 * error)))
-
-
-def is_above(hits: int, of: int, *, ceiling: float, error: float) -> bool:
-    """Return whether a card's hits are above its ceiling, by chance less than .001.
-
-    Args:
-        hits: As for :func:`above`.
-        of: As for :func:`above`.
-        ceiling: As for :func:`above`.
-        error: As for :func:`above`.
-
-    Returns:
-        True for a card to be marked.
-    """
-    return above(hits, of, ceiling=ceiling, error=error) < _ABOVE
 
 
 def _pairs(residuals: Sequence[Tensor]) -> list[Finding]:

@@ -71,14 +71,29 @@ def test_bottoms_stepped_again_make_the_recorded_rows(split: Path, collect: str)
     assert first.cap is not None
     assert first.chance < found.value
     assert {each.node for each in found.messages} == {0, 1}
+    assert found.norm == pytest.approx(1.0)  # rows are clipped to it
 
 
 def test_test_rows_of_the_last_round_have_the_last_bottom(split: Path) -> None:
     found = ceiling_of_run(split, when="inference", **FEW)
     assert all(each.sound for each in found.findings), list(map(str, found.findings))
     assert not any(each.used_before for each in found.messages)
+    assert all(each.ceiling <= float(each.label or 0) < 1 for each in found.messages)
+    assert any("label is told by its message" in line for line in found.lines())
+    told = ceiling_of_run(split, when="inference", labels=True, **FEW)
+    assert told.value > found.value
+    assert {each.label for each in told.messages} == {None}
     with pytest.raises(MisfitError, match="no test rows were evaluated in that round"):
         ceiling_of_run(split, when="inference", collect=1, **FEW)
+
+
+def test_labels_answered_at_random_are_bounded_by_the_answer(tmp_path: Path) -> None:
+    own = {"name": "vanilla-split", "rounds": 1}
+    folder = recorded(tmp_path, own, name="label-dp", epsilon=1.0)
+    (note,) = ceiling_of_run(folder, when="inference", **FEW).notes
+    assert note.startswith("A training label as label-dp answers it")
+    with pytest.raises(NoCeilingError, match="what tells the labels beside these rows is noised"):
+        ceiling_of_run(folder, **FEW)
 
 
 def test_updates_are_trained_again(fedavg: Path) -> None:

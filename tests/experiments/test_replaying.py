@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from experiments.ceilings import RunCeiling, ceiling_of_run
+from experiments.ceiling_results import RunCeiling
+from experiments.ceilings import ceiling_of_run
 from experiments.runner import run
 from leakbed.about import UnpermittedModelError
 from leakbed.noise_laws import NoCeilingError
@@ -48,6 +49,7 @@ def sound(found: RunCeiling) -> bool:
     [
         ("splitfed-v1", {"name": "mnistnet", "cut": 2}),
         ("splitfed-v2", {"name": "mnistnet", "cut": 2}),
+        ("parallel-split", {"name": "mnistnet", "cut": 2}),
         ("u-shaped", {"name": "mnistnet", "cut": 2, "upper_cut": 7}),
     ],
 )
@@ -60,7 +62,8 @@ def test_the_last_round_and_test_rows_are_made_again(
 
 
 def test_bottoms_that_step_together_have_a_first_message_only(tmp_path: Path) -> None:
-    folder = recorded(tmp_path, "parallel-split", model={"name": "mnistnet", "cut": 2})
+    own = {"name": "mnistnet", "cut": 2}
+    folder = recorded(tmp_path, "parallel-split", model=own, sync="step")
     assert sound(ceiling_of_run(folder, collect="first", **FEW))
     with pytest.raises(NoCeilingError, match="how bottoms of 'parallel-split' step together"):
         ceiling_of_run(folder, collect="last", **FEW)

@@ -68,6 +68,13 @@ def test_no_claim_of_the_catalogue_is_refuted_and_tight_ones_are_nearly_reached(
         assert found.found >= least * found.claimed, str(found)
 
 
+def test_a_hundred_sound_audits_refute_nothing() -> None:
+    defence = SmashedNoise(sigma=1.0, clip=1.0)
+    audits = [each for stream in range(50) for each in audit(defence, draws=1000, stream=stream)]
+    assert len(audits) == 100
+    assert [str(each) for each in audits if not each.holds] == []
+
+
 def test_noise_that_is_used_again_is_refuted_by_alternating_inputs_alone() -> None:
     found = by_inputs(audit(Reuses(sigma=2.0, clip=1.0), draws=20_000))
     assert found["equal"].holds

@@ -7,15 +7,23 @@ import torch
 from scipy.integrate import quad
 from scipy.stats import binom, norm
 
-from leakbed.noise_laws import Axial, Channel, Fixed, Laplace, NoCeilingError, Normal, alike
+from leakbed.noise_laws import (
+    Axial,
+    Channel,
+    Fixed,
+    Laplace,
+    NoCeilingError,
+    Normal,
+    alike,
+    cap,
+    of_answers,
+)
 from leakbed.oracle.ceiling import (
     Messages,
     beliefs,
-    budget_cap,
-    cap,
     ceiling,
     flat,
-    of_answers,
+    label_ceiling,
     points,
 )
 
@@ -196,7 +204,20 @@ def test_labels_answered_at_random_have_a_closed_form() -> None:
     assert of_answers(Channel(answers=answers), even) == pytest.approx(0.23197, abs=1e-5)
 
 
-def test_caps_follow_from_the_radius_and_from_the_budget() -> None:
+def test_a_pool_of_labelled_candidates_tells_labels_by_their_posterior() -> None:
+    messages, labels = rows(torch.tensor([[0.0], [0.0], [1.0], [1.0]]), 0.6), torch.arange(4) // 2
+    value, error = label_ceiling(messages, labels, draws=20_000, stream=3)
+    # Two points at distance d: the nearer one is right with chance Phi(d / 2 sigma).
+    assert error < 0.002
+    assert value == pytest.approx(norm.cdf(1 / 1.2), abs=3 * error)
+    assert label_ceiling(messages, torch.zeros(4, dtype=torch.long), stream=3)[0] == 1.0
+    alone = ceiling(messages, draws=20_000, stream=4)[1]
+    assert alone.value == pytest.approx(value / 2, abs=0.004)  # equal rows cannot be told apart
+    mixed = label_ceiling(messages, torch.tensor([0, 1, 0, 1]), stream=3)
+    assert mixed[0] == pytest.approx(0.5)
+
+
+def test_caps_follow_from_the_radius() -> None:
     assert cap(0.0, chance=0.01) == pytest.approx(0.01)
     assert cap(4.0, chance=0.001) == pytest.approx(0.819, abs=5e-4)
     assert rows(torch.eye(4), 1.0).mu is None
@@ -204,8 +225,6 @@ def test_caps_follow_from_the_radius_and_from_the_budget() -> None:
     assert clipped.mu == 2.0
     found = ceiling(Messages.of_rows(alike({"smashed": torch.eye(50)}, 0.5, radius=1.0)), stream=0)
     assert found[1].value < cap(2.0, chance=0.02)
-    assert budget_cap(0.0, 0.0, chance=0.3) == pytest.approx(0.3)
-    assert budget_cap(50.0, 1e-5, chance=0.3) == 1.0
 
 
 def test_flat_keeps_the_order_of_names() -> None:

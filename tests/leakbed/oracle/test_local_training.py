@@ -1,20 +1,25 @@
 """Candidates' updates, trained side by side, are those of torch's own training one by one."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from leakbed.noise_laws import NoCeilingError
-from leakbed.oracle.local_training import LocalTraining, Optimiser
+from leakbed.oracle.local_training import LocalTraining
 from tests import tiny
 
-SGD = Optimiser(name="sgd", learning_rate=0.1)
-MOMENTUM = Optimiser(name="sgd", learning_rate=0.1, momentum=0.9, weight_decay=0.01)
-ADAM = Optimiser(name="adam", learning_rate=0.01, weight_decay=0.01)
+Made = Callable[[Any], torch.optim.Optimizer]
+SGD: Made = partial(torch.optim.SGD, lr=0.1)
+MOMENTUM: Made = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.01)
+ADAM: Made = partial(torch.optim.Adam, lr=0.01, weight_decay=0.01)
 
 
 def training(
-    network: nn.Module, optimiser: Optimiser, *batches: list[int], stream: int | None = None
+    network: nn.Module, optimiser: Made, *batches: list[int], stream: int | None = None
 ) -> LocalTraining:
     images, labels = tiny.images()
     return LocalTraining(
@@ -39,7 +44,7 @@ def training(
     ],
     ids=["one step", "several steps", "a row that comes again", "alone"],
 )
-def test_side_by_side_is_one_by_one(optimiser: Optimiser, batches: tuple[list[int], ...]) -> None:
+def test_side_by_side_is_one_by_one(optimiser: Made, batches: tuple[list[int], ...]) -> None:
     torch.manual_seed(0)
     given = training(tiny.plain(), optimiser, *batches)
     candidates = torch.tensor([3, 20, 21, 40])
@@ -71,5 +76,10 @@ def test_what_is_not_known_is_refused() -> None:
     assert torch.equal(*weights)
     with pytest.raises(NoCeilingError, match="row 7 is in none"):
         training(tiny.plain(), SGD, [1, 2]).of(7, torch.tensor([1]))
-    with pytest.raises(NoCeilingError, match="'lion'"):
-        Optimiser(name="lion", learning_rate=1.0)
+    for made, said in (
+        (partial(torch.optim.RMSprop, lr=0.1), "optimiser is RMSprop"),
+        (partial(torch.optim.SGD, lr=0.1, momentum=0.5, nesterov=True), "'nesterov': True"),
+        (partial(torch.optim.Adam, lr=0.1, amsgrad=True), "'amsgrad': True"),
+    ):
+        with pytest.raises(NoCeilingError, match=said):
+            training(tiny.plain(), made, [1, 2]).of(1, torch.tensor([1]))

@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from leakbed.oracle.noise_checks import Finding, above, check_hits, check_noise, is_above
+from defenses import DPCutGradient, LocalDP, SmashedNoise, WeightNoise
+from leakbed.cards import ABOVE
+from leakbed.contracts import Defense, DefenseState, Protects
+from leakbed.noise_laws import Clean, sent_law
+from leakbed.oracle.ceiling import Messages, beliefs, ceiling
+from leakbed.oracle.noise_checks import Finding, above, check_hits, check_noise
+from leakbed.seeds import derive
 
 
 def noise(seed: int, messages: int = 12, entries: int = 1000) -> list[Tensor]:
@@ -18,6 +24,53 @@ def alarms(residuals: list[Tensor]) -> set[str]:
 
 def test_a_hundred_sound_runs_raise_no_alarm() -> None:
     assert [seed for seed in range(100) if alarms(noise(seed))] == []
+
+
+SOUND = [
+    SmashedNoise(sigma=0.5, clip=1.0),
+    DPCutGradient(epsilon=4.0, clip=1.0),
+    LocalDP(epsilon=8.0, clip=1.0),
+    WeightNoise(form="corrected", scale=0.3, clip=1.0),
+]
+
+
+def recorded(defence: Defense, seed: int, *, every: float = 1.0) -> list[Finding]:
+    """What all checks find of three nodes that send five messages each, of 12 candidates."""
+    (kind,) = defence.protects
+    rows = torch.randn(12, 4, 25, generator=torch.Generator().manual_seed(seed)) / 10
+    before = {"w": torch.zeros(4, 25)}
+    residuals, hits, best = [], [], []
+    for node in range(3):
+        stream = derive(seed, f"defence/{node}")
+        for message in range(5):
+            state = DefenseState(stream=stream, messages=message)
+            made = [
+                sent_law([defence], Clean(kind=kind, arrays={"w": each}, before=before))
+                if kind == Protects.UPDATE
+                else sent_law([defence], Clean(kind=kind, arrays={kind: each}))
+                for each in rows
+            ]
+            messages, true = Messages.of(made), (5 * node + message) % 12
+            if kind == Protects.UPDATE:
+                sent = defence.protect_update(state, before, {"w": rows[true]})[1]["w"]
+            elif kind == Protects.SMASHED:
+                sent = defence.protect_smashed(state, rows[true])[1]
+            else:
+                sent = defence.protect_cut_gradient(state, rows[true])[1]
+            seen = sent.detach().flatten().unsqueeze(0)
+            residuals.append(every * (seen[0] - messages.means[true]) / messages.scales[true, 0])
+            found = beliefs(messages, seen)[0]
+            hits.append(float(found.argmax() == true))
+            best.append(ceiling(messages, stream=derive(seed, f"{node}/{message}"))[1].value)
+    return [*check_noise(residuals), check_hits(hits, best)]
+
+
+@pytest.mark.parametrize("defence", SOUND, ids=lambda each: each.name)
+def test_a_hundred_sound_runs_of_a_mechanism_raise_no_alarm(defence: Defense) -> None:
+    """25 of each mechanism, by its own hook and streams, with hits held against the ceiling."""
+    flagged = [str(f) for seed in range(25) for f in recorded(defence, seed) if not f.sound]
+    assert flagged == []
+    assert any(not f.sound for f in recorded(defence, 0, every=1.2))
 
 
 def test_noise_that_repeats_is_found_and_placed() -> None:
@@ -61,8 +114,8 @@ def test_hits_are_held_against_the_ceiling_on_both_sides() -> None:
 
 
 def test_a_card_is_above_its_ceiling_only_beyond_chance() -> None:
-    assert not is_above(8, 64, ceiling=0.1, error=0.0)
-    assert is_above(20, 64, ceiling=0.1, error=0.0)
-    assert not is_above(20, 64, ceiling=0.1, error=0.06)
+    assert above(8, 64, ceiling=0.1, error=0.0) > ABOVE
+    assert above(20, 64, ceiling=0.1, error=0.0) < ABOVE
+    assert above(20, 64, ceiling=0.1, error=0.06) > ABOVE
     assert above(0, 64, ceiling=0.0, error=0.0) == 1.0
     assert Finding(check="mean", z=-9.0, limit=5.0).sound is False
