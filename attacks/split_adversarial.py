@@ -41,6 +41,7 @@ from leakbed.contracts import (
     UnfitViewError,
     View,
 )
+from leakbed.models.residual import BasicBlock
 from leakbed.perturbation import (
     DISTANCES,
     Normalised,
@@ -340,27 +341,6 @@ class SplitAdversarial:
         return _convolution(view.image_shape, shape)
 
 
-class _Block(nn.Module):
-    """The source's shadow block: conv-norm-ReLU-conv-norm and a 1x1 shortcut, then ReLU."""
-
-    def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
-        super().__init__()
-        self.inner = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(),
-            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
-        )
-        self.shortcut = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
-        )
-
-    def forward(self, maps: Float[Tensor, " batch inputs height width"]) -> Tensor:
-        made: Tensor = self.inner(maps) + self.shortcut(maps)
-        return made.relu()
-
-
 def _convolution(image: tuple[int, ...], smashed: tuple[int, ...]) -> nn.Module:
     """Return one layer without bias from images to smashed data."""
     if len(smashed) != _MAPS:
@@ -392,9 +372,9 @@ def _blocks(image: tuple[int, ...], smashed: tuple[int, ...]) -> nn.Module:
         # The first block keeps the side, as in most of the source's stacks, where another follows.
         first = not layers and smashed[0] > _FIRST
         width = _FIRST if first else min(2 * channels if layers else smashed[0], smashed[0])
-        layers.append(_Block(channels, width, stride=1 if first else 2))
+        layers.append(BasicBlock(channels, width, stride=1 if first else 2))
         channels, side = width, side if first else -(-side // 2)
-    layers.append(_Block(channels, smashed[0], stride=1))
+    layers.append(BasicBlock(channels, smashed[0]))
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d((smashed[1], smashed[2])))
 
 
