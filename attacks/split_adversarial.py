@@ -13,23 +13,32 @@ https://github.com/fmy266/SplitADV.
 Departures: the paper's losses and budgets were not to be had, and its code lacks the attack itself.
 The shadows are the code's, in kernel, stride and padding where it has the same sizes. The rest is
 ours, every choice a setting, hence "SPADV-style":
-- Stage 1 matches mean and spread of every channel at the cut and after each layer of the middle, or
-  pulls the mean features together (``prior``). It is fitted after a round of training, to all that
-  nodes sent in it, where the code trains beside the rounds.
+- Stage 1 matches mean and spread of every channel at the cut and after each layer of the middle.
+  Beside or instead of that it makes a critic take its output for what was sent, or makes the kernel
+  distance of both small, or that of the features above the middle (``prior``). It is fitted after a
+  round of training, to what nodes sent in it, where the code trains beside the rounds.
 - Stage 2 climbs by the signs of gradients.
 - A shadow ``same`` as the node's layers is no part of the source; it is the stronger adversary who
   knows the architecture.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from attacks.building_blocks.likeness import (
+    PRIORS,
+    channel_moments,
+    kernel_distance,
+    logistic_loss,
+    prior_distance,
+    row_critic,
+)
 from attacks.owned_images import Draws
 from leakbed.contracts import (
     Evidence,
@@ -41,6 +50,7 @@ from leakbed.contracts import (
     UnfitViewError,
     View,
 )
+from leakbed.models.residual import BasicBlock
 from leakbed.perturbation import (
     DISTANCES,
     Normalised,
@@ -55,7 +65,8 @@ SHADOWS = ("single", "multi", "same")
 _TABULATED = {(32, 8): (9, 3), (32, 4): (9, 6)}
 """Kernel and stride of the code's single convolutions between these sides, without padding."""
 _CHUNK = 256  # images moved at once; bounds memory at the widest layer
-_SPREAD = 1e-6  # under the root of a variance, whose gradient at 0 is infinite
+_CRITIC_BETA = 0.5  # Adam's first momentum on a critic, as in FORA and SDAR
+_WEIGHTS = ("moments", "critic", "mmd", "prior")
 _FIRST = 32  # channels of the source's first block
 _MAPS = 3  # dimensions of one row of feature maps: channels, height, width
 
@@ -72,7 +83,12 @@ class SplitAdversarial:
         distance: How far features moved, ``l2`` or ``cosine``.
         layer: Of which layer of the server's own part, from 0; -1 is its last.
         moments: Weight of the means and spreads.
-        prior: Weight of one minus the cosine of the mean features at the server's last layer.
+        critic: Weight of the loss of a critic that tells the shadow's rows from those sent, and
+            learns beside it; 0 leaves it out, as in all weights.
+        mmd: Weight of the kernel distance of a batch from as many rows that were sent.
+        prior: Weight of the distance of the features at the server's last layer.
+        prior_by: That distance: ``cosine`` of the mean features, or the kernel distance ``mmd``.
+        critic_rate: Learning rate of the critic's Adam.
         steps: Steps of fitting the shadow; 0 leaves it untrained.
         batch: Images in each.
         rate: Learning rate of Adam.
@@ -90,7 +106,11 @@ class SplitAdversarial:
     distance: str = "l2"
     layer: int = -1
     moments: float = 1.0
+    critic: float = 0.0
+    mmd: float = 0.0
     prior: float = 0.0
+    prior_by: str = "cosine"
+    critic_rate: float = 2e-4
     steps: int = 400
     batch: int = 128
     rate: float = 1e-3
@@ -109,6 +129,8 @@ class SplitAdversarial:
             raise ValueError(f"shadow {self.shadow!r} is unknown; use {', '.join(SHADOWS)}")
         if self.distance not in DISTANCES:
             raise ValueError(f"distance {self.distance!r} is unknown; use {', '.join(DISTANCES)}")
+        if self.prior_by not in PRIORS:
+            raise ValueError(f"prior_by {self.prior_by!r} is unknown; use {', '.join(PRIORS)}")
         if not self.budgets:
             raise ValueError("budgets is empty; name one or more, such as [0.2, 0.1]")
         for budget in self.budgets:
@@ -119,12 +141,20 @@ class SplitAdversarial:
                 f"steps = {self.steps}, batch = {self.batch}, ascent = {self.ascent}: use steps "
                 "of 0 or more, the others of 1 or more"
             )
-        if not (self.rate > 0 and self.stride > 0):
-            raise ValueError(f"rate = {self.rate}, stride = {self.stride}: both must be above 0")
-        if min(self.moments, self.prior) < 0 or (self.steps and not self.moments + self.prior > 0):
+        if not (self.rate > 0 and self.stride > 0 and self.critic_rate > 0):
             raise ValueError(
-                f"moments = {self.moments}, prior = {self.prior}: neither may be below 0, and a "
-                "shadow that is fitted needs one above it (steps = 0 fits none)"
+                f"rate = {self.rate}, stride = {self.stride}, critic_rate = {self.critic_rate}: "
+                "each must be above 0"
+            )
+        self._check_weights()
+
+    def _check_weights(self) -> None:
+        weights = {name: getattr(self, name) for name in _WEIGHTS}
+        legal = all(0 <= weight < inf for weight in weights.values())
+        if not legal or (self.steps and not any(weights.values())):
+            raise ValueError(
+                f"{', '.join(f'{name} = {weight}' for name, weight in weights.items())}: none may "
+                "be below 0, and a shadow that is fitted needs one above it (steps = 0 fits none)"
             )
 
     @property
@@ -221,24 +251,25 @@ class SplitAdversarial:
 
         Raises:
             MissingKnowledgeError: If the view has no smashed data, server's part or public images.
+            UnfitViewError: If none of the smashed rows is finite.
         """
         shadow = self.untrained(view, seed=seed)
         if view.round_smashed is None or view.server_part is None or view.public_images is None:
             raise MissingKnowledgeError("spadv needs smashed data of a round of training")
-        stages = list(view.server_part.children())
-        with torch.no_grad():
-            wanted = [_moments(each) for each in _after_each(stages, view.round_smashed)]
-
-        def loss(images: Tensor) -> Tensor:
-            found = [_moments(each) for each in _after_each(stages, shadow(images))]
-            apart = sum(
-                (_apart(own, theirs) for own, theirs in zip(found, wanted, strict=True)),
-                torch.zeros(()),
-            )
-            alike = nn.functional.cosine_similarity(found[-1][0], wanted[-1][0], dim=0)
-            return self.moments * apart + self.prior * (1 - alike)
-
-        return self._optimised(shadow, loss, view.public_images, seed=seed)
+        whole = view.round_smashed.flatten(1).isfinite().all(1)
+        if not whole.any():
+            raise UnfitViewError("none of the smashed rows is finite; spadv has nothing to fit to")
+        draws = Draws(view.public_images, stream=derive(seed, "batches"))
+        adam = torch.optim.Adam(shadow.train().parameters(), self.rate)
+        with scoped(derive(seed, "fit")):
+            sent = _Sent(self, view.round_smashed[whole], view.server_part, seed=seed)
+            for _ in range(self.steps):
+                adam.zero_grad()
+                made = shadow(view.public_images[draws.places(self.batch)])
+                sent.loss(made).backward()
+                adam.step()
+                sent.learn(made.detach())
+        return shadow.eval()
 
     def taught(
         self,
@@ -319,17 +350,6 @@ class SplitAdversarial:
             generator=drawn,
         )
 
-    def _optimised(
-        self, shadow: nn.Module, loss: Callable[[Tensor], Tensor], images: Tensor, *, seed: int
-    ) -> nn.Module:
-        draws = Draws(images, stream=derive(seed, "batches"))
-        adam = torch.optim.Adam(shadow.train().parameters(), self.rate)
-        for _ in range(self.steps):
-            adam.zero_grad()
-            loss(images[draws.places(self.batch)]).backward()
-            adam.step()
-        return shadow.eval()
-
     def _layers(self, view: View, shape: tuple[int, ...], *, stream: int) -> nn.Module:
         if self.shadow == "same":
             if view.architecture is None:
@@ -340,25 +360,57 @@ class SplitAdversarial:
         return _convolution(view.image_shape, shape)
 
 
-class _Block(nn.Module):
-    """The source's shadow block: conv-norm-ReLU-conv-norm and a 1x1 shortcut, then ReLU."""
+class _Sent:
+    """What nodes sent in a round, as a shadow's rows are compared with it.
 
-    def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
-        super().__init__()
-        self.inner = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(),
-            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
-        )
-        self.shortcut = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
-        )
+    Means and spreads are of all rows. The kernel distances and the critic see as many of them as
+    the shadow makes in a step.
+    """
 
-    def forward(self, maps: Float[Tensor, " batch inputs height width"]) -> Tensor:
-        made: Tensor = self.inner(maps) + self.shortcut(maps)
-        return made.relu()
+    def __init__(
+        self, attack: SplitAdversarial, smashed: Tensor, part: nn.Module, *, seed: int
+    ) -> None:
+        self._attack, self._stages = attack, list(part.children())
+        self._draws = Draws(smashed, stream=derive(seed, "sent"))
+        self._received = smashed[:0]  # of this step
+        self._moments = []
+        with torch.no_grad():
+            for made in _after_each(self._stages, smashed):
+                self._moments.append(channel_moments(made))
+                self._features = made
+        self._critic: nn.Module | None = None
+        if attack.critic:
+            self._critic = row_critic(tuple(smashed.shape[1:])).to(smashed.device).train()
+            self._adam = torch.optim.Adam(
+                self._critic.parameters(), attack.critic_rate, betas=(_CRITIC_BETA, 0.999)
+            )
+
+    def loss(self, made: Float[Tensor, " batch *cut"]) -> Float[Tensor, ""]:
+        """Return what the shadow makes small, of all terms that have a weight."""
+        attack, terms = self._attack, []
+        places = self._draws.places(min(len(made), len(self._draws.images)))
+        self._received = self._draws.images[places]
+        within = list(_after_each(self._stages, made))
+        if attack.moments:
+            pairs = zip(map(channel_moments, within), self._moments, strict=True)
+            terms.append(attack.moments * torch.stack([_apart(*pair) for pair in pairs]).sum())
+        if self._critic is not None:
+            terms.append(attack.critic * logistic_loss(self._critic(made), high=True))
+        if attack.mmd:
+            terms.append(attack.mmd * kernel_distance(made, self._received))
+        if attack.prior:
+            target = self._features if attack.prior_by == "cosine" else self._features[places]
+            terms.append(attack.prior * prior_distance(within[-1], target, by=attack.prior_by))
+        return torch.stack(terms).sum()
+
+    def learn(self, made: Float[Tensor, " batch *cut"]) -> None:
+        """Let the critic learn from the rows it was shown last."""
+        if self._critic is None:
+            return
+        real, shown = self._critic(self._received), self._critic(made)
+        self._adam.zero_grad()
+        (logistic_loss(real, high=True) + logistic_loss(shown, high=False)).backward()
+        self._adam.step()
 
 
 def _convolution(image: tuple[int, ...], smashed: tuple[int, ...]) -> nn.Module:
@@ -392,9 +444,9 @@ def _blocks(image: tuple[int, ...], smashed: tuple[int, ...]) -> nn.Module:
         # The first block keeps the side, as in most of the source's stacks, where another follows.
         first = not layers and smashed[0] > _FIRST
         width = _FIRST if first else min(2 * channels if layers else smashed[0], smashed[0])
-        layers.append(_Block(channels, width, stride=1 if first else 2))
+        layers.append(BasicBlock(channels, width, stride=1 if first else 2))
         channels, side = width, side if first else -(-side // 2)
-    layers.append(_Block(channels, smashed[0], stride=1))
+    layers.append(BasicBlock(channels, smashed[0]))
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d((smashed[1], smashed[2])))
 
 
@@ -413,12 +465,6 @@ def _after_each(stages: list[nn.Module], smashed: Tensor) -> Iterator[Tensor]:
     for stage in stages:
         smashed = stage(smashed)
         yield smashed
-
-
-def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and spread of every channel."""
-    rows = values.transpose(0, 1).flatten(1)
-    return rows.mean(1), (rows.var(1, unbiased=False) + _SPREAD).sqrt()
 
 
 def _apart(own: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> Tensor:

@@ -1,5 +1,6 @@
 """The defences, one published method per file. Listing one in ``DEFENSES`` puts it under test."""
 
+from defenses.adversarial_training import AdversarialTraining
 from defenses.dp_cut_gradient import DPCutGradient
 from defenses.dp_sgd import DPSGD
 from defenses.gradient_compression import GradientCompression
@@ -18,6 +19,7 @@ from defenses.weight_sparsification import WeightSparsification
 from leakbed.contracts import Defense
 
 DEFENSES: dict[str, type[Defense]] = {
+    "adversarial-training": AdversarialTraining,
     "dp-cut-gradient": DPCutGradient,
     "dp-sgd": DPSGD,
     "gradient-compression": GradientCompression,
@@ -38,6 +40,7 @@ DEFENSES: dict[str, type[Defense]] = {
 __all__ = [
     "DEFENSES",
     "DPSGD",
+    "AdversarialTraining",
     "DPCutGradient",
     "GradientCompression",
     "GradientsScrutinizer",

@@ -4,8 +4,11 @@ Beside an attack stand three rivals that read no message: random signs of the sa
 attack through a shadow that was fitted to nothing, and through a substitute, a whole network of the
 same layers trained on the adversary's own images and labels. Three bounds know what it does not: a
 shadow told what the node's images send, the node's own layers, and the whole network with the true
-labels. The control is the attack on smashed data of another bottom, of fresh weights: it has what
-the attack has but for the messages, and should fare as the untrained shadow does.
+labels. The control is the attack on smashed data of another bottom, of fresh weights: it has
+what the attack has but for this node's layers. It is judged against the rivals, which it may beat:
+another bottom's data are of the node's images all the same, and a shadow fitted to them suits the
+server's part better than a fresh one (2026-11-29; an earlier version said that it should fare as
+the untrained shadow does).
 """
 
 from __future__ import annotations

@@ -39,10 +39,18 @@ from math import inf
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim import Adam
 
+from attacks.building_blocks.likeness import (
+    PRIORS,
+    kernel_distance,
+    logistic_loss,
+    moment_distance,
+    prior_distance,
+    row_critic,
+)
 from attacks.hijacking_networks import NoPilotError, blueprint
 from attacks.owned_images import Draws, owned_images
 from leakbed.contracts import (
@@ -59,7 +67,6 @@ from leakbed.naming import unknown
 from leakbed.seeds import derive, generator, scoped
 
 SIMULATORS = ("architecture", "pilot")
-PRIORS = ("mmd", "cosine")
 
 _RANGES = {
     "0 or more": ("task", "critic", "mmd", "moments", "prior", "starts"),
@@ -73,11 +80,7 @@ _LEGAL: dict[str, Callable[[float], bool]] = {
     "positive": lambda value: 0 < value < inf,
     "in [0, 1)": lambda value: 0 <= value < 1,
 }
-_KERNELS = tuple(2.0**power for power in range(-3, 2))  # FORA's, in mean squared distances
-_FLOOR = 1e-12  # of a mean squared distance, or a variance, that is divided by or rooted
-_LEAK, _DROPOUT = 0.2, 0.4  # of the critic: SDAR's
 _CHUNK = 256  # rows decoded at once
-_MAPS = 3  # axes of a row that is feature maps
 
 
 @dataclass(kw_only=True, eq=False)
@@ -375,7 +378,7 @@ class SimulatedBottom:
         )
         if self.critic:
             with scoped(derive(seed, "critic")):
-                state.critic = _critic(smashed_shape).to(device).train()
+                state.critic = row_critic(smashed_shape).to(device).train()
             betas = (self.critic_beta, 0.999)
             state.critic_adam = Adam(state.critic.parameters(), lr=self.critic_rate, betas=betas)
         if self.decodes:
@@ -447,7 +450,7 @@ class SimulatedBottom:
         losses = {name: loss.detach() for name, loss in terms.items()}
         if state.critic is not None and state.critic_adam is not None:
             real, made = state.critic(received), state.critic(simulated.detach())
-            loss = _towards(real, high=True) + _towards(made, high=False)
+            loss = logistic_loss(real, high=True) + logistic_loss(made, high=False)
             losses["critic_own"] = _stepped(loss, state.critic_adam)
         if state.decoder is not None and state.decoder_adam is not None:
             with torch.no_grad():
@@ -470,7 +473,7 @@ class SimulatedBottom:
             logits = above if state.head is None else state.head(above)
             terms["task"] = nn.functional.cross_entropy(logits, self._labels(state, places, logits))
         if state.critic is not None:
-            terms["critic"] = _towards(state.critic(simulated), high=True)
+            terms["critic"] = logistic_loss(state.critic(simulated), high=True)
         if self.mmd:
             terms["mmd"] = kernel_distance(simulated, received)
         if self.moments:
@@ -481,7 +484,7 @@ class SimulatedBottom:
         if self.prior:
             with torch.no_grad():
                 target = state.features(received)
-            terms["prior"] = _prior(above, target, by=self.prior_by)
+            terms["prior"] = prior_distance(above, target, by=self.prior_by)
         return terms
 
     def _labels(
@@ -498,52 +501,6 @@ class SimulatedBottom:
         return torch.where(drawn < self.label_flip, fresh.to(labels.device), labels)
 
 
-def kernel_distance(
-    one: Float[Tensor, " batch *shape"], other: Float[Tensor, " rows *shape"]
-) -> Float[Tensor, ""]:
-    """Return the squared maximum mean discrepancy of two sets of rows, summed over five kernels.
-
-    Args:
-        one: Through which the gradient flows.
-        other: Likewise.
-
-    Returns:
-        The estimate that counts each row's distance from itself, so it is never negative.
-    """
-    rows = torch.cat([one.flatten(1), other.flatten(1)])
-    squares = rows.square().sum(1)
-    distances = (squares[:, None] + squares[None] - 2 * rows @ rows.T).clamp(min=0)
-    scale = distances.detach().mean().clamp(min=_FLOOR)
-    kernels = torch.stack([(-distances / (2 * size * scale)).exp() for size in _KERNELS]).sum(0)
-    count = len(one)
-    within = kernels[:count, :count].mean() + kernels[count:, count:].mean()
-    return within - 2 * kernels[:count, count:].mean()
-
-
-def moment_distance(
-    one: Float[Tensor, " batch *shape"], other: Float[Tensor, " rows *shape"]
-) -> Float[Tensor, ""]:
-    """Return the mean squared distance of the channels' means, plus that of their deviations.
-
-    Args:
-        one: Feature maps, or flat rows, whose every number is a channel.
-        other: Of the same shape; through both the gradient flows.
-
-    Returns:
-        A mean over channels.
-    """
-    moments = [_moments(rows) for rows in (one, other)]
-    (mean, deviation), (mean_other, deviation_other) = moments
-    distance = nn.functional.mse_loss
-    return distance(mean, mean_other) + distance(deviation, deviation_other)
-
-
-def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and deviation of every channel."""
-    values = rows.flatten(2).transpose(0, 1).flatten(1) if rows.ndim > 2 else rows.T  # noqa: PLR2004
-    return values.mean(1), values.var(1, unbiased=False).clamp(min=_FLOOR).sqrt()
-
-
 def _through(state: Simulation, one: Tensor, other: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Return what each layer of the server's part makes of two batches."""
     if state.part is None:
@@ -557,41 +514,12 @@ def _through(state: Simulation, one: Tensor, other: Tensor) -> list[tuple[Tensor
     return pairs
 
 
-def _prior(features: Tensor, target: Tensor, *, by: str) -> Tensor:
-    """Return the distance of features from those of received rows."""
-    if by == "mmd":
-        return kernel_distance(features, target)
-    means = features.flatten(1).mean(0), target.flatten(1).mean(0)
-    return 1 - nn.functional.cosine_similarity(*means, dim=0)
-
-
-def _towards(scores: Shaped[Tensor, " batch 1"], *, high: bool) -> Tensor:
-    """Return the logistic loss of scores that should all be high, or all be low."""
-    wanted = torch.full_like(scores, float(high))
-    return nn.functional.binary_cross_entropy_with_logits(scores, wanted)
-
-
 def _stepped(loss: Tensor, adam: Adam) -> Tensor:
     """Take a step down a loss, and return the loss before it."""
     adam.zero_grad()
     loss.backward()
     adam.step()
     return loss.detach()
-
-
-def _critic(shape: tuple[int, ...]) -> nn.Sequential:
-    """Return a critic of rows: three convolutions of feature maps, two dense layers of others."""
-    layers: list[nn.Module] = []
-    if len(shape) == _MAPS:
-        for inputs, outputs, stride in ((shape[0], 32, 1), (32, 64, 2), (64, 64, 1)):
-            layers.append(nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1))
-            layers += [nn.LeakyReLU(_LEAK), nn.Dropout(_DROPOUT)]
-        flat = 64 * -(-shape[1] // 2) * -(-shape[2] // 2)
-        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, 1))
-    flat = int(torch.Size(shape).numel())
-    for inputs, outputs in ((flat, 128), (128, 128)):
-        layers += [nn.Linear(inputs, outputs), nn.LeakyReLU(_LEAK), nn.Dropout(_DROPOUT)]
-    return nn.Sequential(nn.Flatten(), *layers, nn.Linear(128, 1))
 
 
 def _decoder(shape: tuple[int, ...], pixels: int, width: int) -> nn.Sequential:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from attacks.building_blocks.likeness import kernel_distance, row_critic
 from attacks.owned_images import Draws
 from attacks.split_adversarial import SplitAdversarial
 from leakbed.contracts import MissingKnowledgeError, Seat, UnfitViewError, View
@@ -65,9 +66,9 @@ def test_both_stages_are_a_slow_literal_reading() -> None:
         for place in range(len(middle) + 1):
             if place:
                 own, theirs = middle[place - 1](own), middle[place - 1](theirs)
-            apart, scale, means = _gaps(own, theirs)  # type: ignore[arg-type]
+            apart, scale = _gaps(own, theirs)  # type: ignore[arg-type]
             loss = loss + apart / scale
-        first, second = (torch.stack(each) for each in zip(*means, strict=True))
+        first, second = (sum(rows.flatten(1)) / len(rows) for rows in (own, theirs))  # type: ignore[arg-type,union-attr]
         loss = loss + 0.5 * (1 - first @ second / (first.norm() * second.norm()))
         adam.zero_grad()
         loss.backward()
@@ -98,11 +99,9 @@ def test_both_stages_are_a_slow_literal_reading() -> None:
     torch.testing.assert_close(guess.adversarial[:, 0], moved)
 
 
-def _gaps(
-    own: torch.Tensor, theirs: torch.Tensor
-) -> tuple[torch.Tensor, float, list[tuple[torch.Tensor, torch.Tensor]]]:
-    """Return squared gaps of means and spreads, squared spreads that were sent, and the means."""
-    apart, scale, means = torch.zeros(()), 0.0, []
+def _gaps(own: torch.Tensor, theirs: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Return squared gaps of means and spreads, and the squared spreads that were sent."""
+    apart, scale = torch.zeros(()), 0.0
     for channel in range(own.shape[1]):
         a, b = own[:, channel].flatten(), theirs[:, channel].flatten()
         mu_a, mu_b = a.sum() / len(a), b.sum() / len(b)
@@ -110,8 +109,77 @@ def _gaps(
         sd_b = (((b - mu_b) ** 2).sum() / len(b) + 1e-6) ** 0.5
         apart = apart + (mu_a - mu_b) ** 2 + (sd_a - sd_b) ** 2
         scale += float(sd_b**2)
-        means.append((mu_a, mu_b))
-    return apart, scale, means
+    return apart, scale
+
+
+def test_kernel_distances_and_a_critic_are_a_slow_literal_reading() -> None:
+    network = Architecture(
+        name="lenet-sigmoid", image_shape=(1, 8, 8), num_classes=3, cut=1, upper_cut=5
+    )
+    view, seed = _view(network), 5
+    weights = {"moments": 0.0, "critic": 0.3, "mmd": 0.8, "prior": 0.5, "prior_by": "mmd"}
+    attack = _attack(critic_rate=1e-2, **weights)
+    fitted = attack.fitted(view, seed=seed)
+
+    sent = view.round_smashed
+    assert sent is not None
+    assert view.server_part is not None
+    assert view.public_images is not None
+    shadow = network.bottom(derive(seed, "shadow"))
+    adam = torch.optim.Adam(shadow.parameters(), 1e-3)
+    draws = Draws(view.public_images, stream=derive(seed, "batches"))
+    theirs = Draws(sent, stream=derive(seed, "sent"))
+    with scoped(derive(seed, "fit")):
+        critic = row_critic((12, 4, 4)).train()
+        critics = torch.optim.Adam(critic.parameters(), 1e-2, betas=(0.5, 0.999))
+        for _ in range(2):
+            made = shadow(view.public_images[draws.places(8)])
+            rows = sent[theirs.places(8)]
+            loss = 0.3 * -torch.sigmoid(critic(made)).log().mean()
+            loss = loss + 0.8 * kernel_distance(made, rows)
+            above, reached = view.server_part(made), view.server_part(rows)
+            loss = loss + 0.5 * kernel_distance(above, reached)
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            real = -torch.sigmoid(critic(rows)).log().mean()
+            shown = -(1 - torch.sigmoid(critic(made.detach()))).log().mean()
+            critics.zero_grad()
+            (real + shown).backward()
+            critics.step()
+    for own, wanted in zip(fitted.parameters(), shadow.parameters(), strict=True):
+        torch.testing.assert_close(own, wanted)
+
+
+@pytest.mark.parametrize("weights", [{"mmd": 1.0}, {"prior": 1.0, "prior_by": "mmd"}])
+def test_a_kernel_distance_alone_pulls_the_shadow_towards_what_was_sent(
+    weights: dict[str, Any],
+) -> None:
+    view = _view()
+    assert view.round_smashed is not None
+    assert view.public_images is not None
+    assert view.server_part is not None
+    attack = _attack(shadow="single", steps=80, rate=1e-2, moments=0.0, **weights)
+    part = view.server_part if "prior" in weights else nn.Identity()
+    apart = []
+    for shadow in (attack.untrained(view, seed=1).eval(), attack.fitted(view, seed=1)):
+        with torch.no_grad():
+            rows = part(view.round_smashed), part(shadow(view.public_images))
+        apart.append(float(kernel_distance(*rows)))
+    assert apart[1] < 0.7 * apart[0]
+
+
+def test_rows_that_are_not_finite_are_left_out_of_what_is_fitted_to() -> None:
+    view = _view()
+    assert view.round_smashed is not None
+    broken = view.round_smashed.clone()
+    broken[3, 0, 0, 0] = float("nan")
+    guess = _attack().run(replace(view, round_smashed=broken), seed=1)
+    assert guess.failed is not None
+    assert not guess.failed.any()
+    nothing = torch.full_like(broken, float("inf"))
+    with pytest.raises(UnfitViewError, match="none of the smashed rows is finite"):
+        _attack().run(replace(view, round_smashed=nothing), seed=1)
 
 
 @pytest.mark.parametrize("shadow", ["single", "multi", "same"])
@@ -203,7 +271,11 @@ def test_budgets_and_normalisations_that_are_none_are_refused(
         ({"steps": -1}, "0 or more"),
         ({"ascent": 0}, "1 or more"),
         ({"rate": 0.0}, "above 0"),
+        ({"critic_rate": 0.0}, "above 0"),
         ({"moments": 0.0}, "needs one above it"),
+        ({"mmd": -0.1}, "none may be below 0"),
+        ({"critic": float("nan")}, "none may be below 0"),
+        ({"prior_by": "l2"}, "mmd, cosine"),
     ],
 )
 def test_settings_out_of_range_are_refused(changes: dict[str, Any], says: str) -> None:

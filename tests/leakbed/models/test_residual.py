@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from leakbed.models.residual import ResidualBlock, glorot
+from leakbed.models.residual import BasicBlock, ResidualBlock, glorot
 
 
 def maps() -> Tensor:
@@ -33,6 +33,21 @@ def test_the_activation_is_replaced_everywhere() -> None:
     block = ResidualBlock(3, 3, activation=nn.Identity)
     expected = maps() + block.second(block.first(maps()))
     assert torch.equal(block(maps()), expected)
+
+
+@pytest.mark.parametrize(("outputs", "stride", "sides"), [(3, 1, (7, 8)), (5, 2, (4, 4))])
+def test_a_basic_block_is_convolutions_with_batchnorm_and_an_activation_of_the_sum(
+    outputs: int, stride: int, sides: tuple[int, int]
+) -> None:
+    block, read = BasicBlock(3, outputs, stride=stride).eval(), maps()
+    first, norm, _, second, last = block.inner
+    inner = last(second(norm(first(read)).relu()))
+    plain = outputs == 3
+    short = read if plain else block.shortcut(read)
+    assert isinstance(block.shortcut, nn.Identity) == plain
+    made = block(read)
+    assert made.shape == (2, outputs, *sides)
+    assert torch.equal(made, (inner + short).relu())
 
 
 def test_glorot_draws_every_weight_and_zeroes_every_bias() -> None:
