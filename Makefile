@@ -22,10 +22,10 @@ export FLWR_TELEMETRY_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint coverage check bench readme clean
+.PHONY: help setup demo test test-cuda lint coverage check bench readme clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: .venv/.stamp  ## build .venv with everything in it (1 to 4 minutes, 7 GB); again only if pyproject.toml changed
 
@@ -34,6 +34,11 @@ demo: setup  ## the main job: what FedAvg weights and split activations leak, as
 
 test: setup  ## run the tests, except those that repeat a paper's number
 	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=
+
+test-cuda: setup  ## everything once on a pretended GPU, then the unit tests there (half an hour)
+	$(BIN)/python -m pytest -m cuda
+	PRETENDED_GPUS=1 PYTHONPATH=$(CURDIR):$(CURDIR)/tests/support \
+		$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile -m "not cuda and not runtime and not reproduces"
 
 lint: setup  ## format, lint, types, docstrings, import layers
 	$(BIN)/ruff format --check .

@@ -55,6 +55,7 @@ from leakbed.contracts import (
     UnfitViewError,
     View,
 )
+from leakbed.models import draw_alike
 from leakbed.naming import unknown
 from leakbed.seeds import derive, generator, scoped
 
@@ -583,11 +584,11 @@ def _critic(shape: tuple[int, ...]) -> nn.Sequential:
             layers.append(nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1))
             layers += [nn.LeakyReLU(_LEAK), nn.Dropout(_DROPOUT)]
         flat = 64 * -(-shape[1] // 2) * -(-shape[2] // 2)
-        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, 1))
+        return draw_alike(nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, 1)))
     flat = int(torch.Size(shape).numel())
     for inputs, outputs in ((flat, 128), (128, 128)):
         layers += [nn.Linear(inputs, outputs), nn.LeakyReLU(_LEAK), nn.Dropout(_DROPOUT)]
-    return nn.Sequential(nn.Flatten(), *layers, nn.Linear(128, 1))
+    return draw_alike(nn.Sequential(nn.Flatten(), *layers, nn.Linear(128, 1)))
 
 
 def _decoder(shape: tuple[int, ...], pixels: int, width: int) -> nn.Sequential:
