@@ -24,7 +24,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all lint coverage check bench readme clean
+.PHONY: help setup demo test test-all test-cuda lint coverage check bench readme clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -37,10 +37,15 @@ demo: setup  ## the main job: what FedAvg weights and split activations leak, as
 PYTEST := $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
 
 test: setup  ## run every unit test, and one test each of Ray, `flwr run` and a deployment (5 minutes)
-	$(PYTEST) -m "smoke or not (runtime or reproduces)"
+	$(PYTEST) -m "smoke or not (runtime or cuda or reproduces)"
 
 test-all: setup  ## run all tests, except those that repeat a paper's number (10 minutes)
 	$(PYTEST) --cov --cov-report=
+
+test-cuda: setup  ## everything once on a pretended GPU, then the unit tests there (half an hour)
+	$(BIN)/python -m pytest -m cuda
+	PRETENDED_GPUS=1 PYTHONPATH=$(CURDIR):$(CURDIR)/tests/support \
+		$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile -m "not cuda and not runtime and not reproduces"
 
 lint: setup  ## format, lint, types, docstrings, import layers
 	$(BIN)/ruff format --check .

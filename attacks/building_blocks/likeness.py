@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from leakbed.models import draw_alike
+
 PRIORS = ("mmd", "cosine")
 """How features above the server's part are compared."""
 
@@ -108,11 +110,11 @@ def row_critic(shape: tuple[int, ...]) -> nn.Sequential:
             layers.append(nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1))
             layers += [nn.LeakyReLU(_LEAK), nn.Dropout(_DROPOUT)]
         flat = 64 * -(-shape[1] // 2) * -(-shape[2] // 2)
-        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, 1))
+        return draw_alike(nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, 1)))
     flat = int(torch.Size(shape).numel())
     for inputs, outputs in ((flat, 128), (128, 128)):
         layers += [nn.Linear(inputs, outputs), nn.LeakyReLU(_LEAK), nn.Dropout(_DROPOUT)]
-    return nn.Sequential(nn.Flatten(), *layers, nn.Linear(128, 1))
+    return draw_alike(nn.Sequential(nn.Flatten(), *layers, nn.Linear(128, 1)))
 
 
 def logistic_loss(scores: Shaped[Tensor, " batch 1"], *, high: bool) -> Float[Tensor, ""]:

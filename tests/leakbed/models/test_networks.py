@@ -1,9 +1,12 @@
+import copy
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from leakbed.models import ACTIVATIONS, MODELS, Architecture, cut
+from leakbed.models import ACTIVATIONS, MODELS, Architecture, cut, draw_alike
 
 SMOOTH = ("elu", "gelu", "sigmoid", "silu", "softplus", "tanh")
 
@@ -169,3 +172,35 @@ def test_gradient_matching_works_batched_over_victims(name: str, activation: str
 def test_activations_have_names_in_kebab_case() -> None:
     assert all(name == name.lower() and "_" not in name for name in ACTIVATIONS)
     assert set(SMOOTH) <= set(ACTIVATIONS)
+
+
+DROPOUTS = {
+    nn.Dropout: (20, 6),
+    nn.Dropout1d: (4, 20, 3),
+    nn.Dropout2d: (4, 20, 3, 2),
+    nn.Dropout3d: (4, 20, 3, 2, 2),
+}
+
+
+@pytest.mark.parametrize("kind", DROPOUTS)
+def test_dropout_draws_from_the_cpu_wherever_it_computes(
+    kind: Callable[[float], nn.Module],
+) -> None:
+    plain, layer = kind(0.25), draw_alike(nn.Sequential(kind(0.25)))
+    assert repr(layer[0]) == repr(plain)  # type: ignore[index]
+    rows = torch.ones(DROPOUTS[kind])  # type: ignore[index]
+    states = []
+    for run, given in ((plain, rows), (copy.deepcopy(layer), rows), (layer, rows.to("meta"))):
+        torch.default_generator.manual_seed(3)
+        made = run(given)
+        states.append((made, torch.get_rng_state()))
+    assert torch.equal(states[0][0], states[1][0])  # the same bits as torch's own
+    assert states[2][0].device.type == "meta"
+    assert all(torch.equal(state, states[0][1]) for _, state in states)
+
+
+def test_dropout_in_evaluation_draws_nothing() -> None:
+    layer, rows = draw_alike(nn.Dropout(0.5)).eval(), torch.ones(3, device="meta")
+    before = torch.get_rng_state()
+    assert layer(rows).shape == (3,)
+    assert torch.equal(torch.get_rng_state(), before)
