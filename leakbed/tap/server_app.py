@@ -4,16 +4,19 @@ Only Flower's public behaviour is used: whatever a ServerApp is made of (``@app.
 ``server_fn`` of older Flower), it is called with a grid and a context.
 """
 
+import inspect
 import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from leakbed import __version__
 from leakbed.trace import Recorder
 from leakbed.wiretap import Wiretap
 
@@ -57,7 +60,9 @@ def tapped(
             "`app = tapped(app)` as the last line of server_app.py, under the functions of the app"
         )
     inner = app.inner if isinstance(app, TappedApp) else app
-    return TappedApp(inner, folder, about, strict=strict)
+    caller = inspect.currentframe()
+    module = caller.f_back.f_globals if caller and caller.f_back else {}
+    return TappedApp(inner, folder, about, strict=strict, name=str(module.get("__name__", "")))
 
 
 class TappedApp(ServerApp):
@@ -74,6 +79,7 @@ class TappedApp(ServerApp):
         about: Mapping[str, Any] | None,
         *,
         strict: bool,
+        name: str,
     ) -> None:
         """Wrap an app; see :func:`tapped`.
 
@@ -82,12 +88,14 @@ class TappedApp(ServerApp):
             folder: Of all traces, or None.
             about: For the trace, or None.
             strict: Whether a trace that cannot be written ends the run.
+            name: What the trace calls the app: the module that tapped it.
         """
         super().__init__()
         self.inner = inner
         self._folder = folder
         self._about = about
         self._strict = strict
+        self._name = name
 
     def __call__(self, grid: Grid, context: Context) -> None:
         """Run the app on a tapped grid."""
@@ -104,7 +112,9 @@ class TappedApp(ServerApp):
             self._folder or os.environ.get(FOLDER_VARIABLE) or Path.home() / "leakbed-traces"
         ).absolute()
         try:
-            recorder = Recorder(new_folder(traces, str(run)), about=self._about)
+            recorder = Recorder(
+                new_folder(traces, str(run)), about=self._about, tapped=self._said(run)
+            )
         except OSError as error:
             if self._strict:
                 raise
@@ -119,6 +129,15 @@ class TappedApp(ServerApp):
             return None
         _log.info("leakbed records run %s in %s", run, recorder.folder)
         return recorder
+
+    def _said(self, run: int) -> dict[str, str]:
+        """Return which app and run a trace is of, and under which versions."""
+        return {
+            "app": self._name,
+            "run": str(run),
+            "flower": version("flwr"),
+            "leakbed": __version__,
+        }
 
     @contextmanager
     def _ended(self, recorder: Recorder) -> Iterator[None]:

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import stat
 import subprocess
@@ -259,18 +260,46 @@ def test_arrays_keep_the_order_they_came_in(tmp_path: Path) -> None:
         assert list(found.before) == list("qbxa")  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("unnamed", [False, True])
 def test_a_write_that_fails_leaves_nothing_half_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unnamed: bool
 ) -> None:
-    def full(path: Path, target: Path) -> None:
-        raise OSError(28, "No space left on device")
+    class Full:
+        """A file on a disk that is full after a hundred bytes."""
 
-    recorder = Recorder(tmp_path / "trace")
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def __enter__(self) -> "Full":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.file.close()
+
+        def writelines(self, parts: list[bytes]) -> None:
+            self.file.write(b"".join(parts)[:100])
+            raise OSError(28, "No space left on device")
+
+    recorder, fdopen = Recorder(tmp_path / "trace"), os.fdopen
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", full)
+        patch.setattr("os.fdopen", lambda descriptor, mode: Full(fdopen(descriptor, mode)))
+        if not unnamed:
+            patch.setattr("leakbed.trace._UNNAMED", None)
         with pytest.raises(OSError, match="No space"):
             recorder(EVENTS[0])
     recorder.close()
     assert [path.name for path in (tmp_path / "trace").rglob("*") if path.is_file()] == [
         "index.jsonl"
     ]
+
+
+def test_a_file_system_without_unnamed_files_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("os.link", refused)
+    folder = record(tmp_path / "trace", *EVENTS)
+    assert len(Trace(folder).records) == len(EVENTS)
+    assert not list(folder.rglob("*.partial"))
