@@ -84,6 +84,9 @@ def serialised(arrays: Arrays) -> list[bytes | memoryview]:
 
     Returns:
         The header, then the arrays' bytes: those of wide types first, so that all lie aligned.
+
+    Raises:
+        TraceError: If their names are too many for one header.
     """
     lying = {
         name: np.asarray(value, value.dtype.newbyteorder("<"), order="C")
