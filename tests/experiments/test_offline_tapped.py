@@ -136,8 +136,8 @@ def test_a_network_that_a_trace_names_is_not_imported_unasked(theirs: Path) -> N
 def test_what_permission_would_not_mend_is_told_before_it_is_asked_for(
     theirs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def uncounted(evidences: Evidences) -> None:
-        raise MisfitError(f"{len(evidences.updates)} updates without num-examples")
+    def uncounted(updates: Sequence[UpdateUp]) -> None:
+        raise MisfitError(f"{len(updates)} updates without num-examples")
 
     monkeypatch.setattr("experiments.offline.refuse_uncounted", uncounted)
     with pytest.raises(MisfitError, match="2 updates without num-examples"):
