@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from experiments.offline import attack_trace
 from leakbed.about import UnpermittedModelError, about
 from leakbed.commands import app as commands
-from leakbed.targets import Evidences, MisfitError
+from leakbed.events import UpdateUp
+from leakbed.targets import MisfitError
 from leakbed.trace import Recorder, TraceError
 from leakbed.wiretap import Wiretap
 from tests.small_app import CLASSES, NODES, ROWS, network, run
