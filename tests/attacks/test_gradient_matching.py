@@ -149,6 +149,19 @@ def test_the_published_step_and_budget_are_the_default(monkeypatch: pytest.Monke
     assert (asked[1].learning_rate, asked[1].iterations) == (1.0, 4000)
 
 
+def test_targets_of_one_update_start_apart() -> None:
+    view = small_victims(2).view
+    assert view.before is not None
+    assert view.after is not None
+    twice = replace(
+        view,
+        before={name: tensor[[0, 0]] for name, tensor in view.before.items()},
+        after={name: tensor[[0, 0]] for name, tensor in view.after.items()},
+    )
+    images, *_ = seen(DeepLeakageFromModelPlus(iterations=2, restarts=1).run(twice, seed=1))
+    assert not torch.equal(images[0], images[1])
+
+
 def test_targets_split_over_stacks_start_where_they_would_in_one() -> None:
     view = small_victims(3).view
     one = seen(DeepLeakageFromModelPlus(iterations=5, restarts=1).run(view, seed=1))[0]
