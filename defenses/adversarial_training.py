@@ -33,6 +33,9 @@ _MOVED = "moved"
 class AdversarialTraining(Defense):
     """Train on images perturbed against the network; against evasion, not against reading images.
 
+    What is sent in training is of the perturbed images; attacks that reconstruct images are scored
+    against the node's own.
+
     Attributes:
         budget: The most by which a pixel differs from the node's own, in [0, 1].
         stride: How far a pass moves a pixel, as a share of the budget.
