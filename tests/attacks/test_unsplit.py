@@ -3,6 +3,7 @@
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -268,3 +269,30 @@ def test_tied_weights_are_one_weight_to_the_literal_reading_too(name: str) -> No
         for weight_name, weight in clone.named_parameters():
             stolen = guess.clones[weight_name][target]
             torch.testing.assert_close(stolen, weight.detach(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("clone", ["fresh", "warm", "shared"])
+def test_smaller_stacks_find_the_same(clone: str) -> None:
+    view = small_view()
+    whole, parts = (replace(QUICK, clone=clone, stack=n).run(view, seed=1) for n in (64, 2))
+    assert whole.images.shape == parts.images.shape
+    assert whole.clones.keys() == parts.clones.keys()
+    torch.testing.assert_close(whole.images, parts.images, rtol=0, atol=1e-6)
+    torch.testing.assert_close(whole.objective, parts.objective, rtol=0, atol=1e-6)
+    assert torch.equal(whole.stopped_on_budget, parts.stopped_on_budget)
+    for name, stolen in whole.clones.items():
+        torch.testing.assert_close(stolen, parts.clones[name], rtol=0, atol=1e-6)
+
+
+def test_a_stack_fits_no_more_targets_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, fit = [], UnSplit._fit
+
+    def watched(self: UnSplit, run: Any, start: Any, smashed: torch.Tensor, shape: Any) -> Any:
+        sizes.append(len(smashed))
+        return fit(self, run, start, smashed, shape)
+
+    monkeypatch.setattr(UnSplit, "_fit", watched)
+    replace(QUICK, stack=2).run(small_view(), seed=1)
+    assert sizes == [2, 1]
+    with pytest.raises(ValueError, match="stack is 0; it must be at least 1"):
+        replace(QUICK, stack=0)

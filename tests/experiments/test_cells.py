@@ -230,6 +230,7 @@ def test_what_says_nothing_of_where_settings_come_from_is_refused_in_one_line(to
 
 
 def test_the_type_of_the_device_is_part_of_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     (cell,) = collecting({})
     assert cell.training.device == "auto"
     on_cpu, folder = cell.as_json(), cell.training.key("a")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from leakbed.tensors import finite, load, predicted, view
+from leakbed.tensors import finite, load, placed, predicted, view
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, np.uint8])
@@ -105,3 +105,22 @@ def test_a_process_computes_on_one_thread_in_whole_float32_and_in_one_order(
         check=True,
     )
     assert found.stdout.strip() == said
+
+
+def test_on_the_same_device_nothing_is_copied() -> None:
+    tensor = torch.ones(3)
+    assert placed(tensor, torch.device("cpu")) is tensor
+    assert placed(tensor.to("meta"), torch.device("meta")).device.type == "meta"
+
+
+def test_a_gpu_is_sent_a_pinned_copy_that_nobody_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Pinned:
+        def to(self, device: torch.device, *, non_blocking: bool) -> str:
+            asked.append((device.type, non_blocking))
+            return "there"
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: Pinned())
+    assert placed(torch.ones(3), torch.device("cuda")) == "there"
+    assert asked == [("cuda", True)]

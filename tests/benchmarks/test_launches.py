@@ -1,0 +1,36 @@
+"""What inner loops launch and wait for, counted on a pretended GPU; and the bars they keep."""
+
+import pytest
+import torch
+
+from tests.support import pretended_cuda
+
+PRETENDED = torch.Generator.__module__ == pretended_cuda.__name__
+
+# `test_on_cuda.py` starts the process that pretends.
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not PRETENDED, reason="runs where the device is pretended"),
+]
+
+
+@pytest.mark.parametrize(
+    ("loop", "kernels", "waits"),
+    [("dlm, L-BFGS, history 100", 400, 1), ("split step, dp-sgd", 130, 7)],
+)
+def test_a_step_launches_and_waits_for_no_more(loop: str, kernels: int, waits: int) -> None:
+    from benchmarks import launches  # noqa: PLC0415  it pretends as it is imported
+
+    found = launches.count(launches.LOOPS[loop])
+    assert 0 < found.kernels <= kernels
+    assert found.waits <= waits, found.places
+
+
+def test_the_table_has_a_line_for_a_loop_and_its_waits() -> None:
+    from benchmarks import launches  # noqa: PLC0415  it pretends as it is imported
+
+    first, *others = launches.table("unsplit, input step")
+    assert first.startswith("unsplit, input step: ")
+    assert "waits" in first
+    assert all(line.startswith(("    ", "unsplit")) for line in others)
