@@ -30,8 +30,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help setup demo test test-all test-cuda test-flower-versions lint coverage check bench readme clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s
-", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-21s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: .venv/.stamp  ## build .venv with everything in it (1 to 4 minutes, 7 GB); again only if pyproject.toml changed
 

@@ -137,6 +137,9 @@ def _joined(value: Any, array: Array | None) -> Any:  # noqa: ANN401  whatever a
 
 def _cut(data: bytes, lengths: int | Sequence[int]) -> bytes | list[bytes]:
     """Return bytes as they were, one piece or several."""
+    each = [lengths] if isinstance(lengths, int) else lengths
+    if min(each, default=0) < 0 or sum(each) != len(data):
+        raise TraceError(f"{len(data)} bytes are not those of lengths {each!r:.200}")
     if isinstance(lengths, int):
         return data
     ends = np.cumsum([0, *lengths]).tolist()

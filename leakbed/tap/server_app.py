@@ -7,8 +7,10 @@ Only Flower's public behaviour is used: whatever a ServerApp is made of (``@app.
 import inspect
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,9 @@ from leakbed.wiretap import Wiretap
 
 FOLDER_VARIABLE = "LEAKBED_TRACES"
 """The environment variable that names the folder of all traces."""
+
+NEWEST = (1, 42)
+"""The newest Flower that `make test-flower-versions` passed with."""
 
 _log = logging.getLogger("leakbed")
 
@@ -99,6 +104,7 @@ class TappedApp(ServerApp):
 
     def __call__(self, grid: Grid, context: Context) -> None:
         """Run the app on a tapped grid."""
+        warn_of_newer(version("flwr"))
         recorder = self._recorder(context.run_id)
         if recorder is None:
             self.inner(grid, context)
@@ -153,6 +159,23 @@ class TappedApp(ServerApp):
             if self._strict:
                 raise
             _log.warning("%s has no closing line: %s", recorder.folder, error)
+
+
+@cache
+def warn_of_newer(flower: str) -> None:
+    """Warn once of a Flower under which no app was ever tapped in a test.
+
+    Args:
+        flower: Its version.
+    """
+    found = tuple(int(part) for part in re.findall(r"\d+", flower)[:2])
+    if found > NEWEST:
+        _log.warning(
+            "flwr %s is newer than %d.%d, the newest that Leakbed was tested with; compare the "
+            "trace with what your app should send (`leakbed trace FOLDER`)",
+            flower,
+            *NEWEST,
+        )
 
 
 def new_folder(parent: Path, name: str) -> Path:

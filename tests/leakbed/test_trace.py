@@ -26,7 +26,8 @@ from leakbed.events import (
     WeightsDown,
 )
 from leakbed.trace import Recorder, Trace, TraceError
-from leakbed.wire.records import pack, unpack
+from leakbed.trace_files import checksum
+from leakbed.wire.records import pack, unpack, views
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 WEIGHTS = {"w": X.T, "count": np.array(3), "flags": np.array([True]), "none": np.zeros((0, 2))}
@@ -303,3 +304,40 @@ def test_a_file_system_without_unnamed_files_will_do(
     folder = record(tmp_path / "trace", *EVENTS)
     assert len(Trace(folder).records) == len(EVENTS)
     assert not list(folder.rglob("*.partial"))
+
+
+def test_equal_arrays_are_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that all nodes get is one object in memory; equal replies have bytes of their own."""
+    hashed: list[int] = []
+
+    def counted(parts: list[bytes]) -> str:
+        hashed.append(len(parts))
+        return checksum(parts)
+
+    monkeypatch.setattr("leakbed.trace.checksum", counted)
+    large = np.arange(1 << 15, dtype=np.float32)
+    sent = pack({"w": large, "b": X})
+    model = views(sent)
+    with Recorder(tmp_path / "trace") as recorder:
+        for node in range(4):
+            recorder(WeightsDown(node=node, round=1, arrays=views(sent)))
+        for node in range(4):
+            equal = views(pack({"w": large + 1}))
+            recorder(UpdateUp(node=node, round=1, before=model, after=equal))
+        assert len(hashed) == 2
+        recorder(UpdateUp(node=4, round=1, before=model, after=views(pack({"w": large + 2}))))
+        renamed = {"v": model["w"], "b": model["b"]}
+        recorder(WeightsDown(node=5, round=1, arrays=renamed))
+        recorder(WeightsDown(node=6, round=1, arrays={**model, "b": model["b"].T}))
+        assert len(hashed) == 5
+        mine = large.copy()
+        for _ in range(2):  # memory that may change is hashed anew
+            recorder(WeightsDown(node=7, round=1, arrays={"w": mine}))
+            mine += 1
+        assert len(hashed) == 7
+    events: list[Any] = list(Trace(tmp_path / "trace").events())
+    assert all(np.array_equal(each.after["w"], large + 1) for each in events[4:8])
+    assert np.array_equal(events[8].after["w"], large + 2)
+    assert list(events[9].arrays) == ["v", "b"]
+    assert np.array_equal(events[10].arrays["b"], X.T)
+    assert [float(each.arrays["w"][0]) for each in events[11:]] == [0.0, 1.0]

@@ -91,3 +91,10 @@ def test_words_too_long_for_an_index_are_cut_and_said(tmp_path: Path) -> None:
 def test_values_that_no_recorder_writes_are_refused(said: dict[str, Any]) -> None:
     with pytest.raises(TraceError, match="the values of 'r' are none: "):
         restored({"r": said}, {})
+
+
+@pytest.mark.parametrize("lengths", [2, [1, 1], [4, -1], "abc", [None]], ids=str)
+def test_bytes_of_other_lengths_are_refused(lengths: object) -> None:
+    said = {"is": "config", "values": {"a": {"bytes": lengths}}}
+    with pytest.raises(TraceError, match="the values of 'r' are none: "):
+        restored({"r": said}, {"r": {"a": np.zeros(3, np.uint8)}})

@@ -182,6 +182,16 @@ def test_pushed_messages_whose_replies_nobody_pulls_are_let_go() -> None:
     assert set(events[-1].content) == {"arrays"}
 
 
+def test_a_late_reply_is_told_with_what_it_answers() -> None:
+    events: list[Event] = []
+    tap = Wiretap(grid(), [events.append], strict=True)
+    (late,) = tap.push_messages([train(1)])
+    for _ in range(50):
+        list(tap.pull_messages(tap.push_messages([train(1)])))
+    list(tap.pull_messages([late]))
+    assert isinstance(events[-1], UpdateUp)
+
+
 def test_a_message_that_cannot_be_read_is_shown_as_it_is() -> None:
     events: list[Event] = []
     tap = Wiretap(grid(), [events.append])
