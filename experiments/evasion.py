@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
     from leakbed.contracts import Guess, View
-    from leakbed.models import Architecture
+    from leakbed.models import Architecture, sequence
     from leakbed.oracle.answer_key import AnswerKey
 
 _PASSES, _RATE, _BATCH = 20, 1e-3, 64
@@ -234,8 +234,9 @@ def _substitute(view: View, victim: Victim, *, stream: int) -> tuple[nn.Module, 
                     adam.step()
     network.eval().requires_grad_(requires_grad=False)
     end = int(layers.cut or 0) + 1
-    last = len(network) - 1 if layers.upper_cut is None else layers.upper_cut
-    return network[:end], network[end : last + 1]
+    whole = sequence(network)
+    last = len(whole) - 1 if layers.upper_cut is None else layers.upper_cut
+    return whole[:end], whole[end : last + 1]
 
 
 def _each(budgets: tuple[float, ...], made: Callable[[float], Tensor]) -> Tensor:
