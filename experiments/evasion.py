@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from leakbed.models import sequence
 from leakbed.oracle.evasion import Evasion, score_evasion
 from leakbed.oracle.scores import (
     ORACLE_SHADOW,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
     from leakbed.contracts import Guess, View
-    from leakbed.models import Architecture, sequence
+    from leakbed.models import Architecture
     from leakbed.oracle.answer_key import AnswerKey
 
 _PASSES, _RATE, _BATCH = 20, 1e-3, 64

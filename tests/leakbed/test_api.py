@@ -105,6 +105,9 @@ def test_paths_may_be_text(calls: list[tuple[tuple[Any, ...], dict[str, Any]]]) 
             "settings": {"targets": 2},
             "seed": None,
             "device": "auto",
+            "model": None,
+            "about": None,
+            "truth": None,
         },
     )
     api.report("a")
