@@ -1,4 +1,8 @@
-"""Files of a trace that may come from a stranger: opened without following links, measured first.
+"""Files of a trace: written whole, and read though they may come from a stranger.
+
+Written: safetensors, straight from the arrays' own memory, which is hashed and written without a
+copy. The names stand in the order in which they were given. Read: opened without following links,
+measured first.
 
 A file of a few kilobytes on disk can claim gigabytes (a sparse one), and a link can lead anywhere.
 So each part of a path is opened by itself, a file's size is compared with its safetensors header
@@ -10,11 +14,15 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+from safetensors.numpy import load
+
+from leakbed.events import Array, Arrays
 from leakbed.trace_index import LONGEST_LINE, TraceError
 
 LONGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
@@ -26,8 +34,97 @@ _ITEM_BYTES = {
 }
 """The types that numpy has, by safetensors' names; bfloat16 and the 8-bit floats are not among."""
 
+_NAMES = {
+    np.dtype(numpy): name
+    for numpy, name in (
+        *(("<f8", "F64"), ("<f4", "F32"), ("<f2", "F16"), ("<c8", "C64"), ("?", "BOOL")),
+        *(
+            (f"<{kind}{size}", f"{kind.upper()}{8 * size}")
+            for kind in "iu"
+            for size in (1, 2, 4, 8)
+        ),
+    )
+}
+_ALIGNED = 8  # bytes that a header's end is padded to, as safetensors does
+
 _NO_LINKS = getattr(os, "O_NOFOLLOW", 0)  # 0 on Windows, where links are looked for instead
 _AT_ONCE = getattr(os, "O_NONBLOCK", 0)  # or a pipe of that name would hold the reader for ever
+
+
+def storable(arrays: Arrays) -> tuple[dict[str, Array], list[str]]:
+    """Return those arrays that a trace can hold, and what is to be said of the others.
+
+    Args:
+        arrays: By name.
+
+    Returns:
+        Those with a name and a type that safetensors has; and name, shape and type of the others.
+    """
+    kept, others = {}, []
+    for name, value in arrays.items():
+        if _can_hold(name, value):
+            kept[name] = value
+        else:
+            others.append(f"{name[:60]!r} ({value.dtype}, {value.shape})")
+    return kept, others
+
+
+def _can_hold(name: str, value: Array) -> bool:
+    with suppress(UnicodeEncodeError):
+        name.encode()
+        return name != "__metadata__" and value.dtype.newbyteorder("<") in _NAMES
+    return False
+
+
+def serialised(arrays: Arrays) -> list[bytes | memoryview]:
+    """Return arrays as the parts of a safetensors file, without a copy of those in C order.
+
+    Args:
+        arrays: All of them storable.
+
+    Returns:
+        The header, then the arrays' bytes: those of wide types first, so that all lie aligned.
+    """
+    lying = {
+        name: np.asarray(value, value.dtype.newbyteorder("<"), order="C")
+        for name, value in arrays.items()
+    }
+    start, parts = 0, []
+    header: dict[str, Any] = dict.fromkeys(arrays)  # in their order; filled below
+    for name, value in sorted(lying.items(), key=lambda item: -item[1].itemsize):
+        offsets = [start, start := start + value.nbytes]
+        shape = list(value.shape)
+        about: dict[str, Any] = {"dtype": _NAMES[value.dtype], "shape": shape}
+        header[name] = {**about, "data_offsets": offsets}
+        parts.append(value.reshape(-1).view(np.uint8).data)
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _ALIGNED)
+    if len(text) > LONGEST_HEADER:
+        raise TraceError(f"{len(arrays)} arrays have a header of {len(text)} bytes, too long")
+    return [len(text).to_bytes(8, "little") + text, *parts]
+
+
+def checksum(parts: Sequence[bytes | memoryview]) -> str:
+    """Return the SHA-256 of a file's parts."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def deserialised(data: bytes) -> dict[str, Array]:
+    """Return the arrays of a safetensors file, in the order of its header.
+
+    Args:
+        data: The file, whose header was checked.
+
+    Returns:
+        Arrays by name.
+    """
+    arrays: Mapping[str, Array] = load(data)
+    length = int.from_bytes(data[:8], "little")
+    names = json.loads(data[8 : 8 + length])
+    return {name: arrays[name] for name in names if name != "__metadata__"}
 
 
 @contextmanager

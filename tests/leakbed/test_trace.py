@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import RecordDict
 
 from leakbed.events import (
     Bottom,
@@ -251,10 +251,26 @@ def test_nothing_is_pickled(trace: Path) -> None:
     assert isinstance(kept, Foreign)
 
 
-def test_only_the_arrays_of_a_foreign_message_are_kept(tmp_path: Path) -> None:
-    content = RecordDict({"a": pack({"w": X}), "c": ConfigRecord({"secret": "word"})})
-    event = Foreign(node=0, round=0, message_type="query.x", up=False, content=content)
-    folder = record(tmp_path / "trace", event)
-    assert b"word" not in (folder / "index.jsonl").read_bytes()
-    (found,) = Trace(folder).events(Foreign)
-    assert list(found.content) == ["a"]  # type: ignore[attr-defined]
+def test_arrays_keep_the_order_they_came_in(tmp_path: Path) -> None:
+    arrays = {name: np.zeros(2, kind) for name, kind in zip("qbxa", "fdhf", strict=True)}
+    folder = record(tmp_path / "trace", UpdateUp(**AT, before=arrays, after=arrays))
+    for _ in range(5):
+        (found,) = Trace(folder).events(UpdateUp)
+        assert list(found.before) == list("qbxa")  # type: ignore[attr-defined]
+
+
+def test_a_write_that_fails_leaves_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    recorder = Recorder(tmp_path / "trace")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        with pytest.raises(OSError, match="No space"):
+            recorder(EVENTS[0])
+    recorder.close()
+    assert [path.name for path in (tmp_path / "trace").rglob("*") if path.is_file()] == [
+        "index.jsonl"
+    ]

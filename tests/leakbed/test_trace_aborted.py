@@ -36,7 +36,7 @@ def test_a_trace_that_lacks_an_event_is_refused(
     recorder = Recorder(tmp_path / "trace")
     recorder(EVENT)
     with monkeypatch.context() as patch:
-        patch.setattr("leakbed.trace.save", no_memory)
+        patch.setattr("leakbed.trace.serialised", no_memory)
         with pytest.raises(MemoryError, match="no room"):
             recorder(WeightsDown(node=0, round=1, arrays={"w": X}))
     with pytest.raises(TraceError, match="is closed"):

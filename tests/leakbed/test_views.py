@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from leakbed.contracts import Evidence, Knowledge, Seat, ThreatModel
 from leakbed.events import CutGradientDown, UpdateUp
 from leakbed.server_part import layers
-from leakbed.targets import Evidences, MisfitError, pick_targets
+from leakbed.targets import Evidences, MisfitError, left_out, pick_targets
 from leakbed.trace import Recorder, Trace, TraceError
 from leakbed.views import architecture_of, build_view
+from tests import tiny
 from tests.small_traces import ABOUT, CPU, SMASHED, UPDATE, Make, make_trace, smashed, update
 
 CLIENT = ThreatModel(
@@ -98,11 +99,47 @@ def test_a_loss_and_a_number_of_samples_that_are_sent_can_be_read(make: Make) ->
     assert build_view(trace, silent, UPDATE, targets, device=CPU).train_loss is None
 
 
-def test_updates_over_different_numbers_of_samples_are_refused(make: Make) -> None:
-    trace = make([update(0, examples=3), update(1, examples=4)])
+def test_updates_over_different_numbers_of_samples_are_attacked_apart(make: Make) -> None:
+    trace = make([update(0, examples=3), update(1, examples=4), update(2, examples=4)])
     evidences = Evidences.of(trace)
     targets = pick_targets(evidences, UPDATE, when="training", count=8)
-    with pytest.raises(MisfitError, match="local_steps"):
+    view = build_view(trace, evidences, UPDATE, targets, device=CPU)
+    assert [target.node for target in targets] == [1, 2]
+    assert view.rows == 4
+    note = left_out(evidences, targets)
+    assert note is not None
+    assert "updates over 4 were attacked, others (1 over 3) were not" in note
+    assert left_out(evidences, [replace(targets[0], node=node) for node in range(3)]) is None
+    together = [replace(targets[0], node=0), *targets]
+    with pytest.raises(MisfitError, match=r"different numbers of samples \(\['3', '4'\]\)"):
+        build_view(trace, evidences, UPDATE, together, device=CPU)
+
+
+@pytest.mark.parametrize("only_trained", [False, True])
+def test_numbered_arrays_are_read_in_the_order_of_the_models_own(
+    make: Make, only_trained: bool
+) -> None:
+    """As Flower's older clients send them: all of the state_dict, or the parameters alone."""
+    network = tiny.architecture("stateful").build(0)
+    named = dict(network.named_parameters()) if only_trained else network.state_dict()
+    numbered = {str(n): v.detach().numpy() for n, v in enumerate(named.values())}
+    event = UpdateUp(node=0, round=1, before=numbered, after=numbered, examples=1)
+    said = {"name": "tests.tiny:stateful", **STRANGE, "cut": 3}
+    trace = make([event], architecture=said)
+    evidences = Evidences.of(trace)
+    targets = pick_targets(evidences, UPDATE, when="training", count=1)
+    view = build_view(trace, evidences, UPDATE, targets, device=CPU)
+    assert view.before is not None
+    for name, parameter in network.named_parameters():
+        assert torch.equal(view.before[name][0], parameter.detach())
+
+
+def test_numbered_arrays_of_another_model_are_refused(make: Make) -> None:
+    numbered = {"0": np.zeros((3, 3), np.float32), "1": np.zeros(3, np.float32)}
+    trace = make([UpdateUp(node=0, round=1, before=numbered, after=numbered, examples=1)])
+    evidences = Evidences.of(trace)
+    targets = pick_targets(evidences, UPDATE, when="training", count=1)
+    with pytest.raises(MisfitError, match=r"it has 0, 1; send weights under the names"):
         build_view(trace, evidences, UPDATE, targets, device=CPU)
 
 

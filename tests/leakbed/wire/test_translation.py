@@ -3,13 +3,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from leakbed.events import (
     Bottom,
     CutGradientDown,
+    Extras,
     Failed,
     Foreign,
+    Gradients,
     Phase,
     Sealed,
     SmashedUp,
@@ -206,3 +208,157 @@ def test_a_bottom_cannot_be_rewritten() -> None:
     sent = split(SplitRequest(round=3, step=0, bottom={"w": X}))
     with pytest.raises(WireError, match="Sealed cannot be rewritten"):
         rewritten(sent, Sealed(node=5, round=3, size=1, up=False))
+
+
+def test_what_travels_beside_the_weights_is_told_too() -> None:
+    """As SCAFFOLD and the like do: control variates, settings of their own, metrics."""
+    control = pack({"w": -X})
+    sent = down(
+        "train",
+        arrays=pack({"w": X}),
+        control=control,
+        config=ConfigRecord({"server-round": 3, "lr": 0.5}),
+    )
+    weights, extras = events_down(sent, 5)
+    assert isinstance(weights, WeightsDown)
+    assert isinstance(extras, Extras)
+    assert (extras.node, extras.round, extras.up, extras.message_type) == (5, 3, False, "train")
+    assert set(extras.content) == {"control", "config"}
+    assert extras.content["config"]["lr"] == 0.5
+    reply = up(
+        sent,
+        control=control,
+        arrays=pack({"w": 2 * X}),
+        metrics=MetricRecord({"num-examples": 17, "accuracy": 0.5}),
+    )
+    update, extras = events_up(sent, reply, 5)
+    assert isinstance(update, UpdateUp)
+    assert np.array_equal(update.after["w"], 2 * X)
+    assert isinstance(extras, Extras)
+    assert (extras.round, extras.up) == (3, True)
+    assert set(extras.content) == {"control", "metrics"}
+    changed = rewritten(reply, UpdateUp(node=5, round=3, before={"w": X}, after={"w": 3 * X}))
+    assert np.array_equal(unpack(changed["arrays"])["w"], 3 * X)
+    assert np.array_equal(unpack(changed["control"])["w"], -X)
+    loud = Extras(**{**vars(extras), "content": RecordDict({"control": pack({"w": X})})})
+    changed = rewritten(reply, loud)
+    assert set(changed) == {"control", "arrays", "metrics"}
+    assert np.array_equal(unpack(changed["control"])["w"], X)
+
+
+def test_a_second_record_is_told_apart_by_its_names() -> None:
+    sent = down("train", model=pack({"w": X}))
+    reply = up(sent, control=pack({"c": X}), trained=pack({"w": 2 * X}))
+    update, extras = events_up(sent, reply, 5)
+    assert isinstance(update, UpdateUp)
+    assert np.array_equal(update.after["w"], 2 * X)
+    assert isinstance(extras, Extras)
+    assert set(extras.content) == {"control"}
+    (event,) = events_down(down("train", one=pack({"w": X}), two=pack({"w": X})), 5)
+    assert isinstance(event, Foreign)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "examples"),
+    [
+        ({"num-examples": 17.0, "epochs": 2}, 17),
+        ({"num_examples": 17}, 17),
+        ({"n": 17, "epochs": 2}, 17),
+        ({"train_samples": 17.0, "accuracy": 1.0}, 17),
+        ({"weight": 17, "loss": 2.0}, 17),
+        ({"weight": 17, "epochs": 2}, None),
+        ({"accuracy": 1.0}, None),
+        ({"num-examples": 1.5}, None),
+        ({}, None),
+    ],
+    ids=str,
+)
+def test_the_number_of_samples_is_found_under_any_key(
+    metrics: dict[str, float], examples: int | None
+) -> None:
+    sent = down("train", arrays=pack({"w": X}))
+    reply = up(sent, arrays=pack({"w": X}), metrics=MetricRecord(dict(metrics)))
+    event, *_ = events_up(sent, reply, 5)
+    assert isinstance(event, UpdateUp)
+    assert event.examples == examples
+    assert type(event.examples) is type(examples)
+
+
+def test_the_round_is_the_groups_where_no_record_names_it() -> None:
+    content = RecordDict({"fitins.parameters": pack({"0": X})})
+    sent = Message(content, dst_node_id=1, message_type="train", group_id="4")
+    (event,) = events_down(sent, 5)
+    assert event.round == 4
+    (event,) = events_up(sent, up(sent, metrics=MetricRecord({"a": 1})), 5)
+    assert event.round == 4
+    other = Message(content, dst_node_id=1, message_type="train", group_id="evening")
+    assert events_down(other, 5)[0].round == 0
+    named = down("query.x", config=CONFIG)
+    (event,) = events_up(named, up(named, metrics=MetricRecord({"a": 1})), 5)
+    assert event.round == 3
+
+
+def test_an_empty_reply_is_no_update() -> None:
+    """As of secure aggregation, whose masked vector stands in a configuration, as bytes."""
+    masked = ConfigRecord({"masked_parameters": [b"abc"]})
+    sent = down("train", fitins_parameters=pack({"0": X}))
+    reply = up(sent, **{"fitres.parameters": pack({}), "secaggplus": masked})
+    (event,) = events_up(sent, reply, 5)
+    assert isinstance(event, Foreign)
+    assert event.content["secaggplus"]["masked_parameters"] == [b"abc"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "names"),
+    [
+        ("train.apply_gradients", "arrays", ["embedding"]),
+        ("train.back", "gradients", ["embedding"]),
+        ("train", "arrays", ["local-gradients", "w.grad"]),
+    ],
+)
+def test_gradients_are_called_gradients(kind: str, key: str, names: list[str]) -> None:
+    sent = down(kind, **{key: pack(dict.fromkeys(names, X))})
+    (event,) = events_down(sent, 5)
+    assert isinstance(event, Gradients)
+    assert not event.up
+    assert list(event.arrays) == names
+    changed = rewritten(sent, Gradients(node=5, round=0, up=False, arrays={"g": -X}))
+    assert np.array_equal(unpack(changed[key])["g"], -X)
+    weights = down("train", arrays=pack({"w": X, "upgrade": X}))
+    (reply,) = events_up(weights, up(weights, gradients=pack({"w": X})), 5)
+    assert isinstance(reply, Gradients)
+    assert reply.up
+    assert isinstance(events_down(weights, 5)[0], WeightsDown)
+
+
+def test_arrays_that_are_no_numbers_are_skipped_by_name() -> None:
+    strange = Array("int8", (4,), "mine.zip", b"abcd")
+    some = pack({"w": X})
+    some["zipped"] = strange
+    sent = down("train", arrays=some)
+    weights, extras = events_down(sent, 5)
+    assert isinstance(weights, WeightsDown)
+    assert list(weights.arrays) == ["w"]
+    assert isinstance(extras, Extras)
+    assert extras.skipped == "arrays/zipped (int8 of mine.zip, 4 bytes)"
+    none = down("train", arrays=ArrayRecord({"zipped": strange}))
+    (event,) = events_down(none, 5)
+    assert isinstance(event, Foreign)
+    (event,) = events_up(none, none, 5)
+    assert isinstance(event, Foreign)
+
+
+def test_metrics_of_an_evaluation_are_told() -> None:
+    sent = down("evaluate", arrays=pack({"w": X}), config=CONFIG)
+    metrics = MetricRecord({"num-examples": 17, "accuracy": 0.5})
+    (event,) = events_up(sent, up(sent, metrics=metrics), 5)
+    assert isinstance(event, Extras)
+    assert event.content["metrics"] == metrics
+    assert event.round == 3
+
+
+def test_views_are_read_only() -> None:
+    (event,) = events_down(down("train", arrays=pack({"w": X})), 5)
+    assert isinstance(event, WeightsDown)
+    with pytest.raises(ValueError, match="read-only"):
+        event.arrays["w"][:] = 0
