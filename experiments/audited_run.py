@@ -16,6 +16,7 @@ import sys
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -79,11 +80,13 @@ class Watched(ClientApp):
         self.fed: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         self.normalised: list[tuple[list[float], list[float]]] = []
         self.classes: set[int] = set()
-        register_module_forward_pre_hook(self._enter)
-        register_module_forward_hook(self._leave, always_call=True)
+        before = register_module_forward_pre_hook(self._enter)
+        after = register_module_forward_hook(self._leave, always_call=True)
+        self._undo: list[Callable[[], object]] = [before.remove, after.remove]
         for name in _LOSSES:
             loss = getattr(nn.functional, name)
             setattr(nn.functional, name, self._seeing(loss))
+            self._undo.append(partial(setattr, nn.functional, name, loss))
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Run the app on one message."""
@@ -114,6 +117,12 @@ class Watched(ClientApp):
             self.normalised.append(([float(e) for e in mean], [float(e) for e in std]))
 
         Normalize.__init__ = noted
+        self._undo.append(partial(setattr, Normalize, "__init__", made))
+
+    def close(self) -> None:
+        """Watch no longer, and leave torch as it was."""
+        while self._undo:
+            self._undo.pop()()
 
     def _enter(self, module: nn.Module, given: tuple[Any, ...]) -> None:
         self._depth += 1
@@ -168,7 +177,11 @@ def run(bundle: Path, out: Path, *, nodes: int) -> None:
     torch.set_num_threads(1)
     watched = Watched(config)
     watched.watch_normalising()
-    watched.inner, server = _loaded(client_path, ClientApp), _loaded(server_path, ServerApp)
+    try:
+        watched.inner, server = _loaded(client_path, ClientApp), _loaded(server_path, ServerApp)
+    except AppError:
+        watched.close()
+        raise
     grid = _Running(watched, nodes=nodes)
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=config)
     try:
@@ -177,6 +190,7 @@ def run(bundle: Path, out: Path, *, nodes: int) -> None:
     except Exception as error:
         raise AppError(f"the ServerApp {server_path!r} raised {raised(error)}") from error
     finally:
+        watched.close()
         _write(watched, out)
 
 

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from experiments.audit_app import ModelNotFoundError, audit_app, network_of
-from experiments.audited_run import AppError, components
+from experiments.audited_run import AppError
 from leakbed.cards import read_cards
 from leakbed.commands import app as commands
 from tests.normalising_app import Net
@@ -46,12 +46,6 @@ def bundle(folder: Path, name: str, *, code: str = THEIRS, **files: str) -> Path
         "[tool.flwr.app.config]\nrounds = 1\nnested.rate = 0.5\n"
     )
     return folder
-
-
-def test_a_bundle_says_what_it_runs(tmp_path: Path) -> None:
-    server, client, config = components(bundle(tmp_path, "said"))
-    assert (server, client) == ("said.server:app", "said.client:app")
-    assert config == {"rounds": 1, "nested.rate": 0.5}
 
 
 def found(folder: Path, monkeypatch: pytest.MonkeyPatch, sent: Any = None, **config: Any) -> str:
