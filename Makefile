@@ -17,15 +17,18 @@ PACKAGES := leakbed attacks defenses strategies clients experiments
 BENCHMARKS := split_steps hijacked_steps fedavg_round scale wire unsplit_targets label_rows
 BIN := .venv/bin
 
+# Versions of Flower under which a stranger's app is tapped, each in an environment of its own.
+FLOWERS ?= 1.21.0 1.30.0 1.36.0 1.41.0 newest
+
 # Flower reports usage unless told otherwise; a run here should also work without a network.
 export FLWR_TELEMETRY_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint coverage check bench readme clean
+.PHONY: help setup demo test test-flower-versions lint coverage check bench readme clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-21s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: .venv/.stamp  ## build .venv with everything in it (1 to 4 minutes, 7 GB); again only if pyproject.toml changed
 
@@ -34,6 +37,16 @@ demo: setup  ## the main job: what FedAvg weights and split activations leak, as
 
 test: setup  ## run the tests, except those that repeat a paper's number
 	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=
+
+test-flower-versions:  ## tap an app under each supported version of Flower (2 minutes each)
+	@for version in $(FLOWERS); do \
+		folder=.flowers/$$version; wanted="flwr==$$version"; \
+		test $$version != newest || { wanted=flwr; rm -rf $$folder; }; \
+		test -d $$folder || "$(PYTHON)" -m venv $$folder || exit 1; \
+		$$folder/bin/python -m pip install --quiet "$$wanted" numpy safetensors || exit 1; \
+		traces=$$(mktemp -d) && PYTHONPATH=. $$folder/bin/python -m tests.tapped_anywhere $$traces \
+			2>$$traces/log || { cat $$traces/log; exit 1; }; rm -rf $$traces; \
+	done
 
 lint: setup  ## format, lint, types, docstrings, import layers
 	$(BIN)/ruff format --check .
@@ -60,7 +73,7 @@ readme: setup  ## write the tables of README.md again
 	$(BIN)/python -m benchmarks.table write README.md
 
 clean:  ## remove the environment, caches and runs
-	rm -rf .venv runs .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .flowers runs .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 # Order-only: install.py updates an environment that exists, so only its absence builds one.
 .venv/.stamp: pyproject.toml | $(BIN)/python

@@ -4,21 +4,29 @@ Only Flower's public behaviour is used: whatever a ServerApp is made of (``@app.
 ``server_fn`` of older Flower), it is called with a grid and a context.
 """
 
+import inspect
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from leakbed import __version__
 from leakbed.trace import Recorder
 from leakbed.wiretap import Wiretap
 
 FOLDER_VARIABLE = "LEAKBED_TRACES"
 """The environment variable that names the folder of all traces."""
+
+NEWEST = (1, 42)
+"""The newest Flower that `make test-flower-versions` passed with."""
 
 _log = logging.getLogger("leakbed")
 
@@ -57,7 +65,9 @@ def tapped(
             "`app = tapped(app)` as the last line of server_app.py, under the functions of the app"
         )
     inner = app.inner if isinstance(app, TappedApp) else app
-    return TappedApp(inner, folder, about, strict=strict)
+    caller = inspect.currentframe()
+    module = caller.f_back.f_globals if caller and caller.f_back else {}
+    return TappedApp(inner, folder, about, strict=strict, name=str(module.get("__name__", "")))
 
 
 class TappedApp(ServerApp):
@@ -74,6 +84,7 @@ class TappedApp(ServerApp):
         about: Mapping[str, Any] | None,
         *,
         strict: bool,
+        name: str,
     ) -> None:
         """Wrap an app; see :func:`tapped`.
 
@@ -82,15 +93,18 @@ class TappedApp(ServerApp):
             folder: Of all traces, or None.
             about: For the trace, or None.
             strict: Whether a trace that cannot be written ends the run.
+            name: What the trace calls the app: the module that tapped it.
         """
         super().__init__()
         self.inner = inner
         self._folder = folder
         self._about = about
         self._strict = strict
+        self._name = name
 
     def __call__(self, grid: Grid, context: Context) -> None:
         """Run the app on a tapped grid."""
+        warn_of_newer(version("flwr"))
         recorder = self._recorder(context.run_id)
         if recorder is None:
             self.inner(grid, context)
@@ -104,7 +118,9 @@ class TappedApp(ServerApp):
             self._folder or os.environ.get(FOLDER_VARIABLE) or Path.home() / "leakbed-traces"
         ).absolute()
         try:
-            recorder = Recorder(new_folder(traces, str(run)), about=self._about)
+            recorder = Recorder(
+                new_folder(traces, str(run)), about=self._about, tapped=self._said(run)
+            )
         except OSError as error:
             if self._strict:
                 raise
@@ -120,6 +136,15 @@ class TappedApp(ServerApp):
         _log.info("leakbed records run %s in %s", run, recorder.folder)
         return recorder
 
+    def _said(self, run: int) -> dict[str, str]:
+        """Return which app and run a trace is of, and under which versions."""
+        return {
+            "app": self._name,
+            "run": str(run),
+            "flower": version("flwr"),
+            "leakbed": __version__,
+        }
+
     @contextmanager
     def _ended(self, recorder: Recorder) -> Iterator[None]:
         """End the trace with the run; a last line that cannot be written ends a strict run only."""
@@ -134,6 +159,23 @@ class TappedApp(ServerApp):
             if self._strict:
                 raise
             _log.warning("%s has no closing line: %s", recorder.folder, error)
+
+
+@cache
+def warn_of_newer(flower: str) -> None:
+    """Warn once of a Flower under which no app was ever tapped in a test.
+
+    Args:
+        flower: Its version.
+    """
+    found = tuple(int(part) for part in re.findall(r"\d+", flower)[:2])
+    if found > NEWEST:
+        _log.warning(
+            "flwr %s is newer than %d.%d, the newest that Leakbed was tested with; compare the "
+            "trace with what your app should send (`leakbed trace FOLDER`)",
+            flower,
+            *NEWEST,
+        )
 
 
 def new_folder(parent: Path, name: str) -> Path:

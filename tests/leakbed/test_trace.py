@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import stat
 import subprocess
@@ -25,7 +26,8 @@ from leakbed.events import (
     WeightsDown,
 )
 from leakbed.trace import Recorder, Trace, TraceError
-from leakbed.wire.records import pack, unpack
+from leakbed.trace_files import checksum
+from leakbed.wire.records import pack, unpack, views
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 WEIGHTS = {"w": X.T, "count": np.array(3), "flags": np.array([True]), "none": np.zeros((0, 2))}
@@ -259,18 +261,83 @@ def test_arrays_keep_the_order_they_came_in(tmp_path: Path) -> None:
         assert list(found.before) == list("qbxa")  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("unnamed", [False, True])
 def test_a_write_that_fails_leaves_nothing_half_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unnamed: bool
 ) -> None:
-    def full(path: Path, target: Path) -> None:
-        raise OSError(28, "No space left on device")
+    class Full:
+        """A file on a disk that is full after a hundred bytes."""
 
-    recorder = Recorder(tmp_path / "trace")
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def __enter__(self) -> "Full":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.file.close()
+
+        def writelines(self, parts: list[bytes]) -> None:
+            self.file.write(b"".join(parts)[:100])
+            raise OSError(28, "No space left on device")
+
+    recorder, fdopen = Recorder(tmp_path / "trace"), os.fdopen
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", full)
+        patch.setattr("os.fdopen", lambda descriptor, mode: Full(fdopen(descriptor, mode)))
+        if not unnamed:
+            patch.setattr("leakbed.trace._UNNAMED", None)
         with pytest.raises(OSError, match="No space"):
             recorder(EVENTS[0])
     recorder.close()
     assert [path.name for path in (tmp_path / "trace").rglob("*") if path.is_file()] == [
         "index.jsonl"
     ]
+
+
+def test_a_file_system_without_unnamed_files_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("os.link", refused)
+    folder = record(tmp_path / "trace", *EVENTS)
+    assert len(Trace(folder).records) == len(EVENTS)
+    assert not list(folder.rglob("*.partial"))
+
+
+def test_equal_arrays_are_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that all nodes get is one object in memory; equal replies have bytes of their own."""
+    hashed: list[int] = []
+
+    def counted(parts: list[bytes]) -> str:
+        hashed.append(len(parts))
+        return checksum(parts)
+
+    monkeypatch.setattr("leakbed.trace.checksum", counted)
+    large = np.arange(1 << 15, dtype=np.float32)
+    sent = pack({"w": large, "b": X})
+    model = views(sent)
+    with Recorder(tmp_path / "trace") as recorder:
+        for node in range(4):
+            recorder(WeightsDown(node=node, round=1, arrays=views(sent)))
+        for node in range(4):
+            equal = views(pack({"w": large + 1}))
+            recorder(UpdateUp(node=node, round=1, before=model, after=equal))
+        assert len(hashed) == 2
+        recorder(UpdateUp(node=4, round=1, before=model, after=views(pack({"w": large + 2}))))
+        renamed = {"v": model["w"], "b": model["b"]}
+        recorder(WeightsDown(node=5, round=1, arrays=renamed))
+        recorder(WeightsDown(node=6, round=1, arrays={**model, "b": model["b"].T}))
+        assert len(hashed) == 5
+        mine = large.copy()
+        for _ in range(2):  # memory that may change is hashed anew
+            recorder(WeightsDown(node=7, round=1, arrays={"w": mine}))
+            mine += 1
+        assert len(hashed) == 7
+    events: list[Any] = list(Trace(tmp_path / "trace").events())
+    assert all(np.array_equal(each.after["w"], large + 1) for each in events[4:8])
+    assert np.array_equal(events[8].after["w"], large + 2)
+    assert list(events[9].arrays) == ["v", "b"]
+    assert np.array_equal(events[10].arrays["b"], X.T)
+    assert [float(each.arrays["w"][0]) for each in events[11:]] == [0.0, 1.0]

@@ -24,8 +24,8 @@ def index(*lines: dict[str, Any]) -> list[bytes]:
 
 
 def test_a_closed_index_gives_its_header_and_records() -> None:
-    header, (record,) = parse(index(HEADER, RECORD, {"end": 1}), Path("trace"))
-    assert header["about"] == {}
+    header, (record,), why = parse(index(HEADER, RECORD, {"end": 1}), Path("trace"))
+    assert (header["about"], why) == ({}, None)
     assert (record.kind, record.fields, record.arrays) == ("failed", FIELDS, {})
     assert str(record) == "record 0 (failed, node 3, round 2)"
 

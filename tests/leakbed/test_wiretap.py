@@ -1,6 +1,7 @@
 import logging
 import random
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from leakbed.events import (
 )
 from leakbed.grid_wrapper import GridWrapper
 from leakbed.seeds import derive
+from leakbed.trace import Recorder
 from leakbed.wire.records import pack, unpack
 from leakbed.wiretap import Wiretap
 from tests import tiny
@@ -154,3 +156,44 @@ def test_flowers_own_strategy_trains_to_the_same_bits_when_tapped() -> None:
         return result.arrays.to_torch_state_dict()
 
     assert tiny.same(trained(), trained(hooks=[mutate], strict=True))
+
+
+def test_a_recorder_that_is_closed_says_so_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder, events = Recorder(tmp_path / "trace"), list[Event]()
+    recorder.close()
+    tap = Wiretap(grid(), [recorder, events.append])
+    with caplog.at_level(logging.WARNING, logger="leakbed"):
+        for _ in range(3):
+            list(tap.send_and_receive([train(1), train(2)]))
+    assert len(events) == 12
+    assert len(tap.failures) == len(caplog.records) == 1
+    assert f"hook Recorder('{tmp_path / 'trace'}') on node 1's WeightsDown" in tap.failures[0]
+
+
+def test_pushed_messages_whose_replies_nobody_pulls_are_let_go() -> None:
+    events: list[Event] = []
+    tap = Wiretap(grid(), [events.append], strict=True)
+    ids = [next(iter(tap.push_messages([train(1)]))) for _ in range(50)]
+    assert len(tap._pending) < 10
+    assert len(events) == 50
+    list(tap.pull_messages([ids[-1]]))
+    assert isinstance(events[-1], UpdateUp)
+    list(tap.pull_messages([ids[0]]))  # its message was let go, but its reply is told
+    assert isinstance(events[-1], Foreign)
+    assert events[-1].up
+    assert set(events[-1].content) == {"arrays"}
+
+
+def test_a_message_that_cannot_be_read_is_shown_as_it_is() -> None:
+    events: list[Event] = []
+    tap = Wiretap(grid(), [events.append])
+    message = split()
+    del message.content["config"]
+    list(tap.send_and_receive([message]))
+    down, up = events
+    assert isinstance(down, Foreign)
+    assert down.skipped is not None
+    assert down.skipped.startswith("its meaning: WireError")
+    assert isinstance(up, Foreign | Failed)

@@ -19,6 +19,7 @@ from leakbed.flower_internals import task_identity
 from leakbed.grid_wrapper import GridWrapper
 from leakbed.grids import LocalGrid
 from leakbed.tap import Recorder, Trace, tapped
+from leakbed.tap.server_app import warn_of_newer
 from leakbed.wire.records import pack, unpack
 
 WEIGHTS = {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}
@@ -177,3 +178,25 @@ def test_a_trace_that_cannot_be_closed_ends_a_strict_run_only(
     with pytest.raises(OSError, match="No space"):
         run(tapped(server(found), tmp_path, strict=True))
     assert len(found) == 2
+
+
+def test_a_flower_that_was_never_tested_is_warned_of_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    warn_of_newer.cache_clear()
+    with caplog.at_level(logging.WARNING, logger="leakbed"):
+        for flower in ("1.21.0", "1.42.7", "1.43.0.dev1", "1.43.0.dev1", "2.0"):
+            warn_of_newer(flower)
+    assert [message[:21] for message in caplog.messages] == [
+        "flwr 1.43.0.dev1 is n",
+        "flwr 2.0 is newer tha",
+    ]
+    warn_of_newer.cache_clear()
+
+
+def test_a_trace_says_which_app_it_is_of(tmp_path: Path) -> None:
+    run(tapped(server([]), tmp_path))
+    said = Trace(tmp_path / "7").tapped
+    assert said["run"] == "7"
+    assert said["app"].endswith("test_server_app")
+    assert said["flower"].startswith("1.")
