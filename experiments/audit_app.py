@@ -31,7 +31,7 @@ from experiments.owned_truth import OwnedTruthError, answers_of
 from leakbed.about import amended
 from leakbed.cards import Card
 from leakbed.contracts import MissingKnowledgeError, UnfitViewError
-from leakbed.events import Arrays, Failed, Foreign, UpdateUp
+from leakbed.events import Arrays, Failed, UpdateUp
 from leakbed.models import ModelMismatchError, UnknownModelError, weights_as_run
 from leakbed.naming import raised
 from leakbed.targets import MisfitError
@@ -130,7 +130,7 @@ def audit_app(
     found.assumed.append(f"the app ran on {nodes} nodes in one process, one after another")
     updates: list[Any] = list(trace.events(UpdateUp))
     _refuse_failed(trace, updates)
-    found.leaks += unsearched(trace, updates)
+    found.leaks += unsearched(updates)
     if updates:
         sys.path.insert(0, str(bundle))
         importlib.invalidate_caches()
@@ -362,12 +362,11 @@ def _answers(trace: Trace, out: Path, found: Audit) -> Path | None:
     return out / "answers"
 
 
-def unsearched(trace: Trace, updates: list[Any]) -> list[str]:
+def unsearched(updates: list[Any]) -> list[str]:
     """Say what can be read off an app's messages without any search, and what protects them.
 
     Args:
-        trace: Of the app.
-        updates: Its weight updates.
+        updates: The weight updates of an app.
 
     Returns:
         One line each.
@@ -389,11 +388,8 @@ def unsearched(trace: Trace, updates: list[Any]) -> list[str]:
     still = [np.mean(e.after[k] == e.before[k]) for e in updates for k in e.before if k in e.after]
     if still and max(still) > 0:
         found.append("some weights came back unchanged to the last bit: no noise seen on all")
-    for event in trace.events(Foreign, UpdateUp):
-        groups = event.after if isinstance(event, UpdateUp) else {}
-        if any(b"sum_hessian" in each.tobytes() for each in groups.values()):
-            found.append("trees travel as raw JSON with their sum_hessian, the rows behind a leaf")
-            break
+    if any(b"sum_hessian" in tree.tobytes() for e in updates for tree in e.after.values()):
+        found.append("trees travel as raw JSON with their sum_hessian, the rows behind a leaf")
     return found
 
 

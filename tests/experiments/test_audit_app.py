@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from experiments.audit_app import ModelNotFoundError, audit_app, network_of
+from experiments.audit_app import ModelNotFoundError, audit_app, network_of, unsearched
 from experiments.audited_run import AppError
 from leakbed.cards import read_cards
 from leakbed.commands import app as commands
+from leakbed.events import UpdateUp
 from tests.normalising_app import Net
 
 DIGITS = Path(__file__).resolve().parents[2] / "experiments" / "audit"
@@ -147,3 +148,23 @@ def test_arrays_of_another_kind_are_no_network(
 ) -> None:
     with pytest.raises(ModelNotFoundError):
         found(bundle(tmp_path, "tree_app"), monkeypatch, {"0": np.zeros(3, np.uint8)})
+
+
+def test_what_is_read_without_a_search() -> None:
+    tree = np.frombuffer(b'{"sum_hessian": [3.0]}', np.uint8)
+    ones = {"w": np.ones(4, np.float32)}
+    clipped = [
+        UpdateUp(node=n, round=1, step=0, before=ones, after={"w": ones["w"] * (1 + sign)})
+        for n, sign in ((1, 0.5), (2, -0.5))
+    ]
+    assert unsearched(clipped) == ["updates all have norm 1: they are clipped"]
+    moved = {"w": np.array([1, 2, 3, 4], np.float32)}
+    said = UpdateUp(node=1, round=1, step=0, before=ones, after=moved, examples=3, train_loss=0.5)
+    lines = unsearched([*clipped, said])
+    assert len(lines) == 4
+    assert "loss travels" in lines[0]
+    assert "number of samples" in lines[1]
+    assert "no clipping seen" in lines[2]
+    assert "no noise seen" in lines[3]
+    trees = UpdateUp(node=1, round=1, step=0, before={}, after={"0": tree})
+    assert "sum_hessian" in unsearched([trees])[-1]
