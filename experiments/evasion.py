@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from leakbed.models import sequence
 from leakbed.oracle.evasion import Evasion, score_evasion
 from leakbed.oracle.scores import (
     ORACLE_SHADOW,
@@ -237,8 +238,9 @@ def _substitute(view: View, victim: Victim, *, stream: int) -> tuple[nn.Module, 
                     adam.step()
     network.eval().requires_grad_(requires_grad=False)
     end = int(layers.cut or 0) + 1
-    last = len(network) - 1 if layers.upper_cut is None else layers.upper_cut
-    return network[:end], network[end : last + 1]
+    whole = sequence(network)
+    last = len(whole) - 1 if layers.upper_cut is None else layers.upper_cut
+    return whole[:end], whole[end : last + 1]
 
 
 def _each(budgets: tuple[float, ...], made: Callable[[float], Tensor]) -> Tensor:

@@ -125,9 +125,8 @@ def theirs(tapped: Tapped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 def test_a_network_that_a_trace_names_is_not_imported_unasked(theirs: Path) -> None:
-    for model in (None, "mnistnet", "planted:Other"):
-        with pytest.raises(UnpermittedModelError, match=r"'planted:Net'.*--model planted:Net"):
-            attack_trace(theirs, "constant-image", model=model)
+    with pytest.raises(UnpermittedModelError, match=r"'planted:Net'.*--model planted:Net"):
+        attack_trace(theirs, "constant-image")
     ended = CliRunner().invoke(commands, ["attack", str(theirs), "--with", "constant-image"])
     assert ended.exit_code == 2
     assert "--model planted:Net" in ended.output
@@ -148,12 +147,6 @@ def test_what_permission_would_not_mend_is_told_before_it_is_asked_for(
 def test_a_network_that_the_reader_names_is_imported(theirs: Path) -> None:
     with pytest.raises(SystemExit, match="the stranger code has run"):
         attack_trace(theirs, "constant-image", model="planted:Net")
-
-
-def test_a_named_network_must_be_the_one_of_the_trace(tapped: Tapped) -> None:
-    trace = tapped(_named("mlp2"))
-    with pytest.raises(UnpermittedModelError, match=r"'mlp2'.*'mine:Net'.*leave --model out"):
-        attack_trace(trace, "constant-image", model="mine:Net")
 
 
 def _named(model: str) -> dict[str, object]:

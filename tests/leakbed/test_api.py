@@ -106,6 +106,8 @@ def test_paths_may_be_text(calls: list[tuple[tuple[Any, ...], dict[str, Any]]]) 
             "seed": None,
             "device": "auto",
             "model": None,
+            "about": None,
+            "truth": None,
         },
     )
     api.report("a")

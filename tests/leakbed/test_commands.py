@@ -33,6 +33,8 @@ CARD = Card(
 )
 DONE = CARD.model_copy(update={"status": "unscored", "why": None})
 
+NOTHING_SAID = {"model": None, "about": None, "truth": None}
+
 
 class Testbed:
     """Stands for the runner, the offline attack and the report."""
@@ -184,7 +186,7 @@ def test_attack_reads_its_settings_as_toml_else_as_text(invoke: Invoke, testbed:
             "out": Path("a/trace-attacked"),
             "seed": None,
             "device": "auto",
-            "model": None,
+            **NOTHING_SAID,
             "settings": {"targets": 2, "when": "inference", "value": 0.25},
         },
     )
@@ -200,10 +202,20 @@ def test_attack_may_be_told_its_seed_and_device(invoke: Invoke, testbed: Testbed
 
 
 def test_attack_without_answers_goes_where_it_is_told(invoke: Invoke, testbed: Testbed) -> None:
-    told = ("--out", "o", "--model", "mine:Net")
-    assert invoke("attack", "t", "--with", "mean-image", *told).exit_code == 0
-    given = {"answers": None, "out": Path("o"), "settings": {}, "seed": None, "device": "auto"}
-    assert testbed.asked[0][2] == {**given, "model": "mine:Net"}
+    assert (
+        invoke("attack", "t", "--with", "mean-image", "--out", "o", "--model", "mine:Net").exit_code
+        == 0
+    )
+    given = {
+        "answers": None,
+        "out": Path("o"),
+        "settings": {},
+        "seed": None,
+        "device": "auto",
+        **NOTHING_SAID,
+        "model": "mine:Net",
+    }
+    assert testbed.asked[0][2] == given
 
 
 def test_report_says_where_it_is(invoke: Invoke, testbed: Testbed, tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_own_staged_module_runs_in_stage_order() -> None:
         ("Secretive", {}, "something else than its stages"),
         ("Hoarder", {}, "'extra.bias' outside its stages"),
         ("Mistaken", {}, "names 'hiden'.*output, hidden, act, flatten"),
-        ("Stageless", {}, "give it an attribute `stages`"),
+        ("Stageless", {}, "its forward raised NotImplementedError"),
         ("Lazy", {}, "has lazy layers"),
         ("Builtin", {}, "no signature found"),
         ("broken", {}, r"raised RuntimeError: out of ideas \(own_networks.py, line"),

@@ -1,0 +1,1 @@
+"""A small Flower app, written as the PyTorch template is: nothing of ours is in it."""
