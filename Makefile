@@ -35,7 +35,7 @@ demo: setup  ## the main job: what FedAvg weights and split activations leak, as
 test: setup  ## run the tests, except those that repeat a paper's number
 	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=
 
-test-cuda: setup  ## everything once on a pretended GPU, then the unit tests there (half an hour)
+test-cuda: setup  ## everything once on a pretended GPU, then the unit tests there
 	$(BIN)/python -m pytest -m cuda
 	PRETENDED_GPUS=1 PYTHONPATH=$(CURDIR):$(CURDIR)/tests/support \
 		$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile -m "not cuda and not runtime and not reproduces"
