@@ -45,7 +45,7 @@ test: setup  ## run every unit test, and one test each of Ray, `flwr run` and a 
 test-all: setup  ## run all tests, except those that repeat a paper's number (10 minutes)
 	$(PYTEST) --cov --cov-report=
 
-test-cuda: setup  ## everything once on a pretended GPU, then the unit tests there (half an hour)
+test-cuda: setup  ## everything once on a pretended GPU, then the unit tests there
 	$(BIN)/python -m pytest -m cuda
 	PRETENDED_GPUS=1 PYTHONPATH=$(CURDIR):$(CURDIR)/tests/support \
 		$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile -m "not cuda and not runtime and not reproduces"
