@@ -56,7 +56,7 @@ test-flower-versions:  ## tap an app under each supported version of Flower (2 m
 		test $$version != newest || { wanted=flwr; rm -rf $$folder; }; \
 		test -d $$folder || "$(PYTHON)" -m venv $$folder || exit 1; \
 		$$folder/bin/python -m pip install --quiet "$$wanted" numpy safetensors || exit 1; \
-		traces=$$(mktemp -d) && PYTHONPATH=. $$folder/bin/python -m tests.tapped_anywhere $$traces \
+		traces=$$(mktemp -d) && PYTHONPATH=. $$folder/bin/python -m tests.support.tapped_anywhere $$traces \
 			2>$$traces/log || { cat $$traces/log; exit 1; }; rm -rf $$traces; \
 	done
 
@@ -81,7 +81,7 @@ bench: setup  ## measure speed, memory and bytes on the wire; prints a table (6 
 	$(BIN)/python -m benchmarks.table show runs/bench.jsonl
 
 readme: setup  ## write the tables of README.md again
-	$(BIN)/python -m experiments.catalogue_table README.md
+	$(BIN)/python -m experiments.catalogue README.md
 	$(BIN)/python -m benchmarks.table write README.md
 
 clean:  ## remove the environment, caches and runs

@@ -3,8 +3,8 @@
 from typing import Any
 
 from attacks.adversarial_regularization import AdversarialRegularization
+from attacks.baselines import ConstantImage, MajorityLabel, MeanImage
 from attacks.client_gan import ClientGan
-from attacks.constant_image import ConstantImage
 from attacks.cosine_score import CosineScore
 from attacks.deep_leakage_from_model import DeepLeakageFromModel
 from attacks.deep_leakage_from_model_plus import DeepLeakageFromModelPlus
@@ -12,8 +12,6 @@ from attacks.exploit import Exploit
 from attacks.feature_oriented_reconstruction import FeatureOrientedReconstruction
 from attacks.feature_space_hijacking import FeatureSpaceHijacking
 from attacks.feature_space_hijacking_property import FeatureSpaceHijackingProperty
-from attacks.majority_label import MajorityLabel
-from attacks.mean_image import MeanImage
 from attacks.model_completion import ModelCompletion
 from attacks.norm_score import NormScore
 from attacks.similarity_clustering import SimilarityClustering
@@ -24,7 +22,7 @@ from attacks.split_adversarial import SplitAdversarial
 from attacks.unsplit import UnSplit
 from attacks.unsplit_labels import UnSplitLabels
 from leakbed.contracts import Adversary, Attack
-from leakbed.intruding import Intruder
+from leakbed.contracts.attack import MaliciousClient
 
 ATTACKS: dict[str, type[Attack]] = {
     "constant-image": ConstantImage,
@@ -52,7 +50,7 @@ ADVERSARIES: dict[str, type[Adversary[Any]]] = {
     "fsha-property": FeatureSpaceHijackingProperty,
 }
 
-INTRUDERS: dict[str, type[Intruder]] = {
+INTRUDERS: dict[str, type[MaliciousClient]] = {
     "client-gan": ClientGan,
 }
 

@@ -39,7 +39,7 @@ from attacks.building_blocks.likeness import (
     prior_distance,
     row_critic,
 )
-from attacks.owned_images import Draws
+from attacks.building_blocks.public_images import BatchSampler
 from leakbed.contracts import (
     Evidence,
     Guess,
@@ -50,7 +50,7 @@ from leakbed.contracts import (
     UnfitViewError,
     View,
 )
-from leakbed.models.residual import BasicBlock
+from leakbed.models.networks import BasicBlock
 from leakbed.perturbation import (
     DISTANCES,
     Normalised,
@@ -259,7 +259,7 @@ class SplitAdversarial:
         whole = view.round_smashed.flatten(1).isfinite().all(1)
         if not whole.any():
             raise UnfitViewError("none of the smashed rows is finite; spadv has nothing to fit to")
-        draws = Draws(view.public_images, stream=derive(seed, "batches"))
+        draws = BatchSampler(view.public_images, stream=derive(seed, "batches"))
         adam = torch.optim.Adam(shadow.train().parameters(), self.rate)
         with scoped(derive(seed, "fit")):
             sent = _Sent(self, view.round_smashed[whole], view.server_part, seed=seed)
@@ -293,7 +293,7 @@ class SplitAdversarial:
             It, in evaluation mode.
         """
         shadow = self.untrained(view, seed=seed)
-        draws = Draws(images, stream=derive(seed, "pairs"))
+        draws = BatchSampler(images, stream=derive(seed, "pairs"))
         rows = min(self.batch, len(images))
         adam = torch.optim.Adam(shadow.train().parameters(), self.rate)
         for _ in range(self.steps):
@@ -371,7 +371,7 @@ class _Sent:
         self, attack: SplitAdversarial, smashed: Tensor, part: nn.Module, *, seed: int
     ) -> None:
         self._attack, self._stages = attack, list(part.children())
-        self._draws = Draws(smashed, stream=derive(seed, "sent"))
+        self._draws = BatchSampler(smashed, stream=derive(seed, "sent"))
         self._received = smashed[:0]  # of this step
         self._moments = []
         with torch.no_grad():

@@ -11,8 +11,8 @@ import torch
 
 from defenses import SmashedNoise, WeightNoise
 from leakbed.contracts import Protects
+from leakbed.contracts.noise_laws import Clean, sent_law
 from leakbed.models import Architecture
-from leakbed.noise_laws import Clean, sent_law
 from leakbed.oracle.ceiling import Messages, ceiling, points
 from leakbed.oracle.local_training import LocalTraining, Optimiser
 

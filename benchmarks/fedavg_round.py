@@ -33,8 +33,8 @@ from benchmarks.cifar_shaped import CLASSES, IMAGE_SHAPE
 from benchmarks.federation import told
 from benchmarks.paired import Side, Turns, line, rounds, show, together
 from clients import node_app
-from clients.cell import Cell, TrainingPlan
-from leakbed.data.recipe import DataRecipe
+from clients.node import NodeConfig, TrainingPlan
+from leakbed.data.config import DataConfig
 from leakbed.flower_internals import task_identity
 from leakbed.models import Architecture
 from leakbed.seeds import derive, scoped
@@ -63,17 +63,17 @@ class Size:
         shape = (channels, height, width)
         return Architecture(name=self.network, image_shape=shape, num_classes=self.classes)
 
-    def cell(self, partition: int) -> Cell:
+    def cell(self, partition: int) -> NodeConfig:
         """Return a node's cell: every row is some node's, all nodes have as many."""
-        rows = DataRecipe(name=self.data, nodes=self.nodes, stream=SEED, public=0.0, test=0.0)
+        rows = DataConfig(name=self.data, nodes=self.nodes, stream=SEED, public=0.0, test=0.0)
         plan = TrainingPlan(batch_size=self.batch, local_steps=None, learning_rate=0.01)
-        return Cell(
+        return NodeConfig(
             data=rows,
             architecture=self.architecture,
             plan=plan,
             partition=partition,
             stream=derive(SEED, f"node/{partition}"),
-            defence_stream=derive(SEED, f"defence/{partition}"),
+            defense_stream=derive(SEED, f"defence/{partition}"),
         )
 
 
@@ -109,7 +109,7 @@ def serve(grid: Grid, size: Size, turns: Turns) -> None:
 
 def on_ray(size: Size, turns: Turns) -> None:
     """Serve from a RayGrid."""
-    from leakbed.grids.ray_grid import RayGrid  # noqa: PLC0415  Ray takes seconds to import
+    from leakbed.grids.ray.grid import RayGrid  # noqa: PLC0415  Ray takes seconds to import
 
     with task_identity(), RayGrid(node_app, nodes=size.nodes, workers=WORKERS) as grid:
         serve(grid, size, turns)

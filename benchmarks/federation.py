@@ -7,9 +7,9 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from clients.cell import Cell
-from leakbed.grids import Canonical
-from leakbed.naming import imported
+from clients.node import NodeConfig
+from leakbed.grids import DeterministicGrid
+from leakbed.lookup import import_object
 from leakbed.wire.messages import SETUP
 
 
@@ -17,10 +17,12 @@ class NamedApp(ClientApp):
     """An app that travels by its name, as under ``flwr run``, and not by value."""
 
     def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
-        return imported, ("clients:node_app",)
+        return import_object, ("clients:node_app",)
 
 
-def told(grid: Grid, cell: Callable[[int], Cell], *, nodes: int, stream: int) -> Canonical:
+def told(
+    grid: Grid, cell: Callable[[int], NodeConfig], *, nodes: int, stream: int
+) -> DeterministicGrid:
     """Tell every node its cell, as the harness does before a run.
 
     Args:
@@ -32,7 +34,7 @@ def told(grid: Grid, cell: Callable[[int], Cell], *, nodes: int, stream: int) ->
     Returns:
         The grid as the harness uses it.
     """
-    canonical = Canonical(grid, stream=stream, nodes=nodes)
+    canonical = DeterministicGrid(grid, stream=stream, nodes=nodes)
     messages = [
         Message(RecordDict({"cell": cell(p).record()}), dst_node_id=node, message_type=SETUP)
         for node, p in canonical.roster.items()

@@ -19,12 +19,12 @@ from attacks.feature_space_hijacking import SMALL, FeatureSpaceHijacking
 from benchmarks.paired import Turns, line, rounds, show, together
 from benchmarks.split_steps import Size, serve
 from clients import node_app
+from experiments.run.view import initial_view
 from leakbed.contracts import View
 from leakbed.flower_internals import task_identity
 from leakbed.grids import LocalGrid
 from leakbed.hijack import Hijack, rehearse
-from leakbed.opening import opening_view
-from leakbed.wiretap import Wiretap
+from leakbed.tap.wiretap import Wiretap
 
 WARM, RUNS = 1, 7
 SIZE = Size(network="two-blocks", steps=12, optimizer="adam", learning_rate=1e-3)
@@ -34,7 +34,7 @@ FSHA = FeatureSpaceHijacking(**SMALL)  # type: ignore[arg-type]  a table of sett
 def opening(size: Size) -> View:
     """Return what the hijacker knows before training."""
     images, labels = size.data.owned()
-    return opening_view(
+    return initial_view(
         FSHA.threat,
         size.architecture,
         rows=size.batch,

@@ -23,13 +23,13 @@ from flwr.clientapp import ClientApp
 
 from benchmarks.split_steps import Size
 from leakbed.flower_internals import task_identity
-from leakbed.grids import Canonical, LocalGrid, NodeFailed
-from leakbed.grids.ray_grid import RayGrid
+from leakbed.grids import DeterministicGrid, LocalGrid, NodeFailed
+from leakbed.grids.ray.grid import RayGrid
+from leakbed.tap.wiretap import Wiretap
 from leakbed.wire.messages import SplitReply, SplitRequest
 from leakbed.wire.records import pack
-from leakbed.wiretap import Wiretap
 from strategies import PROTOCOLS
-from strategies.setup import Setup
+from strategies.protocol import ProtocolSetup
 
 CASE = "LEAKBED_HOSTILE_CASE"  # in the environment, which workers inherit
 STEPS, BATCH, WIDTH = 3, 4, 256
@@ -111,10 +111,10 @@ def main(case: str, kind: str = "ray") -> None:
         grid = LocalGrid(app, nodes=1) if local else RayGrid(f"{NAME}:app", nodes=1, workers=1)
         if isinstance(grid, RayGrid):
             stack.callback(grid.close)
-        canonical = Canonical(grid, stream=0, roster=grid.roster)
+        canonical = DeterministicGrid(grid, stream=0, roster=grid.roster)
         tap = Wiretap(canonical, [ignore], roster=grid.roster)
         built = PROTOCOLS["vanilla-split"].build(
-            Setup(
+            ProtocolSetup(
                 architecture=size.architecture,
                 init_stream=0,
                 optimiser=size.plan.optimiser,
@@ -124,8 +124,8 @@ def main(case: str, kind: str = "ray") -> None:
                 labels=None,
                 test_labels=torch.empty(0, dtype=torch.long),
                 evaluate_rounds=(),
-                defences=(),
-                defence_stream=0,
+                defenses=(),
+                defense_stream=0,
                 timeout=300.0,
                 device=torch.device("cpu"),
                 batch_size=BATCH,

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 
 from attacks.similarity_clustering import SimilarityClustering
 from benchmarks.paired import line, show
-from leakbed.cards import peak_memory
+from experiments.results.cards import peak_memory
 from leakbed.contracts import Seat, View
 from leakbed.oracle import Truth, baselines, score
 from leakbed.seeds import generator

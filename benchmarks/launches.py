@@ -23,7 +23,7 @@ import torch  # noqa: E402  after the device is there
 from torch import Tensor, nn  # noqa: E402
 
 from attacks import ADVERSARIES, ATTACKS  # noqa: E402
-from experiments.runner import run  # noqa: E402
+from experiments.run.runner import run  # noqa: E402
 from leakbed.contracts import Seat, View  # noqa: E402
 from leakbed.models import Architecture  # noqa: E402
 from leakbed.tensors import configure_torch  # noqa: E402

@@ -28,17 +28,17 @@ from torch import Tensor, nn
 
 from benchmarks.paired import Turns, line, rounds, show, together
 from clients import node_app
-from clients.cell import Cell, TrainingPlan
-from leakbed.data.recipe import DataRecipe
+from clients.node import NodeConfig, TrainingPlan
+from leakbed.data.config import DataConfig
 from leakbed.flower_internals import task_identity
-from leakbed.grid_wrapper import GridWrapper
-from leakbed.grids import Canonical
-from leakbed.grids.resident import ResidentGrid
+from leakbed.grids import DeterministicGrid
+from leakbed.grids.base import ResidentGrid
 from leakbed.models import Architecture
 from leakbed.seeds import derive, scoped
+from leakbed.tap.wiretap import GridWrapper
 from leakbed.wire.messages import SETUP
 from strategies import PROTOCOLS
-from strategies.setup import Built, Setup
+from strategies.protocol import BuiltProtocol, ProtocolSetup
 
 REGISTERED, SAMPLED, WORKERS, SEED = (100, 1_000, 10_000), 100, 2, 0
 WARM, RUNS = 1, 5
@@ -98,28 +98,28 @@ class Scale:
 
     def cell(self, partition: int) -> Message:
         """Return the message that tells a node its cell; node ids are those of our own grids."""
-        data = DataRecipe(
+        data = DataConfig(
             name="benchmarks.scale:images",
             nodes=self.registered,
             stream=SEED,
             public=0.0,
             test=0.0,
         )
-        cell = Cell(
+        cell = NodeConfig(
             data=data,
             architecture=self.architecture,
             plan=self.plan,
             partition=partition,
             stream=derive(SEED, f"node/{partition}"),
-            defence_stream=derive(SEED, f"defence/{partition}"),
+            defense_stream=derive(SEED, f"defence/{partition}"),
         )
         records = RecordDict({"cell": cell.record()})
         return Message(records, dst_node_id=partition + 1, message_type=SETUP)
 
-    def built(self) -> Built:
+    def built(self) -> BuiltProtocol:
         """Return the protocol, which trains all nodes of the grids it is started on."""
         entry = PROTOCOLS[self.protocol]
-        setup = Setup(
+        setup = ProtocolSetup(
             architecture=self.architecture,
             init_stream=derive(SEED, "victim-init"),
             optimiser=self.plan.optimiser,
@@ -129,11 +129,11 @@ class Scale:
             labels=None,
             test_labels=torch.empty(0, dtype=torch.long),
             evaluate_rounds=(),
-            defences=(),
-            defence_stream=0,
+            defenses=(),
+            defense_stream=0,
             timeout=None,
             device=torch.device("cpu"),
-            optimiser_state=self.plan.optimizer_state,
+            optimizer_state=self.plan.optimizer_state,
         )
         return entry.build(setup)
 
@@ -174,7 +174,7 @@ def serve(grid: ResidentGrid, scale: Scale, turns: Turns) -> None:
         turns: When.
     """
     roster = grid.roster
-    canonical = Canonical(grid, stream=SEED, roster=roster)
+    canonical = DeterministicGrid(grid, stream=SEED, roster=roster)
     built = scale.built()
 
     def one_round(nodes: Collection[int]) -> None:
@@ -194,7 +194,7 @@ def serve(grid: ResidentGrid, scale: Scale, turns: Turns) -> None:
 
 def on_ray(scale: Scale, turns: Turns) -> None:
     """Serve from a RayGrid."""
-    from leakbed.grids.ray_grid import RayGrid  # noqa: PLC0415  Ray takes seconds to import
+    from leakbed.grids.ray.grid import RayGrid  # noqa: PLC0415  Ray takes seconds to import
 
     with RayGrid(node_app, nodes=scale.registered, workers=WORKERS) as grid:
         serve(grid, scale, turns)

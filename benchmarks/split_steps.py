@@ -25,13 +25,13 @@ from benchmarks import federation
 from benchmarks.federation import told
 from benchmarks.paired import Turns, line, rounds, show, together
 from clients import node_app
-from clients.cell import Cell, TrainingPlan
-from leakbed.data.recipe import DataRecipe
+from clients.node import NodeConfig, TrainingPlan
+from leakbed.data.config import DataConfig
 from leakbed.flower_internals import task_identity
 from leakbed.grids import LocalGrid
 from leakbed.models import Architecture
 from strategies import PROTOCOLS
-from strategies.setup import Setup
+from strategies.protocol import ProtocolSetup
 
 WARM, RUNS = 2, 7
 NETWORKS = {
@@ -87,19 +87,19 @@ class Size:
         )
 
     @property
-    def data(self) -> DataRecipe:
+    def data(self) -> DataConfig:
         """Their rows."""
-        return DataRecipe(name="mnist-5k", nodes=self.nodes, stream=0)
+        return DataConfig(name="mnist-5k", nodes=self.nodes, stream=0)
 
-    def cell(self, partition: int) -> Cell:
+    def cell(self, partition: int) -> NodeConfig:
         """Return what a node is told."""
-        return Cell(
+        return NodeConfig(
             data=self.data,
             architecture=self.architecture,
             plan=self.plan,
             partition=partition,
             stream=partition,
-            defence_stream=partition,
+            defense_stream=partition,
         )
 
 
@@ -113,7 +113,7 @@ def serve(grid: Grid, size: Size, turns: Turns) -> None:
     """
     canonical = told(grid, size.cell, nodes=size.nodes, stream=0)
     built = PROTOCOLS[size.protocol].build(
-        Setup(
+        ProtocolSetup(
             architecture=size.architecture,
             init_stream=0,
             optimiser=size.plan.optimiser,
@@ -123,8 +123,8 @@ def serve(grid: Grid, size: Size, turns: Turns) -> None:
             labels=None,
             test_labels=torch.empty(0, dtype=torch.long),
             evaluate_rounds=(),
-            defences=(),
-            defence_stream=0,
+            defenses=(),
+            defense_stream=0,
             timeout=size.timeout,
             device=torch.device("cpu"),
         )
@@ -151,17 +151,17 @@ def plain(size: Size, turns: Turns) -> None:
     images, labels = cell.rows()
     batches = cell.batches(1, len(images))
     parts = size.architecture.parts(0)
-    optimisers = [size.plan.optimiser(part.parameters()) for part in (parts.bottom, parts.top)]
+    optimizers = [size.plan.optimiser(part.parameters()) for part in (parts.bottom, parts.top)]
     turns.tell()
     while turns.wait():
         started = perf_counter()
         for batch in batches:
             logits = parts.top(parts.bottom(images[batch]))
             loss = nn.functional.cross_entropy(logits, labels[batch])
-            for optimiser in optimisers:
+            for optimiser in optimizers:
                 optimiser.zero_grad()
             loss.backward()
-            for optimiser in optimisers:
+            for optimiser in optimizers:
                 optimiser.step()
         turns.tell(rate=size.steps / (perf_counter() - started))
 
@@ -174,7 +174,7 @@ def local(size: Size, turns: Turns) -> None:
 
 def ray(size: Size, turns: Turns) -> None:
     """Serve from a RayGrid."""
-    from leakbed.grids.ray_grid import RayGrid  # noqa: PLC0415  Ray takes seconds to import
+    from leakbed.grids.ray.grid import RayGrid  # noqa: PLC0415  Ray takes seconds to import
 
     with task_identity(), RayGrid(node_app, nodes=size.nodes, workers=size.workers) as grid:
         serve(grid, size, turns)

@@ -22,8 +22,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from benchmarks.paired import line, show
 from leakbed.events import Array, Arrays
 from leakbed.flower_internals import set_message_id, task_identity, with_content
-from leakbed.grids.parcel_host import prepared, request
-from leakbed.wire.head_messages import BackwardReply, HeadEvaluateRequest, HeadReply, HeadRequest
+from leakbed.grids.ray.parcels import prepared, request
 from leakbed.wire.messages import (
     BACKWARD_STEP,
     HEAD_EVALUATE,
@@ -32,7 +31,11 @@ from leakbed.wire.messages import (
     SPLIT_STEP,
     WEIGHTS,
     WEIGHTS_EVALUATE,
+    BackwardReply,
     EvaluateRequest,
+    HeadEvaluateRequest,
+    HeadReply,
+    HeadRequest,
     SplitReply,
     SplitRequest,
 )

@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from leakbed.contracts import Defense, DefenseState, Protects
-from leakbed.defending import Holdings
+from leakbed.contracts.defense import Holdings
 from leakbed.perturbation import check_budget
 
 _MOVED = "moved"

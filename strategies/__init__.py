@@ -9,32 +9,32 @@ from strategies import (
     vanilla_split,
     vertical_split,
 )
-from strategies.setup import Entry
+from strategies.protocol import Protocol
 
-PROTOCOLS: dict[str, Entry] = {
-    "fedavg": Entry(exchanges="weights", build=fedavg.build, parts=1),
-    "parallel-split": Entry(
+PROTOCOLS: dict[str, Protocol] = {
+    "fedavg": Protocol(exchanges="weights", build=fedavg.build, parts=1),
+    "parallel-split": Protocol(
         exchanges="split",
         build=parallel_split.build,
         bottoms=("relayed",),
         merges=True,
         options={"sync": ("round", "step"), "gradient_scale": ("global", "local")},
     ),
-    "splitfed-v1": Entry(
+    "splitfed-v1": Protocol(
         exchanges="split",
         build=splitfed_v1.build,
         bottoms=("relayed",),
-        optimiser_state=("fresh", "kept"),
+        optimizer_state=("fresh", "kept"),
         merges=True,
     ),
-    "splitfed-v2": Entry(
+    "splitfed-v2": Protocol(
         exchanges="split", build=splitfed_v2.build, bottoms=("relayed",), merges=True
     ),
-    "u-shaped": Entry(
+    "u-shaped": Protocol(
         exchanges="split", build=u_shaped.build, labels=("client",), parts=3, in_turn=True
     ),
-    "vanilla-split": Entry(exchanges="split", build=vanilla_split.build, in_turn=True),
-    "vertical-split": Entry(
+    "vanilla-split": Protocol(exchanges="split", build=vanilla_split.build, in_turn=True),
+    "vertical-split": Protocol(
         exchanges="split",
         build=vertical_split.build,
         labels=("server",),
@@ -44,4 +44,4 @@ PROTOCOLS: dict[str, Entry] = {
     ),
 }
 
-__all__ = ["PROTOCOLS", "Entry"]
+__all__ = ["PROTOCOLS", "Protocol"]

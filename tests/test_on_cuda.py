@@ -21,13 +21,12 @@ from torch import Tensor, nn
 
 from attacks import ADVERSARIES, ATTACKS, INTRUDERS
 from defenses import DEFENSES
-from experiments.runner import run
-from leakbed.cards import Card
+from experiments.results.cards import Card
+from experiments.run.runner import run
 from leakbed.contracts import Guess, View
 from strategies import PROTOCOLS
-from tests.attacks import adversary_views, intruder_views
-from tests.attacks.views import quick_attack, view_for
-from tests.support import pretended_cuda
+from tests.support import adversary_views, intruder_views, pretended_cuda
+from tests.support.attack_views import quick_attack, view_for
 
 ROOT = Path(__file__).parents[1]
 PRETENDED = torch.Generator.__module__ == pretended_cuda.__name__
@@ -142,18 +141,21 @@ U_SHAPED = {"protocol": {"name": "u-shaped"}, "model": {"upper_cut": 5}}
 AT_SERVER = {"protocol": {"name": "vanilla-split", "labels": "server"}}
 HIJACKED = {
     "protocol": {"name": "vanilla-split", "local_steps": 6},
-    "model": {"name": "tests.hijackable:network", "cut": 4},
+    "model": {"name": "tests.support.hijackable:network", "cut": 4},
     "data": {"nodes": 1},
     "attack": [{"name": "fsha", "targets": 4, "checkpoint_every": 2, "nets": "small"}, SHOWN],
 }
-PLAIN = {"model": {"name": "tests.slow_nodes:apart", "cut": 3}}
-STATELESS = {"model": {"name": "tests.tiny:plain", "cut": 1}}
+PLAIN = {"model": {"name": "tests.support.slow_nodes:apart", "cut": 3}}
+STATELESS = {"model": {"name": "tests.support.tiny:plain", "cut": 1}}
 PROTOCOL_CELLS: dict[str, dict[str, Any]] = {
     "fedavg": FEDAVG,
     "u-shaped": U_SHAPED,
-    "vertical-split": {"model": {"name": "tests.slow_nodes:dense"}, "protocol": {"merge": "sum"}},
+    "vertical-split": {
+        "model": {"name": "tests.support.slow_nodes:dense"},
+        "protocol": {"merge": "sum"},
+    },
 }
-DEFENCE_CELLS: dict[str, dict[str, Any]] = {
+DEFENSE_CELLS: dict[str, dict[str, Any]] = {
     "dp-cut-gradient": {**AT_SERVER, **STATELESS, "own": {"horizon": 100}},
     "dp-sgd": {**AT_SERVER, **STATELESS, "own": {"rate": 0.9, "steps": 100}},
     "gradients-scrutinizer": {**HIJACKED, "own": {"every": 4}},
@@ -182,11 +184,11 @@ def two_outputs() -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.ReLU(), nn.Linear(8, 2))
 
 
-def table(cell: Mapping[str, Any], *, defence: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def table(cell: Mapping[str, Any], *, defense: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The settings of one small cell, its dropout on both sides of the cut unless it says so."""
     base: dict[str, dict[str, Any]] = {
-        "data": {"name": "tests.tiny:images", "nodes": 2, "public": 0.2, "test": 0.1},
-        "model": {"name": "tests.slow_nodes:stateful", "cut": 3},
+        "data": {"name": "tests.support.tiny:images", "nodes": 2, "public": 0.2, "test": 0.1},
+        "model": {"name": "tests.support.slow_nodes:stateful", "cut": 3},
         "protocol": {"rounds": 2, "batch_size": 5, "local_steps": 3, "learning_rate": 0.05},
     }
     sections = {name: {**own, **cell.get(name, {})} for name, own in base.items()}
@@ -194,7 +196,7 @@ def table(cell: Mapping[str, Any], *, defence: Mapping[str, Any] | None = None) 
         "name": "cuda",
         **sections,
         "attack": cell.get("attack", [SHOWN]),
-        "defense": [dict(defence or {"name": "none"})],
+        "defense": [dict(defense or {"name": "none"})],
     }
 
 
@@ -236,11 +238,11 @@ def test_a_protocol(name: str, tmp_path: Path) -> None:
 
 @on_gpu
 @pytest.mark.parametrize("name", DEFENSES)
-def test_a_defence(name: str, tmp_path: Path) -> None:
-    cell = dict(DEFENCE_CELLS.get(name, {"protocol": {"name": "vanilla-split"}}))
+def test_a_defense(name: str, tmp_path: Path) -> None:
+    cell = dict(DEFENSE_CELLS.get(name, {"protocol": {"name": "vanilla-split"}}))
     own = cell.pop("own", {})
     cell.setdefault("protocol", {"name": "vanilla-split"})
-    assert_the_same_on_both(table(cell, defence={"name": name, **own}), tmp_path)
+    assert_the_same_on_both(table(cell, defense={"name": name, **own}), tmp_path)
 
 
 @on_gpu
@@ -249,7 +251,7 @@ def test_an_active_attack_in_training(name: str, tmp_path: Path) -> None:
     if name in INTRUDERS:
         own = {"width": 2, "latent": 3, "nodes": [0]}
         cell = {**U_SHAPED, "model": {**U_SHAPED["model"], "extra_classes": 1}}
-        cell["model"]["name"] = "tests.intruded:everywhere"
+        cell["model"]["name"] = "tests.support.intruded:everywhere"
         cell["model"] |= {"cut": 2, "upper_cut": 6}
         cell["attack"] = [{"name": name, "targets": 4, **own}]
     else:

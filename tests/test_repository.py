@@ -93,10 +93,10 @@ def test_no_test_folder_is_a_package() -> None:
 # Slow nodes, hooks and calls are slow by sleeping; only `until` sleeps between two looks.
 SLEEPERS = {
     "tests/leakbed/test_cli.py",
-    "tests/leakbed/test_wiretap_threads.py",
-    "tests/slow_nodes.py",
-    "tests/strange_nodes.py",
-    "tests/waiting.py",
+    "tests/leakbed/tap/test_wiretap_threads.py",
+    "tests/support/slow_nodes.py",
+    "tests/support/strange_nodes.py",
+    "tests/support/waiting.py",
 }
 
 
@@ -163,7 +163,7 @@ def test_documents_link_to_files_that_exist() -> None:
         for page in [
             *ROOT.glob("*.md"),
             *(ROOT / "docs").rglob("*.md"),
-            *ROOT.glob("experiments/*/*.md"),
+            *ROOT.glob("experiments/studies/*/*.md"),
         ]
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
         if not target.startswith("https://") and not (page.parent / target).exists()

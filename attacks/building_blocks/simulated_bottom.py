@@ -43,6 +43,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim import Adam
 
+from attacks.building_blocks.gan_networks import NoPilotError, blueprint
 from attacks.building_blocks.likeness import (
     PRIORS,
     kernel_distance,
@@ -51,8 +52,7 @@ from attacks.building_blocks.likeness import (
     prior_distance,
     row_critic,
 )
-from attacks.hijacking_networks import NoPilotError, blueprint
-from attacks.owned_images import Draws, owned_images
+from attacks.building_blocks.public_images import BatchSampler, public_images
 from leakbed.contracts import (
     Evidence,
     Guess,
@@ -63,7 +63,7 @@ from leakbed.contracts import (
     UnfitViewError,
     View,
 )
-from leakbed.naming import unknown
+from leakbed.lookup import unknown_name
 from leakbed.seeds import derive, generator, scoped
 
 SIMULATORS = ("architecture", "pilot")
@@ -108,7 +108,7 @@ class Simulation:
 
     simulator: nn.Module
     adam: Adam
-    draws: Draws
+    draws: BatchSampler
     labels: Int[Tensor, " public"] | None
     stream: int
     chance: torch.Generator
@@ -208,7 +208,7 @@ class SimulatedBottom:
         """
         for setting, legal in (("simulator", SIMULATORS), ("prior_by", PRIORS)):
             if (value := getattr(self, setting)) not in legal:
-                raise ValueError(unknown(setting, value, legal))
+                raise ValueError(unknown_name(setting, value, legal))
         for range_, settings in _RANGES.items():
             for setting in settings:
                 if not _LEGAL[range_](value := getattr(self, setting)):
@@ -236,7 +236,7 @@ class SimulatedBottom:
 
     def check(self, view: View) -> None:
         """Refuse, before training, images of its own of another shape or fewer than a batch."""
-        owned_images(view)
+        public_images(view)
 
     def run(self, view: View, *, seed: int) -> Guess:
         """Learn from the rows of a finished round, and decode every target.
@@ -264,7 +264,7 @@ class SimulatedBottom:
         labels = None if view.round_labels is None else view.round_labels[whole]
         rows = min(self.batch_rows, len(seen))
         state = self._begun(view, tuple(seen.shape[1:]), rows=rows, seed=seed)
-        order = Draws(seen, stream=derive(seed, "order"))
+        order = BatchSampler(seen, stream=derive(seed, "order"))
         for _ in range(self.steps):
             places = order.places(rows)
             told = None if labels is None else labels[places]
@@ -346,7 +346,7 @@ class SimulatedBottom:
         self, view: View, smashed_shape: tuple[int, ...], *, rows: int, seed: int
     ) -> Simulation:
         """Return the networks before the first batch."""
-        images, labels = owned_images(view)
+        images, labels = public_images(view)
         if self.task and labels is None:
             raise MissingKnowledgeError(
                 f"{self.name} trains on the labels of its own images, and the view has none; set "
@@ -366,7 +366,7 @@ class SimulatedBottom:
         state = Simulation(
             simulator=simulator,
             adam=Adam(trained, lr=self.rate),
-            draws=Draws(images, stream=derive(seed, "public")),
+            draws=BatchSampler(images, stream=derive(seed, "public")),
             labels=labels,
             stream=derive(seed, "steps"),
             chance=generator(derive(seed, "chance")),

@@ -21,7 +21,7 @@ from scipy.stats import beta, norm
 from torch import Tensor
 
 from leakbed.contracts import Defense, DefenseState, Protects
-from leakbed.noise_laws import Clean, Normal
+from leakbed.contracts.noise_laws import Clean, Normal
 
 _SURE = 0.9995  # of each of two rates
 _MESSAGES = 2
@@ -66,11 +66,11 @@ class Audit:
         )
 
 
-def audit(defence: Defense, *, draws: int | None = None, stream: int = 0) -> list[Audit]:
+def audit(defense: Defense, *, draws: int | None = None, stream: int = 0) -> list[Audit]:
     """Return what audits of a defence's claim found.
 
     Args:
-        defence: With the settings to be audited.
+        defense: With the settings to be audited.
         draws: Of each input; None for 100,000 rows or labels, or 4,000 updates.
         stream: Of the defence's noise.
 
@@ -80,34 +80,34 @@ def audit(defence: Defense, *, draws: int | None = None, stream: int = 0) -> lis
     Raises:
         NoAuditError: If it claims nothing, or not of a message.
     """
-    if not defence.claiming:
+    if not defense.claiming:
         raise NoAuditError(
-            f"{defence.name} claims no differential privacy under these settings, so there is "
+            f"{defense.name} claims no differential privacy under these settings, so there is "
             "nothing to audit; set those under which it does"
         )
-    if len(defence.protects) != 1:
-        kinds = ", ".join(sorted(map(str, defence.protects))) or "nothing"
-        raise NoAuditError(f"{defence.name} protects {kinds}; an audit is of one kind of message")
-    (kind,) = defence.protects
+    if len(defense.protects) != 1:
+        kinds = ", ".join(sorted(map(str, defense.protects))) or "nothing"
+        raise NoAuditError(f"{defense.name} protects {kinds}; an audit is of one kind of message")
+    (kind,) = defense.protects
     if kind == Protects.LABELS:
-        return [_labels(defence, draws=draws or 100_000, stream=stream)]
+        return [_labels(defense, draws=draws or 100_000, stream=stream)]
     if kind not in {Protects.UPDATE, Protects.SMASHED, Protects.CUT_GRADIENT}:
         raise NoAuditError(
-            f"{defence.name} protects {kind}, which is no message; its steps are not audited here"
+            f"{defense.name} protects {kind}, which is no message; its steps are not audited here"
         )
     count = draws or (4000 if kind == Protects.UPDATE else 100_000)
-    mu, delta = _claimed(defence, kind)
+    mu, delta = _claimed(defense, kind)
     claimed = epsilon_of(mu * sqrt(_MESSAGES), delta=delta)
     audits = []
     for inputs, signs in (("equal", (1, 1)), ("alternating", (1, -1))):
         scores = [
-            _scores(defence, kind, signs, swapped=swapped, count=count, stream=stream)
+            _scores(defense, kind, signs, swapped=swapped, count=count, stream=stream)
             for swapped in (False, True)
         ]
         found = certain(*scores, delta=delta)
         audits.append(
             Audit(
-                name=defence.name,
+                name=defense.name,
                 inputs=inputs,
                 claimed=claimed,
                 found=found,
@@ -170,15 +170,15 @@ def _delta(epsilon: float, mu: float) -> float:
     return float(first - exp(min(second, 700.0)))
 
 
-def _claimed(defence: Defense, kind: Protects) -> tuple[float, float]:
+def _claimed(defense: Defense, kind: Protects) -> tuple[float, float]:
     """Return the mu that a defence claims of one message, and the delta to say it at."""
-    delta = float(getattr(defence, "delta", 1e-5))
-    epsilon = getattr(defence, "epsilon", None)
+    delta = float(getattr(defense, "delta", 1e-5))
+    epsilon = getattr(defense, "epsilon", None)
     if epsilon is not None:
-        return mu_of(float(epsilon), delta=delta) / sqrt(defence.covers or 1), delta
-    law = defence.law(_clean(kind, 1, _FAR))
+        return mu_of(float(epsilon), delta=delta) / sqrt(defense.covers or 1), delta
+    law = defense.law(_clean(kind, 1, _FAR))
     if not isinstance(law, Normal) or law.radius is None:
-        raise NoAuditError(f"{defence.name} says no epsilon, and its law bounds no message")
+        raise NoAuditError(f"{defense.name} says no epsilon, and its law bounds no message")
     apart = law.radius if kind == Protects.UPDATE else 2 * law.radius
     return apart / float(next(iter(law.deviation.values()))), delta
 
@@ -195,7 +195,7 @@ def _clean(kind: Protects, rows: int, place: float) -> Clean:
 
 
 def _scores(
-    defence: Defense,
+    defense: Defense,
     kind: Protects,
     signs: tuple[int, ...],
     *,
@@ -205,7 +205,7 @@ def _scores(
 ) -> Float[Tensor, " draws"]:
     """Return how strongly each draw's messages speak for the first input."""
     send = _row_messages if kind != Protects.UPDATE else _updates
-    states = send(defence, kind, count, stream + swapped)
+    states = send(defense, kind, count, stream + swapped)
     total = torch.zeros(count, dtype=torch.float64)
     for at, sign in enumerate(signs):
         first = (sign > 0) is not swapped
@@ -218,27 +218,27 @@ def _scores(
 Sender = Callable[[int, float], Tensor]
 
 
-def _row_messages(defence: Defense, kind: Protects, count: int, stream: int) -> Sender:
+def _row_messages(defense: Defense, kind: Protects, count: int, stream: int) -> Sender:
     """All draws are rows of one message."""
-    state = defence.begin(stream)
+    state = defense.begin(stream)
 
     def send(at: int, place: float) -> Tensor:
         array = _clean(kind, count, place).array
         here = DefenseState(stream=state.stream, messages=at, tensors=state.tensors)
-        hook = defence.protect_smashed if kind == Protects.SMASHED else defence.protect_cut_gradient
+        hook = defense.protect_smashed if kind == Protects.SMASHED else defense.protect_cut_gradient
         return hook(here, array)[1][:, 0].detach()
 
     return send
 
 
-def _updates(defence: Defense, kind: Protects, count: int, stream: int) -> Sender:
+def _updates(defense: Defense, kind: Protects, count: int, stream: int) -> Sender:
     """Every draw is a node of its own."""
 
     def send(at: int, place: float) -> Tensor:
         clean, sent = _clean(kind, 1, place), torch.empty(count)
         for draw in range(count):
             state = DefenseState(stream=stream * count * 10 + draw, messages=at)
-            sent[draw] = defence.protect_update(state, clean.before, clean.arrays)[1]["w"][0]
+            sent[draw] = defense.protect_update(state, clean.before, clean.arrays)[1]["w"][0]
         return sent
 
     return send
@@ -269,14 +269,14 @@ def _least(count: int, of: int) -> float:
     return float(beta.ppf(1 - _SURE, count, of - count + 1)) if count else 0.0
 
 
-def _labels(defence: Defense, *, draws: int, stream: int) -> Audit:
+def _labels(defense: Defense, *, draws: int, stream: int) -> Audit:
     """Audit labels answered at random: every pair of labels, every answer."""
-    prior = getattr(defence, "prior", ())
+    prior = getattr(defense, "prior", ())
     classes = len(prior) or 3
     answers = torch.stack(
         [
             torch.bincount(
-                defence.noised_labels(stream + label, torch.full((draws,), label), classes=classes),
+                defense.noised_labels(stream + label, torch.full((draws,), label), classes=classes),
                 minlength=classes,
             )
             for label in range(classes)
@@ -292,9 +292,9 @@ def _labels(defence: Defense, *, draws: int, stream: int) -> Audit:
                 high = 1 - (float(beta.ppf(1 - sure, rest, theirs + 1)) if rest else 0.0)
                 found = max(found, log(low / high) if low > 0 else 0.0)
     return Audit(
-        name=defence.name,
+        name=defense.name,
         inputs="one label",
-        claimed=float(getattr(defence, "epsilon", inf)),
+        claimed=float(getattr(defense, "epsilon", inf)),
         found=found,
         delta=0.0,
         draws=draws,

@@ -2,10 +2,10 @@
 
 The guesser knows the protocol, the weights before the message, all other rows and labels, and every
 seed but those of the noise and of the data split. N candidates are equally likely; each would have
-sent a message that its :mod:`law <leakbed.noise_laws>` describes. A message of B rows is answered
-by a list of the B likeliest candidates, since the oracle matches guessed images to rows with the
-truth's help: an answer of B images is nearest to at most B candidates, so no attack from the same
-seat identifies the row more often than
+sent a message that its :mod:`law <leakbed.contracts.noise_laws>` describes. A message of B rows is
+answered by a list of the B likeliest candidates, since the oracle matches guessed images to rows
+with the truth's help: an answer of B images is nearest to at most B candidates, so no attack from
+the same seat identifies the row more often than
 
     ceiling(B) = E over candidates, E over noise [ posterior mass of the B likeliest candidates ].
 
@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from leakbed.noise_laws import (
+from leakbed.contracts.noise_laws import (
     Arrays,
     Axial,
     Channel,
@@ -59,7 +59,7 @@ class Messages:
         scales: Deviation of each block; of Laplace noise both scales, of axial noise none.
         clear: What is sent beside it in the clear: labels, a loss.
         axis: Of axial noise: each row's axis, with the deviations along and across it.
-        radius: As for :class:`leakbed.noise_laws.Normal`.
+        radius: As for :class:`leakbed.contracts.noise_laws.Normal`.
     """
 
     means: Float[Tensor, " candidates entries"]

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from leakbed.metrics import binomial_interval
-from leakbed.oracle.scores import Summary, summarise
+from leakbed.oracle.metrics import binomial_interval
+from leakbed.oracle.scoring import Summary, summarise
 from leakbed.oracle.truth import GuessShapeError
 from leakbed.perturbation import refuse_beyond
 from leakbed.tensors import predicted

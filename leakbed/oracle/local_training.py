@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
+from leakbed.contracts.noise_laws import NoCeilingError
 from leakbed.models import DETERMINISTIC
-from leakbed.noise_laws import NoCeilingError
 from leakbed.seeds import scoped
 
 Weights = dict[str, Tensor]

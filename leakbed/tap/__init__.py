@@ -3,9 +3,9 @@
 ``from leakbed.tap import tapped`` and ``app = tapped(app)``: that is all.
 """
 
-from leakbed.about import about
+from leakbed.tap.facts import about
 from leakbed.tap.server_app import tapped
-from leakbed.trace import Recorder, Trace
-from leakbed.wiretap import Wiretap
+from leakbed.tap.trace import Recorder, Trace
+from leakbed.tap.wiretap import Wiretap
 
 __all__ = ["Recorder", "Trace", "Wiretap", "about", "tapped"]

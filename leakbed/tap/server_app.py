@@ -19,8 +19,8 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from leakbed import __version__
-from leakbed.trace import Recorder
-from leakbed.wiretap import Wiretap
+from leakbed.tap.trace import Recorder
+from leakbed.tap.wiretap import Wiretap
 
 FOLDER_VARIABLE = "LEAKBED_TRACES"
 """The environment variable that names the folder of all traces."""
@@ -49,7 +49,7 @@ def tapped(
         folder: Where the traces go; what the environment variable ``LEAKBED_TRACES`` says if None,
             and ``leakbed-traces`` in the user's home without that. Flower may start a ServerApp in
             any folder, so a relative one is seldom what is meant.
-        about: What the adversary may know of the run, from :func:`leakbed.about.about`.
+        about: What the adversary may know of the run, from :func:`leakbed.tap.facts.about`.
         strict: Let a trace that cannot be written end the run. By default the app goes on without
             one, and a warning says so.
 

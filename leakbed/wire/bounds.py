@@ -16,10 +16,7 @@ import numpy as np
 from flwr.app import Array as WireArray
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from leakbed.received_array import buffer_of
-from leakbed.wire.alarms import ALARMS, STOPPED
-from leakbed.wire.fields import Bottom, Carried, Field, Found, Named, Tensor, Whole
-from leakbed.wire.head_messages import BackwardReply, HeadEvaluateReply, HeadReply
+from leakbed.wire.fields import ALARMS, STOPPED, Bottom, Carried, Field, Found, Named, Tensor, Whole
 from leakbed.wire.messages import (
     BACKWARD_STEP,
     HEAD_EVALUATE,
@@ -31,6 +28,9 @@ from leakbed.wire.messages import (
     SPLIT_EVALUATE,
     SPLIT_STEP,
     WEIGHTS,
+    BackwardReply,
+    HeadEvaluateReply,
+    HeadReply,
     SplitReply,
 )
 from leakbed.wire.records import (
@@ -38,9 +38,10 @@ from leakbed.wire.records import (
     FEATURES,
     METRICS,
     WireError,
+    buffer_of,
     config_of,
     described,
-    whole,
+    int_field,
 )
 
 REPLIES: Mapping[str, type[Carried]] = {
@@ -182,7 +183,7 @@ class Bounds:
             node: Flower's node id.
 
         Returns:
-            As :func:`leakbed.order.batches` makes them.
+            As :func:`clients.node.batches` makes them.
         """
         if self.batch_size is None:
             return None
@@ -345,7 +346,7 @@ def _refuse_arrays(key: str, record: ArrayRecord, names: Names) -> None:
 
 def _number(sent: Message, key: str) -> int:
     """Return a whole number of the server's own message."""
-    return whole(sent, config_of(sent), key)
+    return int_field(sent, config_of(sent), key)
 
 
 def _size_of(record: ArrayRecord | ConfigRecord | MetricRecord) -> int:

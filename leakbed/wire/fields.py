@@ -1,4 +1,10 @@
-"""How each attribute of a message travels: the table from which messages are written and read.
+"""What a node's detectors found, as it travels to the harness, and a node's word that it stopped.
+
+Findings are for whoever measures, so they travel sealed: no tap, trace or view of the server holds
+them. A real client would tell nobody but its owner. That it trains no further it says in the clear,
+for the server would notice.
+
+How each attribute of a message travels: the table from which messages are written and read.
 
 A message class lists its attributes once, in ``FIELDS``: the record, the name in it, the type. Its
 ``records`` and ``of`` follow from that, and so does what a server accepts in a reply (see
@@ -8,25 +14,123 @@ A message class lists its attributes once, in ``FIELDS``: the record, the name i
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from leakbed.events import Array, Arrays
-from leakbed.wire.alarms import ALARMS, Alarms, alarms_of, pack_alarms
 from leakbed.wire.records import (
     BOTTOMS,
     CONFIG,
     METRICS,
+    SEALED,
     WireError,
+    as_arrays_under,
     bottom_of,
     config_of,
+    describe,
+    int_field,
     pack,
     view_under,
-    views_under,
-    where,
-    whole,
 )
+
+ALARMS, STOPPED = f"{SEALED}alarms", "stopped"
+
+
+class Finding(NamedTuple):
+    """What one detector has found so far.
+
+    Attributes:
+        alarm: After how many gradients it raised its alarm; -1 where it did not.
+        score: Its most suspicious score; NaN before the first.
+        last: Its latest score; NaN before the first.
+        gradients: How many gradients it has seen.
+    """
+
+    alarm: int
+    score: float
+    last: float
+    gradients: int
+
+
+Alarms = Mapping[str, Finding]
+"""By detector, what it found."""
+
+_WHOLE = frozenset({"alarm", "gradients"})
+
+
+def pack_alarms(alarms: Alarms) -> MetricRecord:
+    """Return what detectors found as a Flower record."""
+    record = MetricRecord()
+    for name, finding in alarms.items():
+        for field, value in finding._asdict().items():
+            record[f"{name}.{field}"] = value
+    return record
+
+
+def alarms_of(message: Message) -> Alarms | None:
+    """Return what the detectors behind a reply found, or None where there are none.
+
+    Args:
+        message: A reply of type ``train.split`` or ``train.backward``.
+
+    Returns:
+        By detector.
+
+    Raises:
+        WireError: If the record is no record of alarms.
+    """
+    if ALARMS not in message.content:
+        return None
+    record = message.content[ALARMS]
+    if not isinstance(record, MetricRecord):
+        raise WireError(f"{describe(message)} needs a MetricRecord under {ALARMS!r}")
+    fields: dict[str, dict[str, Any]] = {}
+    for key, value in record.items():
+        name, _, field = key.rpartition(".")
+        kinds = int if field in _WHOLE else int | float
+        if field not in Finding._fields or not isinstance(value, kinds):
+            raise WireError(f"{describe(message)}: {key!r} is no finding of a detector")
+        fields.setdefault(name, {})[field] = value
+    for name, found in fields.items():
+        if len(found) < len(Finding._fields):
+            raise WireError(f"{describe(message)}: the finding of {name!r} is not whole")
+    return {name: Finding(**found) for name, found in fields.items()}
+
+
+def pack_stop(by: str, alarms: Alarms) -> RecordDict:
+    """Return the records by which a node says that it trains no further.
+
+    Args:
+        by: The detector that stopped it.
+        alarms: What all its detectors found.
+
+    Returns:
+        No smashed data, no bottom.
+    """
+    return RecordDict({STOPPED: ConfigRecord({"by": by}), ALARMS: pack_alarms(alarms)})
+
+
+def stop_of(message: Message) -> str | None:
+    """Return which detector stopped the sender of a reply, or None where it goes on.
+
+    Args:
+        message: Any reply that has content.
+
+    Returns:
+        The detector's name.
+
+    Raises:
+        WireError: If the record does not name one.
+    """
+    if STOPPED not in message.content:
+        return None
+    record = message.content[STOPPED]
+    by = record.get("by") if isinstance(record, ConfigRecord) else None
+    if not isinstance(by, str):
+        raise WireError(f"{describe(message)} does not say under {STOPPED!r} what stopped the node")
+    return by
+
 
 Groups = dict[str, dict[str, Any]]
 """By record: what it holds, by name."""
@@ -64,7 +168,7 @@ class Whole(Field):
     def read(self, message: Message) -> int:
         """Return the number; one that is missing is a ``WireError``."""
         record = config_of(message) if self.record == CONFIG else _metrics(message)
-        return whole(message, record, self.key)
+        return int_field(message, record, self.key)
 
 
 @dataclass(frozen=True)
@@ -99,7 +203,7 @@ class Share(Field):
         """
         share = config_of(message).get(self.key, 1.0)
         if not isinstance(share, float) or not 0 < share <= 1:
-            raise WireError(f"{where(message)} needs a share of rows in (0, 1], got {share!r}")
+            raise WireError(f"{describe(message)} needs a share of rows in (0, 1], got {share!r}")
         return share
 
 
@@ -145,7 +249,7 @@ class Tensor(Field):
         """
         array = view_under(message, self.record, self.name, needed=not self.optional)
         if array is None and self.missing is not None:
-            raise WireError(f"{where(message)} needs {self.missing}")
+            raise WireError(f"{describe(message)} needs {self.missing}")
         return array
 
 
@@ -178,8 +282,8 @@ class Named(Field):
         Raises:
             WireError: If there is no such record.
         """
-        if (arrays := views_under(message, self.record)) is None:
-            raise WireError(f"{where(message)} needs {self.missing}")
+        if (arrays := as_arrays_under(message, self.record)) is None:
+            raise WireError(f"{describe(message)} needs {self.missing}")
         return arrays
 
 
@@ -211,7 +315,7 @@ class Bottom(Field):
         """
         bottom, _ = bottom_of(message)
         if bottom is None and self.missing is not None:
-            raise WireError(f"{where(message)} needs {self.missing}")
+            raise WireError(f"{describe(message)} needs {self.missing}")
         return bottom
 
 
@@ -283,5 +387,5 @@ def _record(key: str, held: dict[str, Any]) -> ArrayRecord | ConfigRecord | Metr
 def _metrics(message: Message) -> MetricRecord:
     metrics = message.content.get(METRICS)
     if not isinstance(metrics, MetricRecord):
-        raise WireError(f"{where(message)} needs a MetricRecord under {METRICS!r}")
+        raise WireError(f"{describe(message)} needs a MetricRecord under {METRICS!r}")
     return metrics

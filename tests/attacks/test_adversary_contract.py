@@ -8,7 +8,7 @@ import torch
 
 from attacks import ADVERSARIES
 from leakbed.contracts import Adversary
-from tests.attacks.adversary_views import answers, batch, guessed, quick, view
+from tests.support.adversary_views import answers, batch, guessed, quick, view
 
 NAMES = sorted(ADVERSARIES)
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from attacks import DeepLeakageFromModel, DeepLeakageFromModelPlus
-from attacks.dummy_gradients import Dummies, check_last_bias, clues
+from attacks.building_blocks.dummy_gradients import Dummies, check_last_bias, clues
 from leakbed.contracts import UnfitViewError
 from leakbed.models import Architecture, ModelMismatchError, weights_as_run
-from tests.attacks.test_dummy_gradients import first, truth
-from tests.attacks.weight_updates import SMALL, small_victims
+from tests.attacks.building_blocks.test_dummy_gradients import first, truth
+from tests.support.weight_updates import SMALL, small_victims
 
-NETWORKS = "tests.attacks.whole_networks"
+NETWORKS = "tests.support.whole_networks"
 
 
 @pytest.mark.parametrize("model", ["Whole", "Reusing", "Tied", "Skipping"])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.client_gan import ClientGan
-from leakbed.intruding import NodeView, Turn, UnfitNodeError
+from leakbed.contracts.attack import CraftedBatch, NodeView, UnfitNodeError
 
 VIEW = NodeView(image_shape=(1, 8, 8), num_classes=3, outputs=4, device=torch.device("cpu"))
 
@@ -17,7 +17,7 @@ def small(**settings: Any) -> ClientGan:
     return ClientGan(**{"width": 8, "latent": 4, "generator_rate": 0.01} | settings)
 
 
-def turns(intruder: ClientGan, count: int) -> list[Turn]:
+def turns(intruder: ClientGan, count: int) -> list[CraftedBatch]:
     state = intruder.begin(VIEW, seed=1)
     found = []
     for _ in range(count):

@@ -11,7 +11,7 @@ import torch
 import attacks
 from attacks import ADVERSARIES, ATTACKS, INTRUDERS
 from leakbed.contracts import Attack, Guess, View
-from tests.attacks.views import quick_attack, view_for
+from tests.support.attack_views import quick_attack, view_for
 
 NAMES = sorted(ATTACKS)
 

@@ -16,7 +16,7 @@ from leakbed.contracts import (
     Seat,
     UnfitViewError,
 )
-from tests.attacks.cut_runs import first_known, rare_run
+from tests.support.cut_runs import first_known, rare_run
 
 
 @pytest.mark.parametrize("steps", [0, 30])

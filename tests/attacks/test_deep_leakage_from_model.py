@@ -10,8 +10,8 @@ from torch.nn.functional import log_softmax
 from attacks.deep_leakage_from_model import DeepLeakageFromModel
 from leakbed.contracts import Guess, UnfitViewError
 from leakbed.seeds import derive, generator
-from tests.attacks.budgets import assert_doubling_changes_little, unbound
-from tests.attacks.weight_updates import Victims, digit_victims, small_victims
+from tests.support.budgets import assert_doubling_changes_little, unbound
+from tests.support.weight_updates import Victims, digit_victims, small_victims
 
 SEED = 6
 

@@ -8,8 +8,8 @@ from torch.nn.functional import log_softmax
 from attacks.deep_leakage_from_model_plus import DeepLeakageFromModelPlus
 from leakbed.contracts import Guess
 from leakbed.seeds import derive, generator
-from tests.attacks.budgets import assert_doubling_changes_little, unbound
-from tests.attacks.weight_updates import Victims, digit_victims, small_victims
+from tests.support.budgets import assert_doubling_changes_little, unbound
+from tests.support.weight_updates import Victims, digit_victims, small_victims
 
 SEED = 6
 

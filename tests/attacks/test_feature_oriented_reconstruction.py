@@ -10,12 +10,14 @@ from torch import Tensor
 
 from attacks.feature_oriented_reconstruction import FeatureOrientedReconstruction
 from leakbed.contracts import Knowledge, Seat, View
-from leakbed.metrics import abs_pearson
 from leakbed.models import Architecture
+from leakbed.oracle.metrics import abs_pearson
 
 TARGETS = 64
 SHAPE = (1, 6, 6)
-LAYERS = Architecture(name="tests.hijackable:blocks", image_shape=SHAPE, num_classes=3, cut=2)
+LAYERS = Architecture(
+    name="tests.support.hijackable:blocks", image_shape=SHAPE, num_classes=3, cut=2
+)
 
 
 def digits() -> Tensor:

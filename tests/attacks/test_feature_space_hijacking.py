@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.critic import EPSILON
+from attacks.building_blocks.hijacking import EPSILON
 from attacks.feature_space_hijacking import SMALL, FeatureSpaceHijacking, Hijacked
 from leakbed.contracts import Knowledge, MissingKnowledgeError, Seat, UnfitViewError, View
 from leakbed.distance_correlation import corrected_correlation
@@ -142,18 +142,22 @@ def test_its_losses_fall_and_only_a_hijacked_client_is_decoded() -> None:
     assert errors[0] < 0.5 * errors[1]
 
 
-@pytest.mark.parametrize("mutes", [True, False])
-def test_the_pilot_does_without_a_clients_dead_channels_where_it_is_told_to(mutes: bool) -> None:
+@pytest.mark.parametrize("mask_dead_channels", [True, False])
+def test_the_pilot_does_without_a_clients_dead_channels_where_it_is_told_to(
+    mask_dead_channels: bool,
+) -> None:
     sent = torch.rand(ROWS, *SMASHED, generator=torch.Generator().manual_seed(0))
     sent[:, 2:4] = 0.0
-    chosen, state = begun(mutes=mutes)
+    chosen, state = begun(mask_dead_channels=mask_dead_channels)
     before = copy.deepcopy(state.pilot[-1].bias)
     for _ in range(2):
         state, _ = chosen.forge(state, sent, sent)
     public = state.mapped(images(40, seed=1).mul(2).sub(1))
-    assert bool(public[:, 2:4].any()) is not mutes
+    assert bool(public[:, 2:4].any()) is not mask_dead_channels
     assert public[:, :2].any()
-    assert torch.equal(state.pilot[-1].bias[2:4], before[2:4]) is mutes  # nor learns in them
+    assert (
+        torch.equal(state.pilot[-1].bias[2:4], before[2:4]) is mask_dead_channels
+    )  # nor learns in them
 
 
 @pytest.mark.parametrize("pixels", ["centred", "unit"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.critic import EPSILON
+from attacks.building_blocks.hijacking import EPSILON
 from attacks.feature_space_hijacking import SMALL
 from attacks.feature_space_hijacking_property import FeatureSpaceHijackingProperty, Telling
 from leakbed.contracts import MissingKnowledgeError, Seat, UnfitViewError, View

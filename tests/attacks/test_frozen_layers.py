@@ -11,20 +11,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from attacks.building_blocks.gradient_matching import GradientMatching
 from attacks.deep_leakage_from_model import DeepLeakageFromModel
 from attacks.deep_leakage_from_model_plus import DeepLeakageFromModelPlus
-from attacks.gradient_matching import GradientMatching
+from experiments.run.targets import Evidences, pick_targets
+from experiments.run.view import build_view
 from leakbed.contracts import UnfitViewError, View
 from leakbed.events import Event, UpdateUp
 from leakbed.models import Architecture
-from leakbed.targets import Evidences, pick_targets
-from leakbed.views import build_view
-from tests.attacks.weight_updates import SMALL, smooth_images
-from tests.small_traces import CPU, make_trace
+from tests.support.small_traces import CPU, make_trace
+from tests.support.weight_updates import SMALL, smooth_images
 
 NODES = 3
 FROZEN = Architecture(
-    name="tests.strange_networks:half_frozen",
+    name="tests.support.strange_networks:half_frozen",
     image_shape=SMALL,
     num_classes=4,
     initialisation="uniform",
@@ -96,7 +96,7 @@ def test_a_last_bias_that_is_not_trained_says_nothing(
     tmp_path: Path, attack: GradientMatching, instead: str
 ) -> None:
     """The bias below it has as many entries, and is no substitute."""
-    head = replace(FROZEN, name="tests.strange_networks:frozen_head", image_shape=(1, 6, 6))
+    head = replace(FROZEN, name="tests.support.strange_networks:frozen_head", image_shape=(1, 6, 6))
     head = replace(head, num_classes=3)
     view = seen(tmp_path / "trace", attack, smooth_images(NODES, (1, 6, 6)), head)
     with pytest.raises(UnfitViewError, match=f"'3.bias' is not trained; use {instead}"):

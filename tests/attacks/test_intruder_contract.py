@@ -7,8 +7,8 @@ import torch
 
 from attacks import ADVERSARIES, ATTACKS, INTRUDERS
 from leakbed.contracts import Seat
-from leakbed.intruding import Intruder, IntruderState
-from tests.attacks.intruder_views import CYCLE, ROWS, SHAPE, gradient, played, quick, view
+from leakbed.contracts.attack import MaliciousClient, MaliciousClientState
+from tests.support.intruder_views import CYCLE, ROWS, SHAPE, gradient, played, quick, view
 
 NAMES = sorted(INTRUDERS)
 
@@ -41,7 +41,7 @@ def test_states_and_gradients_are_never_written(name: str) -> None:
 def test_a_state_is_its_numbers_and_goes_on_after_a_journey(name: str) -> None:
     intruder = quick(name)
     _, state = played(name)
-    travelled = IntruderState(
+    travelled = MaliciousClientState(
         stream=int(str(state.stream)),
         turns=state.turns,
         tensors={key: torch.from_numpy(v.numpy().copy()) for key, v in state.tensors.items()},
@@ -71,7 +71,7 @@ def test_a_turn_is_a_batch_of_labels_the_network_has(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_names_its_source_and_holds_settings_only(name: str) -> None:
     intruder = quick(name)
-    assert isinstance(intruder, Intruder)
+    assert isinstance(intruder, MaliciousClient)
     assert INTRUDERS[name].name == intruder.name == name
     assert "https://" in intruder.source
     assert intruder.threat.active

@@ -20,9 +20,9 @@ class Refuse(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Refuse())
 import sklearn.cluster  # reads files of its own when it is first imported
 from attacks import ADVERSARIES, ATTACKS, INTRUDERS
-from tests.attacks.adversary_views import answers
-from tests.attacks.intruder_views import played
-from tests.attacks.views import quick_attack, view_for
+from tests.support.adversary_views import answers
+from tests.support.intruder_views import played
+from tests.support.attack_views import quick_attack, view_for
 
 ready = {name: (quick_attack(name), view_for(quick_attack(name))) for name in sorted(ATTACKS)}
 

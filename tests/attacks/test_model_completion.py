@@ -18,7 +18,7 @@ from leakbed.contracts import (
     View,
 )
 from leakbed.seeds import generator
-from tests.attacks.cut_runs import even_run, first_known, rare_run
+from tests.support.cut_runs import even_run, first_known, rare_run
 
 QUICK = ModelCompletion(steps=150)
 

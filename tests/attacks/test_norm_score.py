@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from attacks.norm_score import NormScore
 from leakbed.contracts import Attack, Evidence, MissingKnowledgeError, Seat, UnfitViewError
-from tests.attacks.cut_runs import RARE, rare_run
+from tests.support.cut_runs import RARE, rare_run
 
 
 def test_rare_labels_have_long_gradients() -> None:

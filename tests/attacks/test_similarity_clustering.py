@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from attacks.similarity import LabelledRows
+from attacks.building_blocks.similarity import LabelledRows
 from attacks.similarity_clustering import SimilarityClustering, named
 from leakbed.contracts import UnfitViewError
-from leakbed.oracle.grouping import best_named
-from tests.attacks.labelled_views import CLASSES, accuracy, known, planted, view_of, within_chance
+from leakbed.oracle.metrics import best_named
+from tests.support.labelled_views import CLASSES, accuracy, known, planted, view_of, within_chance
 
 
 def test_directions_that_are_labels_are_read() -> None:

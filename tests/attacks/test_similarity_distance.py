@@ -7,7 +7,7 @@ from torch.nn.functional import normalize
 from attacks import ATTACKS
 from attacks.similarity_distance import SimilarityDistance
 from leakbed.contracts import Evidence, Knowledge, MissingKnowledgeError, Seat
-from tests.attacks.labelled_views import CLASSES, accuracy, known, planted, view_of, within_chance
+from tests.support.labelled_views import CLASSES, accuracy, known, planted, view_of, within_chance
 
 
 def test_directions_that_are_labels_are_read() -> None:

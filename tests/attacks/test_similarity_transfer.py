@@ -11,8 +11,8 @@ from torch import Tensor
 from attacks import ATTACKS
 from attacks.similarity_transfer import SimilarityTransfer
 from leakbed.contracts import Evidence, Knowledge, MissingKnowledgeError, UnfitViewError, View
-from leakbed.oracle.grouping import best_named
-from tests.attacks.labelled_views import accuracy, known, view_of, within_chance
+from leakbed.oracle.metrics import best_named
+from tests.support.labelled_views import accuracy, known, view_of, within_chance
 
 CLASSES = 3
 LEARNS: dict[str, Any] = {"epochs": 10, "batch_size": 10, "rate": 3e-3}

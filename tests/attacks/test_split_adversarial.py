@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from attacks.building_blocks.likeness import kernel_distance, row_critic
-from attacks.owned_images import Draws
+from attacks.building_blocks.public_images import BatchSampler
 from attacks.split_adversarial import SplitAdversarial
 from leakbed.contracts import MissingKnowledgeError, Seat, UnfitViewError, View
 from leakbed.models import Architecture
@@ -58,7 +58,7 @@ def test_both_stages_are_a_slow_literal_reading() -> None:
     shadow = network.bottom(derive(seed, "shadow"))
     middle = list(view.server_part.children())  # type: ignore[union-attr]
     adam = torch.optim.Adam(shadow.parameters(), 1e-3)
-    draws = Draws(view.public_images, stream=derive(seed, "batches"))  # type: ignore[arg-type]
+    draws = BatchSampler(view.public_images, stream=derive(seed, "batches"))  # type: ignore[arg-type]
     for _ in range(2):
         own = shadow(view.public_images[draws.places(8)])  # type: ignore[index]
         theirs = view.round_smashed
@@ -127,8 +127,8 @@ def test_kernel_distances_and_a_critic_are_a_slow_literal_reading() -> None:
     assert view.public_images is not None
     shadow = network.bottom(derive(seed, "shadow"))
     adam = torch.optim.Adam(shadow.parameters(), 1e-3)
-    draws = Draws(view.public_images, stream=derive(seed, "batches"))
-    theirs = Draws(sent, stream=derive(seed, "sent"))
+    draws = BatchSampler(view.public_images, stream=derive(seed, "batches"))
+    theirs = BatchSampler(sent, stream=derive(seed, "sent"))
     with scoped(derive(seed, "fit")):
         critic = row_critic((12, 4, 4)).train()
         critics = torch.optim.Adam(critic.parameters(), 1e-2, betas=(0.5, 0.999))

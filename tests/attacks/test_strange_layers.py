@@ -3,19 +3,19 @@
 import pytest
 import torch
 
+from attacks.building_blocks.gradient_matching import GradientMatching
 from attacks.deep_leakage_from_model import DeepLeakageFromModel
 from attacks.deep_leakage_from_model_plus import DeepLeakageFromModelPlus
-from attacks.gradient_matching import GradientMatching
 from attacks.unsplit import UnSplit
 from leakbed.contracts import UnfitViewError
 from leakbed.models import Architecture
-from tests.attacks.unsplit_reading import view_of
-from tests.attacks.weight_updates import train
+from tests.support.unsplit_reading import view_of
+from tests.support.weight_updates import train
 
 
 def network(name: str, cut: int | None = None) -> Architecture:
     return Architecture(
-        name=f"tests.strange_networks:{name}", image_shape=(1, 6, 6), num_classes=3, cut=cut
+        name=f"tests.support.strange_networks:{name}", image_shape=(1, 6, 6), num_classes=3, cut=cut
     )
 
 

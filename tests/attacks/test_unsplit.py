@@ -21,7 +21,7 @@ from leakbed.contracts import (
 )
 from leakbed.models import Architecture
 from leakbed.seeds import generator
-from tests.attacks.unsplit_reading import (
+from tests.support.unsplit_reading import (
     DIGIT,
     SEED,
     architecture,
@@ -41,7 +41,7 @@ from tests.attacks.unsplit_reading import (
         ("cifarnet", 3),
         ("lenet-sigmoid", 5),
         ("mlp2", 1),
-        ("tests.attacks.unsplit_reading:used_twice", 3),
+        ("tests.support.unsplit_reading:used_twice", 3),
     ],
 )
 def test_first_iterations_equal_the_literal_reading(name: str, cut: int) -> None:
@@ -199,7 +199,7 @@ def test_restarts_keep_the_lowest_objective() -> None:
 
 
 def test_a_bottom_with_batch_norm_is_attacked_from_rows_of_a_training_batch() -> None:
-    network = "tests.attacks.train_mode_networks:normalised"
+    network = "tests.support.train_mode_networks:normalised"
     layers = Architecture(name=network, image_shape=(1, 12, 12), num_classes=4, cut=2)
     private = torch.rand(5, 1, 12, 12, generator=generator(3))
     view = view_of(layers.bottom(1000).train(), private, layers)
@@ -242,7 +242,10 @@ def test_one_activation_object_is_attacked_like_three() -> None:
     guesses = []
     for name in ("one_activation", "three_activations"):
         layers = Architecture(
-            name=f"tests.strange_networks:{name}", image_shape=(1, 6, 6), num_classes=3, cut=3
+            name=f"tests.support.strange_networks:{name}",
+            image_shape=(1, 6, 6),
+            num_classes=3,
+            cut=3,
         )
         private = torch.rand(2, 1, 6, 6, generator=generator(3))
         view = view_of(layers.bottom(1000), private, layers)
@@ -255,7 +258,7 @@ def test_one_activation_object_is_attacked_like_three() -> None:
 @pytest.mark.parametrize("name", ["tied", "repeated"])
 def test_tied_weights_are_one_weight_to_the_literal_reading_too(name: str) -> None:
     layers = Architecture(
-        name=f"tests.strange_networks:{name}", image_shape=(1, 6, 6), num_classes=3, cut=6
+        name=f"tests.support.strange_networks:{name}", image_shape=(1, 6, 6), num_classes=3, cut=6
     )
     private = torch.rand(2, 1, 6, 6, generator=generator(3))
     view = view_of(layers.bottom(1000), private, layers, torch.float64)

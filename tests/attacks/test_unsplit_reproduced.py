@@ -15,8 +15,8 @@ from benchmarks.unsplit_targets import measured
 from leakbed.contracts import Guess
 from leakbed.models import Architecture
 from leakbed.seeds import generator
-from tests.attacks.budgets import ROUNDING, correlations
-from tests.attacks.unsplit_reading import DIGIT, architecture, view_of
+from tests.support.budgets import ROUNDING, correlations
+from tests.support.unsplit_reading import DIGIT, architecture, view_of
 
 
 def digits(part: str) -> tuple[Tensor, Tensor]:

@@ -14,15 +14,15 @@ from benchmarks.fedavg_round import PFL, Size, measured
 from clients import node_app
 from leakbed.flower_internals import task_identity
 from leakbed.grids import LocalGrid
-from tests import tiny
+from tests.support import tiny
 
 TINY = Size(
     nodes=6,
     sampled=3,
     batch=5,
     turns=2,
-    network="tests.tiny:plain",
-    data="tests.tiny:images",
+    network="tests.support.tiny:plain",
+    data="tests.support.tiny:images",
     image_shape=tiny.IMAGE_SHAPE,
     classes=tiny.CLASSES,
 )
@@ -43,10 +43,10 @@ class Heard:
 
 
 def served(size: Size = TINY) -> list[dict[str, Any]]:
-    heard = Heard()
+    active_channels = Heard()
     with task_identity():
-        fedavg_round.serve(LocalGrid(node_app, nodes=size.nodes), size, heard)  # type: ignore[arg-type]
-    return heard.told
+        fedavg_round.serve(LocalGrid(node_app, nodes=size.nodes), size, active_channels)  # type: ignore[arg-type]
+    return active_channels.told
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ from benchmarks.federation import NamedApp, told
 from clients import node_app
 from leakbed.grids import LocalGrid, NodeFailed
 from leakbed.wire.messages import SPLIT_STEP, SplitRequest
-from tests import tiny
+from tests.support import tiny
 
 pytestmark = pytest.mark.usefixtures("identity")
 

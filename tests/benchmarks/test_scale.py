@@ -71,12 +71,12 @@ def test_every_node_takes_part_before_the_memory_is_told(
         return 5
 
     monkeypatch.setattr(scale, "memory", told)
-    heard = Heard()
+    active_channels = Heard()
     with task_identity():
         few = Scale(registered=6, sampled=3, protocol=protocol)
-        scale.serve(Watched(node_app, nodes=6), few, heard)  # type: ignore[arg-type]
-    assert heard.told[0] == {"bytes": 5}
-    assert [set(answer) for answer in heard.told[1:]] == [{"seconds"}] * 2
+        scale.serve(Watched(node_app, nodes=6), few, active_channels)  # type: ignore[arg-type]
+    assert active_channels.told[0] == {"bytes": 5}
+    assert [set(answer) for answer in active_channels.told[1:]] == [{"seconds"}] * 2
     assert 3 <= len(trained) <= 6  # three in each of two rounds
 
 

@@ -16,8 +16,8 @@ from leakbed.flower_internals import task_identity
 from leakbed.mods import applied, defend
 from leakbed.wire.messages import BACKWARD_STEP, SPLIT_STEP, SplitReply, SplitRequest
 from leakbed.wire.records import GRADIENT, pack
-from tests import double_models, guarded, several_nodes, tiny
-from tests.several_nodes import OPTIMISERS, Weights, distance, plan, trained
+from tests.support import double_models, guarded, several_nodes, tiny
+from tests.support.several_nodes import OPTIMISERS, Weights, distance, plan, trained
 
 CLIPPED = ("smashed-noise", {"sigma": 0.0, "clip": double_models.CLIP})
 
@@ -105,7 +105,7 @@ def context() -> Context:
 
 
 def handed(
-    defence: Defense, smashed: Tensor, gradient: Tensor, *, kind: str = SPLIT_STEP
+    defense: Defense, smashed: Tensor, gradient: Tensor, *, kind: str = SPLIT_STEP
 ) -> SplitRequest:
     """What a stranger's node is handed for the gradient of what the mod sent in its place."""
     got: list[SplitRequest] = []
@@ -115,7 +115,7 @@ def handed(
         reply = SplitReply(steps=2, examples=2, smashed=smashed.numpy())
         return Message(reply.records(), reply_to=message)
 
-    mod, kept = defend(defence, stream=7), context()
+    mod, kept = defend(defense, stream=7), context()
     for step, given, asked in ((0, None, SPLIT_STEP), (1, gradient.numpy(), kind)):
         request = SplitRequest(round=1, step=step, gradient=given)
         message = Message(request.records(), dst_node_id=1, message_type=asked)

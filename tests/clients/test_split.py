@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
-from leakbed.grids import Canonical
+from leakbed.grids import DeterministicGrid
 from leakbed.seeds import derive
 from leakbed.wire.messages import (
     BACKWARD_STEP,
@@ -14,7 +14,7 @@ from leakbed.wire.messages import (
     SplitReply,
     SplitRequest,
 )
-from tests import tiny
+from tests.support import tiny
 
 pytestmark = pytest.mark.usefixtures("identity")
 
@@ -55,7 +55,7 @@ def test_nodes_that_forget_train_to_the_same_bits(optimizer: dict[str, Any]) -> 
 
     def trained(*, resident: bool) -> Any:
         inner = tiny.ready(2, resident=resident, plan=settings, model="stateful")
-        grid = Canonical(inner, stream=0, roster=inner.roster)
+        grid = DeterministicGrid(inner, stream=0, roster=inner.roster)
         strategy = tiny.split_strategy(
             "stateful", settings=settings, test_labels=truth, evaluate_rounds=[1]
         )

@@ -8,8 +8,8 @@ import torch
 import defenses
 from defenses import DEFENSES, DPCutGradient, LocalDP, SmashedNoise, WeightNoise
 from leakbed.contracts import Defense
-from leakbed.defending import Holdings, TrainingStep, refuse_uncalled
-from tests import tiny
+from leakbed.contracts.defense import Holdings, TrainingStep, refuse_uncalled
+from tests.support import tiny
 
 FOLDER = Path(defenses.__file__).parent
 
@@ -18,7 +18,7 @@ def test_every_file_is_in_the_catalogue_under_its_own_name() -> None:
     files = {path.stem.replace("_", "-") for path in FOLDER.glob("*.py")} - {"--init--"}
     assert set(DEFENSES) == files
     assert list(DEFENSES) == sorted(DEFENSES)
-    assert all(defence.name == name for name, defence in DEFENSES.items())
+    assert all(defense.name == name for name, defense in DEFENSES.items())
 
 
 def holdings() -> Holdings:
@@ -33,36 +33,36 @@ def holdings() -> Holdings:
     )
 
 
-@pytest.mark.parametrize("defence", DEFENSES.values(), ids=list(DEFENSES))
-class TestEveryDefence:
-    def test_it_is_frozen_settings_with_defaults(self, defence: type[Defense]) -> None:
-        assert dataclasses.is_dataclass(defence)
-        assert defence() == defence()
-        settings = [field.name for field in dataclasses.fields(defence)]
+@pytest.mark.parametrize("defense", DEFENSES.values(), ids=list(DEFENSES))
+class TestEveryDefense:
+    def test_it_is_frozen_settings_with_defaults(self, defense: type[Defense]) -> None:
+        assert dataclasses.is_dataclass(defense)
+        assert defense() == defense()
+        settings = [field.name for field in dataclasses.fields(defense)]
         for name in [*settings, "more"]:
             with pytest.raises(dataclasses.FrozenInstanceError):
-                setattr(defence(), name, 1)
+                setattr(defense(), name, 1)
 
-    def test_it_names_a_source_its_docstring_names_too(self, defence: type[Defense]) -> None:
-        text = (FOLDER / f"{defence.name.replace('-', '_')}.py").read_text()
-        link = defence.source.split()[-1]
+    def test_it_names_a_source_its_docstring_names_too(self, defense: type[Defense]) -> None:
+        text = (FOLDER / f"{defense.name.replace('-', '_')}.py").read_text()
+        link = defense.source.split()[-1]
         assert link.startswith("https://")
         assert link in (ast.get_docstring(ast.parse(text)) or "")
 
-    def test_it_overrides_the_hook_of_what_it_protects(self, defence: type[Defense]) -> None:
-        assert defence.protects
-        refuse_uncalled(defence)
+    def test_it_overrides_the_hook_of_what_it_protects(self, defense: type[Defense]) -> None:
+        assert defense.protects
+        refuse_uncalled(defense)
 
-    def test_what_clips_or_has_an_epsilon_says_what_it_claims(self, defence: type[Defense]) -> None:
-        settings = {field.name for field in dataclasses.fields(defence)}
-        assert bool(defence.claims) == bool(settings & {"epsilon", "delta", "clip"})
+    def test_what_clips_or_has_an_epsilon_says_what_it_claims(self, defense: type[Defense]) -> None:
+        settings = {field.name for field in dataclasses.fields(defense)}
+        assert bool(defense.claims) == bool(settings & {"epsilon", "delta", "clip"})
 
-    def test_only_what_has_a_claim_can_be_claiming(self, defence: type[Defense]) -> None:
-        assert defence.claims or not defence().claiming
+    def test_only_what_has_a_claim_can_be_claiming(self, defense: type[Defense]) -> None:
+        assert defense.claims or not defense().claiming
 
-    def test_it_changes_no_tensor_it_was_given(self, defence: type[Defense]) -> None:
+    def test_it_changes_no_tensor_it_was_given(self, defense: type[Defense]) -> None:
         tensor, other = torch.arange(12.0).reshape(3, 4), torch.ones(3, 4)
-        kept, chosen = tensor.clone(), defence()
+        kept, chosen = tensor.clone(), defense()
         state = chosen.begin(1)
         torch.manual_seed(0)
         generators = torch.get_rng_state()
@@ -90,7 +90,7 @@ class TestEveryDefence:
 
 
 @pytest.mark.parametrize(
-    ("defence", "claiming"),
+    ("defense", "claiming"),
     [
         (SmashedNoise(), False),
         (SmashedNoise(clip=1.0), True),
@@ -104,6 +104,6 @@ class TestEveryDefence:
     ],
 )
 def test_settings_under_which_nothing_is_private_claim_nothing(
-    defence: Defense, claiming: bool
+    defense: Defense, claiming: bool
 ) -> None:
-    assert defence.claiming is claiming
+    assert defense.claiming is claiming

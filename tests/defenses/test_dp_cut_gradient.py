@@ -8,25 +8,25 @@ from torch import nn
 
 from defenses import DPCutGradient
 from leakbed.contracts import IllegalCombinationError
-from leakbed.defending import Run
+from leakbed.contracts.defense import Run
 
 ROWS = torch.tensor([[3.0, 4.0], [0.03, 0.04], [0.0, 0.0], [0.6, 0.8]])
 
 
-def sent(defence: DPCutGradient, gradient: torch.Tensor) -> torch.Tensor:
-    _, made = defence.protect_cut_gradient(defence.begin(7), gradient)
+def sent(defense: DPCutGradient, gradient: torch.Tensor) -> torch.Tensor:
+    _, made = defense.protect_cut_gradient(defense.begin(7), gradient)
     return made
 
 
 @pytest.mark.parametrize(("epsilon", "horizon"), [(1.0, 1), (1.0, 20), (8.0, 5)])
 def test_an_accountant_finds_the_epsilon_it_claims(epsilon: float, horizon: int) -> None:
-    defence = DPCutGradient(epsilon=epsilon, horizon=horizon)
+    defense = DPCutGradient(epsilon=epsilon, horizon=horizon)
     # Rows of norm C and its opposite are 2 C apart: that is the distance the noise must cover.
-    event = dp_accounting.GaussianDpEvent(defence.sigma / 2)
+    event = dp_accounting.GaussianDpEvent(defense.sigma / 2)
     accountant = dp_accounting.rdp.RdpAccountant()
     accountant.compose(event, horizon)
     assert epsilon <= accountant.get_epsilon(1e-5) <= epsilon * 1.1  # Renyi bounds are not tight
-    exact = dp_accounting.get_epsilon_gaussian(defence.sigma / 2 / horizon**0.5, 1e-5)
+    exact = dp_accounting.get_epsilon_gaussian(defense.sigma / 2 / horizon**0.5, 1e-5)
     assert exact == pytest.approx(epsilon, rel=1e-4)
 
 
@@ -38,18 +38,18 @@ def test_rows_are_clipped_as_before_the_mean_divides_them() -> None:
 
 
 def test_noise_has_sigma_times_the_clip_whatever_the_row() -> None:
-    defence = DPCutGradient(epsilon=2.0, clip=5.0)
+    defense = DPCutGradient(epsilon=2.0, clip=5.0)
     zeros = torch.zeros(1000, 2, 50)
-    noise = sent(defence, zeros)
+    noise = sent(defense, zeros)
     assert noise.shape == zeros.shape
-    assert noise.std().item() == pytest.approx(defence.sigma * 5.0 / 1000, rel=0.02)
+    assert noise.std().item() == pytest.approx(defense.sigma * 5.0 / 1000, rel=0.02)
 
 
 def test_every_message_has_its_own_noise() -> None:
-    defence = DPCutGradient()
-    state = defence.begin(7)
-    _, one = defence.protect_cut_gradient(state, ROWS)
-    _, two = defence.protect_cut_gradient(state.next(), ROWS)
+    defense = DPCutGradient()
+    state = defense.begin(7)
+    _, one = defense.protect_cut_gradient(state, ROWS)
+    _, two = defense.protect_cut_gradient(state.next(), ROWS)
     assert not torch.equal(one, two)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from defenses import DPSGD
 from leakbed.contracts import IllegalCombinationError
-from leakbed.defending import Run
+from leakbed.contracts.defense import Run
 
 RUN = Run(classes=3, rows=100, batch_size=10, steps=30, passes=3, top=nn.Linear(2, 3))
 FITTING = DPSGD(epsilon=4.0, clip=0.5, rate=0.1, steps=30)

@@ -7,9 +7,9 @@ GRADIENT = torch.tensor([[5.0, -4.0, 3.0, 0.1], [0.2, -0.4, 0.3, 0.1]])
 
 
 def sent(gradient: torch.Tensor = GRADIENT, **settings: object) -> torch.Tensor:
-    defence = GradientCompression(**settings)  # type: ignore[arg-type]
-    state = defence.begin(7)
-    after, made = defence.protect_cut_gradient(state, gradient)
+    defense = GradientCompression(**settings)  # type: ignore[arg-type]
+    state = defense.begin(7)
+    after, made = defense.protect_cut_gradient(state, gradient)
     assert after is state
     return made
 

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from defenses import GradientsScrutinizer
 from defenses.gradients_scrutinizer import likeness
 from leakbed.contracts import DefenseState, IllegalCombinationError
-from leakbed.defence_state import NO_ALARM
-from leakbed.defending import Run, TrainingStep
-from tests.played import play, random_critic
+from leakbed.contracts.defense import NO_ALARM, Run, TrainingStep
+from tests.support.played import play, random_critic
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -114,13 +113,13 @@ def test_a_run_in_which_there_can_be_no_verdict_is_refused(
         GradientsScrutinizer().check_run(replace(run, **changes))
 
 
-def inspected(defence: GradientsScrutinizer, steps: int, *, alike: bool) -> DefenseState:
-    state, labels = defence.begin(1), torch.arange(16) % 4
+def inspected(defense: GradientsScrutinizer, steps: int, *, alike: bool) -> DefenseState:
+    state, labels = defense.begin(1), torch.arange(16) % 4
     for step in range(steps):
         rows = normal(16, 8, seed=step) * (0.2 if alike else 1.0)
         rows += torch.eye(4, 8, dtype=torch.float64)[labels] if alike else 0
         seen = TrainingStep(cut_gradient=rows, labels=labels, first_gradient=torch.zeros(1, 1))
-        state = defence.inspect(state, seen).next()
+        state = defense.inspect(state, seen).next()
     return state
 
 
@@ -132,22 +131,22 @@ def test_gradients_that_know_labels_pass_and_others_raise_the_alarm_when_scored(
 
 
 def test_a_server_that_answers_zeros_is_suspicious_not_an_error() -> None:
-    defence, labels = GradientsScrutinizer(every=4), torch.arange(6) % 2
-    state = defence.begin(1)
+    defense, labels = GradientsScrutinizer(every=4), torch.arange(6) % 2
+    state = defense.begin(1)
     for _ in range(4):
         seen = TrainingStep(
             cut_gradient=torch.zeros(6, 3), labels=labels, first_gradient=torch.zeros(1, 1)
         )
-        state = defence.inspect(state, seen).next()
+        state = defense.inspect(state, seen).next()
     assert state.alarm == 4
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_honest_gradients_know_labels_and_a_forger_s_do_not(seed: int) -> None:
     """The published constants suit another network: only the forger's alarm is sure here."""
-    defence = GradientsScrutinizer(every=100)
-    honest = play(defence, seed=seed, steps=100)[-1]
-    forged = play(defence, seed=seed, steps=100, forge=random_critic(seed))[-1]
+    defense = GradientsScrutinizer(every=100)
+    honest = play(defense, seed=seed, steps=100)[-1]
+    forged = play(defense, seed=seed, steps=100, forge=random_critic(seed))[-1]
     gaps = [
         (state.tensors["history"][50:, 1] - state.tensors["history"][50:, 3]).mean().item()
         for state in (honest, forged)

@@ -6,12 +6,12 @@ from torch import nn
 
 from defenses import IsoNoise
 from leakbed.contracts import IllegalCombinationError
-from leakbed.defending import Run
+from leakbed.contracts.defense import Run
 
 
 def sent(gradient: torch.Tensor, **settings: float) -> torch.Tensor:
-    defence = IsoNoise(**settings)
-    _, made = defence.protect_cut_gradient(defence.begin(7), gradient)
+    defense = IsoNoise(**settings)
+    _, made = defense.protect_cut_gradient(defense.begin(7), gradient)
     return made
 
 
@@ -25,10 +25,10 @@ def test_noise_has_the_ratio_of_the_largest_norm_over_all_entries() -> None:
 
 
 def test_every_message_has_its_own_noise() -> None:
-    defence, gradient = IsoNoise(), torch.ones(3, 4)
-    state = defence.begin(7)
-    _, one = defence.protect_cut_gradient(state, gradient)
-    _, two = defence.protect_cut_gradient(state.next(), gradient)
+    defense, gradient = IsoNoise(), torch.ones(3, 4)
+    state = defense.begin(7)
+    _, one = defense.protect_cut_gradient(state, gradient)
+    _, two = defense.protect_cut_gradient(state.next(), gradient)
     assert not torch.equal(one, two)
     assert torch.equal(one, sent(gradient))
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from defenses import LabelDP
 from leakbed.contracts import IllegalCombinationError
-from leakbed.defending import Run
+from leakbed.contracts.defense import Run
 
 ROWS = 200_000
 LABELS = torch.randint(10, (ROWS,), generator=torch.Generator().manual_seed(0))
@@ -95,9 +95,9 @@ def test_without_a_prior_the_labels_frequencies_are_taken() -> None:
 
 def test_a_prior_of_other_classes_is_refused_before_training() -> None:
     run = Run(classes=10, rows=9, batch_size=3, steps=3, passes=1, top=nn.Identity())
-    defence = LabelDP(mechanism="rr-with-prior", prior=PRIOR)
+    defense = LabelDP(mechanism="rr-with-prior", prior=PRIOR)
     with pytest.raises(IllegalCombinationError, match="a prior of 4 classes, this task has 10"):
-        defence.check_run(run)
+        defense.check_run(run)
     LabelDP().check_run(run)
 
 

@@ -7,16 +7,16 @@ import torch
 from defenses import LocalDP
 
 
-def sent(defence: LocalDP, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    _, made = defence.protect_update(defence.begin(7), {"w": before}, {"w": after})
+def sent(defense: LocalDP, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    _, made = defense.protect_update(defense.begin(7), {"w": before}, {"w": after})
     return made["w"]
 
 
 def test_the_update_is_clipped_and_the_noise_is_the_formula_s() -> None:
     before, after = torch.ones(200_000), torch.ones(200_000)
     after[0] += 5.0
-    defence = LocalDP(epsilon=2.0, delta=1e-4, clip=0.5)
-    noisy = sent(defence, before, after) - before
+    defense = LocalDP(epsilon=2.0, delta=1e-4, clip=0.5)
+    noisy = sent(defense, before, after) - before
     quiet = sent(LocalDP(clip=0.5, sensitivity=0.0), before, after) - before
     assert quiet.norm().item() == pytest.approx(0.5)
     noise = noisy - quiet
@@ -43,8 +43,8 @@ def test_its_formula_is_worth_less_than_it_says_above_8() -> None:
 def test_integer_buffers_pass_and_leave_the_norm_alone() -> None:
     before = {"w": torch.zeros(4), "steps": torch.tensor(0)}
     after = {"w": torch.full((4,), 0.25), "steps": torch.tensor(57)}
-    defence = LocalDP(clip=1.0, sensitivity=0.0)
-    _, made = defence.protect_update(defence.begin(7), before, after)
+    defense = LocalDP(clip=1.0, sensitivity=0.0)
+    _, made = defense.protect_update(defense.begin(7), before, after)
     torch.testing.assert_close(made["w"], after["w"])  # of norm 0.5, below the clip
     assert made["steps"].item() == 57
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import defenses.marvell
 from defenses import Marvell
-from leakbed.class_noise import divergence, highest_auc, least_divergence, measured
+from defenses.marvell import divergence, highest_auc, least_divergence, measured
 from leakbed.contracts import IllegalCombinationError
-from leakbed.defending import Run
+from leakbed.contracts.defense import Run
 
 ROWS = 4000
 LABELS = (torch.arange(ROWS) % 4 == 0).long()
@@ -27,8 +27,8 @@ def gaussian(entries: int = 5) -> torch.Tensor:
 
 
 def sent(gradient: torch.Tensor, labels: torch.Tensor = LABELS, **settings: Any) -> Any:
-    defence = Marvell(**settings)
-    return defence.protect_labelled_gradient(defence.begin(7), gradient, labels)
+    defense = Marvell(**settings)
+    return defense.protect_labelled_gradient(defense.begin(7), gradient, labels)
 
 
 def best_auc(rows: torch.Tensor) -> float:

@@ -6,14 +6,14 @@ from torch import nn
 
 from defenses import MaxNorm
 from leakbed.contracts import IllegalCombinationError
-from leakbed.defending import Run
+from leakbed.contracts.defense import Run
 
 GRADIENT = torch.tensor([[3.0, 4.0], [0.6, 0.8], [0.0, 1.0]])
 
 
 def sent(gradient: torch.Tensor, stream: int = 7) -> torch.Tensor:
-    defence = MaxNorm()
-    _, made = defence.protect_cut_gradient(defence.begin(stream), gradient)
+    defense = MaxNorm()
+    _, made = defense.protect_cut_gradient(defense.begin(stream), gradient)
     return made
 
 
@@ -40,11 +40,11 @@ def test_expected_squared_norms_are_the_largest_rows() -> None:
 
 
 def test_every_message_has_its_own_noise_whatever_the_shape() -> None:
-    defence = MaxNorm()
-    state = defence.begin(7)
+    defense = MaxNorm()
+    state = defense.begin(7)
     maps = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
-    _, one = defence.protect_cut_gradient(state, maps)
-    _, two = defence.protect_cut_gradient(state.next(), maps)
+    _, one = defense.protect_cut_gradient(state, maps)
+    _, two = defense.protect_cut_gradient(state.next(), maps)
     assert one.shape == maps.shape
     assert not torch.equal(one, two)
     assert torch.equal(sent(torch.zeros(3, 2)), torch.zeros(3, 2))

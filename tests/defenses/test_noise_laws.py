@@ -12,7 +12,16 @@ from torch import Tensor
 
 from defenses import DEFENSES
 from leakbed.contracts import Defense, DefenseState, Protects
-from leakbed.noise_laws import Axial, Channel, Clean, Fixed, Laplace, Law, Normal, floating
+from leakbed.contracts.noise_laws import (
+    Axial,
+    Channel,
+    Clean,
+    Fixed,
+    Laplace,
+    Law,
+    Normal,
+    floating,
+)
 
 SETTINGS: Mapping[str, tuple[dict[str, object], ...]] = {
     "dp-cut-gradient": ({"epsilon": 2.0, "clip": 0.5},),
@@ -43,8 +52,8 @@ def drawn(size: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(size))
 
 
-def clean_of(defence: Defense) -> Clean:
-    (kind,) = defence.protects
+def clean_of(defense: Defense) -> Clean:
+    (kind,) = defense.protects
     if kind == Protects.UPDATE:
         before = {"a": drawn(1, 20, 30), "b": drawn(2, 40), "count": torch.tensor([3])}
         after = {"a": drawn(3, 20, 30), "b": drawn(4, 40), "count": torch.tensor([5])}
@@ -57,18 +66,18 @@ def clean_of(defence: Defense) -> Clean:
     )
 
 
-def sent(defence: Defense, clean: Clean, message: int) -> Mapping[str, Tensor]:
+def sent(defense: Defense, clean: Clean, message: int) -> Mapping[str, Tensor]:
     state = DefenseState(stream=9, messages=message)
     if clean.kind == Protects.UPDATE:
-        return floating(defence.protect_update(state, clean.before, clean.arrays)[1])
+        return floating(defense.protect_update(state, clean.before, clean.arrays)[1])
     if clean.kind == Protects.SMASHED:
-        return {clean.kind: defence.protect_smashed(state, clean.array)[1]}
+        return {clean.kind: defense.protect_smashed(state, clean.array)[1]}
     assert clean.labels is not None
-    hook = defence.protect_labelled_gradient
+    hook = defense.protect_labelled_gradient
     return {clean.kind: hook(state, clean.array, clean.labels)[1]}
 
 
-def test_every_defence_has_a_law_or_says_that_it_has_none() -> None:
+def test_every_defense_has_a_law_or_says_that_it_has_none() -> None:
     assert set(SETTINGS) | WITHOUT == set(DEFENSES)
     for name in WITHOUT:
         (kind,) = {*DEFENSES[name].protects} or {Protects.TRAINING}
@@ -78,18 +87,18 @@ def test_every_defence_has_a_law_or_says_that_it_has_none() -> None:
 
 @pytest.mark.parametrize(("name", "own"), CASES)
 def test_what_is_sent_follows_the_law(name: str, own: dict[str, object]) -> None:
-    defence = DEFENSES[name](**own)
-    clean = clean_of(defence)
-    law = defence.law(clean)
+    defense = DEFENSES[name](**own)
+    clean = clean_of(defense)
+    law = defense.law(clean)
     assert law is not None
     if isinstance(law, Channel):
         labels = torch.arange(3).repeat_interleave(20_000)
-        found = defence.noised_labels(4, labels, classes=3).reshape(3, -1)
+        found = defense.noised_labels(4, labels, classes=3).reshape(3, -1)
         counted = torch.stack([torch.bincount(row, minlength=3) for row in found]) / 20_000
         assert torch.allclose(counted.double(), law.answers, atol=0.015)
         assert torch.allclose(law.answers.sum(1), torch.ones(3).double())
         return
-    residuals = torch.cat([_residual(law, sent(defence, clean, at)) for at in range(6)])
+    residuals = torch.cat([_residual(law, sent(defense, clean, at)) for at in range(6)])
     if isinstance(law, Fixed):
         assert float(residuals.abs().max()) < 1e-6
         return
@@ -122,8 +131,8 @@ def _residual(law: Law, message: Mapping[str, Tensor]) -> Tensor:
 
 def _laplace_distribution(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """Of the difference of two Laplace variables, scaled to a variance of 1: scales as below."""
-    defence = DEFENSES["weight-noise"](scale=0.2, distribution="laplace")
-    law = defence.law(clean_of(defence))
+    defense = DEFENSES["weight-noise"](scale=0.2, distribution="laplace")
+    law = defense.law(clean_of(defense))
     assert isinstance(law, Laplace)
     a, b = (float(each) for each in law.scales["a"])
     size = np.abs(x) * math.sqrt(2 * (a * a + b * b))

@@ -105,13 +105,13 @@ def test_scaled_and_shifted_copies_read_1_and_constants_0(estimate: object) -> N
 
 @pytest.mark.parametrize("estimator", ["plain", "corrected"])
 def test_descending_the_penalty_makes_smashed_data_forget_the_images(estimator: str) -> None:
-    defence, images = NoPeek(alpha=10.0, estimator=estimator), normal(32, 6)
+    defense, images = NoPeek(alpha=10.0, estimator=estimator), normal(32, 6)
     weights = normal(6, 6, seed=1).requires_grad_()
     target = normal(32, 6, seed=2)
     found = []
     for _ in range(300):
         smashed = images @ weights + target
-        _, penalty = defence.penalty(defence.begin(0), images, smashed)
+        _, penalty = defense.penalty(defense.begin(0), images, smashed)
         assert penalty is not None
         found.append(float(corrected_correlation(images, smashed).detach()))
         (slope,) = torch.autograd.grad(penalty, [weights])
@@ -133,10 +133,10 @@ def test_alpha_is_a_factor_and_the_inputs_stay() -> None:
 
 @pytest.mark.parametrize(("estimator", "least"), [("plain", 2), ("corrected", 4)])
 def test_a_batch_too_small_for_an_estimate_has_no_penalty(estimator: str, least: int) -> None:
-    defence = NoPeek(estimator=estimator)
-    state = defence.begin(0)
-    assert defence.penalty(state, normal(least - 1, 2), normal(least - 1, 2))[1] is None
-    assert defence.penalty(state, normal(least, 2), normal(least, 2, seed=1))[1] is not None
+    defense = NoPeek(estimator=estimator)
+    state = defense.begin(0)
+    assert defense.penalty(state, normal(least - 1, 2), normal(least - 1, 2))[1] is None
+    assert defense.penalty(state, normal(least, 2), normal(least, 2, seed=1))[1] is not None
 
 
 def test_rows_that_coincide_have_a_finite_slope() -> None:

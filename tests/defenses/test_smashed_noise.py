@@ -6,14 +6,14 @@ from torch import nn
 
 from defenses import SmashedNoise
 from leakbed.contracts import IllegalCombinationError
-from leakbed.defending import Run
+from leakbed.contracts.defense import Run
 from leakbed.seeds import derive, generator
 
 SMASHED = torch.randn(20, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 
 
-def protected(defence: SmashedNoise, smashed: torch.Tensor, *, stream: int = 7) -> torch.Tensor:
-    state, sent = defence.protect_smashed(defence.begin(stream), smashed)
+def protected(defense: SmashedNoise, smashed: torch.Tensor, *, stream: int = 7) -> torch.Tensor:
+    state, sent = defense.protect_smashed(defense.begin(stream), smashed)
     assert state.messages == 0  # whoever carries the defence counts
     return sent
 
@@ -71,15 +71,15 @@ def trained_norm(sigma: float, clip: float | None) -> float:
     labels = (images[:, 0] > 0).long()
     bottom, top = nn.Linear(20, 8), nn.Linear(8, 2)
     parameters = [*bottom.parameters(), *top.parameters()]
-    optimiser, defence = torch.optim.Adam(parameters, lr=0.05), SmashedNoise(sigma=sigma, clip=clip)
-    state = defence.begin(7)
+    optimiser, defense = torch.optim.Adam(parameters, lr=0.05), SmashedNoise(sigma=sigma, clip=clip)
+    state = defense.begin(7)
     for _ in range(300):
-        _, sent = defence.protect_smashed(state, bottom(images))
+        _, sent = defense.protect_smashed(state, bottom(images))
         state = state.next()
         optimiser.zero_grad()
         nn.functional.cross_entropy(top(sent), labels).backward()
         optimiser.step()
-    _, sent = replace(defence, sigma=0.0).protect_smashed(state, bottom(images))
+    _, sent = replace(defense, sigma=0.0).protect_smashed(state, bottom(images))
     return sent.norm(dim=1).mean().item()
 
 

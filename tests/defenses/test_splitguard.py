@@ -7,9 +7,8 @@ from torch import Tensor, nn
 
 from defenses import SplitGuard
 from leakbed.contracts import DefenseState, IllegalCombinationError
-from leakbed.defence_state import NO_ALARM
-from leakbed.defending import Run, TrainingStep
-from tests.played import play, random_critic
+from leakbed.contracts.defense import NO_ALARM, Run, TrainingStep
+from tests.support.played import play, random_critic
 
 
 def literal(fake: list[Tensor], first: list[Tensor], second: list[Tensor]) -> float:

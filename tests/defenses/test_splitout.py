@@ -7,11 +7,10 @@ from torch import Tensor, nn
 from defenses import SplitOut
 from defenses.splitout import HONEST, WINDOW, outlier, simulated
 from leakbed.contracts import DefenseState, IllegalCombinationError
-from leakbed.defence_state import NO_ALARM
-from leakbed.defending import Holdings, Run, TrainingStep
+from leakbed.contracts.defense import NO_ALARM, Holdings, Run, TrainingStep
 from leakbed.seeds import derive
-from tests import tiny
-from tests.played import architecture, play, random_critic
+from tests.support import tiny
+from tests.support.played import architecture, play, random_critic
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -98,11 +97,11 @@ def seen(gradient: Tensor) -> TrainingStep:
 
 
 def voted(votes: list[bool], window: int) -> DefenseState:
-    defence, honest = SplitOut(window=window), normal(12, 4)
+    defense, honest = SplitOut(window=window), normal(12, 4)
     empty = torch.zeros(0, dtype=torch.bool)
-    state = replace(defence.begin(1), tensors={HONEST: honest, WINDOW: empty})
+    state = replace(defense.begin(1), tensors={HONEST: honest, WINDOW: empty})
     for vote in votes:
-        state = defence.inspect(state, seen(honest.mean(0) + 50 * vote)).next()
+        state = defense.inspect(state, seen(honest.mean(0) + 50 * vote)).next()
     return state
 
 
@@ -136,13 +135,13 @@ def test_fewer_gradients_than_the_window_are_refused_before_training() -> None:
 
 
 def test_every_round_is_simulated_anew_and_the_window_goes_on() -> None:
-    defence, held = SplitOut(window=2), holdings()
-    state = defence.prepare(defence.begin(1), held)
+    defense, held = SplitOut(window=2), holdings()
+    state = defense.prepare(defense.begin(1), held)
     first = state.tensors[HONEST]
     for _ in range(3):
-        state = defence.inspect(state, seen(first[0].reshape(4, 1, 3, 3))).next()
+        state = defense.inspect(state, seen(first[0].reshape(4, 1, 3, 3))).next()
     trained = replace(held, bottom=tiny.architecture().bottom(78).state_dict())
-    after = defence.prepare(state, trained)
+    after = defense.prepare(state, trained)
     assert not torch.equal(after.tensors[HONEST], first)
     assert torch.equal(after.tensors[WINDOW], state.tensors[WINDOW])
     assert len(after.tensors[WINDOW]) == 2

@@ -21,8 +21,8 @@ AFTER = {
 }
 
 
-def protected(defence: WeightNoise, before: Any = BEFORE, after: Any = AFTER) -> dict[str, Any]:
-    _, sent = defence.protect_update(defence.begin(7), before, after)
+def protected(defense: WeightNoise, before: Any = BEFORE, after: Any = AFTER) -> dict[str, Any]:
+    _, sent = defense.protect_update(defense.begin(7), before, after)
     return dict(sent)
 
 
@@ -108,10 +108,10 @@ def test_the_corrected_noise_has_scale_times_clip_and_does_not_depend_on_the_dat
     size = 200_000
     before = {"b": torch.zeros(size)}
     still, moved = before, {"b": torch.full((size,), 1e-3)}
-    defence = WeightNoise(scale=1.5, form="corrected", clip=0.2)
-    noise = protected(defence, before, still)["b"]
+    defense = WeightNoise(scale=1.5, form="corrected", clip=0.2)
+    noise = protected(defense, before, still)["b"]
     assert noise.std().item() == pytest.approx(1.5 * 0.2, rel=0.01)
-    other = protected(defence, before, moved)["b"]
+    other = protected(defense, before, moved)["b"]
     shift = 0.2 / size**0.5  # the clipped update: norm 0.2, spread evenly
     torch.testing.assert_close(other - noise, torch.full((size,), shift), rtol=1e-3, atol=1e-7)
 
@@ -141,8 +141,8 @@ def test_other_data_at_a_node_are_two_clips_away_and_its_absence_one() -> None:
     """An auditor's two worst updates, each sent with the same noise."""
     before = {"w": torch.zeros(50)}
     ways = [{"w": sign * torch.ones(50)} for sign in (1, -1, 0)]
-    defence = WeightNoise(form="corrected", scale=4.0, clip=0.5)
-    one, opposite, absent = (protected(defence, before, each)["w"] for each in ways)
+    defense = WeightNoise(form="corrected", scale=4.0, clip=0.5)
+    one, opposite, absent = (protected(defense, before, each)["w"] for each in ways)
     assert (one - opposite).norm().item() == pytest.approx(2 * 0.5, rel=1e-4)
     assert (one - absent).norm().item() == pytest.approx(0.5, rel=1e-4)
     worth = [get_epsilon_gaussian(multiplier, 1e-5) for multiplier in (4.0 / 2, 4.0)]
@@ -151,7 +151,7 @@ def test_other_data_at_a_node_are_two_clips_away_and_its_absence_one() -> None:
     assert "epsilon 1.99" in (WeightNoise.__doc__ or "")
 
 
-@pytest.mark.parametrize("defence", [WeightNoise, LocalDP])
-def test_the_claim_names_what_is_sent_beside_the_weights(defence: Any) -> None:
-    assert "number of samples" in defence.claims
-    assert "no other metric" in defence.claims
+@pytest.mark.parametrize("defense", [WeightNoise, LocalDP])
+def test_the_claim_names_what_is_sent_beside_the_weights(defense: Any) -> None:
+    assert "number of samples" in defense.claims
+    assert "no other metric" in defense.claims

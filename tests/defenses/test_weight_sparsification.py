@@ -13,10 +13,10 @@ AFTER = torch.tensor([1.5, -5.0, 0.25, -4.0])
 def protected(
     before: torch.Tensor = BEFORE, after: torch.Tensor = AFTER, **settings: Any
 ) -> torch.Tensor:
-    defence = WeightSparsification(**settings)
+    defense = WeightSparsification(**settings)
     buffer = torch.tensor(7)
-    state = defence.begin(1)
-    same, sent = defence.protect_update(
+    state = defense.begin(1)
+    same, sent = defense.protect_update(
         state, {"w": before, "n": buffer}, {"w": after, "n": buffer}
     )
     assert same is state

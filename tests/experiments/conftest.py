@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from leakbed.cards import Card, Threat, card_key, write_card
+from experiments.results.cards import Card, Threat, card_key, write_card
 from leakbed.contracts import Evidence, Knowledge, Seat, ThreatModel
 
 READS = {

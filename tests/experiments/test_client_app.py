@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from clients import node_app
-from leakbed.api import MissingTestbedError
+from leakbed.testbed import MissingTestbedError
 
 
 def test_is_the_app_of_all_grids() -> None:

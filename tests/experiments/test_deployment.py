@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from experiments.runner import run
-from leakbed.cards import Card, read_cards
-from leakbed.trace import Trace
-from tests.deployment import Deployment
+from experiments.results.cards import Card, read_cards
+from experiments.run.runner import run
+from leakbed.tap.trace import Trace
+from tests.support.deployment import Deployment
 
 # An exchange takes about 4 s, and a run's start and end 15 s: these tests are short of messages.
 pytestmark = [pytest.mark.runtime, pytest.mark.timeout(600)]
@@ -23,7 +23,7 @@ name = "mnist-5k"
 size = 400
 nodes = 2
 [model]
-name = "tests.deployed_network:network"
+name = "tests.support.deployed_network:network"
 cut = 3
 [protocol]
 name = "{protocol}"

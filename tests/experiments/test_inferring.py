@@ -9,18 +9,18 @@ from safetensors.torch import load_file
 
 from attacks import ADVERSARIES
 from attacks.feature_space_hijacking_property import FeatureSpaceHijackingProperty
-from experiments.cells import cells
-from experiments.decoding import honest_probe
-from experiments.report_cells import cells as pooled_cells
-from experiments.run_folder import TrainingRun
-from experiments.runner import run
-from experiments.settings_file import load_settings
-from experiments.verdicts import shortfall
-from leakbed.cards import Card
+from experiments.report.caveats import shortfall
+from experiments.report.rows import cells as pooled_cells
+from experiments.results.cards import Card
+from experiments.run.malicious_server import honest_probe
+from experiments.run.runner import run
+from experiments.run.training_run import TrainingRun
+from experiments.settings.cells import cells
+from experiments.settings.load import load_settings
 from leakbed.events import Phase, SmashedUp
-from leakbed.oracle.answer_key import AnswerKey
-from leakbed.trace import Trace
-from tests.adversaries import Doubling, Telling
+from leakbed.oracle.truth import AnswerKey
+from leakbed.tap.trace import Trace
+from tests.support.adversaries import Doubling, Telling
 
 PROPERTY: dict[str, Any] = {"name": "fsha-property", "targets": 30, "checkpoint_every": 3}
 TABLE: dict[str, Any] = {
@@ -98,7 +98,9 @@ def test_the_probe_reads_each_row_with_its_own_truth(
     done: tuple[Path, list[Card]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr("experiments.decoding.linear_probe", lambda *a, **k: seen.append((a, k)))
+    monkeypatch.setattr(
+        "experiments.run.malicious_server.linear_probe", lambda *a, **k: seen.append((a, k))
+    )
     folder, _ = done
     control = runs(folder)[0]
     honest_probe(control, cells(load_settings(TABLE))[0].attack, stream=1)

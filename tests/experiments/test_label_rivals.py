@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from experiments.runner import run
-from leakbed.cards import Card
+from experiments.results.cards import Card
+from experiments.run.runner import run
 
 TABLE: dict[str, Any] = {
     "name": "rivals",

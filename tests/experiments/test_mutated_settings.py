@@ -5,22 +5,22 @@ from random import Random
 
 import pytest
 
-from experiments.attacking import make_attack
-from experiments.cells import cells
-from experiments.preparing import make_defenses, prepare
-from experiments.settings_file import load_settings
-from experiments.settling import settled
-from leakbed.faults import BAD_INPUT, verdict
-from tests.mutating import mutated, mutated_settings
+from experiments.run.attack import make_attack
+from experiments.run.defaults import resolve_defaults
+from experiments.run.prepare import make_defenses, prepare
+from experiments.settings.cells import cells
+from experiments.settings.load import load_settings
+from leakbed.errors import BAD_INPUT, verdict
+from tests.support.mutating import mutated, mutated_settings
 
 ROOT = Path(__file__).parents[2]
-WHOLE = sorted(ROOT.glob("experiments/*/settings.toml"))
+WHOLE = sorted(ROOT.glob("experiments/studies/*/settings.toml"))
 FIRST, ALL, AT_A_TIME = 200, 5000, 600
 
 
 def prepared(file: Path) -> None:
     """Do what a run does before it trains."""
-    wanted = [settled(cell) for cell in cells(load_settings(file))]
+    wanted = [resolve_defaults(cell) for cell in cells(load_settings(file))]
     for cell in wanted:
         make_attack(cell.attack)
         make_defenses(cell.training)

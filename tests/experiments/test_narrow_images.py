@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from experiments.runner import run
-from leakbed.cards import Card
+from experiments.results.cards import Card
+from experiments.run.runner import run
 
 SPLIT: dict[str, Any] = {
     "name": "vanilla-split",
@@ -20,8 +20,8 @@ FEDAVG: dict[str, Any] = {"name": "fedavg", "batch_size": 1, "local_steps": 1}
 def table(shape: str, protocol: dict[str, Any], *attacks: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": "narrow",
-        "data": {"name": f"tests.narrow_data:{shape}", "nodes": 2},
-        "model": {"name": "tests.narrow_data:net"},
+        "data": {"name": f"tests.support.narrow_data:{shape}", "nodes": 2},
+        "model": {"name": "tests.support.narrow_data:net"},
         "protocol": protocol,
         "attack": [{"targets": 2, **attack} for attack in attacks],
     }

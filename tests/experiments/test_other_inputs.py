@@ -11,30 +11,30 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from clients import node_app
-from experiments.cells import cells
-from experiments.preparing import Prepared, answer_key, prepare
-from experiments.runner import run
-from experiments.settings_file import load_settings
-from experiments.training import train
-from leakbed import own_code
-from leakbed.data import catalogue
-from leakbed.grid_wrapper import GridWrapper
+from experiments.run.prepare import Prepared, answer_key, prepare
+from experiments.run.runner import run
+from experiments.run.train import train
+from experiments.settings.cells import cells
+from experiments.settings.load import load_settings
+from leakbed import provenance
+from leakbed.data import sources
 from leakbed.grids import LocalGrid
-from leakbed.ran_on import OtherInputsError
+from leakbed.provenance import OtherInputsError
+from leakbed.tap.wiretap import GridWrapper
 from leakbed.wire.messages import RAN_ON
-from tests.runtimes import on_flower, on_ray
+from tests.support.runtimes import on_flower, on_ray
 
 pytestmark = pytest.mark.usefixtures("identity")
 
 TABLE: dict[str, Any] = {
     "name": "other",
-    "data": {"name": "tests.changing_data:shuffled", "nodes": 2},
+    "data": {"name": "tests.support.changing_data:shuffled", "nodes": 2},
     "model": {"name": "mlp2"},
     "protocol": {"name": "fedavg", "batch_size": 5, "local_steps": 1},
     "attack": [{"name": "constant-image", "targets": 2}],
 }
 
-SAID = r"node 0 has other data than the experiment: data.name = 'tests.changing_data:shuffled' gave"
+SAID = r"node 0 has other data than the experiment: data.name = 'tests.support.changing_data:shuffled' gave"
 
 
 def prepared(*overrides: str) -> Prepared:
@@ -43,7 +43,7 @@ def prepared(*overrides: str) -> Prepared:
 
 def forget() -> None:
     """Make this process another one, as far as its data go."""
-    catalogue._load.cache_clear()
+    sources._load.cache_clear()
 
 
 def test_data_that_change_before_the_nodes_ask_for_them_end_the_run(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_nodes_in_other_processes_are_asked_too(
     def work(grid: Grid) -> None:
         for function in ("shuffled", "numbered_by_a_set"):
             try:
-                ready = prepared(f"data.name=tests.changing_data:{function}")
+                ready = prepared(f"data.name=tests.support.changing_data:{function}")
                 train(ready, grid, tmp_path / function, roster=None)
             except OtherInputsError as error:
                 ended[function] = str(error)
@@ -81,7 +81,7 @@ def test_nodes_in_other_processes_are_asked_too(
     assert set(ended) == {"shuffled", "numbered_by_a_set"}
     for function, said in ended.items():
         assert "has other data than the experiment" in said
-        assert f"data.name = 'tests.changing_data:{function}'" in said
+        assert f"data.name = 'tests.support.changing_data:{function}'" in said
 
 
 @pytest.mark.runtime
@@ -92,7 +92,7 @@ def test_processes_that_share_the_work_are_asked_too(tmp_path: Path) -> None:
 
 
 def test_data_that_stay_the_same_are_let_through(tmp_path: Path) -> None:
-    cards = run(TABLE, out=tmp_path, overrides=["data.name=tests.tiny:images"])
+    cards = run(TABLE, out=tmp_path, overrides=["data.name=tests.support.tiny:images"])
     assert [card.status for card in cards] == ["done"]
 
 
@@ -113,10 +113,11 @@ def test_a_node_that_does_not_say_what_it_has_is_refused(tmp_path: Path) -> None
 
 
 def test_a_node_with_another_module_of_the_same_name_is_refused(tmp_path: Path) -> None:
-    grid, ready = LocalGrid(node_app, nodes=2), prepared("data.name=tests.tiny:images")
+    grid, ready = LocalGrid(node_app, nodes=2), prepared("data.name=tests.support.tiny:images")
     other = replace(ready, ran_on=replace(ready.ran_on, code="another"))
     with pytest.raises(
-        OtherInputsError, match=r"node 0 has other code of yours .*tests.tiny \(.*/tests/tiny.py\)"
+        OtherInputsError,
+        match=r"node 0 has other code of yours .*tests.support.tiny \(.*/tests/tiny.py\)",
     ):
         train(other, grid, tmp_path / "run", roster=grid.roster)
 
@@ -137,10 +138,10 @@ def test_an_edited_file_of_ones_own_is_trained_again(
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def keys() -> list[str]:
-        own_code._FIRST.clear()
+        provenance._FIRST.clear()
         for name in files:
             sys.modules.pop(name, None)
-        names = ["data.name=tests.tiny:images", "model.name=net_of_own:Net"]
+        names = ["data.name=tests.support.tiny:images", "model.name=net_of_own:Net"]
         return [card.key for card in run(TABLE, out=tmp_path / "out", overrides=names)]
 
     before = keys()

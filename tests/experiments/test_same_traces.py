@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 from flwr.serverapp import Grid
 
-from experiments.cells import cells
-from experiments.preparing import prepare
-from experiments.settings_file import load_settings
-from experiments.training import train
+from experiments.run.prepare import prepare
+from experiments.run.train import train
+from experiments.settings.cells import cells
+from experiments.settings.load import load_settings
 from leakbed.grids import LocalGrid
-from leakbed.oracle.answer_key import AnswerKey
-from leakbed.trace import Trace
+from leakbed.oracle.truth import AnswerKey
+from leakbed.tap.trace import Trace
 from strategies import PROTOCOLS
-from tests import tiny
-from tests.runtimes import on_flower, on_ray
+from tests.support import tiny
+from tests.support.runtimes import on_flower, on_ray
 
 pytestmark = pytest.mark.usefixtures("identity")
 
@@ -29,8 +29,13 @@ NODES = 3
 TABLE: dict[str, Any] = {
     "name": "same",
     "keep_rounds": "all",
-    "data": {"name": "tests.tiny:images", "nodes": NODES, "partition": "linear", "public": 0.0},
-    "model": {"name": "tests.slow_nodes:stateful", "cut": 3},
+    "data": {
+        "name": "tests.support.tiny:images",
+        "nodes": NODES,
+        "partition": "linear",
+        "public": 0.0,
+    },
+    "model": {"name": "tests.support.slow_nodes:stateful", "cut": 3},
     "protocol": {
         "batch_size": 5,
         "rounds": 2,
@@ -53,22 +58,22 @@ OWN: dict[str, dict[str, dict[str, Any]]] = {
     "u-shaped": {"model": {"upper_cut": 5}},
     "vertical-split": {
         "data": {"partition": "iid"},
-        "model": {"name": "tests.slow_nodes:dense"},
+        "model": {"name": "tests.support.slow_nodes:dense"},
         "protocol": {"fraction": 1.0, "merge": "sum"},
     },
     "parallel-split step": {"protocol": {"name": "parallel-split", "sync": "step"}},
     "vanilla-split defended": {
-        "model": {"name": "tests.slow_nodes:apart"},
+        "model": {"name": "tests.support.slow_nodes:apart"},
         "protocol": {"name": "vanilla-split"},
         "defense": DEFENDED,
     },
     "parallel-split defended": {
-        "model": {"name": "tests.slow_nodes:apart"},
+        "model": {"name": "tests.support.slow_nodes:apart"},
         "protocol": {"name": "parallel-split"},
         "defense": DEFENDED,
     },
     "u-shaped defended": {
-        "model": {"name": "tests.slow_nodes:apart", "upper_cut": 5},
+        "model": {"name": "tests.support.slow_nodes:apart", "upper_cut": 5},
         "protocol": {"name": "u-shaped"},
         "defense": DEFENDED,
     },
@@ -179,7 +184,7 @@ def test_layers_that_work_in_place_change_no_bit(case: str, kind: str, tmp_path:
     found = []
     for network in ("in_place", "apart"):
         overrides = [
-            f"model.name=tests.strange_networks:{kind}_{network}",
+            f"model.name=tests.support.strange_networks:{kind}_{network}",
             "model.cut=0",
             *own.get(case, []),
         ]

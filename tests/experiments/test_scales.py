@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from experiments.cells import cells
-from experiments.preparing import make_defenses, prepare
-from experiments.runner import run
-from experiments.settings import Settings
-from experiments.settings_file import load_settings
+from experiments.run.prepare import make_defenses, prepare
+from experiments.run.runner import run
+from experiments.settings.cells import cells
+from experiments.settings.load import load_settings
+from experiments.settings.schema import Settings
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 PAPERS = sorted(FOLDER.glob("*/paper.toml"))
@@ -36,13 +36,13 @@ def small(file: Path) -> Settings:
     if any(name in text for name in HASTY):
         changes += ["protocol.batch_size=3", "protocol.local_steps=4"]
     settings = load_settings(file, changes)
-    defences = tuple(
+    defenses = tuple(
         each.model_copy(
             update={"stack": tuple((n, {**own, **HASTY.get(n, {})}) for n, own in each.stack)}
         )
         for each in settings.defense
     )
-    return settings.model_copy(update={"defense": defences} if defences else {})
+    return settings.model_copy(update={"defense": defenses} if defenses else {})
 
 
 def test_there_are_some() -> None:

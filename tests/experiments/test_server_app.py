@@ -9,12 +9,12 @@ from flwr.app import Context, RecordDict
 
 from clients import node_app
 from experiments import server_app
-from leakbed import own_code
-from leakbed.api import ResultsFolderError, alone
-from leakbed.data import MissingDataError, catalogue
+from leakbed import provenance
+from leakbed.data import MissingDataError, sources
 from leakbed.flower_internals import task_identity
 from leakbed.grids import LocalGrid
-from leakbed.own_code import CodeFolderError
+from leakbed.provenance import CodeFolderError
+from leakbed.testbed import ResultsFolderError, alone
 
 TABLE = """
 name = "through-flower"
@@ -111,8 +111,8 @@ def projects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(server_app, "simulates", lambda grid: True)
     monkeypatch.syspath_prepend(str(tmp_path / "first"))
     path = list(sys.path)
-    own_code._FIRST.clear()
-    catalogue._load.cache_clear()
+    provenance._FIRST.clear()
+    sources._load.cache_clear()
     yield tmp_path
     sys.path[:] = path
     sys.modules.pop("own_images", None)

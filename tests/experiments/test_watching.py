@@ -13,26 +13,31 @@ from torch import Tensor
 
 from attacks import ATTACKS
 from clients import node_app
-from experiments.cells import Hijacking, Training, cells
-from experiments.preparing import prepare, unread
-from experiments.run_folder import TrainingRun
-from experiments.runner import run
-from experiments.settings import SettingsError
-from experiments.settings_file import load_settings
-from experiments.training import train
+from experiments.run.prepare import prepare, unread
+from experiments.run.runner import run
+from experiments.run.train import train
+from experiments.run.training_run import TrainingRun
+from experiments.settings.cells import Hijacking, Training, cells
+from experiments.settings.load import load_settings
+from experiments.settings.schema import SettingsError
 from leakbed.contracts import View
 from leakbed.events import Phase, SmashedUp
 from leakbed.flower_internals import task_identity
 from leakbed.grids import LocalGrid
-from leakbed.trace import Trace
-from tests.adversaries import Looking
-from tests.tiny import same
+from leakbed.tap.trace import Trace
+from tests.support.adversaries import Looking
+from tests.support.tiny import same
 
 NODES = 2
 TABLE: dict[str, Any] = {
     "name": "watched",
-    "data": {"name": "tests.tiny:images", "nodes": NODES, "partition": "linear", "public": 0.2},
-    "model": {"name": "tests.hijackable:blocks", "cut": 2},
+    "data": {
+        "name": "tests.support.tiny:images",
+        "nodes": NODES,
+        "partition": "linear",
+        "public": 0.2,
+    },
+    "model": {"name": "tests.support.hijackable:blocks", "cut": 2},
     "protocol": {
         "name": "vanilla-split",
         "batch_size": 5,

@@ -16,7 +16,7 @@ OVERRUN = """
 import atexit, signal, sys, time
 from leakbed import commands
 from leakbed.cli import main
-from leakbed.grids.deadlines import CallThread
+from leakbed.grids.local import CallThread
 
 signal.signal(signal.SIGALRM, signal.SIG_IGN)  # so that the call runs in a thread
 
@@ -50,7 +50,7 @@ main()
 SHADOWED = """
 from leakbed import api
 assert api.testbed("attacks").ATTACKS
-assert api.testbed("experiments.plugins").plugin_fields
+assert api.testbed("experiments.settings.plugins").plugin_fields
 """
 
 ROOT = Path(__file__).parents[2]
@@ -126,7 +126,7 @@ def test_a_missing_typer_is_named_with_the_command(monkeypatch: pytest.MonkeyPat
     real = builtins.__import__
 
     def without_typer(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name == "leakbed.commands":
+        if name == "experiments.cli":
             raise ModuleNotFoundError("No module named 'typer'", name="typer")
         return real(name, *args, **kwargs)
 

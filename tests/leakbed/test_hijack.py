@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from attacks.baselines import MeanImage
 from attacks.feature_space_hijacking import SMALL, FeatureSpaceHijacking
-from attacks.mean_image import MeanImage
+from experiments.run.server_part import Mirror
 from leakbed.contracts import Guess, View
 from leakbed.events import (
     CutGradientDown,
@@ -20,12 +21,11 @@ from leakbed.events import (
 )
 from leakbed.hijack import Hijack, HijackError, Rehearsal, Watch, rehearse
 from leakbed.seeds import derive
-from leakbed.server_part import Mirror
-from leakbed.wiretap import Wiretap
-from strategies.trainers import TopTrainer
+from leakbed.tap.wiretap import Wiretap
+from strategies.server_model import TopTrainer
 from strategies.vanilla_split import VanillaSplit
-from tests import hijackable, tiny
-from tests.adversaries import Doubling, Echo, Looking
+from tests.support import hijackable, tiny
+from tests.support.adversaries import Doubling, Echo, Looking
 
 PLAN = tiny.plan(optimizer="adam", learning_rate=1e-3)
 FSHA = FeatureSpaceHijacking(**SMALL)  # type: ignore[arg-type]  a table of settings

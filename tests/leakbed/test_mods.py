@@ -25,17 +25,17 @@ from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
 import clients.split
-from clients.cell import one_torch_thread
+from clients.node import one_torch_thread
 from defenses import LocalDP, NoPeek, SmashedNoise, WeightNoise
 from leakbed.contracts import Defense, DefenseState, Protects
-from leakbed.defending import UncalledHookError
+from leakbed.contracts.defense import UncalledHookError
 from leakbed.events import UpdateUp
 from leakbed.grids import LocalGrid
 from leakbed.mods import defend, load_state, save_state
+from leakbed.tap.wiretap import Wiretap
 from leakbed.wire.messages import EvaluateRequest, SplitReply, SplitRequest
 from leakbed.wire.records import pack, unpack
-from leakbed.wiretap import Wiretap
-from tests import tiny
+from tests.support import tiny
 
 pytestmark = pytest.mark.usefixtures("identity")
 
@@ -168,21 +168,21 @@ def test_updates_are_protected_and_integer_buffers_pass() -> None:
 
 
 @pytest.mark.parametrize(
-    ("defence", "left"),
+    ("defense", "left"),
     [
         (WeightNoise(scale=0.5), ["num-examples", "train_loss"]),
         (WeightNoise(scale=0.5, form="corrected"), ["num-examples"]),
         (LocalDP(), ["num-examples"]),
     ],
 )
-def test_a_claim_of_privacy_keeps_metrics_at_the_node(defence: Defense, left: list[str]) -> None:
+def test_a_claim_of_privacy_keeps_metrics_at_the_node(defense: Defense, left: list[str]) -> None:
     metrics = MetricRecord({"num-examples": 5, "train_loss": 0.3})
     old = {
         "fitres.num_examples": MetricRecord({"num_examples": 5}),
         "fitres.metrics": ConfigRecord({"loss": 0.3}),
         "fitres.status": ConfigRecord({"code": 0}),
     }
-    mod, arrays = defend(defence, stream=7), pack({"w": X})
+    mod, arrays = defend(defense, stream=7), pack({"w": X})
     reply = call(mod, train(), context(), arrays=arrays, m=metrics, **old).content
     assert list(reply["m"]) == left
     assert reply["fitres.num_examples"]["num_examples"] == 5
@@ -199,12 +199,12 @@ def test_the_handlers_reply_and_the_message_are_not_changed_in_place() -> None:
     assert np.array_equal(unpack(message.content["arrays"])["w"], X)
 
 
-def test_a_single_defence_needs_its_stream() -> None:
+def test_a_single_defense_needs_its_stream() -> None:
     with pytest.raises(ValueError, match=r"needs stream=\.\.\., the secret seed"):
         defend(SmashedNoise())
 
 
-def test_defences_are_looked_up_at_call_time_and_apply_in_order() -> None:
+def test_defenses_are_looked_up_at_call_time_and_apply_in_order() -> None:
     chosen: list[Any] = [()]
     mod = defend(lambda _: (chosen[0], 7))
     kept = context()
@@ -215,7 +215,7 @@ def test_defences_are_looked_up_at_call_time_and_apply_in_order() -> None:
     assert np.array_equal(smash(mod, kept), X + 30)
 
 
-def test_stacked_defences_draw_different_noise() -> None:
+def test_stacked_defenses_draw_different_noise() -> None:
     one = smash(defend(SmashedNoise(sigma=1.0), stream=7), context()) - X
     twice = (SmashedNoise(sigma=1.0), SmashedNoise(sigma=1.0))
     both = smash(defend(lambda _: (twice, 7)), context()) - X
@@ -251,7 +251,7 @@ def test_a_cut_gradient_is_the_label_holders_to_protect_and_fits_no_weights() ->
         defend(Cut(), stream=7)
 
 
-def test_a_defence_that_the_mod_would_never_call_is_refused() -> None:
+def test_a_defense_that_the_mod_would_never_call_is_refused() -> None:
     body = {"name": "idle", "source": "nowhere", "protects": frozenset({Protects.SMASHED})}
     with pytest.raises(UncalledHookError, match="idle protects smashed but overrides no hook"):
         defend(type("Idle", (Defense,), body)(), stream=7)
@@ -259,9 +259,9 @@ def test_a_defence_that_the_mod_would_never_call_is_refused() -> None:
 
 @pytest.mark.parametrize("what", [Protects.LABELS, Protects.TOP])
 def test_what_a_party_trains_with_is_nothing_a_mod_sees(what: Protects) -> None:
-    defence = type("Held", (Cut,), {"name": "held", "protects": frozenset({what})})()
+    defense = type("Held", (Cut,), {"name": "held", "protects": frozenset({what})})()
     with pytest.raises(ValueError, match="held changes what a party trains with"):
-        smash(defend(defence, stream=7), context())
+        smash(defend(defense, stream=7), context())
 
 
 def test_a_hook_into_training_is_refused_where_nobody_calls_it() -> None:
@@ -314,7 +314,7 @@ def test_errors_and_closing_replies_pass() -> None:
     assert np.array_equal(reply.bottom["w"], X)
 
 
-def test_a_cells_defences_protect_what_its_node_sends() -> None:
+def test_a_cells_defenses_protect_what_its_node_sends() -> None:
     def trained(**settings: Any) -> Any:
         grid = tiny.ready(plan=tiny.plan(), **settings)
         return tiny.train_split(grid, tiny.split_strategy(settings=tiny.plan()))
@@ -323,7 +323,7 @@ def test_a_cells_defences_protect_what_its_node_sends() -> None:
     assert tiny.same(trained(**noisy), trained(**noisy))
     assert tiny.same(trained(**noisy), trained(**noisy, resident=False))
     assert not tiny.same(trained(**noisy), trained())
-    assert not tiny.same(trained(**noisy), trained(**noisy, defence_stream=3))
+    assert not tiny.same(trained(**noisy), trained(**noisy, defense_stream=3))
 
 
 @pytest.mark.parametrize(

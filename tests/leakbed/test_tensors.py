@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 import torch
 
-from leakbed.tensors import finite, load, placed, predicted, view
+from leakbed.tensors import as_tensor, finite, load, placed, predicted
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, np.uint8])
 def test_a_view_shares_the_memory_of_a_read_only_array(dtype: type) -> None:
     data = bytearray(np.arange(6, dtype=dtype).tobytes())
     array = np.frombuffer(bytes(data), dtype).reshape(2, 3)
-    seen = view(array)
+    seen = as_tensor(array)
     assert np.array_equal(seen.numpy(), array)
     assert seen.data_ptr() == array.__array_interface__["data"][0]
 
 
 def test_a_view_of_a_writable_array_writes_through() -> None:
     array = np.zeros(3)
-    view(array)[1] = 2
+    as_tensor(array)[1] = 2
     assert array.tolist() == [0, 2, 0]
 
 

@@ -12,8 +12,8 @@ from leakbed.events import Bottom, Event
 from leakbed.grids import NodeFailed
 from leakbed.wire.records import BOTTOMS, pack, refuse_unlike, unpack
 from strategies.averaging import SealedAverageError, average
-from tests import tiny
-from tests.several_nodes import NODES, built, plan, trained
+from tests.support import tiny
+from tests.support.several_nodes import NODES, built, plan, trained
 
 PROTOCOLS: dict[str, tuple[str, dict[str, str]]] = {
     "splitfed-v1": ("splitfed-v1", {}),

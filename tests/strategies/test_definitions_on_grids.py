@@ -15,12 +15,12 @@ import pytest
 from flwr.serverapp import Grid
 
 from leakbed.events import CutGradientDown, Event
-from leakbed.grids import Canonical
+from leakbed.grids import DeterministicGrid
 from leakbed.seeds import derive, scoped
-from tests import double_models, several_nodes, tiny, u_shaped
-from tests.definitions import Weights, concatenated, interleaved, left, order, uncut
-from tests.runtimes import on_flower, on_ray
-from tests.several_nodes import NODES, OPTIMISERS, distance, plan
+from tests.support import double_models, several_nodes, tiny, u_shaped
+from tests.support.definitions import Weights, concatenated, interleaved, left, order, uncut
+from tests.support.runtimes import on_flower, on_ray
+from tests.support.several_nodes import NODES, OPTIMISERS, distance, plan
 
 pytestmark = [pytest.mark.runtime, pytest.mark.usefixtures("identity")]
 STATEFUL = tiny.architecture("stateful")
@@ -96,7 +96,7 @@ NEARLY: dict[str, Callable[[Train], Pair]] = {
 
 def training_on(grid: Grid) -> Train:
     """Train on some grid's first nodes."""
-    there = Canonical(grid, stream=0, nodes=NODES, timeout=120.0)
+    there = DeterministicGrid(grid, stream=0, nodes=NODES, timeout=120.0)
 
     def train(protocol: str, settings: Any, *, nodes: int = NODES, **more: Any) -> Weights:
         if settings.labels == "server":

@@ -9,12 +9,12 @@ from flwr.serverapp.strategy import FedAvg
 
 from leakbed.models import Architecture
 from strategies import PROTOCOLS
-from strategies.setup import Setup
+from strategies.protocol import ProtocolSetup
 
 ARCHITECTURE = Architecture(name="mlp2", image_shape=(1, 4, 4), num_classes=3)
 
 
-def setup(**changes: Any) -> Setup:
+def setup(**changes: Any) -> ProtocolSetup:
     fields: dict[str, Any] = {
         "architecture": ARCHITECTURE,
         "init_stream": 3,
@@ -25,13 +25,13 @@ def setup(**changes: Any) -> Setup:
         "labels": None,
         "test_labels": torch.zeros(0, dtype=torch.long),
         "evaluate_rounds": (),
-        "defences": (),
-        "defence_stream": 0,
+        "defenses": (),
+        "defense_stream": 0,
         "timeout": None,
         "device": torch.device("cpu"),
         **changes,
     }
-    return Setup(**fields)
+    return ProtocolSetup(**fields)
 
 
 @pytest.mark.parametrize(("nodes", "fraction", "least"), [(5, 1.0, 5), (5, 0.4, 2), (1, 0.5, 1)])

@@ -10,15 +10,15 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import LocalDpMod, fixedclipping_mod
 from flwr.serverapp.strategy import DifferentialPrivacyClientSideFixedClipping, FedAvg
 
-from clients import cell, weights
-from clients.cell import one_torch_thread
+from clients import fedavg, node
+from clients.node import one_torch_thread
 from defenses import LocalDP, WeightNoise
 from leakbed.contracts import Defense, IllegalCombinationError
 from leakbed.events import Event, UpdateUp
 from leakbed.grids import LocalGrid
 from leakbed.seeds import derive, scoped
-from leakbed.wiretap import Wiretap
-from tests import tiny
+from leakbed.tap.wiretap import Wiretap
+from tests.support import tiny
 
 pytestmark = pytest.mark.usefixtures("identity")
 
@@ -45,7 +45,7 @@ def trained(mod: Any) -> Any:
 def updates(mod: Any = None, strategy: Any = None) -> list[UpdateUp]:
     """Two nodes' updates in one round of FedAvg, as the server's wiretap sees them."""
     app = ClientApp(mods=[one_torch_thread] if mod is None else [one_torch_thread, trained(mod)])
-    for family in (cell, weights):
+    for family in (node, fedavg):
         family.register(app)
     grid = LocalGrid(app, nodes=2)
     tiny.set_up(grid, 2, plan=tiny.plan())
@@ -79,20 +79,20 @@ def test_local_privacy_clips_and_noises_what_the_wiretap_sees() -> None:
 
 
 @pytest.mark.parametrize(
-    "defence",
+    "defense",
     [
         WeightNoise(form="corrected", scale=0.0, clip=CLIP),
         LocalDP(epsilon=1.0, clip=CLIP, sensitivity=0.0),
     ],
-    ids=lambda defence: defence.name,
+    ids=lambda defense: defense.name,
 )
-def test_its_clipping_is_that_of_our_defences(defence: Defense) -> None:
+def test_its_clipping_is_that_of_our_defenses(defense: Defense) -> None:
     (event, _), (clipped, _) = updates(), updates(LocalDpMod(CLIP, 0.0, 1.0, 1e-5))
     before, after = (
         {name: torch.tensor(value) for name, value in arrays.items()}
         for arrays in (event.before, event.after)
     )
-    _, sent = defence.protect_update(defence.begin(1), before, after)
+    _, sent = defense.protect_update(defense.begin(1), before, after)
     for name, value in sent.items():
         torch.testing.assert_close(value, torch.tensor(clipped.after[name]), atol=1e-6, rtol=0)
 

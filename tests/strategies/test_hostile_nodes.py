@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leakbed.flower_internals import with_content
-from leakbed.grid_wrapper import GridWrapper
-from leakbed.grids import Canonical, NodeFailed
+from leakbed.grids import DeterministicGrid, NodeFailed
+from leakbed.tap.wiretap import GridWrapper
 from leakbed.wire.messages import (
     BACKWARD_STEP,
     HEAD_EVALUATE,
@@ -28,8 +28,8 @@ from leakbed.wire.messages import (
 )
 from leakbed.wire.records import BOTTOMS, copy_records, pack, unpack
 from strategies import PROTOCOLS
-from tests import parties, several_nodes, tiny, u_shaped
-from tests.hostile import ANY, ARRAYS, NUMBERS, fuzz
+from tests.support import parties, several_nodes, tiny, u_shaped
+from tests.support.hostile import ANY, ARRAYS, NUMBERS, fuzz
 
 SPLIT = [name for name, entry in PROTOCOLS.items() if entry.exchanges == "split"]
 CASES = [*SPLIT, "parallel-split step"]
@@ -70,7 +70,7 @@ def server(case: str, timeout: float | None) -> tuple[Grid, Strategy]:
             protocol, plan, nodes=NODES, timeout=timeout, **more, **options
         ).strategy
         inner = several_nodes.grid(plan, nodes=NODES)
-    return Canonical(inner, stream=1, roster=inner.roster), strategy
+    return DeterministicGrid(inner, stream=1, roster=inner.roster), strategy
 
 
 class Hostile(GridWrapper):
@@ -114,7 +114,7 @@ def test_a_node_that_never_answers_is_named_in_time(
     case: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     late: list[Message] = []  # each makes a minute pass
-    for module in ("leakbed.grids.waiting", "strategies.post"):
+    for module in ("leakbed.grids.base", "strategies.node_session"):
         monkeypatch.setattr(f"{module}.monotonic", lambda: 60.0 * len(late))
     failed = failure(case, kind, lambda reply: late.append(reply) or [], timeout=60.0)
     assert failed is not None

@@ -12,11 +12,11 @@ from flwr.serverapp.strategy import Strategy
 
 from clients import node_app
 from leakbed.events import Event, Failed
-from leakbed.grids import Canonical, LocalGrid, NodeFailed
+from leakbed.grids import DeterministicGrid, LocalGrid, NodeFailed
+from leakbed.tap.wiretap import Wiretap
 from leakbed.wire import records
 from leakbed.wire.records import SMASHED, pack
-from leakbed.wiretap import Wiretap
-from tests import parties, several_nodes, tiny, u_shaped
+from tests.support import parties, several_nodes, tiny, u_shaped
 
 
 @pytest.fixture(autouse=True)
@@ -77,8 +77,8 @@ def federation(protocol: str, options: dict[str, str]) -> Federation:
     return Federation(built.strategy, grid)
 
 
-def _canonical(grid: Any) -> Canonical:
-    return Canonical(grid, stream=0, roster=grid.roster)
+def _canonical(grid: Any) -> DeterministicGrid:
+    return DeterministicGrid(grid, stream=0, roster=grid.roster)
 
 
 def steps(reply: Message) -> None:

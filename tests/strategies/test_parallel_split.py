@@ -22,9 +22,9 @@ from leakbed.grids import NodeFailed
 from leakbed.models import Architecture
 from leakbed.seeds import derive
 from leakbed.wire.records import BOTTOM_GRADIENT, SMASHED, pack, unpack
-from tests import double_models, guarded, several_nodes, tiny
-from tests.definitions import concatenated
-from tests.several_nodes import NODES, OPTIMISERS, Weights, distance, plan, trained
+from tests.support import double_models, guarded, several_nodes, tiny
+from tests.support.definitions import concatenated
+from tests.support.several_nodes import NODES, OPTIMISERS, Weights, distance, plan, trained
 
 pytestmark = pytest.mark.usefixtures("identity")
 
@@ -201,9 +201,9 @@ class Ones(Defense):
 
 
 @pytest.mark.parametrize("sync", ["round", "step"])
-def test_a_defence_has_the_last_word_on_a_gradient(sync: str) -> None:
+def test_a_defense_has_the_last_word_on_a_gradient(sync: str) -> None:
     events = list[Event]()
-    parallel(plan(), LOCAL | {"sync": sync}, events=events, defences=(Ones(),))
+    parallel(plan(), LOCAL | {"sync": sync}, events=events, defenses=(Ones(),))
     sent = [event.gradient for event in events if isinstance(event, CutGradientDown)]
     assert len(sent) == 2 * 3 * NODES
     assert all((gradient == 1).all() for gradient in sent)

@@ -18,15 +18,14 @@ from flwr.serverapp.strategy import FedAvg
 from clients import node_app
 from leakbed.contracts import DefenseState
 from leakbed.events import Event
-from leakbed.grid_wrapper import GridWrapper
-from leakbed.grids import Canonical, LocalGrid, NodeFailed
+from leakbed.grids import DeterministicGrid, LocalGrid, NodeFailed
 from leakbed.seeds import derive, scoped
+from leakbed.tap.wiretap import GridWrapper, Wiretap
 from leakbed.wire.messages import SETUP
 from leakbed.wire.records import copy_records
-from leakbed.wiretap import Wiretap
 from strategies import PROTOCOLS
 from strategies.split_strategy import SplitStrategy
-from tests import parties, several_nodes, tiny, u_shaped
+from tests.support import parties, several_nodes, tiny, u_shaped
 
 pytestmark = pytest.mark.usefixtures("identity")
 
@@ -137,7 +136,7 @@ def ended(case: str, *, at: int | None = None, alone: bool = False) -> Ended:
             return generator(state)
 
         patched.setattr(DefenseState, "generator", drawn)
-        canonical = Canonical(grid, stream=1, roster=local.roster)
+        canonical = DeterministicGrid(grid, stream=1, roster=local.roster)
         strategy, arrays = server(case, canonical)
         tap = Wiretap(canonical, [events.append], roster=local.roster, strict=True)
         weights, failed, alarms = None, None, {}

@@ -17,21 +17,21 @@ from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
 from leakbed.events import Event, SmashedUp, UpdateUp
-from leakbed.grids import Canonical, LocalGrid
+from leakbed.grids import DeterministicGrid, LocalGrid
 from leakbed.models import Architecture
 from leakbed.seeds import derive, scoped
+from leakbed.tap.wiretap import Wiretap
 from leakbed.wire.messages import SETUP
-from leakbed.wiretap import Wiretap
-from strategies.trainers import TopTrainer
+from strategies.server_model import TopTrainer
 from strategies.vanilla_split import VanillaSplit
-from tests import slow_nodes, tiny
+from tests.support import slow_nodes, tiny
 
 pytestmark = pytest.mark.usefixtures("identity")
 
 NODES, ROUNDS, FRACTION = 5, 3, 0.6
 ARCHITECTURES = {
     "plain": tiny.architecture("plain"),
-    "stateful": replace(tiny.architecture("stateful"), name="tests.slow_nodes:stateful"),
+    "stateful": replace(tiny.architecture("stateful"), name="tests.support.slow_nodes:stateful"),
 }
 PLAN = tiny.plan(batch_size=2, momentum=0.9)
 
@@ -47,7 +47,9 @@ def recipe() -> Any:
 @contextmanager
 def tapped(grid: Grid, architecture: Architecture, seen: list[Event]) -> Iterator[Wiretap]:
     """The grid as the runner uses it, its nodes told their cell."""
-    canonical = Canonical(grid, stream=derive(tiny.SEED, "sampling"), nodes=NODES, timeout=120.0)
+    canonical = DeterministicGrid(
+        grid, stream=derive(tiny.SEED, "sampling"), nodes=NODES, timeout=120.0
+    )
     setup = []
     for node, partition in canonical.roster.items():
         cell = tiny.cell(

@@ -14,7 +14,7 @@ from leakbed.grids import NodeFailed
 from leakbed.wire.messages import SPLIT_EVALUATE, SPLIT_STEP
 from leakbed.wire.records import BOTTOMS, METRICS, SMASHED, pack, unpack
 from strategies import PROTOCOLS
-from tests import several_nodes
+from tests.support import several_nodes
 
 pytestmark = pytest.mark.usefixtures("identity")
 

@@ -8,8 +8,8 @@ import torch
 
 from leakbed.events import BottomGradientUp, CutGradientDown, Event, SmashedUp
 from leakbed.seeds import derive
-from tests import double_models, several_nodes, tiny
-from tests.several_nodes import OPTIMISERS, distance, plan, trained
+from tests.support import double_models, several_nodes, tiny
+from tests.support.several_nodes import OPTIMISERS, distance, plan, trained
 
 pytestmark = pytest.mark.usefixtures("identity")
 
@@ -102,16 +102,16 @@ def test_kept_momenta_are_each_nodes_own() -> None:
     cells = several_nodes.cells(settings)
     together = cells[0].architecture.build(derive(tiny.SEED, "victim-init")).state_dict()
     own = [cell.architecture.build(0) for cell in cells]
-    optimisers = [settings.optimiser(model.parameters()) for model in own]
+    optimizers = [settings.optimiser(model.parameters()) for model in own]
     for round_, nodes in enumerate(present, 1):
         for node in nodes:
             own[node].load_state_dict(together)
             images, labels = cells[node].rows()
             for batch in cells[node].batches(round_, len(images)):
-                optimisers[node].zero_grad()
+                optimizers[node].zero_grad()
                 logits = own[node](images[batch])
                 torch.nn.functional.cross_entropy(logits, labels[batch]).backward()
-                optimisers[node].step()
+                optimizers[node].step()
         states = [own[node].state_dict() for node in nodes]  # two batches of four at every node
         together = {name: sum(s[name] for s in states) / len(states) for name in together}
     assert distance(found, together) < 1e-10

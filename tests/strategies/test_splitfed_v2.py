@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from leakbed.events import Bottom, CutGradientDown, Event, SmashedUp
-from tests import double_models, several_nodes, tiny
-from tests.definitions import interleaved, left, order
-from tests.several_nodes import NODES, OPTIMISERS, distance, plan, trained
+from tests.support import double_models, several_nodes, tiny
+from tests.support.definitions import interleaved, left, order
+from tests.support.several_nodes import NODES, OPTIMISERS, distance, plan, trained
 
 pytestmark = pytest.mark.usefixtures("identity")
 

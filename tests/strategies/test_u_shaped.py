@@ -6,8 +6,8 @@ from torch import nn
 
 from leakbed.models import IllegalCutError
 from leakbed.seeds import derive
-from tests import tiny
-from tests.u_shaped import OPTIMISERS, at_home, network, strategy_of, train, vanilla
+from tests.support import tiny
+from tests.support.u_shaped import OPTIMISERS, at_home, network, strategy_of, train, vanilla
 
 pytestmark = pytest.mark.usefixtures("identity")
 
@@ -29,7 +29,7 @@ def test_nodes_in_turn_are_vanillas_nodes_in_turn() -> None:
 
 
 @pytest.mark.parametrize("optimizer", OPTIMISERS)
-def test_each_node_keeps_the_optimiser_of_its_own_two_parts(optimizer: str) -> None:
+def test_each_node_keeps_the_optimizer_of_its_own_two_parts(optimizer: str) -> None:
     plan = at_home(**OPTIMISERS[optimizer])
     trained, _ = train(network(), plan, nodes=2)
 

@@ -8,7 +8,7 @@ import torch
 from flwr.app import Array, Message
 from torch import Tensor
 
-from clients.cell import TrainingPlan
+from clients.node import TrainingPlan
 from leakbed.events import (
     Bottom,
     CutGradientDown,
@@ -20,12 +20,17 @@ from leakbed.events import (
     UpperGradientUp,
 )
 from leakbed.grids import NodeFailed
-from leakbed.trace import Recorder, Trace
-from leakbed.wire.head_messages import HeadEvaluateReply
-from leakbed.wire.messages import HEAD_EVALUATE, HEAD_STEP, SPLIT_EVALUATE, SPLIT_STEP
-from leakbed.wiretap import Wiretap
-from tests import tiny
-from tests.u_shaped import Ear, Liar, at_home, network, strategy_of, train
+from leakbed.tap.trace import Recorder, Trace
+from leakbed.tap.wiretap import Wiretap
+from leakbed.wire.messages import (
+    HEAD_EVALUATE,
+    HEAD_STEP,
+    SPLIT_EVALUATE,
+    SPLIT_STEP,
+    HeadEvaluateReply,
+)
+from tests.support import tiny
+from tests.support.u_shaped import Ear, Liar, at_home, network, strategy_of, train
 
 pytestmark = pytest.mark.usefixtures("identity")
 
@@ -77,16 +82,16 @@ def test_labels_never_leave_the_node(tmp_path: Any, bottoms: str) -> None:
     with Recorder(tmp_path / "trace") as recorder:
         tap = Wiretap(ear, [recorder], roster=inner.roster, strict=True)
         strategy.start(tap, strategy.part.arrays(), num_rounds=2)
-    kinds = {message.metadata.message_type for message in ear.heard}
+    kinds = {message.metadata.message_type for message in ear.active_channels}
     assert kinds == {SPLIT_STEP, HEAD_STEP, SPLIT_EVALUATE, HEAD_EVALUATE}
 
-    records = [record for m in ear.heard for record in m.content.array_records.values()]
+    records = [record for m in ear.active_channels for record in m.content.array_records.values()]
     arrays = [array.numpy() for record in records for array in record.values()]
     assert len(arrays) == 4 * 20 + 2 * 10  # turns: a node's part twice, 3 steps; evaluations
     assert {array.dtype.kind for array in arrays} == {"f"}  # no whole numbers at all
     vectors = secrets(plan, truth)
     assert not any(hides(array, vector) for array in arrays for vector in vectors)
-    for message in ear.heard:  # and none among the plain numbers of a message
+    for message in ear.active_channels:  # and none among the plain numbers of a message
         plain = [*message.content.config_records.values(), *message.content.metric_records.values()]
         assert not any(isinstance(value, list) for record in plain for value in record.values())
     for path in (tmp_path / "trace").rglob("*.safetensors"):
@@ -137,7 +142,9 @@ def test_a_round_of_n_steps_costs_2n_plus_1_exchanges() -> None:
     ear = Ear(tiny.ready(plan=plan, architecture=network()))
     strategy = strategy_of(network(), plan)
     strategy.start(ear, strategy.part.arrays(), num_rounds=1)
-    sent = [m.metadata.message_type for m in ear.heard if not m.metadata.reply_to_message_id]
+    sent = [
+        m.metadata.message_type for m in ear.active_channels if not m.metadata.reply_to_message_id
+    ]
     assert sent == [SPLIT_STEP, HEAD_STEP] * 3 + [SPLIT_STEP]
 
 
@@ -220,7 +227,7 @@ def test_held_out_rows_that_are_missing_are_the_nodes_failure() -> None:
     assert failure.cause.startswith("smashed data of shape (4, 4, 4, 4); expected 6 rows")
 
 
-def test_a_defence_of_smashed_data_leaves_the_heads_messages_alone() -> None:
+def test_a_defense_of_smashed_data_leaves_the_heads_messages_alone() -> None:
     plan, seen = at_home(local_steps=1), list[Event]()
     noise = (("smashed-noise", {"sigma": 0.5}),)
     for defenses in ((), noise):

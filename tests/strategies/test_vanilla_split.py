@@ -7,11 +7,11 @@ from flwr.app import Message, RecordDict
 from torch import nn
 
 from leakbed.events import Bottom, Event, Sealed, SmashedUp, arrays_of
-from leakbed.grids import Canonical, NodeFailed
+from leakbed.grids import DeterministicGrid, NodeFailed
 from leakbed.seeds import derive
-from leakbed.wiretap import Wiretap
-from tests import double_models, several_nodes, tiny
-from tests.definitions import uncut
+from leakbed.tap.wiretap import Wiretap
+from tests.support import double_models, several_nodes, tiny
+from tests.support.definitions import uncut
 
 pytestmark = pytest.mark.usefixtures("identity")
 
@@ -52,7 +52,7 @@ def test_one_node_is_training_the_uncut_model_with_dropout_and_batch_norm(optimi
 
 def test_nodes_in_turn_go_on_from_the_bottom_of_the_one_before() -> None:
     settings = tiny.plan()
-    grid = Canonical(tiny.ready(2, plan=settings), stream=0, roster={1: 0, 2: 1})
+    grid = DeterministicGrid(tiny.ready(2, plan=settings), stream=0, roster={1: 0, 2: 1})
     trained = tiny.train_split(grid, tiny.split_strategy(settings=settings), rounds=2)
 
     network = tiny.architecture().build(derive(tiny.SEED, "victim-init"))
@@ -198,7 +198,7 @@ def test_a_fraction_samples_nodes_and_at_least_one() -> None:
     for fraction, expected in ((0.6, 3), (0.01, 1)):
         seen: list[Event] = []
         inner = tiny.ready(5, plan=settings)
-        grid = Canonical(inner, stream=3, roster=inner.roster)
+        grid = DeterministicGrid(inner, stream=3, roster=inner.roster)
         tap = Wiretap(grid, [seen.append], roster=inner.roster, strict=True)
         strategy = tiny.split_strategy(settings=settings, fraction_train=fraction)
         tiny.train_split(tap, strategy, rounds=1)

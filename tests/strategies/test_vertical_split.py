@@ -8,14 +8,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clients.cell import TrainingPlan
+from clients.node import TrainingPlan
+from leakbed.data.partitioning import columns, strip_architecture
 from leakbed.events import CutGradientDown, Event, Sealed, SmashedUp, arrays_of
 from leakbed.models import Architecture
 from leakbed.seeds import derive
-from leakbed.strips import columns, strip_architecture
-from leakbed.wiretap import Wiretap
-from tests import slow_nodes, tiny
-from tests.parties import ORDER, Weights, labels, network, plan, ready, strategy, told, train
+from leakbed.tap.wiretap import Wiretap
+from tests.support import slow_nodes, tiny
+from tests.support.parties import (
+    ORDER,
+    Weights,
+    labels,
+    network,
+    plan,
+    ready,
+    strategy,
+    told,
+    train,
+)
 
 pytestmark = pytest.mark.usefixtures("identity")
 
@@ -142,7 +152,7 @@ def test_swapped_processes_give_the_same_bits(optimizer: str, state: str) -> Non
     trained = []
     for resident in (True, False):
         grid = ready(2, architecture, settings, resident=resident)
-        chosen = strategy(2, architecture, settings, optimiser_state=state)
+        chosen = strategy(2, architecture, settings, optimizer_state=state)
         trained.append(train(grid, chosen))
     assert both(*trained)
     for bottom in trained[0][0]:
@@ -161,7 +171,7 @@ def both(left: tuple[list[Weights], Weights], right: tuple[list[Weights], Weight
 def test_parties_in_processes_of_their_own_give_the_same_bits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from leakbed.grids.ray_grid import RayGrid  # noqa: PLC0415  Ray takes seconds to import
+    from leakbed.grids.ray.grid import RayGrid  # noqa: PLC0415  Ray takes seconds to import
 
     monkeypatch.setenv("PYTHONPATH", "")
     settings, architecture = plan(momentum=0.9), network("stateful", 3)

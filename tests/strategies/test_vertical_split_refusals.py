@@ -11,9 +11,8 @@ from flwr.clientapp import ClientApp
 
 from leakbed.grids import LocalGrid, NodeFailed
 from leakbed.wire.messages import SplitReply, SplitRequest
-from strategies.post import Post
-from strategies.split_loop import Lane
-from tests.parties import ORDER, network, plan, ready, strategy, train
+from strategies.node_session import NodeChannel, NodeSession
+from tests.support.parties import ORDER, network, plan, ready, strategy, train
 
 pytestmark = pytest.mark.usefixtures("identity")
 
@@ -102,7 +101,9 @@ def test_a_party_that_is_evaluated_on_other_rows_is_named() -> None:
         2, network("joined", 1), plan(), test_labels=torch.zeros(4).long(), evaluate_rounds=[1]
     )
     chosen._grid = grid
-    chosen._lanes = [Lane(Post(grid, timeout=None), node, round_=1) for node in (1, 2)]
+    chosen._sessions = [
+        NodeSession(NodeChannel(grid, timeout=None), node, round_=1) for node in (1, 2)
+    ]
     messages = chosen.configure_evaluate(1, ArrayRecord(), ConfigRecord(), grid)
     replies = grid.send_and_receive(messages)
     with pytest.raises(NodeFailed, match=r"node 1 failed on 'evaluate\.split': .*\(3, 4, 1, 3\)"):

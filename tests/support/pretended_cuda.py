@@ -447,7 +447,7 @@ def install(gpus: int | None = None) -> None:
     _replace_moves()
     for name in ("tensor", "as_tensor"):
         _replace_maker(name)
-    _let_optimisers_take_it()
+    _let_optimizers_take_it()
     _enter_threads()
 
 
@@ -540,7 +540,7 @@ def _replace_maker(name: str) -> None:
     setattr(torch, name, made)
 
 
-def _let_optimisers_take_it() -> None:
+def _let_optimizers_take_it() -> None:
     """Let the fused and stacked forms of optimisers run, as they do on CUDA."""
     for module in (optimizer, _foreach_utils):
         kinds = getattr(module, "_foreach_supported_types", None)

@@ -42,7 +42,7 @@ def noise(*shape: int, seed: int) -> Tensor:
 
 def architecture(*, upper: int | None = None) -> Architecture:
     return Architecture(
-        name="tests.hijackable:blocks",
+        name="tests.support.hijackable:blocks",
         image_shape=SHAPE,
         num_classes=CLASSES,
         cut=2,

@@ -10,7 +10,7 @@ from PIL import Image
 
 from leakbed.data import BadDataError, TooLargeError, memory
 from leakbed.data.folders import ENDINGS, read_folder
-from tests.mutating import mutated
+from tests.support.mutating import mutated
 
 KINDS: tuple[tuple[str, str, dict[str, object]], ...] = (
     ("png", "L", {}),

@@ -11,7 +11,7 @@ import flwr_datasets.partitioner as flower
 import pytest
 import torch
 
-from leakbed.data import PARTITIONERS, PartitionError, partition
+from leakbed.data import PARTITIONERS, PartitionError, partition_rows
 
 LABELS = torch.arange(10).repeat(40)
 
@@ -37,7 +37,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 def deal(name: str, *, stream: int = 1, **changes: object) -> tuple[torch.Tensor, ...]:
     nodes = 10 if name == "distribution" else 5
-    return partition(LABELS, nodes=nodes, name=name, stream=stream, **(SETTINGS[name] | changes))
+    return partition_rows(
+        LABELS, nodes=nodes, name=name, stream=stream, **(SETTINGS[name] | changes)
+    )
 
 
 def test_every_partitioner_is_tried_here_and_is_flowers() -> None:
@@ -126,18 +128,18 @@ def test_what_cannot_be_dealt_is_refused(
     name: str, settings: dict[str, object], message: str
 ) -> None:
     with pytest.raises(PartitionError, match=message):
-        partition(LABELS, nodes=5, name=name, stream=1, **settings)
+        partition_rows(LABELS, nodes=5, name=name, stream=1, **settings)
 
 
 @pytest.mark.parametrize("nodes", [0, 401])
 def test_more_nodes_than_rows_or_none_are_refused(nodes: int) -> None:
     with pytest.raises(PartitionError, match=f"{nodes} nodes cannot share 400 samples"):
-        partition(LABELS, nodes=nodes, stream=1)
+        partition_rows(LABELS, nodes=nodes, stream=1)
 
 
 def test_an_empty_part_is_refused() -> None:
     with pytest.raises(PartitionError, match="leaves node 0 of 5 without a sample"):
-        partition(
+        partition_rows(
             LABELS,
             nodes=5,
             name="dirichlet",

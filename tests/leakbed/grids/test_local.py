@@ -7,10 +7,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from leakbed.flower_internals import NODE_UNAVAILABLE
 from leakbed.grids import LocalGrid
-from leakbed.grids.deadlines import overran
-from tests import strange_nodes
-from tests.strange_nodes import message, said
-from tests.waiting import timer_free, timer_in_use, until
+from leakbed.grids.local import overran
+from tests.support import strange_nodes
+from tests.support.strange_nodes import message, said
+from tests.support.waiting import timer_free, timer_in_use, until
 
 pytestmark = pytest.mark.usefixtures("identity")
 

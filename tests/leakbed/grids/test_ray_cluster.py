@@ -12,10 +12,10 @@ from flwr.app import ConfigRecord, RecordDict
 from ray.cluster_utils import Cluster
 
 from leakbed.flower_internals import task_identity
-from leakbed.grids.ray_grid import RayGrid
-from tests import strange_nodes
-from tests.strange_nodes import message, said
-from tests.waiting import running, until
+from leakbed.grids.ray.grid import RayGrid
+from tests.support import strange_nodes
+from tests.support.strange_nodes import message, said
+from tests.support.waiting import running, until
 
 pytestmark = pytest.mark.runtime
 

@@ -9,13 +9,13 @@ from flwr.app import Message, RecordDict
 
 from clients import node_app
 from leakbed.events import Event, SmashedUp
-from leakbed.grids import Canonical, LocalGrid, NodeFailed
-from leakbed.grids.ray_grid import RayGrid
-from leakbed.grids.resident import ResidentGrid
+from leakbed.grids import DeterministicGrid, LocalGrid, NodeFailed
+from leakbed.grids.base import ResidentGrid
+from leakbed.grids.ray.grid import RayGrid
+from leakbed.tap.wiretap import Wiretap
 from leakbed.wire.messages import SETUP
-from leakbed.wiretap import Wiretap
 from strategies.vanilla_split import VanillaSplit
-from tests import several_nodes, tiny
+from tests.support import several_nodes, tiny
 
 pytestmark = [pytest.mark.runtime, pytest.mark.usefixtures("identity")]
 NODES, STEPS = 2, 3
@@ -38,7 +38,7 @@ class KillAt:
 
 def trained(grid: ResidentGrid, hooks: list[KillAt]) -> dict[str, tiny.Tensor]:
     plan = tiny.plan(local_steps=STEPS, momentum=0.9)
-    canonical = Canonical(grid, stream=1, roster=grid.roster)
+    canonical = DeterministicGrid(grid, stream=1, roster=grid.roster)
     cells = [
         Message(
             RecordDict({"cell": tiny.cell(partition, NODES, plan=plan).record()}),
@@ -70,7 +70,7 @@ def test_a_node_is_not_made_up_from_weights_alone() -> None:
     with RayGrid(node_app, nodes=NODES, workers=1) as grid:
         canonical = several_nodes.grid(
             plan,
-            on=Canonical(grid, stream=1, roster=grid.roster),
+            on=DeterministicGrid(grid, stream=1, roster=grid.roster),
             at_nodes=[("smashed-noise", {"sigma": 1.0})],
             **chosen,
         )

@@ -188,7 +188,7 @@ def test_an_upper_cut_lies_above_the_cut_and_below_the_last_layer(
 
 def strange(name: str, **settings: object) -> Architecture:
     settings = {"image_shape": (1, 6, 6), "num_classes": 3} | settings
-    return Architecture(name=f"tests.strange_networks:{name}", **settings)
+    return Architecture(name=f"tests.support.strange_networks:{name}", **settings)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_what_no_run_could_read_is_one_line(name: str, message: str) -> None:
     with pytest.raises(ModelMismatchError, match=message) as caught:
         strange(name).build(0)
     assert "\n" not in str(caught.value)
-    assert f"model 'tests.strange_networks:{name}'" in str(caught.value)
+    assert f"model 'tests.support.strange_networks:{name}'" in str(caught.value)
 
 
 def test_double_precision_behind_a_cast_is_a_network_like_others() -> None:

@@ -146,7 +146,7 @@ def test_shapes_are_measured_where_the_weights_are() -> None:
 def test_a_layer_at_several_places_keeps_all_of_them_under_a_linear_top() -> None:
     plain, linear = (
         Architecture(
-            name="tests.strange_networks:one_activation",
+            name="tests.support.strange_networks:one_activation",
             image_shape=(1, 6, 6),
             num_classes=3,
             cut=1,
@@ -164,7 +164,7 @@ def test_a_layer_at_several_places_keeps_all_of_them_under_a_linear_top() -> Non
 
 def test_one_normalisation_cannot_count_on_both_sides_of_a_cut() -> None:
     named = Architecture(
-        name="tests.strange_networks:normalised_twice", image_shape=(1, 6, 6), num_classes=3
+        name="tests.support.strange_networks:normalised_twice", image_shape=(1, 6, 6), num_classes=3
     )
     with pytest.raises(IllegalCutError, match="one shared buffer on both sides"):
         cut(named.build(0), 1, image_shape=(1, 6, 6))

@@ -18,7 +18,7 @@ from defenses import (
     WeightNoise,
 )
 from leakbed.contracts import Defense, DefenseState, Protects
-from leakbed.noise_laws import Clean, Normal, sent_law
+from leakbed.contracts.noise_laws import Clean, Normal, sent_law
 from leakbed.oracle.audit import Audit, NoAuditError, audit, certain, epsilon_of, mu_of
 
 CLAIMS: dict[str, tuple[Defense, ...]] = {
@@ -53,24 +53,24 @@ def by_inputs(audits: list[Audit]) -> dict[str, Audit]:
     return {each.inputs: each for each in audits}
 
 
-def test_every_defence_that_claims_is_listed() -> None:
+def test_every_defense_that_claims_is_listed() -> None:
     assert {name for name, kind in DEFENSES.items() if kind.claims} == set(CLAIMS)
 
 
-@pytest.mark.parametrize("defence", CASES, ids=lambda each: each.name)
+@pytest.mark.parametrize("defense", CASES, ids=lambda each: each.name)
 def test_no_claim_of_the_catalogue_is_refuted_and_tight_ones_are_nearly_reached(
-    defence: Defense,
+    defense: Defense,
 ) -> None:
-    for found in audit(defence, stream=7):
+    for found in audit(defense, stream=7):
         assert found.holds, str(found)
         # For epsilons above 1 the published formula of local-dp is not the exact calibration.
-        least = 0.6 if defence.name in {"local-dp", "weight-noise"} else 0.8
+        least = 0.6 if defense.name in {"local-dp", "weight-noise"} else 0.8
         assert found.found >= least * found.claimed, str(found)
 
 
 def test_a_hundred_sound_audits_refute_nothing() -> None:
-    defence = SmashedNoise(sigma=1.0, clip=1.0)
-    audits = [each for stream in range(50) for each in audit(defence, draws=1000, stream=stream)]
+    defense = SmashedNoise(sigma=1.0, clip=1.0)
+    audits = [each for stream in range(50) for each in audit(defense, draws=1000, stream=stream)]
     assert len(audits) == 100
     assert [str(each) for each in audits if not each.holds] == []
 
@@ -105,13 +105,13 @@ def test_the_published_form_of_label_dp_has_no_epsilon() -> None:
 
 
 def test_a_sample_that_is_twice_in_a_batch_exceeds_what_dp_sgd_claims() -> None:
-    defence = DPSGD(epsilon=4.0, rate=1.0, steps=1)
+    defense = DPSGD(epsilon=4.0, rate=1.0, steps=1)
 
     def scores(times: int, *, stream: int) -> Tensor:
         rows = torch.zeros(4, 2)
         rows[:times, 0] = 1e4
         states = [DefenseState(stream=stream + draw) for draw in range(4000)]
-        sent = [defence.protect_weight_gradients(each, {"w": rows})[1]["w"][0] for each in states]
+        sent = [defense.protect_weight_gradients(each, {"w": rows})[1]["w"][0] for each in states]
         return torch.stack(sent)
 
     absent = scores(0, stream=0)

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from leakbed.attributes import Attribute, attribute_of
 from leakbed.contracts import Guess
+from leakbed.contracts.attributes import Attribute, attribute_of
 from leakbed.oracle import Truth, baselines, score
 from tests.leakbed.oracle.conftest import truth_of
 

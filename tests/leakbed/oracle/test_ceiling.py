@@ -7,7 +7,7 @@ import torch
 from scipy.integrate import quad
 from scipy.stats import binom, norm
 
-from leakbed.noise_laws import (
+from leakbed.contracts.noise_laws import (
     Axial,
     Channel,
     Fixed,

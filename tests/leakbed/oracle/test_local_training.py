@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from leakbed.noise_laws import NoCeilingError
+from leakbed.contracts.noise_laws import NoCeilingError
 from leakbed.oracle.local_training import LocalTraining
-from tests import tiny
+from tests.support import tiny
 
 Made = Callable[[Any], torch.optim.Optimizer]
 SGD: Made = partial(torch.optim.SGD, lr=0.1)

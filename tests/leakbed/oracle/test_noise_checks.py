@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from defenses import DPCutGradient, LocalDP, SmashedNoise, WeightNoise
-from leakbed.cards import ABOVE
+from experiments.results.cards import ABOVE
 from leakbed.contracts import Defense, DefenseState, Protects
-from leakbed.noise_laws import Clean, sent_law
+from leakbed.contracts.noise_laws import Clean, sent_law
 from leakbed.oracle.ceiling import Messages, beliefs, ceiling
 from leakbed.oracle.noise_checks import Finding, above, check_hits, check_noise
 from leakbed.seeds import derive
@@ -34,9 +34,9 @@ SOUND = [
 ]
 
 
-def recorded(defence: Defense, seed: int, *, every: float = 1.0) -> list[Finding]:
+def recorded(defense: Defense, seed: int, *, every: float = 1.0) -> list[Finding]:
     """What all checks find of three nodes that send five messages each, of 12 candidates."""
-    (kind,) = defence.protects
+    (kind,) = defense.protects
     rows = torch.randn(12, 4, 25, generator=torch.Generator().manual_seed(seed)) / 10
     before = {"w": torch.zeros(4, 25)}
     residuals, hits, best = [], [], []
@@ -45,18 +45,18 @@ def recorded(defence: Defense, seed: int, *, every: float = 1.0) -> list[Finding
         for message in range(5):
             state = DefenseState(stream=stream, messages=message)
             made = [
-                sent_law([defence], Clean(kind=kind, arrays={"w": each}, before=before))
+                sent_law([defense], Clean(kind=kind, arrays={"w": each}, before=before))
                 if kind == Protects.UPDATE
-                else sent_law([defence], Clean(kind=kind, arrays={kind: each}))
+                else sent_law([defense], Clean(kind=kind, arrays={kind: each}))
                 for each in rows
             ]
             messages, true = Messages.of(made), (5 * node + message) % 12
             if kind == Protects.UPDATE:
-                sent = defence.protect_update(state, before, {"w": rows[true]})[1]["w"]
+                sent = defense.protect_update(state, before, {"w": rows[true]})[1]["w"]
             elif kind == Protects.SMASHED:
-                sent = defence.protect_smashed(state, rows[true])[1]
+                sent = defense.protect_smashed(state, rows[true])[1]
             else:
-                sent = defence.protect_cut_gradient(state, rows[true])[1]
+                sent = defense.protect_cut_gradient(state, rows[true])[1]
             seen = sent.detach().flatten().unsqueeze(0)
             residuals.append(every * (seen[0] - messages.means[true]) / messages.scales[true, 0])
             found = beliefs(messages, seen)[0]
@@ -65,12 +65,12 @@ def recorded(defence: Defense, seed: int, *, every: float = 1.0) -> list[Finding
     return [*check_noise(residuals), check_hits(hits, best)]
 
 
-@pytest.mark.parametrize("defence", SOUND, ids=lambda each: each.name)
-def test_a_hundred_sound_runs_of_a_mechanism_raise_no_alarm(defence: Defense) -> None:
+@pytest.mark.parametrize("defense", SOUND, ids=lambda each: each.name)
+def test_a_hundred_sound_runs_of_a_mechanism_raise_no_alarm(defense: Defense) -> None:
     """25 of each mechanism, by its own hook and streams, with hits held against the ceiling."""
-    flagged = [str(f) for seed in range(25) for f in recorded(defence, seed) if not f.sound]
+    flagged = [str(f) for seed in range(25) for f in recorded(defense, seed) if not f.sound]
     assert flagged == []
-    assert any(not f.sound for f in recorded(defence, 0, every=1.2))
+    assert any(not f.sound for f in recorded(defense, 0, every=1.2))
 
 
 def test_noise_that_repeats_is_found_and_placed() -> None:

@@ -6,10 +6,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from leakbed.attributes import attribute_of
 from leakbed.contracts import Guess
-from leakbed.metrics import ssim
+from leakbed.contracts.attributes import attribute_of
 from leakbed.oracle import GuessShapeError, Truth, baselines, score
+from leakbed.oracle.metrics import ssim
 
 
 def test_the_truth_itself_scores_best(truth: Truth) -> None:

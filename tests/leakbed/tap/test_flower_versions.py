@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def test_an_app_is_tapped_under_this_flower(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.tapped_anywhere", str(tmp_path)]
+    command = [sys.executable, "-m", "tests.support.tapped_anywhere", str(tmp_path)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603
     assert ended.stdout.endswith(f"flwr {version('flwr')}: tapped\n"), ended.stderr
 

@@ -16,10 +16,10 @@ from flwr.serverapp.strategy import FedAvg
 
 from leakbed.events import UpdateUp
 from leakbed.flower_internals import task_identity
-from leakbed.grid_wrapper import GridWrapper
 from leakbed.grids import LocalGrid
 from leakbed.tap import Recorder, Trace, tapped
 from leakbed.tap.server_app import warn_of_newer
+from leakbed.tap.wiretap import GridWrapper
 from leakbed.wire.records import pack, unpack
 
 WEIGHTS = {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}

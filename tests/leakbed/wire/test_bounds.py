@@ -7,7 +7,6 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from leakbed.wire.bounds import REPLIES, Bounds, Weight, bind
-from leakbed.wire.head_messages import HeadRequest
 from leakbed.wire.messages import (
     BACKWARD_STEP,
     HEAD_STEP,
@@ -16,11 +15,12 @@ from leakbed.wire.messages import (
     SETUP,
     SPLIT_STEP,
     WEIGHTS,
+    HeadRequest,
     SplitReply,
     SplitRequest,
 )
 from leakbed.wire.records import WireError, count_bytes, pack
-from tests import tiny
+from tests.support import tiny
 
 
 @pytest.fixture(autouse=True)

@@ -1,62 +1,85 @@
-from dataclasses import fields
+from typing import Any
 
-import numpy as np
 import pytest
-from flwr.app import Message
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from leakbed.wire.fields import Carried
-from leakbed.wire.head_messages import (
-    BackwardReply,
-    HeadEvaluateReply,
-    HeadEvaluateRequest,
-    HeadReply,
-    HeadRequest,
-)
-from leakbed.wire.messages import SPLIT_STEP, EvaluateRequest, SplitReply, SplitRequest
-from leakbed.wire.records import WireError, pack
+from leakbed.events import Sealed
+from leakbed.wire.event_codec import events_up
+from leakbed.wire.fields import ALARMS, STOPPED, Finding, alarms_of, pack_alarms, pack_stop, stop_of
+from leakbed.wire.messages import SPLIT_STEP, SplitReply, SplitRequest
+from leakbed.wire.records import SEALED, WireError, pack
+from tests.support import tiny
 
 pytestmark = pytest.mark.usefixtures("identity")
 
 
-MESSAGES: list[type[Carried]] = [
-    BackwardReply,
-    EvaluateRequest,
-    HeadEvaluateReply,
-    HeadEvaluateRequest,
-    HeadReply,
-    HeadRequest,
-    SplitReply,
-    SplitRequest,
-]
+FOUND = {"splitout": Finding(10, 0.9, 0.8, 31), "splitguard": Finding(-1, 0.5, 1.0, 7)}
+WHOLE = {"splitout.alarm": 1, "splitout.score": 1.0, "splitout.last": 1, "splitout.gradients": 2}
 
 
-@pytest.mark.parametrize("message", MESSAGES)
-def test_every_attribute_of_a_message_is_in_its_table(message: type[Carried]) -> None:
-    attributes = {each.name for each in fields(message)}  # type: ignore[arg-type]  a dataclass
-    assert attributes == set(message.FIELDS)
+def reply(record: Any) -> Message:
+    content = RecordDict({} if record is None else {ALARMS: record})
+    return Message(content, dst_node_id=1, message_type=SPLIT_STEP)
 
 
-def test_a_table_reads_only_the_arrays_that_it_names() -> None:
-    reply = SplitReply(steps=1, examples=2, smashed=np.zeros((2, 3), np.float32))
-    records = reply.records()
-    needless = pack({"x": np.zeros(1)})["x"]
-    needless.data = b"no array at all"
-    records.array_records["smashed"]["junk"] = needless
-    found = SplitReply.of(Message(records, dst_node_id=1, message_type=SPLIT_STEP))
-    assert found.smashed is not None
-    assert found.labels is None
+def test_alarms_survive_the_wire() -> None:
+    assert alarms_of(reply(pack_alarms(FOUND))) == FOUND
+    assert alarms_of(reply(None)) is None
 
 
-def test_an_optional_array_never_travels_alone() -> None:
-    records = SplitReply(steps=1, examples=2, labels=np.zeros(2, np.int64)).records()
-    assert list(records) == ["metrics"]
+@pytest.mark.parametrize(
+    "record",
+    [
+        ConfigRecord(WHOLE),  # type: ignore[arg-type]
+        ArrayRecord(),
+        MetricRecord({"splitout.alarm": 1}),
+        MetricRecord({**WHOLE, "splitout.alarm": 1.5}),
+        MetricRecord({**WHOLE, "splitout.score": [1.0]}),
+        MetricRecord({**WHOLE, "splitout.other": 1}),
+        MetricRecord({**WHOLE, "alarm": 1}),
+    ],
+)
+def test_what_is_no_record_of_alarms_is_refused(record: Any) -> None:
+    with pytest.raises(WireError, match=r"sealed\.alarms|no finding of a detector|is not whole"):
+        alarms_of(reply(record))
 
 
-def test_an_error_shows_few_of_many_records() -> None:
-    records = SplitReply(steps=1, examples=2).records()
-    del records["metrics"]
-    for number in range(1000):
-        records[f"{number}{'x' * 1000}"] = pack({})
-    with pytest.raises(WireError, match="and 992 more needs a MetricRecord") as error:
-        SplitReply.of(Message(records, dst_node_id=1, message_type=SPLIT_STEP))
-    assert len(str(error.value)) < 1000
+def test_a_whole_record_is_read() -> None:
+    assert alarms_of(reply(MetricRecord(WHOLE))) == {"splitout": Finding(1, 1.0, 1, 2)}  # type: ignore[arg-type]
+
+
+def test_a_node_s_word_that_it_stopped_survives_the_wire_and_findings_stay_sealed() -> None:
+    sent = Message(SplitRequest(round=1, step=1).records(), dst_node_id=1, message_type=SPLIT_STEP)
+    answer = Message(pack_stop("splitout", FOUND), reply_to=sent)
+    assert stop_of(answer) == "splitout"
+    assert alarms_of(answer) == FOUND
+    assert events_up(sent, answer, 0) == []  # nothing an adversary could read, no tensor at all
+    assert stop_of(reply(pack_alarms(FOUND))) is None
+
+
+@pytest.mark.parametrize(
+    "record", [MetricRecord({"by": 1}), ConfigRecord(), ConfigRecord({"by": 1})]
+)
+def test_a_stop_that_names_no_detector_is_refused(record: Any) -> None:
+    content = RecordDict({STOPPED: record})
+    with pytest.raises(WireError, match="what stopped the node"):
+        stop_of(Message(content, dst_node_id=1, message_type=SPLIT_STEP))
+
+
+def test_a_reply_without_detectors_carries_nothing_of_them() -> None:
+    bottom = pack({"w": tiny.images()[0].numpy()})
+    assert bottom  # what a closing reply consists of, and no more
+    for alarms in (None, {}):
+        records = SplitReply(steps=1, examples=2, alarms=alarms).records()
+        assert list(records) == ["metrics"]
+
+
+def test_no_tap_sees_an_alarm() -> None:
+    sent = Message(SplitRequest(round=1, step=1).records(), dst_node_id=1, message_type=SPLIT_STEP)
+    weights = {"w": tiny.images()[0].numpy()}
+    closing = SplitReply(steps=1, examples=2, bottom=weights, alarms=FOUND)
+    answer = Message(closing.records(), reply_to=sent)
+    (event,) = events_up(sent, answer, 0)
+    assert isinstance(event, Sealed)
+    assert not any("alarm" in name or "score" in name for name in vars(event))
+    assert ALARMS.startswith(SEALED)

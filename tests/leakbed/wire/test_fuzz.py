@@ -10,21 +10,20 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leakbed.wire.alarms import ALARMS, STOPPED, alarms_of, stop_of
-from leakbed.wire.head_messages import (
-    BackwardReply,
-    HeadEvaluateReply,
-    HeadEvaluateRequest,
-    HeadReply,
-    HeadRequest,
-)
+from leakbed.wire.event_codec import events_down, events_up
+from leakbed.wire.fields import ALARMS, STOPPED, alarms_of, stop_of
 from leakbed.wire.messages import (
     BACKWARD_STEP,
     HEAD_EVALUATE,
     HEAD_STEP,
     SPLIT_EVALUATE,
     SPLIT_STEP,
+    BackwardReply,
     EvaluateRequest,
+    HeadEvaluateReply,
+    HeadEvaluateRequest,
+    HeadReply,
+    HeadRequest,
     SplitReply,
     SplitRequest,
 )
@@ -40,9 +39,8 @@ from leakbed.wire.records import (
     UPPER_GRADIENT,
     WireError,
 )
-from leakbed.wire.translation import events_down, events_up
-from tests import tiny
-from tests.hostile import ANY, ARRAYS, FINE, NAMES, fuzz
+from tests.support import tiny
+from tests.support.hostile import ANY, ARRAYS, FINE, NAMES, fuzz
 
 READERS: dict[str, Callable[[Message], object]] = {
     reader.__name__: reader.of  # type: ignore[attr-defined]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from leakbed.wire.alarms import Finding
+from leakbed.wire.fields import Finding
 from leakbed.wire.messages import (
     SPLIT_EVALUATE,
     SPLIT_STEP,

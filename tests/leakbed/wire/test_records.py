@@ -7,16 +7,16 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, Re
 
 from leakbed.wire.records import (
     WireError,
+    as_arrays,
+    as_arrays_under,
     bottom_of,
     config_of,
     copy_records,
     count_bytes,
+    int_field,
     pack,
     sole_arrays,
     unpack,
-    views,
-    views_under,
-    whole,
 )
 
 pytestmark = pytest.mark.usefixtures("identity")
@@ -65,7 +65,7 @@ def test_objects_are_never_unpickled() -> None:
 def test_what_no_tensor_can_hold_is_no_array_of_numbers(kind: str) -> None:
     strange = ArrayRecord({"a": WireArray(np.zeros(2, dtype=kind))})
     with pytest.raises(WireError, match=r"array 'a' is no NumPy array of numbers: shape \(2,\) of"):
-        views(strange)
+        as_arrays(strange)
 
 
 def test_a_record_is_byte_for_byte_what_flower_makes() -> None:
@@ -77,13 +77,13 @@ def test_a_record_is_byte_for_byte_what_flower_makes() -> None:
 
 def test_what_flower_packs_is_read_with_its_own_order() -> None:
     fortran = np.asfortranarray(np.arange(6.0).reshape(2, 3))
-    found = views(ArrayRecord({"a": WireArray(fortran)}))["a"]
+    found = as_arrays(ArrayRecord({"a": WireArray(fortran)}))["a"]
     assert np.array_equal(found, fortran)
 
 
 def test_views_are_the_records_own_bytes_and_cannot_be_written() -> None:
     record = pack(ARRAYS)
-    seen = views(record)["matrix"]
+    seen = as_arrays(record)["matrix"]
     assert np.shares_memory(seen, np.frombuffer(record["matrix"].data, np.uint8))
     with pytest.raises(ValueError, match="read-only"):
         seen[0, 0] = 1
@@ -138,12 +138,12 @@ def test_what_is_missing_is_named_with_its_message() -> None:
     with pytest.raises(WireError, match=f"{about} needs a ConfigRecord under 'config'"):
         config_of(lacking)
     with pytest.raises(WireError, match=f"{about} needs an ArrayRecord under 'config'"):
-        views_under(lacking, "config")
-    assert views_under(lacking, "smashed") is None
+        as_arrays_under(lacking, "config")
+    assert as_arrays_under(lacking, "smashed") is None
     lacking = message(config=ConfigRecord({"step": "1"}))
     with pytest.raises(WireError, match=f"{about} needs a whole number 'step', got '1'"):
-        whole(lacking, config_of(lacking), "step")
+        int_field(lacking, config_of(lacking), "step")
     with pytest.raises(WireError, match="whole number 'round', got None"):
-        whole(lacking, config_of(lacking), "round")
+        int_field(lacking, config_of(lacking), "round")
     with pytest.raises(WireError, match="needs an array 'gradient' under 'g'"):
-        views_under(message(g=ArrayRecord()), "g", needs="gradient")
+        as_arrays_under(message(g=ArrayRecord()), "g", needs="gradient")

@@ -1,0 +1,438 @@
+"""The commands: a thin shell over :mod:`leakbed.testbed`.
+
+Nothing heavy is imported before settings are checked, so help and typing mistakes are answered at
+once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tomllib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from leakbed import __version__, testbed
+from leakbed.errors import INTERRUPTED, came_to_nothing, verdict
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from experiments.results.cards import Card
+
+app = typer.Typer(
+    help="Measure what federated and split learning on Flower leak.",
+    epilog="Start with `leakbed compare`. Exit codes: 0 done, 1 a run failed or every "
+    "training diverged, 2 bad input or no cell whose parts fit.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Out = Annotated[Path | None, typer.Option(help="Results folder.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("-o", metavar="KEY=VALUE", help="Replace a setting; may be repeated."),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PACKAGE.MODULE:CLASS",
+        help="The network, in place of the trace's; one of one's own is imported only if named.",
+        show_default=False,
+    ),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(help="Run on this Ray cluster; `auto` finds this machine's.", show_default=False),
+]
+Scale = Annotated[
+    str | None,
+    typer.Option(help="Settings of another scale, such as `paper`.", show_default=False),
+]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show Flower's own log.")]
+
+
+class OverrideError(ValueError):
+    """An ``-o`` that is not key=value."""
+
+
+@app.callback(invoke_without_command=True)
+def leakbed(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Measure what federated and split learning on Flower leak."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def compare(
+    *,
+    out: Out = None,
+    overrides: Overrides = None,
+    ray_address: RayAddress = None,
+    verbose: Verbose = False,
+) -> None:
+    """Compare what FedAvg weights and split activations leak, on the same private images."""
+    with expected():
+        chosen = [*(overrides or ()), *_on_ray(ray_address)]
+        _experiment(testbed.FLAGSHIP, out=out, overrides=chosen, verbose=verbose)
+
+
+@app.command()
+def run(
+    file: Annotated[Path, typer.Argument(help="The experiment's TOML file.", show_default=False)],
+    *,
+    scale: Scale = None,
+    out: Out = None,
+    overrides: Overrides = None,
+    ray_address: RayAddress = None,
+    verbose: Verbose = False,
+) -> None:
+    """Run the experiment of a TOML file; finished cells are not run again."""
+    with expected():
+        chosen = [*(overrides or ()), *_on_ray(ray_address)]
+        file = file if scale is None else testbed.at_scale(file, scale)
+        _experiment(file, out=out, overrides=chosen, verbose=verbose)
+
+
+@app.command()
+def attack(
+    trace: Annotated[Path, typer.Argument(help="A recorded trace.", show_default=False)],
+    *,
+    name: Annotated[str, typer.Option("--with", help="The attack.", show_default=False)],
+    answers: Annotated[
+        Path | None,
+        typer.Option(help="The answer key; without it nothing is scored.", show_default=False),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Seed of the attack; by default the run's, if known.", show_default=False
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="Where it computes: auto, cpu, cuda, cuda:0, ...")
+    ] = "auto",
+    model: Model = None,
+    about: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="A fact of the run, in place of what the trace says, such as batch_size=8.",
+        ),
+    ] = None,
+    truth: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PACKAGE.MODULE:FUNCTION",
+            help="Returns a partition's images and labels as its node fed them, to score by.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Out = None,
+    overrides: Overrides = None,
+    verbose: Verbose = False,
+) -> None:
+    """Attack the folder of a recorded trace, with or without its answers."""
+    with expected():
+        settings = dict(map(_pair, overrides or ()))
+        if "name" in settings:
+            raise OverrideError("-o name=... has no meaning here; --with names the attack")
+        # A typing mistake should be answered before torch is imported.
+        testbed.check({"name": "attack", "attack": [{"name": name, **settings}]})
+        named = trace if trace.name.strip(".") else trace.resolve()  # "." names no results
+        folder = out or named.parent / f"{named.name}-attacked"
+        _quiet_flower(verbose=verbose)
+        card = testbed.attack_trace(
+            trace,
+            name,
+            answers=answers,
+            out=folder,
+            settings=settings,
+            seed=seed,
+            device=device,
+            model=model,
+            about=dict(map(_pair, about)) if about else None,
+            truth=truth,
+        )
+        _show([card], folder)
+
+
+@app.command()
+def trace(
+    folder: Annotated[Path, typer.Argument(help="A recorded trace.", show_default=False)],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a recorded trace holds: app, rounds, nodes, messages, and what it lacks."""
+    with expected():
+        from leakbed.tap.trace import Trace  # noqa: PLC0415  it imports Flower
+        from leakbed.tap.trace_summary import summary  # noqa: PLC0415
+
+        found = summary(Trace(folder, partial=True))
+        typer.echo(json.dumps(asdict(found), indent=1) if as_json else "\n".join(found.lines()))
+
+
+@app.command()
+def ceiling(
+    run: Annotated[
+        Path, typer.Argument(help="A run's folder: trace and answers.", show_default=False)
+    ],
+    *,
+    collect: Annotated[str, typer.Option(help="Round: first, middle, last or a number.")] = "last",
+    when: Annotated[str, typer.Option(help="Smashed rows: training or inference.")] = "training",
+    targets: Annotated[int, typer.Option(min=1, help="How many messages at most.")] = 8,
+    candidates: Annotated[int, typer.Option(min=2, help="Among how many rows.")] = 1000,
+    draws: Annotated[int, typer.Option(min=1, help="Of the noise, for each candidate.")] = 4,
+    later: Annotated[
+        bool, typer.Option("--later", help="With the node's later batches of the round.")
+    ] = False,
+    model: Model = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, by message.")] = False,
+) -> None:
+    """Say what a recorded run's messages give away to the best possible guess."""
+    with expected():
+        if when not in {"training", "inference"}:
+            raise OverrideError(f"--when {when!r} must be training or inference")
+        found = testbed.ceiling(
+            run,
+            collect=_round(collect),
+            when=when,
+            targets=targets,
+            candidates=candidates,
+            draws=draws,
+            later=later,
+            model=model,
+        )
+        typer.echo(json.dumps(found.table(), indent=1) if as_json else "\n".join(found.lines()))
+
+
+@app.command()
+def audit(
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="APP", help="A Flower app's folder or .fab.", show_default=False),
+    ],
+    *,
+    nodes: Annotated[int, typer.Option(min=1, help="How many nodes to run it on.")] = 2,
+    limit: Annotated[float, typer.Option(min=1, help="Seconds that it may take.")] = 600,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PACKAGE.MODULE:NAME",
+            help="Its network, which is looked for otherwise.",
+            show_default=False,
+        ),
+    ] = None,
+    about: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="A fact of the run, in place of what is seen."),
+    ] = None,
+    attacks: Annotated[
+        list[str] | None, typer.Option("--with", help="Only this attack; may be repeated.")
+    ] = None,
+    iterations: Annotated[int, typer.Option(min=1, help="Of each search for images.")] = 300,
+    out: Out = None,
+    verbose: Verbose = False,
+) -> None:
+    """Run a copy of a Flower app as it stands, and say what its messages leak."""
+    with expected():
+        folder = out or Path("runs") / f"audit-{target.resolve().stem}"
+        _quiet_flower(verbose=verbose)
+        found = testbed.audit(
+            target,
+            out=folder,
+            nodes=nodes,
+            limit=limit,
+            model=model,
+            about=dict(map(_pair, about)) if about else None,
+            attacks=attacks or (),
+            iterations=iterations,
+        )
+        for heading, lines in (("Assumed", found.assumed), ("Seen", found.leaks)):
+            for line in lines:
+                typer.echo(f"{heading}: {line}")
+        typer.echo(f"Attacks that do not fit: {', '.join(found.unfit) or 'none'} (audit.json)")
+        if found.cards:
+            _show(found.cards, folder)
+
+
+@app.command()
+def gate(
+    results: Annotated[Path, typer.Argument(help="A results folder.", show_default=False)],
+    *,
+    most: Annotated[
+        list[str] | None,
+        typer.Option("--max", metavar="MEASURE=LIMIT", help="Where more is more leakage."),
+    ] = None,
+    least: Annotated[
+        list[str] | None,
+        typer.Option("--min", metavar="MEASURE=LIMIT", help="Where less is, such as mse."),
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="Earlier results not to exceed.", show_default=False)
+    ] = None,
+    decides: Annotated[str, typer.Option(help="Who decides, for the file.")] = "not named",
+    out: Annotated[
+        Path | None, typer.Option(help="Where gate.json, .xml and .sarif go.", show_default=False)
+    ] = None,
+    pictures: Annotated[
+        bool, typer.Option("--pictures", help="Copy the reconstructed pictures there too.")
+    ] = False,
+) -> None:
+    """Hold results against limits: exit code 0 pass, 1 fail, 3 not evaluable."""
+    with expected():
+        judged = testbed.gate(
+            results,
+            most=_limits(most),
+            least=_limits(least),
+            baseline=baseline,
+            decides=decides,
+        )
+        folder = out or results / "gate"
+        judged.write(folder)
+        if pictures and (results / "pictures").is_dir():
+            shutil.copytree(results / "pictures", folder / "pictures", dirs_exist_ok=True)
+        for finding in judged.findings:
+            typer.echo(finding.line())
+        typer.echo(f"{judged.verdict} ({folder})")
+        if judged.verdict != "pass":
+            raise typer.Exit(1 if judged.verdict == "fail" else 3)
+
+
+@app.command("audit-defense")
+def audit_defense(
+    name: Annotated[str, typer.Argument(help="The defence.", show_default=False)],
+    *,
+    draws: Annotated[
+        int | None, typer.Option(min=100, help="Of each input.", show_default=False)
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Hold a defence's claim of differential privacy against draws from it."""
+    with expected():
+        found = testbed.audit_defense(name, settings=dict(map(_pair, overrides or ())), draws=draws)
+        for each in found:
+            typer.echo(str(each))
+        if not all(each.holds for each in found):
+            raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A results folder.", show_default=False)],
+) -> None:
+    """Write report.html into a results folder (the --out of a run)."""
+    with expected():
+        typer.echo(f"Report: {testbed.report(folder).resolve()}")
+
+
+@app.command("list")
+def list_() -> None:
+    """List data sets, models, protocols, attacks and defences."""
+    with expected():
+        from experiments.console import listing  # noqa: PLC0415  rich's tables, for commands only
+
+        for table in listing(testbed.catalogue()):
+            _console().print(table)
+            typer.echo()
+
+
+@contextmanager
+def expected() -> Iterator[None]:
+    """End an expected error with its lines and exit code; others keep their traceback."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if (found := verdict(error)) is None:
+            raise
+        code, lines = found
+        for line in lines:
+            typer.echo(line, err=True)
+        if code == INTERRUPTED:
+            typer.echo(err=True)
+        raise typer.Exit(code) from None
+
+
+def _experiment(source: Path, *, out: Path | None, overrides: Sequence[str], verbose: bool) -> None:
+    """Run an experiment under a progress bar and show what came of it."""
+    checked = testbed.check(source, overrides)
+    folder = out or testbed.results_folder(checked)
+    from experiments.console import Bars  # noqa: PLC0415  pydantic's and rich's share of the second
+
+    _quiet_flower(verbose=verbose)
+    with Bars(_console(stderr=True)) as bars:
+        cards = testbed.run(checked, out=folder, progress=bars)
+    _show(cards, folder)
+    if code := came_to_nothing([card.status for card in cards]):
+        raise typer.Exit(code)
+
+
+def _on_ray(address: str | None) -> list[str]:
+    """Return the overrides that put an experiment on a Ray cluster."""
+    return [] if address is None else ['grid="ray"', f'ray_address="{address}"']
+
+
+def _show(cards: Sequence[Card], folder: Path) -> None:
+    """Print the summary, and write the report and say where it is."""
+    from experiments.console import summary  # noqa: PLC0415  as above
+
+    console = _console()
+    for part in summary(cards):
+        console.print(part)
+    typer.echo(f"Report: {testbed.report(folder).resolve()}")
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console  # noqa: PLC0415  a quarter of the time help takes
+
+    return Console(stderr=stderr, highlight=False)
+
+
+def _limits(given: Sequence[str] | None) -> dict[str, float]:
+    """Return limits by measure."""
+    found = dict(map(_pair, given or ()))
+    for measure, limit in found.items():
+        if isinstance(limit, bool) or not isinstance(limit, int | float):
+            raise OverrideError(f"the limit of {measure} is {limit!r}; it must be a number")
+    return {measure: float(limit) for measure, limit in found.items()}
+
+
+def _round(collect: str) -> str | int:
+    """Return which round ``--collect`` names."""
+    if collect in {"first", "middle", "last"}:
+        return collect
+    if not collect.isdecimal() or int(collect) < 1:
+        raise OverrideError(
+            f"--collect {collect!r} must be first, middle, last or a round's number, from 1"
+        )
+    return int(collect)
+
+
+def _quiet_flower(*, verbose: bool) -> None:
+    """Keep Flower's log to warnings, unless it was asked for."""
+    import flwr.common.logger  # noqa: F401, PLC0415  importing it sets the level
+
+    if not verbose:
+        logging.getLogger("flwr").setLevel(logging.WARNING)
+
+
+def _pair(override: str) -> tuple[str, Any]:
+    """Return the key and value of an ``-o``, read as TOML, else as text."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise OverrideError(f"-o {override!r} must be key=value, such as -o targets=8")
+    try:
+        return key, tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, text

@@ -1,0 +1,1 @@
+"""The report of a results folder: one HTML file."""

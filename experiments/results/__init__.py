@@ -1,0 +1,1 @@
+"""What a run leaves behind: cards, and the folder that holds them."""

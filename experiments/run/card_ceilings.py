@@ -1,0 +1,144 @@
+"""The ceiling beside a card: no attack from its seat identifies rows more often, but by chance.
+
+It is computed once for each training run and kind of message, and put on the card of every attack
+that it bounds. An attack that reads more than one message of a row, is told more than the guesser,
+or sits elsewhere, gets no number but the reason why there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import floor
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from experiments.results.cards import Bound
+from experiments.run.attack import make_attack
+from experiments.run.ceiling_results import RunCeiling
+from experiments.run.ceilings import ceiling_of_run
+from experiments.settings.cells import CellSettings
+from experiments.settings.schema import CeilingSettings
+from leakbed.contracts import Evidence, Knowledge, Seat, ThreatModel
+from leakbed.contracts.noise_laws import NoCeilingError
+from leakbed.oracle.noise_checks import above
+
+_OF_A_MESSAGE = {
+    Evidence.UPDATE,
+    Evidence.HEAD_WEIGHT_GRADIENT,  # a part of the update
+    Evidence.SMASHED,
+    Evidence.CUT_GRADIENT,  # the server made it of the smashed row and the label
+}
+_NOT_TOLD = {Knowledge.KNOWN_LABELS, Knowledge.OWN_IMAGES, Knowledge.NATURAL_IMAGES}
+
+
+class Bounds:
+    """The ceilings of one training run, each computed when the first card asks for it."""
+
+    def __init__(self) -> None:
+        """Compute nothing yet."""
+        self._found: dict[tuple[object, ...], RunCeiling | NoCeilingError] = {}
+
+    def beside(self, cell: CellSettings, run: Path, scores: Mapping[str, Any]) -> Bound | None:
+        """Return what bounds a card's identification.
+
+        Args:
+            cell: The card's.
+            run: The folder of its training run.
+            scores: The card's.
+
+        Returns:
+            The ceiling, or why there is none; None where the experiment does not ask for one.
+        """
+        if cell.ceiling is None:
+            return None
+        threat = make_attack(cell.attack).threat
+        try:
+            _refuse(threat, scores, when=cell.attack.when)
+            found = self._of(cell, cell.ceiling, run, threat, scores)
+        except NoCeilingError as error:
+            return Bound(why=str(error))
+        return _bound(found, scores)
+
+    def _of(
+        self,
+        cell: CellSettings,
+        settings: CeilingSettings,
+        run: Path,
+        threat: ThreatModel,
+        scores: Mapping[str, Any],
+    ) -> RunCeiling:
+        # Among fewer rows than the card's a guess is right more often, never less.
+        candidates = min(settings.candidates, int(scores["candidates"]))
+        labels = Knowledge.LABELS in threat.needs
+        place = run, cell.attack.collect, cell.attack.when, candidates, labels
+        if place not in self._found:
+            try:
+                self._found[place] = ceiling_of_run(
+                    run,
+                    collect=cell.attack.collect,
+                    when=cell.attack.when,
+                    targets=settings.messages,
+                    candidates=candidates,
+                    draws=settings.draws,
+                    labels=labels,
+                )
+            except NoCeilingError as error:
+                self._found[place] = error
+        found = self._found[place]
+        if isinstance(found, NoCeilingError):
+            raise found
+        return found
+
+
+def _refuse(threat: ThreatModel, scores: Mapping[str, Any], *, when: str) -> None:
+    """Refuse an attack that the ceiling does not bound, or whose score is another."""
+    if "identification" not in scores:
+        raise NoCeilingError(
+            "no ceiling: it bounds how often rows are identified by guessed images"
+        )
+    if threat.active:
+        raise NoCeilingError(
+            "no ceiling: it is of runs that follow the protocol, not of active ones"
+        )
+    reads = threat.evidence - {Evidence.NOTHING}
+    if reads and threat.seat != Seat.SERVER:
+        raise NoCeilingError(
+            f"no ceiling: it is the server's, and this attack's seat is {threat.seat}"
+        )
+    if more := sorted(map(str, reads - _OF_A_MESSAGE)):
+        raise NoCeilingError(
+            f"no ceiling: it is of single messages; the attack reads {', '.join(more)}"
+        )
+    told = threat.needs & _NOT_TOLD
+    if when == "training" and Knowledge.SERVER_PART in threat.needs:
+        told |= {Knowledge.SERVER_PART}  # as the row's own message left it
+    if told:
+        raise NoCeilingError(
+            f"no ceiling: its guesser is not told {', '.join(sorted(map(str, told)))}"
+        )
+
+
+def _bound(found: RunCeiling, scores: Mapping[str, Any]) -> Bound:
+    """Hold a card's hits against a ceiling; of batches a message counts by its share of hits."""
+    shares = [float(value) for value in scores["identification"]["values"]]
+    hits, first = floor(sum(shares) + 1e-9), found.messages[0]
+    caps = [each.cap for each in found.messages if each.cap is not None]
+    return Bound(
+        ceiling=found.value,
+        error=found.error,
+        messages=len(found.messages),
+        guesses=first.guesses,
+        candidates=first.candidates,
+        chance=fmean(each.chance for each in found.messages),
+        cap=fmean(caps) if len(caps) == len(found.messages) else None,
+        norm=found.norm,
+        seat=found.seat,
+        round=first.round,
+        used_before=sum(each.used_before for each in found.messages),
+        told=found.told,
+        hits=hits,
+        targets=len(shares),
+        p=above(hits, len(shares), ceiling=found.value, error=found.error),
+        doubts=tuple(f"recorded noise, {each}" for each in found.findings if not each.sound),
+    )

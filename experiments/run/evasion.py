@@ -1,0 +1,253 @@
+"""Altered inputs on a card: the attack's, and what the same images come to with less and with more.
+
+Beside an attack stand three rivals that read no message: random signs of the same budget, the same
+attack through a shadow that was fitted to nothing, and through a substitute, a whole network of the
+same layers trained on the adversary's own images and labels. Three bounds know what it does not: a
+shadow told what the node's images send, the node's own layers, and the whole network with the true
+labels. The control is the attack on smashed data of another bottom, of fresh weights: it has
+what the attack has but for this node's layers. It is judged against the rivals, which it may beat:
+another bottom's data are of the node's images all the same, and a shadow fitted to them suits the
+server's part better than a fresh one (2026-11-29; an earlier version said that it should fare as
+the untrained shadow does).
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from leakbed.models import sequence
+from leakbed.oracle.evasion import Evasion, score_evasion
+from leakbed.oracle.scoring import (
+    ORACLE_SHADOW,
+    RANDOM_SIGNS,
+    SUBSTITUTE,
+    TRUE_FEATURES,
+    UNTRAINED_SHADOW,
+    WHITE_BOX,
+    Scores,
+)
+from leakbed.perturbation import against_labels, ascend, random_signs
+from leakbed.seeds import derive, generator, scoped
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jaxtyping import Float, Int
+
+    from leakbed.contracts import Guess, View
+    from leakbed.models import Architecture
+    from leakbed.oracle.truth import AnswerKey
+
+_PASSES, _RATE, _BATCH = 20, 1e-3, 64
+"""How the substitute is trained: by Adam, each public image 20 times."""
+_STEPS = 20
+"""Steps of the white box, each an eighth of the budget."""
+
+
+@runtime_checkable
+class Shadowing(Protocol):
+    """An attack that alters inputs through a shadow of the node's layers, taken apart."""
+
+    def untrained(self, view: View, *, seed: int) -> nn.Module:
+        """Return a shadow that was fitted to nothing."""
+        ...
+
+    def taught(
+        self,
+        view: View,
+        images: Float[Tensor, " pairs channels height width"],
+        smashed: Float[Tensor, " pairs *cut"],
+        *,
+        seed: int,
+    ) -> nn.Module:
+        """Return a shadow that was told what images send."""
+        ...
+
+    def crafted(self, bottom: nn.Module, view: View, *, seed: int) -> Guess:
+        """Return the view's natural images, altered through a bottom and the server's part."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Victim:
+    """The node's whole trained network, and what the oracle knows beside it.
+
+    Attributes:
+        bottom: The node's first layers.
+        network: All of it, in evaluation mode.
+        architecture: Its layers.
+        answers: The run's.
+    """
+
+    bottom: nn.Module
+    network: nn.Module
+    architecture: Architecture
+    answers: AnswerKey
+
+    def on(self, device: torch.device | None) -> Victim:
+        """Return a copy whose layers lie on a device: where the view's images lie."""
+        bottom, network = deepcopy((self.bottom, self.network))
+        return replace(self, bottom=bottom.to(device), network=network.to(device))
+
+
+def scored(
+    guess: Guess,
+    victim: Victim,
+    *,
+    images: Float[Tensor, " targets channels height width"],
+    labels: Int[Tensor, " targets"],
+) -> Evasion:
+    """Return what the whole network says of a guess's altered images.
+
+    Args:
+        guess: With ``adversarial`` and ``budgets``.
+        victim: Whose network.
+        images: The natural ones.
+        labels: Theirs.
+
+    Returns:
+        The answers.
+
+    Raises:
+        ValueError: If the guess states no altered images or no budgets.
+    """
+    if guess.adversarial is None or guess.budgets is None:
+        raise ValueError("the guess has no altered images, or does not state their budgets")
+    return score_evasion(
+        guess.adversarial,
+        budgets=guess.budgets,
+        network=victim.network,
+        images=images,
+        labels=labels,
+        failed=guess.failed,
+    )
+
+
+def as_scores(found: Evasion) -> Scores:
+    """Return the misclassification within the first budget in the form of every other score."""
+    return Scores(
+        metrics={"misclassification": found.misclassification()},
+        targets=len(found.labels),
+        rows=1,
+        candidates=0,
+        failures=found.failures,
+    )
+
+
+def beside(
+    attack: object,
+    view: View,
+    victim: Victim,
+    *,
+    budgets: tuple[float, ...],
+    labels: Int[Tensor, " targets"],
+    stream: int,
+) -> dict[str, Tensor]:
+    """Return the altered images of rivals and bounds, by their names.
+
+    Args:
+        attack: Whose they stand beside; one that has no shadow gets random signs and the white box.
+        view: What it read.
+        victim: The oracle's.
+        budgets: Those of the attack.
+        labels: Of the natural images.
+        stream: Of everything that is drawn.
+
+    Returns:
+        Images by target and budget, on the CPU.
+
+    Raises:
+        ValueError: If the view has no natural images.
+    """
+    images = view.natural_images
+    if images is None:
+        raise ValueError("the view has no natural images")
+    drawn = generator(derive(stream, RANDOM_SIGNS))
+    start = generator(derive(stream, WHITE_BOX))
+    victim = victim.on(view.device)
+    climbed = against_labels(victim.network, labels.to(images.device))
+    found = {
+        RANDOM_SIGNS: _each(budgets, lambda b: random_signs(images, budget=b, generator=drawn)),
+        WHITE_BOX: _each(
+            budgets,
+            lambda b: ascend(climbed, images, budget=b, step=b / 8, steps=_STEPS, generator=start),
+        ),
+    }
+    if isinstance(attack, Shadowing):
+        bottoms = _bottoms(attack, view, victim, stream=derive(stream, "shadows"))
+        for name, bottom in bottoms.items():
+            found[name] = _altered(attack.crafted(bottom.eval(), view, seed=derive(stream, name)))
+        lower, middle = _substitute(view, victim, stream=derive(stream, SUBSTITUTE))
+        theirs = replace(view, server_part=middle)
+        found[SUBSTITUTE] = _altered(attack.crafted(lower, theirs, seed=derive(stream, SUBSTITUTE)))
+    return found
+
+
+def of_another(view: View, victim: Victim, *, stream: int) -> View:
+    """Return a view whose smashed data are those of a bottom of fresh weights, on the same images.
+
+    Args:
+        view: What an attack read.
+        victim: The oracle's.
+        stream: Of the other weights.
+
+    Returns:
+        The view with another ``round_smashed`` of as many rows.
+    """
+    rows = 0 if view.round_smashed is None else len(view.round_smashed)
+    other = victim.architecture.bottom(derive(stream, "other")).to(view.device).eval()
+    images = victim.answers.images[:rows].to(view.device)
+    with torch.no_grad():
+        smashed = torch.cat([other(chunk) for chunk in torch.split(images, 256)])
+    return replace(view, round_smashed=smashed)
+
+
+def _bottoms(attack: Shadowing, view: View, victim: Victim, *, stream: int) -> dict[str, nn.Module]:
+    """Return what stands in the shadow's place; the oracle has as many pairs as public images."""
+    count = 0 if view.public_images is None else len(view.public_images)
+    images = victim.answers.images[:count].to(view.device)
+    with torch.no_grad():
+        smashed = torch.cat([victim.bottom(chunk) for chunk in torch.split(images, 256)])
+    return {
+        UNTRAINED_SHADOW: attack.untrained(view, seed=derive(stream, UNTRAINED_SHADOW)),
+        ORACLE_SHADOW: attack.taught(view, images, smashed, seed=derive(stream, ORACLE_SHADOW)),
+        TRUE_FEATURES: victim.bottom,
+    }
+
+
+def _substitute(view: View, victim: Victim, *, stream: int) -> tuple[nn.Module, nn.Module]:
+    """Return bottom and middle of a network that knows the adversary's own images alone."""
+    images = victim.answers.public_images.to(view.device)
+    labels = victim.answers.public_labels.to(view.device).long()
+    classes = max(int(labels.max()) + 1, 2)
+    layers = replace(victim.architecture, num_classes=classes)
+    network = layers.build(derive(stream, "weights")).to(view.device)
+    adam = torch.optim.Adam(network.parameters(), _RATE)
+    drawn = generator(derive(stream, "order"))
+    with scoped(derive(stream, "layers")):
+        for _ in range(_PASSES):
+            for chosen in torch.randperm(len(images), generator=drawn).split(_BATCH):
+                if len(chosen) > 1:  # BatchNorm has no spread of one image
+                    adam.zero_grad()
+                    nn.functional.cross_entropy(network(images[chosen]), labels[chosen]).backward()
+                    adam.step()
+    network.eval().requires_grad_(requires_grad=False)
+    end = int(layers.cut or 0) + 1
+    whole = sequence(network)
+    last = len(whole) - 1 if layers.upper_cut is None else layers.upper_cut
+    return whole[:end], whole[end : last + 1]
+
+
+def _each(budgets: tuple[float, ...], made: Callable[[float], Tensor]) -> Tensor:
+    return torch.stack([made(budget) for budget in budgets], dim=1).cpu()
+
+
+def _altered(guess: Guess) -> Tensor:
+    if guess.adversarial is None:
+        raise ValueError("an attack that alters inputs returned none")
+    return guess.adversarial.cpu()

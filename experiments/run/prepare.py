@@ -1,0 +1,525 @@
+"""A training run's ingredients, checked before anything is sent; and the truth behind it.
+
+What a protocol divides among nodes, rows or the features of all rows, and what follows.
+
+What defences may know of a run before it starts: enough to refuse one they cannot protect.
+
+Which nodes of a run are malicious, and whether they can be: checked before anything is sent.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from math import ceil
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from attacks import INTRUDERS
+from clients.malicious import begun, intruder_of, unlabelling, view_of
+from clients.node import NodeConfig, TrainingPlan, smallest_batch, straddles
+from clients.training_defenses import unlabelled
+from defenses import DEFENSES
+from experiments.run.defaults import resolve_protocol
+from experiments.run.rehearse import rehearse
+from experiments.run.server_part import layers, refuse_more_than_middle
+from experiments.run.targets import MisfitError, refuse_misfit
+from experiments.run.view import initial_view
+from experiments.settings.cells import Training
+from experiments.settings.protocol import ProtocolSettings
+from experiments.settings.schema import SettingsError
+from leakbed.contracts import (
+    Defense,
+    Knowledge,
+    MissingKnowledgeError,
+    Protects,
+    ThreatModel,
+    UnfitViewError,
+    View,
+)
+from leakbed.contracts.defense import Run, refuse_uncalled
+from leakbed.contracts.gradient_defenses import refuse_order
+from leakbed.data.config import DataConfig
+from leakbed.data.partitioning import ALIGNED, strip_architecture
+from leakbed.events import Arrays
+from leakbed.models import Architecture
+from leakbed.oracle.truth import AnswerKey
+from leakbed.provenance import RanOn
+from leakbed.seeds import derive
+from leakbed.tensors import resolve_device
+from strategies import PROTOCOLS
+from strategies.vertical_split import party_architectures
+
+
+def partition_of(training: Training) -> str:
+    """Return who owns which rows: a setting, except where the protocol divides features.
+
+    Args:
+        training: The run's settings.
+
+    Returns:
+        The name of a partition.
+
+    Raises:
+        SettingsError: If the setting does not fit the protocol.
+    """
+    chosen, protocol = training.data, training.protocol.name
+    if PROTOCOLS[protocol].divides == "rows":
+        if chosen.partition == ALIGNED:
+            raise SettingsError(
+                f"data.partition = {ALIGNED!r} gives every node all rows, but {protocol} divides "
+                "rows; use 'iid' or another partition"
+            )
+        return chosen.partition
+    if chosen.partition not in {"iid", ALIGNED} or chosen.alpha or chosen.partition_settings:
+        raise SettingsError(
+            f"every node of {protocol} has a strip of every row, so there is nothing to deal out: "
+            f"leave out data.partition (it is {chosen.partition!r}), data.alpha and "
+            "data.partition_settings"
+        )
+    return ALIGNED
+
+
+def check_parties(training: Training, architecture: Architecture) -> None:
+    """Refuse feature parties that would not all train, or whose smashed data do not merge.
+
+    Illegal cuts raise :class:`~leakbed.models.IllegalCutError`. Other protocols are let through.
+
+    Args:
+        training: The run's settings.
+        architecture: The uncut network.
+
+    Raises:
+        SettingsError: If only a share of the nodes would train in a round.
+    """
+    protocol = training.protocol
+    if PROTOCOLS[protocol.name].divides == "rows":
+        return
+    if protocol.fraction != 1:
+        raise SettingsError(
+            f"protocol.fraction = {protocol.fraction}: each party of {protocol.name} holds a share "
+            "of every row, so all must train; leave it out"
+        )
+    nodes, merge = training.data.nodes, protocol.merge or "concat"
+    party_architectures(architecture, nodes=nodes, merge=merge)
+
+
+def labels_of(data: DataConfig, partition: int) -> Int[Tensor, " rows"]:
+    """Return the labels of a node's rows, in the order of the ids it names them by.
+
+    Args:
+        data: What the rows are a function of.
+        partition: The node.
+
+    Returns:
+        What a server that holds the labels has of this node.
+    """
+    rows = data.split()
+    return data.dataset().labels[rows.private if data.aligned else rows.nodes[partition]]
+
+
+def passes_of(training: Training, *, rows: int) -> int:
+    """Return in how many batches of a whole run one row of a node is, at most.
+
+    Args:
+        training: The run's settings.
+        rows: How many the node has.
+
+    Returns:
+        At least 1.
+    """
+    protocol = training.protocol
+    steps, size = protocol.local_steps, protocol.batch_size
+    return protocol.rounds * (1 if steps is None else ceil(steps * size / rows))
+
+
+def check_defenses(
+    defenses: tuple[Defense, ...],
+    training: Training,
+    architecture: Architecture,
+    *,
+    rows: tuple[int, ...],
+) -> None:
+    """Let every defence refuse the run; each raises its own error.
+
+    Args:
+        defenses: Of the run.
+        training: Its settings.
+        architecture: The network; cut, where the protocol cuts it.
+        rows: How many each node has.
+    """
+    protocol = training.protocol
+    for each in rows:
+        for defense in defenses:
+            defense.check(rows=each, batch_size=protocol.batch_size)
+    if not defenses or PROTOCOLS[protocol.name].exchanges != "split":
+        return
+    size, steps = protocol.batch_size, protocol.local_steps
+    for kind in (Protects.SMASHED, Protects.CUT_GRADIENT):
+        refuse_order([each for each in defenses if kind in each.protects])
+    parts = architecture.parts(0)
+    # Where parties hold strips, each of them is sent a gradient of the same row.
+    parties = 1 if PROTOCOLS[protocol.name].divides == "rows" else training.data.nodes
+    for each in sorted(set(rows)):
+        run = Run(
+            classes=architecture.num_classes - training.model.extra_classes,
+            rows=each,
+            batch_size=size,
+            steps=protocol.rounds * (ceil(each / size) if steps is None else steps),
+            passes=parties * passes_of(training, rows=each),
+            top=parts.top,
+            bottom=parts.bottom,
+            smallest_batch=smallest_batch(rows=each, batch_size=size, steps=steps),
+            straddles=straddles(rows=each, batch_size=size, steps=steps),
+        )
+        for defense in defenses:
+            defense.check_run(run)
+
+
+def check_intruder(training: Training, cell: Callable[[int], NodeConfig]) -> None:
+    """Refuse malicious nodes that there are not, and an intruder that does not fit them.
+
+    Classes or images that do not fit are the intruder's own ``UnfitNodeError``.
+
+    Args:
+        training: The run's settings.
+        cell: Gives what a node is told.
+
+    Raises:
+        SettingsError: If a node is unknown or named twice, or none is left to learn from.
+    """
+    if (chosen := training.intruder) is None:
+        return
+    nodes = range(training.data.nodes)
+    if not set(chosen.nodes) < set(nodes) or len(set(chosen.nodes)) < len(chosen.nodes):
+        raise SettingsError(
+            f"attack {chosen.name}: nodes = {list(chosen.nodes)}; name some of the nodes 0 to "
+            f"{nodes[-1]}, each once, and leave one that is honest"
+        )
+    told = cell(chosen.nodes[0])
+    if (intruder := intruder_of(told)) is not None:
+        begun(intruder, view_of(told), seed=0)
+
+
+def misplaced(training: Training, *, exchanges: str, labels: str) -> str | None:
+    """Return why a protocol gives an intruder no say, or None if it does.
+
+    Args:
+        training: The run's settings.
+        exchanges: What the protocol exchanges.
+        labels: The value of ``protocol.labels``, resolved.
+
+    Returns:
+        What does not fit and what would.
+    """
+    if training.intruder is None or exchanges == "weights":
+        return None
+    return unlabelling(INTRUDERS[training.intruder.name](**training.intruder.own), labels)
+
+
+_U_SHAPE = 3  # parts of a network whose head the node holds
+_SPLIT = set(Protects) - {Protects.UPDATE}
+
+
+@runtime_checkable
+class Foreseeing(Protocol):
+    """A passive attack that can say before training that its settings do not fit."""
+
+    @property
+    def threat(self) -> ThreatModel:
+        """Who attacks and what it may read."""
+        ...
+
+    def check(self, view: View) -> None:
+        """Refuse what could not work, from a view without evidence."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A training run's ingredients, checked before anything is sent.
+
+    Attributes:
+        settings: As the experiment has them.
+        data: What the rows are a function of.
+        architecture: The network.
+        plan: How nodes train.
+        defenses: Name and settings of each defence.
+        ran_on: Its data and the user's code, as this process has them.
+    """
+
+    settings: Training
+    data: DataConfig
+    architecture: Architecture
+    plan: TrainingPlan
+    defenses: tuple[tuple[str, Mapping[str, Any]], ...]
+    ran_on: RanOn
+
+    @property
+    def fingerprint(self) -> str:
+        """What a run depends on beside settings and our code: its data and the user's code."""
+        return ":".join(part for part in (self.ran_on.data, self.ran_on.code) if part)
+
+    @property
+    def public(self) -> Arrays | None:
+        """Images and labels of the adversary's own; None where it has none."""
+        images, labels = self.data.owned()
+        return {"images": images.numpy(), "labels": labels.numpy()} if len(labels) else None
+
+    def stream(self, role: str) -> int:
+        """Return the stream of a role in this run."""
+        return derive(self.settings.seed, role)
+
+    def cell(self, partition: int) -> NodeConfig:
+        """Return what one node is told; feature parties share the order of their rows."""
+        nodes, seen, order = self.data.nodes, self.architecture, None
+        if self.data.aligned and nodes > 1:
+            seen = strip_architecture(seen, party=partition, parties=nodes)
+            order = self.stream("order")
+        return NodeConfig(
+            data=self.data,
+            architecture=seen,
+            plan=self.plan,
+            partition=partition,
+            stream=self.stream(f"node/{partition}"),
+            defense_stream=self.stream(f"defence/{partition}"),
+            device=self.settings.device,
+            order_stream=order,
+            **self._intruder(partition),
+        )
+
+    def _intruder(self, partition: int) -> dict[str, Any]:
+        """Return what makes a node malicious; it does not defend itself against anybody."""
+        chosen = self.settings.intruder
+        if chosen is None or partition not in chosen.nodes:
+            return {"defenses": self.defenses}
+        stream = self.stream(f"adversary/{chosen.name}/{partition}")
+        return {"intruder": (chosen.name, chosen.own), "intruder_stream": stream}
+
+
+def prepare(training: Training, *, root: str | None) -> Prepared:
+    """Load the data, build the network and refuse what cannot run, before training starts.
+
+    Data, models, cuts and batches that do not fit raise the errors of :mod:`leakbed.data`,
+    :mod:`leakbed.models` and :mod:`clients.node`.
+
+    Args:
+        training: The run's settings.
+        root: Folder of downloaded data sets, or None.
+
+    Returns:
+        The run's ingredients.
+    """
+    training = replace(training, protocol=resolve_protocol(training.protocol))
+    model, protocol = training.model, training.protocol
+    entry = PROTOCOLS[protocol.name]
+    data = _recipe(training, root)
+    dataset = data.dataset()
+    channels, height, width = dataset.images.shape[1:]
+    architecture = Architecture(
+        name=model.name,
+        image_shape=(channels, height, width),
+        num_classes=data.num_classes + model.extra_classes,
+        activation=model.activation,
+        initialisation=model.initialisation,
+        cut=model.cut,
+        upper_cut=model.upper_cut,
+        linear_top=model.linear_top,
+    )
+    prepared = Prepared(
+        settings=training,
+        data=data,
+        architecture=architecture,
+        plan=_plan(protocol),
+        defenses=training.defense.stack,
+        ran_on=RanOn.here(data, architecture),
+    )
+    if entry.exchanges == "split":
+        architecture.parts(0)  # refuses an illegal cut
+    check_parties(training, architecture)
+    data.owned()  # refuses a public set that does not fit
+    sizes = tuple(map(len, data.split().nodes))
+    for partition, rows in enumerate(sizes):
+        prepared.cell(partition).batches(1, rows)
+    rehearse(training, architecture, rows=sizes)
+    check_defenses(make_defenses(training), training, architecture, rows=sizes)
+    check_intruder(training, prepared.cell)
+    resolve_device(training.device)
+    return prepared
+
+
+def _recipe(training: Training, root: str | None) -> DataConfig:
+    chosen = training.data
+    own = dict(chosen.partition_settings)
+    if chosen.alpha is not None:
+        own["alpha"] = chosen.alpha
+    return DataConfig(
+        name=chosen.name,
+        nodes=chosen.nodes,
+        stream=derive(training.seed, "data"),
+        root=root,
+        size=chosen.size,
+        image_size=chosen.image_size,
+        channels=chosen.channels,
+        partition=partition_of(training),
+        partition_settings=tuple(sorted(own.items())),
+        public=chosen.public,
+        public_from=chosen.public_from,
+        test=chosen.test,
+        download=chosen.download,
+    )
+
+
+def _plan(protocol: ProtocolSettings) -> TrainingPlan:
+    """Return how nodes train; a setting that would be ignored is refused."""
+    if protocol.optimizer == "adam" and protocol.momentum:
+        raise SettingsError(f"protocol.momentum = {protocol.momentum} is SGD's; Adam has none")
+    return TrainingPlan(
+        batch_size=protocol.batch_size,
+        local_steps=protocol.local_steps,
+        optimizer=protocol.optimizer,
+        learning_rate=protocol.learning_rate,
+        momentum=protocol.momentum,
+        weight_decay=protocol.weight_decay,
+        labels=protocol.labels or "shared",
+        bottoms=protocol.bottoms or "sealed",
+        optimizer_state=protocol.optimizer_state or "kept",
+    )
+
+
+def make_defenses(training: Training) -> tuple[Defense, ...]:
+    """Return a run's defences; values out of range raise the defence's own errors.
+
+    One with a hook that nobody would call is a
+    :class:`~leakbed.contracts.defense.UncalledHookError`.
+    """
+    for name, _ in training.defense.stack:
+        refuse_uncalled(DEFENSES[name])
+    return tuple(DEFENSES[name](**own) for name, own in training.defense.stack)
+
+
+def unread(threat: ThreatModel, training: Training) -> str | None:
+    """Return why a protocol sends nothing that an attack reads, or None if it does."""
+    entry = PROTOCOLS[training.protocol.name]
+    watches = training.adversary is not None and training.adversary.watches
+    if (threat.active or watches) and entry.divides == "features":
+        does = "watches the smashed data" if watches else "forges the gradients"
+        return (
+            f"each party of {training.protocol.name} holds a strip of every image, and no "
+            f"adversary here {does} of strips; use 'vanilla-split'"
+        )
+    try:
+        refuse_misfit(threat, updates=entry.exchanges == "weights")
+        if Knowledge.NATURAL_IMAGES in threat.needs:
+            held = training.model.upper_cut if entry.parts == _U_SHAPE else None
+            refuse_more_than_middle(training.protocol.name, held)
+    except MisfitError as error:
+        return str(error)
+    return None
+
+
+def unfit(attack: object, prepared: Prepared) -> str | None:
+    """Return why an attack cannot work with what is known before training, or None if it may.
+
+    An attack with a method ``check`` is shown the view of before the first message.
+
+    Args:
+        attack: With its settings.
+        prepared: The run.
+
+    Returns:
+        The attack's own reason, as an unfit card states it.
+    """
+    if not isinstance(attack, Foreseeing):
+        return None
+    layout = prepared.architecture
+    try:
+        part = layers(layout) if Knowledge.SERVER_PART in attack.threat.needs else None
+        attack.check(
+            initial_view(
+                attack.threat,
+                layout,
+                rows=prepared.plan.batch_size,
+                public=prepared.public,
+                device=resolve_device("cpu"),
+                part=part,
+            )
+        )
+    except (MisfitError, MissingKnowledgeError, UnfitViewError) as error:
+        return str(error)
+    return None
+
+
+def misfit(training: Training) -> str | None:
+    """Return why a defence or an intruder does not fit a protocol, or None if all do."""
+    exchanges = PROTOCOLS[training.protocol.name].exchanges
+    sent = {Protects.UPDATE} if exchanges == "weights" else _SPLIT
+    labels = resolve_protocol(training.protocol).labels
+    if (why := misplaced(training, exchanges=exchanges, labels=str(labels))) is not None:
+        return why
+    for name, _ in training.defense.stack:
+        protects = DEFENSES[name].protects
+        if exchanges == "split" and labels not in DEFENSES[name].labels:
+            return unlabelled(DEFENSES[name](), str(labels))
+        if not protects & sent:
+            fitting = [key for key, other in DEFENSES.items() if other.protects & sent]
+            return (
+                f"{name} protects {', '.join(sorted(protects))} messages but "
+                f"{training.protocol.name} sends {', '.join(sorted(sent))}; "
+                f"use {' or '.join(fitting)}"
+            )
+    return None
+
+
+def answer_key(prepared: Prepared, bottom: Arrays | None) -> AnswerKey:
+    """Return the private truth behind a run.
+
+    Data that are no longer those the run began with raise
+    :class:`~leakbed.provenance.OtherInputsError`.
+
+    Args:
+        prepared: The run.
+        bottom: Its last bottom, where the protocol has one.
+
+    Returns:
+        Everything the oracle needs to score attacks on it.
+    """
+    prepared.ran_on.check("the answer key", RanOn.here(prepared.data, prepared.architecture))
+    dataset, rows = prepared.data.dataset(), prepared.data.split()
+    public_images, public_labels = prepared.data.owned()
+    starts = torch.tensor([0, *(len(part) for part in rows.nodes)]).cumsum(0)
+    if prepared.data.aligned:
+        starts = torch.zeros_like(starts)  # every party's batches name the same rows
+    return AnswerKey(
+        images=dataset.images[rows.private],
+        labels=dataset.labels[rows.private],
+        test_images=dataset.images[rows.test],
+        test_labels=dataset.labels[rows.test],
+        order=_order(prepared, rows.nodes, starts),
+        num_classes=len(dataset.classes),
+        public_images=public_images,
+        public_labels=public_labels,
+        bottom=bottom,
+        parties=prepared.data.nodes if prepared.data.aligned else 1,
+        classes=dataset.classes,
+        seed=prepared.settings.seed,
+        training={
+            "plan": asdict(prepared.plan),
+            "defenses": [[name, dict(own)] for name, own in prepared.defenses],
+            "intruder": prepared.settings.intruder is not None,
+            "sync": prepared.settings.protocol.sync,
+        },
+    )
+
+
+def _order(
+    prepared: Prepared, nodes: tuple[Int[Tensor, " _"], ...], starts: Int[Tensor, " _"]
+) -> dict[tuple[int, int, int], list[int]]:
+    protocol = prepared.settings.protocol
+    return {
+        (partition, round_, step): (starts[partition] + batch).tolist()
+        for partition, part in enumerate(nodes)
+        for round_ in range(1, protocol.rounds + 1)
+        for step, batch in enumerate(prepared.cell(partition).batches(round_, len(part)))
+    }

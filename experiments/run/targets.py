@@ -1,0 +1,257 @@
+"""Targets: which recorded messages are attacked, picked the same way in every protocol family.
+
+One round's messages (the last, unless the attack asks for another), first rows of every node first:
+so both families attack the same private samples. A client reads its own messages alone, updates
+and test rows included, so to its attacks the first node is the client. Where nodes hold strips of
+the same images, only the first party is attacked: the others' messages are about the same samples,
+and images of other shapes. Of updates over different numbers of samples those of one number are
+attacked together: the number that most nodes have, of several such the first node's.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+from experiments.results.cards import Exposure
+from leakbed.contracts import Evidence, Seat, ThreatModel
+from leakbed.events import CutGradientDown, Phase, SmashedUp, UpdateUp
+from leakbed.oracle.truth import Target
+from leakbed.tap.trace import Trace
+
+
+class MisfitError(ValueError):
+    """An attack needs messages that the recorded protocol does not send; says what would fit."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evidences:
+    """One round's messages of a trace, by kind.
+
+    Attributes:
+        updates: One per node that trained.
+        smashed: Training batches by node and step.
+        gradients: Cut gradients by node and step.
+        evaluated: Smashed test batches.
+    """
+
+    updates: Sequence[UpdateUp]
+    smashed: Mapping[tuple[int, int], SmashedUp]
+    gradients: Mapping[tuple[int, int], CutGradientDown]
+    evaluated: Sequence[SmashedUp]
+
+    @classmethod
+    def of(cls, trace: Trace, collect: str | int = "last") -> "Evidences":
+        """Read one round of a trace; one that it does not have is a :class:`MisfitError`.
+
+        Args:
+            trace: Of the run.
+            collect: ``"first"``, ``"middle"``, ``"last"`` or the round's number.
+
+        Returns:
+            Its messages.
+        """
+        number = _recorded(trace, collect)
+        events = list(trace.events(UpdateUp, SmashedUp, CutGradientDown, round_=number))
+        if trace.about.get("divides") == "features":
+            first = min((event.node for event in events), default=0)
+            events = [event for event in events if event.node == first]
+        batches = [e for e in events if isinstance(e, SmashedUp)]
+        training = [e for e in batches if e.phase == Phase.TRAIN]
+        gradients = [e for e in events if isinstance(e, CutGradientDown)]
+        return cls(
+            updates=[e for e in events if isinstance(e, UpdateUp)],
+            smashed={(e.node, e.step): e for e in training},
+            gradients={(e.node, e.step): e for e in gradients},
+            evaluated=[e for e in batches if e.phase == Phase.EVALUATE],
+        )
+
+
+def round_number(collect: str | int, *, last: int) -> int:
+    """Return which round an attack reads.
+
+    Args:
+        collect: ``"first"``, ``"middle"``, ``"last"`` or the round's number.
+        last: The last round's number.
+
+    Returns:
+        Its number; of an even number of rounds the middle is the earlier one.
+    """
+    named = {"first": 1, "middle": (last + 1) // 2, "last": last}
+    return named[collect] if isinstance(collect, str) else collect
+
+
+def _recorded(trace: Trace, collect: str | int) -> int:
+    """Return the number of a round that the trace has, or say why it has it not."""
+    rounds = sorted({int(record.fields.get("round", 0)) for record in trace.records})
+    last = rounds[-1] if rounds else 0
+    number = round_number(collect, last=last)
+    if number > last:
+        raise MisfitError(f"round {number} was not trained: the trace ends with round {last}")
+    if number not in rounds and number != last:
+        kept = ", ".join(str(each) for each in rounds if each)
+        raise MisfitError(
+            f"round {number} is not in the trace, which keeps round {kept}; record the run with "
+            "keep_rounds = 'all'"
+        )
+    return number
+
+
+def pick_targets(
+    evidences: Evidences, threat: ThreatModel, *, when: str, count: int
+) -> list[Target]:
+    """Return the attacked messages; a trace that holds no such message is a :class:`MisfitError`.
+
+    Args:
+        evidences: The attacked round.
+        threat: Says which kind of message is attacked; one without evidence takes what is there.
+        when: ``"training"`` or ``"inference"``: which smashed rows are attacked.
+        count: How many at most.
+
+    Returns:
+        At least one, in the order first rows of all nodes, second rows, and so on; of an attack by
+        a client, messages of the first node alone.
+    """
+    refuse_misfit(threat, updates=bool(evidences.updates))
+    found = _found(evidences, when=when)
+    if threat.seat == Seat.CLIENT:
+        own = min(target.node for target in found)
+        found = [target for target in found if target.node == own]
+    elif evidences.updates:
+        found = _of_one_number(found, evidences)
+    return found[:count]
+
+
+def _of_one_number(found: Sequence[Target], evidences: Evidences) -> list[Target]:
+    """Return the targets of the number of samples that most nodes have; in a tie, the first's."""
+    numbers = {event.node: event.examples for event in evidences.updates}
+    often = Counter(number for _, number in sorted(numbers.items()) if number)
+    if not often:
+        return list(found)
+    ((chosen, _),) = often.most_common(1)
+    return [target for target in found if numbers[target.node] == chosen]
+
+
+def left_out(evidences: Evidences, targets: Sequence[Target]) -> str | None:
+    """Say which updates are of other numbers of samples than those attacked.
+
+    Args:
+        evidences: The attacked round.
+        targets: Picked from it.
+
+    Returns:
+        A note for the card; None if there is none.
+    """
+    numbers = {event.node: event.examples for event in evidences.updates}
+    attacked = {numbers.get(target.node) for target in targets}
+    others = Counter(str(number) for number in numbers.values() if number not in attacked)
+    if not others or len(attacked) != 1:
+        return None
+    of = ", ".join(f"{nodes} over {number}" for number, nodes in sorted(others.items()))
+    return (
+        f"nodes trained on different numbers of samples: updates over {next(iter(attacked))} were "
+        f"attacked, others ({of}) were not"
+    )
+
+
+def _found(evidences: Evidences, *, when: str) -> list[Target]:
+    """Return everything there is to attack, or say why there is nothing."""
+    if evidences.updates:
+        if when == "inference":
+            raise MisfitError("an update is sent in training only; use when = 'training'")
+        return [_of_update(event) for event in evidences.updates]
+    if not evidences.smashed:
+        raise MisfitError("the trace holds neither updates nor smashed data of that round")
+    if when == "inference":
+        if not evidences.evaluated:
+            raise MisfitError("no test rows were evaluated in that round; use when = 'training'")
+        rows = [(e, row) for e in evidences.evaluated for row in range(len(e.smashed))]
+        return [_of_row(event, row) for event, row in rows]
+    return _interleaved(evidences)
+
+
+def exposure(
+    evidences: Evidences,
+    targets: Sequence[Target],
+    about: Mapping[str, Any],
+    *,
+    in_turn: bool,
+) -> Exposure:
+    """Say when and from how many rows the attacked messages were made.
+
+    Args:
+        evidences: The attacked round.
+        targets: Picked from it, at least one.
+        about: What the trace says of its run; its ``modes`` are those of the nodes' networks.
+        in_turn: Whether a node starts from what the node before it left.
+
+    Returns:
+        It, for a card.
+    """
+    if not evidences.smashed:
+        nodes = {target.node for target in targets}
+        counts = {event.examples for event in evidences.updates if event.node in nodes}
+        rows = None if None in counts else max((int(each or 0) for each in counts), default=None)
+        steps = about.get("local_steps")
+        if steps is None and rows is not None and about.get("batch_size"):
+            steps = ceil(rows / int(about["batch_size"]))
+    else:
+        batches = {(Phase.TRAIN, *place): event for place, event in evidences.smashed.items()}
+        batches |= {(Phase.EVALUATE, each.node, each.step): each for each in evidences.evaluated}
+        rows = max(len(batches[each.phase, each.node, each.step].smashed) for each in targets)
+        steps = None
+    first = next((node for node, _ in evidences.smashed), targets[0].node)
+    before = {_trained(target, behind=in_turn and target.node != first) for target in targets}
+    return Exposure(
+        round=targets[0].round,
+        trained="partly" if len(before) > 1 else "yes" if True in before else "no",
+        mode=(about.get("modes") or {}).get(targets[0].phase),
+        rows=rows,
+        steps=steps,
+    )
+
+
+def _trained(target: Target, *, behind: bool) -> bool:
+    """Say whether the node's network had been trained before a message, if only a batch before."""
+    return target.phase == Phase.EVALUATE or target.round > 1 or target.step > 0 or behind
+
+
+def refuse_misfit(threat: ThreatModel, *, updates: bool) -> None:
+    """Refuse an attack whose evidence a protocol never sends.
+
+    Args:
+        threat: The attack's.
+        updates: Whether the protocol exchanges weights; else smashed data and cut gradients.
+
+    Raises:
+        MisfitError: If the attack reads what is not sent; says which protocol sends it.
+    """
+    of_weights = threat.evidence & {Evidence.UPDATE, Evidence.HEAD_WEIGHT_GRADIENT}
+    of_cut = threat.evidence & {Evidence.SMASHED, Evidence.ROUND_SMASHED, Evidence.CUT_GRADIENT}
+    if (of_cut and not of_weights) if updates else of_weights:
+        has = "updates (weights)" if updates else "smashed data and cut gradients"
+        wants = ", ".join(sorted(threat.evidence))
+        other = "'vanilla-split'" if updates else "'fedavg'"
+        raise MisfitError(
+            f"the attack reads {wants} but this protocol exchanges {has}; use {other}"
+        )
+
+
+def _of_update(event: UpdateUp) -> Target:
+    return Target(node=event.node, round=event.round, step=0, row=None, phase=Phase.TRAIN)
+
+
+def _of_row(event: SmashedUp, row: int) -> Target:
+    return Target(node=event.node, round=event.round, step=event.step, row=row, phase=event.phase)
+
+
+def _interleaved(evidences: Evidences) -> list[Target]:
+    """Return every smashed training row: all nodes' first rows, then their second rows, ..."""
+    place: dict[int, int] = {}
+    rows: list[tuple[int, int, Target]] = []
+    for (node, _), event in sorted(evidences.smashed.items()):
+        start = place.get(node, 0)
+        place[node] = start + len(event.smashed)
+        rows += [(start + row, node, _of_row(event, row)) for row in range(len(event.smashed))]
+    return [target for _, _, target in sorted(rows, key=lambda item: item[:2])]

@@ -1,0 +1,445 @@
+"""One training run on any grid: set the nodes up, train under the wiretap, keep trace and answers.
+
+An active adversary stands at the wiretap, on the server's side of everything that is recorded; a
+watcher stands among the hooks, which can change nothing.
+
+A hook that stops a run at the first value on the wire that is not finite.
+
+How much smashed data depend on the images behind them, whoever reads them.
+
+No attack is needed for it, and no attack has to fail for it to be low: it is what NoPeek minimises,
+measured on what a run really sent.
+
+The grid a training run needs, as the experiment's settings name it.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
+from time import perf_counter
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from jaxtyping import Int
+from torch import Tensor
+
+from clients import node_app
+from experiments.run.alarms import found
+from experiments.run.malicious_client import gather
+from experiments.run.malicious_server import LiveAdversary
+from experiments.run.prepare import Prepared, answer_key, labels_of, make_defenses, passes_of
+from experiments.run.training_run import SUMMARY, TrainingRun, unfinished
+from experiments.run.view import ADVERSARY, PUBLIC
+from experiments.settings.plugins import JsonObject
+from experiments.settings.schema import Settings
+from leakbed.contracts import Defense, Protects
+from leakbed.distance_correlation import corrected_correlation, distance_correlation
+from leakbed.events import Arrays, Event, Phase, SmashedUp, arrays_of
+from leakbed.grids import DeterministicGrid, LocalGrid, NodeFailed
+from leakbed.oracle.truth import AnswerKey
+from leakbed.provenance import RanOn
+from leakbed.seeds import scoped
+from leakbed.tap.trace import Recorder, Trace
+from leakbed.tap.wiretap import PassiveHook, Wiretap
+from leakbed.tensors import as_tensor, finite, load, predicted, resolve_device
+from leakbed.wire.messages import SETUP, SPLIT_STEP
+from strategies import PROTOCOLS
+from strategies.node_session import NodeStopped
+from strategies.protocol import BuiltProtocol, ProtocolSetup
+from strategies.split_strategy import SplitStrategy
+
+
+class NonFiniteError(RuntimeError):
+    """A message holds NaN or infinity; says which node, round and step."""
+
+
+class RefuseNonFinite:
+    """Passive hook: raises on the first event with a value that is not finite."""
+
+    draws_nothing = True
+    only_reads = True
+
+    def __call__(self, event: Event) -> None:
+        """Check one event.
+
+        Args:
+            event: Any.
+
+        Raises:
+            NonFiniteError: If one of its arrays holds NaN or infinity.
+        """
+        for field, arrays in arrays_of(event).items():
+            for name, array in arrays.items():
+                if array.dtype.kind == "f" and not np.isfinite(array).all():
+                    raise NonFiniteError(
+                        f"{field} {name!r} of node {event.node} is not finite in round "
+                        f"{event.round}, step {event.step}; lower protocol.learning_rate"
+                    )
+
+
+_BATCHES = 20  # enough for an error of a hundredth, of batches of 64
+_LEAST = 4  # rows from which the corrected estimate exists
+
+
+def smashed_dependence(trace: Trace, answers: AnswerKey) -> dict[str, float]:
+    """Return the distance correlation of images and smashed data in a run's last round.
+
+    Each batch is of another bottom, so estimates are of one batch each.
+
+    Args:
+        trace: Of the run.
+        answers: Its answer key.
+
+    Returns:
+        ``corrected``: the squared correlation without bias, 0 for independent data; ``plain``: the
+        published estimate, which reads about 0.95 for independent data in batches of 64; both the
+        mean over ``batches`` training batches. Empty where no whole images were smashed.
+    """
+    last = max((int(record.fields.get("round", 0)) for record in trace.records), default=0)
+    if answers.parties > 1:
+        return {}
+    plain: list[float] = []
+    corrected: list[float] = []
+    for event in trace.events(SmashedUp, round_=last):
+        if not isinstance(event, SmashedUp) or event.phase != Phase.TRAIN:
+            continue
+        if len(event.smashed) < _LEAST or len(plain) == _BATCHES:
+            continue
+        rows = torch.tensor(answers.order[event.node, event.round, event.step])
+        images, smashed = answers.images[rows].double(), torch.from_numpy(event.smashed).double()
+        plain.append(float(distance_correlation(images, smashed)))
+        corrected.append(float(corrected_correlation(images, smashed)))
+    if not plain:
+        return {}
+    return {"corrected": fmean(corrected), "plain": fmean(plain), "batches": len(plain)}
+
+
+class NodeCountError(ValueError):
+    """A federation has another number of nodes than the experiment's data."""
+
+
+def train(
+    prepared: Prepared, grid: Grid, folder: Path, *, roster: Mapping[int, int] | None
+) -> TrainingRun:
+    """Train under the wiretap.
+
+    Args:
+        prepared: From :func:`prepare`.
+        grid: Any Flower grid whose nodes run our ClientApp.
+        folder: Where the run is kept; a half-finished one there is replaced.
+        roster: Partition id by node id where known, else the nodes are asked.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        OSError: The finished run cannot be put into its folder.
+    """
+    adversary = prepared.settings.adversary
+    live = None if adversary is None else LiveAdversary(prepared, adversary)
+    timeout = prepared.settings.protocol.timeout
+    canonical = DeterministicGrid(
+        grid,
+        stream=prepared.stream("sampling"),
+        roster=roster,
+        nodes=prepared.data.nodes,
+        timeout=timeout,
+    )
+    _check_node_count(canonical, prepared)
+    devices = _tell_nodes(canonical, prepared, timeout)
+    with unfinished(folder) as work:
+        summary = _record(prepared, canonical, work, live)
+        if prepared.settings.intruder is not None:
+            gather(canonical, prepared, work)
+        if live is not None:
+            summary = live.concluded(summary, work)
+        (work / SUMMARY).write_text(json.dumps({**summary, "devices": devices}))
+        if (rival := TrainingRun.read(folder)) is not None:
+            return rival  # another process finished the same run first
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            work.rename(folder)
+        except OSError:
+            if TrainingRun.read(folder) is None:  # else another did so just now
+                raise
+    return TrainingRun(folder=folder, **json.loads((folder / SUMMARY).read_text()))
+
+
+def _record(
+    prepared: Prepared, grid: DeterministicGrid, work: Path, live: LiveAdversary | None
+) -> JsonObject:
+    """Train under the wiretap, write trace and answers, and return the summary."""
+    started = perf_counter()
+    with Recorder(work / "trace", about=_about(prepared)) as recorder:
+        _hold_public(recorder, prepared)
+        kept = recorder if _keeps_all(prepared) else SomeRounds(recorder, _wanted(prepared))
+        hooks: list[PassiveHook] = [RefuseNonFinite(), kept]
+        active = live if live is not None and live.forges else None
+        if live is not None and active is None:
+            hooks.append(live)
+        tap = Wiretap(grid, hooks, active=active, roster=grid.roster, strict=True)
+        built = PROTOCOLS[prepared.settings.protocol.name].build(_setup(prepared, grid.roster))
+        if live is not None and isinstance(built.strategy, SplitStrategy):
+            live.stands_beside(built.strategy)
+        utility, stop = _start(prepared, built, tap, recorder)
+    cost = {
+        "seconds": perf_counter() - started,
+        "bytes_up": tap.bytes_up,
+        "bytes_down": tap.bytes_down,
+    }
+    # A stopped run has no last bottom: what it held at the last round's end is not what it sent.
+    answers = answer_key(prepared, _last_bottom(built) if stop is None else None)
+    answers.write(work / "answers", trace=work / "trace")
+    return {
+        "utility": utility,
+        "cost": cost,
+        "detection": found(getattr(built.strategy, "alarms", {}), stop),
+        "smashed": smashed_dependence(Trace(work / "trace"), answers),
+        "seed": prepared.settings.seed,
+    }
+
+
+def _last_bottom(built: BuiltProtocol) -> Arrays | None:
+    """Return the last bottom for the answer key; None where there is no one bottom.
+
+    A sealed one was read by no node and no server after its sender, unless an evaluation followed.
+    """
+    bottom = None if built.bottom is None else built.bottom()
+    for name, array in (bottom or {}).items():
+        if not finite(as_tensor(array)):
+            node = int(getattr(built.strategy, "sender", None) or 0)
+            cause = f"array {name!r} of the bottom it sent last is not finite"
+            raise NodeFailed(node, SPLIT_STEP, cause)
+    return bottom
+
+
+def _keeps_all(prepared: Prepared) -> bool:
+    """Say whether all rounds are recorded: nobody knows beforehand where a node will stop."""
+    settings = prepared.settings
+    return settings.keep_rounds == "all" or any(d.stop for d in make_defenses(settings))
+
+
+def _wanted(prepared: Prepared) -> frozenset[int]:
+    """Return the rounds that are attacked."""
+    kept = prepared.settings.keep_rounds
+    return frozenset({prepared.settings.protocol.rounds} if isinstance(kept, str) else kept)
+
+
+class SomeRounds:
+    """A hook that records only the rounds that are attacked.
+
+    All rounds of split learning on thousands of images are gigabytes.
+    """
+
+    draws_nothing = True
+    only_reads = True
+
+    def __init__(self, recorder: Recorder, rounds: frozenset[int]) -> None:
+        """Wrap a recorder.
+
+        Args:
+            recorder: Writes what is kept.
+            rounds: Numbers of the rounds to keep.
+        """
+        self._recorder, self._rounds = recorder, rounds | {0}
+
+    def __call__(self, event: Event) -> None:
+        """Record an event of a round to keep, or one that belongs to none."""
+        if event.round in self._rounds:
+            self._recorder(event)
+
+
+def _check_node_count(grid: DeterministicGrid, prepared: Prepared) -> None:
+    wanted, found = prepared.data.nodes, len(grid.roster)
+    if wanted != found:
+        raise NodeCountError(
+            f"data.nodes is {wanted} but the federation has {found} nodes; run\n"
+            f'  flwr run . --stream --federation-config "num-supernodes={wanted}"'
+        )
+
+
+def _tell_nodes(grid: DeterministicGrid, prepared: Prepared, timeout: float) -> list[str]:
+    """Give every node the cell; return the devices they compute on, each once."""
+    messages = [
+        Message(
+            RecordDict({"cell": prepared.cell(partition).record()}),
+            dst_node_id=node,
+            message_type=SETUP,
+        )
+        for node, partition in grid.roster.items()
+    ]
+    devices: set[str] = set()
+    for reply in grid.send_and_receive(messages, timeout=timeout):
+        node = grid.roster[reply.metadata.src_node_id]
+        ran_on = RanOn.of(reply)
+        prepared.ran_on.check(f"node {node}", ran_on)
+        if ran_on is not None:
+            devices.add(ran_on.device)
+    return sorted(devices)
+
+
+def _start(
+    prepared: Prepared, built: BuiltProtocol, tap: Wiretap, recorder: Recorder
+) -> tuple[dict[str, float], NodeStopped | None]:
+    """Train; return the utility, and the node that stopped, where one did."""
+    protocol = prepared.settings.protocol
+    entry = PROTOCOLS[protocol.name]
+
+    def keep(round_: int, arrays: ArrayRecord) -> MetricRecord | None:
+        """Record what the server itself holds at the start and at each round's end."""
+        held = {name: value.numpy() for name, value in arrays.items()}
+        recorder.hold("server", f"model/round-{round_}", held)
+        return None
+
+    try:
+        with scoped(prepared.stream("server")):
+            result = built.strategy.start(
+                tap,
+                built.arrays,
+                num_rounds=protocol.rounds,
+                timeout=protocol.timeout,
+                evaluate_fn=keep,
+            )
+    except NodeStopped as stop:
+        return {}, stop  # nothing is evaluated any more
+    if not len(prepared.data.split().test):
+        return {}, None  # nothing is held out to measure utility on
+    if entry.exchanges == "weights":
+        return {"test_accuracy": _whole_accuracy(prepared, result.arrays)}, None
+    metrics = result.evaluate_metrics_clientapp[protocol.rounds]
+    return {"test_accuracy": float(str(metrics["accuracy"]))}, None
+
+
+def _setup(prepared: Prepared, roster: Mapping[int, int]) -> ProtocolSetup:
+    dataset, rows = prepared.data.dataset(), prepared.data.split()
+    protocol = prepared.settings.protocol
+    at_server = protocol.labels == "server"
+    return ProtocolSetup(
+        architecture=prepared.architecture,
+        init_stream=prepared.stream("victim-init"),
+        optimiser=prepared.plan.optimiser,
+        nodes=prepared.data.nodes,
+        fraction=protocol.fraction,
+        bottoms=prepared.plan.bottoms,
+        labels={node: _labels_at_server(prepared, part) for node, part in roster.items()}
+        if at_server
+        else None,
+        test_labels=dataset.labels[rows.test],
+        evaluate_rounds=(protocol.rounds,),
+        defenses=_server_defenses(prepared),
+        defense_stream=prepared.stream("defence/server"),
+        timeout=protocol.timeout,
+        device=resolve_device(prepared.settings.device),
+        optimizer_state=prepared.plan.optimizer_state,
+        stream=prepared.stream("server/lots"),
+        options={key: getattr(protocol, key) for key in PROTOCOLS[protocol.name].options},
+        protocol=protocol.name,
+        batch_size=protocol.batch_size,
+        local_steps=protocol.local_steps,
+        rows={node: len(rows.nodes[part]) for node, part in roster.items()},
+        passes=max(passes_of(prepared.settings, rows=len(own)) for own in rows.nodes),
+    )
+
+
+def _server_defenses(prepared: Prepared) -> tuple[Defense, ...]:
+    chosen = make_defenses(prepared.settings)
+    return tuple(d for d in chosen if d.protects & {Protects.CUT_GRADIENT, Protects.TOP})
+
+
+def _labels_at_server(prepared: Prepared, partition: int) -> Int[Tensor, " rows"]:
+    """Return the labels of a node's rows that the server trains with, as defences noised them."""
+    labels = labels_of(prepared.data, partition)
+    # Feature parties hold strips of the same rows, so that a row has one noisy label.
+    place = "" if prepared.data.aligned else f"/{partition}"
+    for index, defense in enumerate(make_defenses(prepared.settings)):
+        stream = prepared.stream(f"defence/server/labels/{index}{place}")
+        labels = defense.noised_labels(stream, labels, classes=prepared.data.num_classes)
+    return labels
+
+
+def _whole_accuracy(prepared: Prepared, arrays: ArrayRecord) -> float:
+    """Return the accuracy of whole weights on the held-out rows; no finite output is no hit."""
+    dataset, test = prepared.data.dataset(), prepared.data.split().test
+    device = resolve_device(prepared.settings.device)
+    model = prepared.architecture.build(0).to(device).eval()
+    load(model, arrays.to_torch_state_dict())
+    hits: list[Tensor] = []
+    with torch.no_grad():
+        for chunk in test.split(256):
+            named = predicted(model(dataset.images[chunk].to(device))).cpu()
+            hits.append(named == dataset.labels[chunk])
+    return torch.cat(hits).float().mean().item()
+
+
+def _about(prepared: Prepared) -> dict[str, Any]:
+    """Say what an adversary may know of the run: no seed, no learning rate."""
+    protocol = prepared.settings.protocol
+    return {
+        "protocol": protocol.name,
+        "labels": protocol.labels,
+        "bottoms": protocol.bottoms,
+        "rounds": protocol.rounds,
+        "batch_size": protocol.batch_size,
+        "local_steps": protocol.local_steps,
+        "nodes": prepared.data.nodes,
+        "data": prepared.data.name,
+        "defense": prepared.settings.defense.name,
+        "architecture": {
+            key: value
+            for key, value in asdict(prepared.architecture).items()
+            if key not in {"mean", "std"}  # our own runs feed pixels
+        },
+        "modes": {Phase.TRAIN: "train", Phase.EVALUATE: "eval"},  # of the node's network
+        **({"divides": "features"} if prepared.data.aligned else {}),
+    }
+
+
+def _hold_public(recorder: Recorder, prepared: Prepared) -> None:
+    if (owned := prepared.public) is not None:
+        recorder.hold(ADVERSARY, PUBLIC, owned)
+
+
+class Grids(Protocol):
+    """Makes, or lends, the grid a training run needs."""
+
+    def __call__(self, nodes: int) -> Any:  # noqa: ANN401  a context manager of (grid, roster)
+        """Return a context manager of a grid and its roster, or None where it must be asked."""
+        ...
+
+
+def grids_of(settings: Settings) -> Grids:
+    """Return what makes the grids of an experiment that is not run by Flower.
+
+    Args:
+        settings: Of the experiment.
+
+    Returns:
+        For a number of nodes, a grid that ends with the context.
+    """
+
+    @contextmanager
+    def local(nodes: int) -> Iterator[tuple[Grid, Mapping[int, int]]]:
+        grid = LocalGrid(node_app, nodes=nodes)
+        yield grid, grid.roster
+
+    @contextmanager
+    def on_ray(nodes: int) -> Iterator[tuple[Grid, Mapping[int, int]]]:
+        from leakbed.grids.ray.grid import RayGrid  # noqa: PLC0415  Ray takes seconds to import
+
+        with RayGrid(
+            node_app,
+            nodes=nodes,
+            workers=settings.workers,
+            num_gpus=0.0 if settings.device == "cpu" else settings.gpus_per_worker,
+            address=settings.ray_address,
+        ) as grid:
+            yield grid, grid.roster
+
+    return on_ray if settings.grid == "ray" else local

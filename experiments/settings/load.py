@@ -1,0 +1,112 @@
+"""Settings from a file or a mapping, with overrides from the command line."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from experiments.settings.plugins import JsonObject, common_keys, plugin_fields
+from experiments.settings.schema import Settings, SettingsError
+
+
+def load_settings(
+    source: "Settings | Mapping[str, Any] | str | Path", overrides: Sequence[str] = ()
+) -> Settings:
+    """Read and check an experiment's settings.
+
+    Args:
+        source: Settings, a mapping as a TOML file gives it, or a file.
+        overrides: ``key=value`` pairs that replace values in it, such as ``data.nodes=8``; values
+            are read as TOML, else as text.
+
+    Returns:
+        Checked settings.
+
+    Raises:
+        SettingsError: If the file cannot be read or anything in it is not legal.
+    """
+    if isinstance(source, Settings):
+        table = source.model_dump(exclude_unset=True)
+    elif isinstance(source, Mapping):
+        table = dict(source)
+    else:
+        table = _read(Path(source))
+    for override in overrides:
+        table = _overridden(table, override)
+    try:
+        return Settings.model_validate(table)
+    except ValidationError as error:
+        raise SettingsError("\n".join(map(_fault, _told(error)))) from None
+
+
+def _read(path: Path) -> JsonObject:
+    if not path.is_file():
+        raise SettingsError(f"{path} is no file; give the path of an experiment's settings.toml")
+    try:
+        return tomllib.loads(
+            path.read_text(encoding="utf-8-sig")
+        )  # some editors mark the beginning
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not TOML: {error}") from None
+
+
+def _overridden(table: JsonObject, override: str) -> JsonObject:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise SettingsError(f"-o {override!r} must be key=value, such as -o data.nodes=8")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    section, dot, rest = key.partition(".")
+    if not dot:
+        return {**table, key: value}
+    inside = table.get(section, {})
+    if isinstance(inside, list | tuple):
+        takes = [_takes(section, each, rest) for each in inside]
+        chosen = takes if any(takes) else [True] * len(inside)  # a typing mistake is told by all
+        changed = [
+            _with(each, rest, value) if chooses else each
+            for each, chooses in zip(inside, chosen, strict=True)
+        ]
+        return {**table, section: changed}
+    return {**table, section: _with(inside, rest, value)}
+
+
+def _takes(section: str, table: object, key: str) -> bool:
+    """Say whether an attack or a defence has a setting, its own or one that all have."""
+    if not isinstance(table, Mapping) or section not in {"attack", "defense"}:
+        return True
+    own = plugin_fields("attacks" if section == "attack" else "defenses").get(
+        str(table.get("name"))
+    )
+    common = (
+        common_keys(table.get("name")) if section == "attack" else frozenset({"name", "everywhere"})
+    )
+    common -= {"restarts"}  # only of use to attacks that choose among their tries
+    return key in common or (own is not None and key in own.settings)
+
+
+def _with(table: object, key: str, value: object) -> object:
+    """Return a table with one more key; anything else is left for validation to refuse."""
+    return {**table, key: value} if isinstance(table, Mapping) else table
+
+
+def _told(error: ValidationError) -> list[Mapping[str, Any]]:
+    """Return the faults; a list that is too short only because its entries are faulty is none."""
+    faults: list[Mapping[str, Any]] = list(error.errors())
+    entries = {fault["loc"][0] for fault in faults if len(fault["loc"]) > 1}
+    return [
+        fault for fault in faults if fault["type"] != "too_short" or fault["loc"][0] not in entries
+    ]
+
+
+def _fault(error: Mapping[str, Any]) -> str:
+    place = ".".join(str(part) for part in error["loc"])
+    message = str(error["msg"]).removeprefix("Value error, ")
+    ours = error["type"] == "value_error"  # our own messages name the value themselves
+    known = isinstance(error["input"], Mapping | list | tuple | BaseModel)
+    given = "" if ours or known else f" (got {error['input']!r})"
+    return f"{place}: {message}{given}" if place else f"{message}{given}"

@@ -1,0 +1,463 @@
+"""The tables of a settings file that name a plug-in: attacks and defences, with their own settings.
+
+Read strictly and without torch: what a plug-in may be told is read from its source.
+
+Refuse a plug-in's setting whose value has the wrong type, before the plug-in is imported.
+
+Attacks and defences are plain dataclasses, which take any value and fail where it is first used,
+perhaps after an hour of training. Their source says which type each field has; pydantic checks it.
+
+The names and settings of the plug-ins, read from their source without importing it.
+
+Importing an attack imports torch, which takes seconds; a typing mistake in a settings file should
+be answered at once. Catalogues are plain dicts, one class per file, so their source says
+all there is to know; a test compares this reading with the classes themselves.
+"""
+
+import ast
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    AllowInfNan,
+    BaseModel,
+    ConfigDict,
+    Field,
+    Strict,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from leakbed.lookup import unknown_name
+
+_Whole = Annotated[int, Strict()]
+_Number = Annotated[float, Strict(), AllowInfNan(False)]
+_TYPES: dict[str, Any] = {
+    "bool": Annotated[bool, Strict()],
+    "float": _Number,
+    "Sequence[float]": tuple[_Number, ...],
+    "float | None": _Number | None,
+    "int": _Whole,
+    "int | None": _Whole | None,
+    "str": Annotated[str, Strict()],
+    "tuple[float, ...]": tuple[_Number, ...],
+}
+
+
+def checked_value(owner: str, key: str, value: Any, *, written: str) -> Any:  # noqa: ANN401  JSON's
+    """Refuse a value of another type than its field's, NaN and infinity included.
+
+    A type that is not among those above is left to the class that wrote it.
+
+    Args:
+        owner: Whose setting it is, such as ``attack dlm``.
+        key: The setting.
+        value: Its value.
+        written: The field's type as its class writes it.
+
+    Returns:
+        The value; a whole number as a float where the field is one, so that 1 and 1.0 are the same
+        setting.
+
+    Raises:
+        ValueError: The value does not fit; the message says what would.
+    """
+    if written not in _TYPES:
+        return value
+    try:
+        fitting = _adapter(written).validate_python(value)
+    except ValidationError as error:
+        wanted = error.errors()[0]["msg"]
+        raise ValueError(f"{owner}: {key}: {wanted} (got {value!r})") from None
+    return fitting if isinstance(fitting, float) else value
+
+
+@cache
+def _adapter(written: str) -> TypeAdapter[Any]:
+    return TypeAdapter(_TYPES[written])
+
+
+_ROOT = Path(__file__).resolve().parents[2]
+_ADVERSARIES, _INTRUDERS = "ADVERSARIES", "INTRUDERS"
+_KNOWN = "Knowledge.KNOWN_LABELS"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PluginFields:
+    """What a settings file may say of one plug-in.
+
+    Attributes:
+        settings: Names of its dataclass fields, each with its type as written.
+        told: Whether its threat model may name labels that the adversary knows.
+    """
+
+    settings: Mapping[str, str]
+    told: bool = False
+
+
+@cache
+def plugin_fields(package: str) -> dict[str, PluginFields]:
+    """Return the catalogues of a package by key.
+
+    Args:
+        package: ``"attacks"`` (passive ones, adversaries, intruders) or ``"defenses"``.
+
+    Returns:
+        What a settings file may say of each plug-in.
+    """
+    catalogue = _parsed(_ROOT / package / "__init__.py")
+    return {
+        name: PluginFields(
+            settings=_fields(catalogue, value.id), told=_KNOWN in _source(catalogue, value.id)
+        )
+        for name, value in _entries(catalogue).items()
+        if isinstance(value, ast.Name)
+    }
+
+
+@cache
+def adversary_names() -> tuple[str, ...]:
+    """Return the keys of the catalogue of active adversaries."""
+    return tuple(_entries(_parsed(_ROOT / "attacks" / "__init__.py"), only=_ADVERSARIES))
+
+
+@cache
+def intruder_names() -> tuple[str, ...]:
+    """Return the keys of the catalogue of malicious clients."""
+    return tuple(_entries(_parsed(_ROOT / "attacks" / "__init__.py"), only=_INTRUDERS))
+
+
+@cache
+def protocol_names() -> tuple[str, ...]:
+    """Return the keys of the catalogue of protocols."""
+    return tuple(_entries(_parsed(_ROOT / "strategies" / "__init__.py")))
+
+
+def _entries(catalogue: ast.Module, *, only: str | None = None) -> dict[str, ast.expr]:
+    """Return the entries of the dicts a catalogue's module defines, or of the one of a name."""
+    return {
+        str(key.value): value
+        for node in catalogue.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict)
+        if only is None or ast.unparse(node.target) == only
+        for key, value in zip(node.value.keys, node.value.values, strict=True)
+        if isinstance(key, ast.Constant)
+    }
+
+
+def _fields(module: ast.Module, name: str) -> dict[str, str]:
+    """Return the annotated fields of a class, its bases' first, class variables excepted."""
+    for node in module.body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            inherited = {
+                field: written
+                for base in node.bases
+                if isinstance(base, ast.Name)
+                for field, written in _fields(module, base.id).items()
+            }
+            return inherited | _annotated(node)
+        if isinstance(node, ast.ImportFrom) and name in {alias.name for alias in node.names}:
+            path = _ROOT / f"{str(node.module).replace('.', '/')}.py"
+            return _fields(_parsed(path), name) if path.is_file() else {}
+    return {}
+
+
+def _source(catalogue: ast.Module, name: str) -> str:
+    """Return the text of the file that a catalogue imports a class from."""
+    for node in catalogue.body:
+        if isinstance(node, ast.ImportFrom) and name in {alias.name for alias in node.names}:
+            return (_ROOT / f"{str(node.module).replace('.', '/')}.py").read_text("utf-8")
+    return ""
+
+
+def _annotated(node: ast.ClassDef) -> dict[str, str]:
+    """Return the fields a class itself adds; one that is no dataclass adds none."""
+    if not any("dataclass" in ast.unparse(each) for each in node.decorator_list):
+        return {}
+    return {
+        statement.target.id: ast.unparse(statement.annotation)
+        for statement in node.body
+        if isinstance(statement, ast.AnnAssign)
+        and isinstance(statement.target, ast.Name)
+        and "ClassVar" not in ast.unparse(statement.annotation)
+    }
+
+
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"), str(path))
+
+
+JsonObject = dict[str, Any]
+Round = Annotated[int, Field(ge=1, strict=True)]
+_PASSIVE = {"restarts", "when", "collect", "live"}
+_ACTIVE = {"checkpoint_every", "when", "control"}
+_INTRUDING = {"nodes", "control"}
+_TOLD, KNOWN_PER_CLASS = {"known_per_class"}, 1
+_SOME = _PASSIVE | _ACTIVE | _INTRUDING | _TOLD
+_COMMON = {"everywhere", "called"}
+
+
+class ReservedSettingError(ValueError):
+    """A plug-in has a setting that would never get its value, since a common key takes it."""
+
+
+Rows = Literal["private", "public", "test", "elsewhere"]
+
+
+class TunedOn(BaseModel):
+    """The runs that an attack's settings were chosen on.
+
+    ``seeds`` are those of the runs, ``rows`` the part of their data that scores were looked at:
+    ``private``, ``test``, the adversary's own ``public`` rows, or images ``elsewhere``, which are
+    not among the experiment's data and need no seed. Another seed draws the parts of one data
+    set anew, so that single images may be in both draws.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seeds: tuple[Annotated[int, Field(ge=0, strict=True)], ...] = ()
+    rows: Rows
+
+    @model_validator(mode="after")
+    def _needs_seeds(self) -> "TunedOn":
+        if not self.seeds and self.rows != "elsewhere":
+            raise ValueError(f"{self.rows} rows are those of a seed; name the seeds")
+        return self
+
+
+class AttackSettings(BaseModel):
+    """One attack: keys every attack has, and its own in ``own``.
+
+    ``restarts`` and ``collect``, the round whose messages are attacked, are for passive attacks.
+    So is ``live``: the attack learns beside the training, from every batch as it is sent, and not
+    from a round that is over; only a :class:`~leakbed.contracts.Watcher` can.
+    ``checkpoint_every`` and ``control`` are for adversaries, see
+    :class:`experiments.settings.cells.Hijacking`; ``nodes`` and ``control`` are for malicious
+    clients, see :class:`experiments.settings.cells.Intruding`, whose samples ``targets`` counts.
+    ``known_per_class`` is for attacks that know a few true labels: the first so many targets of
+    each class. One that is not ``everywhere`` runs in the cases that name it: by its name, or what
+    it is ``called``. ``tuned_on`` says what its settings were chosen on: on nothing for this
+    experiment (``"default"``: the catalogue's, but for those that the table has), by its source
+    (``"published"``), or by runs on other targets (:class:`TunedOn`). It changes no number, and the
+    card says it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    targets: int = Field(default=8, ge=1, strict=True)
+    restarts: int | None = Field(default=None, ge=1, strict=True)
+    when: Literal["training", "inference"] = "training"
+    collect: Literal["first", "middle", "last"] | Round = "last"
+    known_per_class: int | None = Field(default=None, ge=0, strict=True)
+    live: bool = Field(default=False, strict=True)
+    checkpoint_every: int | None = Field(default=None, ge=1, strict=True)
+    control: bool | None = Field(default=None, strict=True)
+    nodes: tuple[int, ...] | None = Field(default=None, min_length=1)
+    tuned_on: Literal["default", "published"] | TunedOn = "default"
+    reported: Any = None
+    everywhere: bool = Field(default=True, strict=True)
+    called: str | None = None
+    own: JsonObject = Field(default_factory=dict)
+
+    @field_validator("tuned_on", mode="before")
+    @classmethod
+    def _says_what_on(cls, given: object) -> object:
+        """Refuse what names neither a source nor runs, in one line."""
+        if given in ("default", "published") or isinstance(given, TunedOn):
+            return given
+        try:
+            return TunedOn.model_validate(given)
+        except ValidationError:
+            raise ValueError(
+                f'{given!r} says nothing; write "default", "published", or the runs that the '
+                'settings were chosen on, such as { seeds = [100, 101], rows = "private" }, '
+                f"where rows is one of {', '.join(get_args(Rows))}"
+            ) from None
+
+    @model_validator(mode="after")
+    def _has_one_training(self) -> "AttackSettings":
+        """Refuse of a live attack what needs a round that is over."""
+        if not self.live:
+            return self
+        for key, value, only in (
+            ("restarts", self.restarts, None),
+            ("collect", self.collect, "last"),
+        ):
+            if value != only:
+                raise ValueError(
+                    f"{key} = {value!r} beside live = true: a live attack learns from the one "
+                    f"training there is, and reads its last round; leave {key} out, or live"
+                )
+        return self
+
+    @property
+    def choice(self) -> str:
+        """What a case chooses it by."""
+        return self.called or self.name
+
+
+class DefenseSettings(BaseModel):
+    """One alternative: nothing, one defence, or several applied in order.
+
+    One that is not ``everywhere`` is tried in the cases that name it: by its name, or what it is
+    ``called``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stack: tuple[tuple[str, JsonObject], ...] = ()
+    everywhere: bool = Field(default=True, strict=True)
+    called: str | None = None
+
+    @property
+    def choice(self) -> str:
+        """What a case chooses it by."""
+        return self.called or self.name
+
+    @property
+    def name(self) -> str:
+        """The catalogue keys joined by ``+``, or ``none``."""
+        return "+".join(name for name, _ in self.stack) or "none"
+
+
+def common_keys(attack: object) -> frozenset[str]:
+    """Return the keys that an attack shares with others.
+
+    Args:
+        attack: Its name. No other gradients can be forged once a run is over, so an adversary has
+            no restarts; a passive attack changes nothing while the run trains; an intruder attacks
+            no message of its own choosing.
+
+    Returns:
+        Legal keys of its table, beside its own.
+    """
+    everyones = set(AttackSettings.model_fields) - {"own"} - _SOME
+    if attack in intruder_names():
+        return frozenset(everyones | _INTRUDING)
+    if attack in adversary_names():
+        return frozenset(everyones | _ACTIVE)
+    return frozenset(everyones | _PASSIVE | (_TOLD if _told(attack) else set()))
+
+
+def refuse_reserved(kind: str, name: str) -> None:
+    """Refuse a plug-in with a setting that would never get its value, since a common key takes it.
+
+    Args:
+        kind: ``"attack"`` or ``"defence"``.
+        name: Its catalogue key.
+
+    Raises:
+        ReservedSettingError: If it has one.
+    """
+    if kind == "attack":
+        own = _plugin("attacks", kind, name).settings
+        # An attack that chooses among its tries has restarts of its own, and is told their number.
+        reserved = {*common_keys(name), "own"} - {"restarts"}
+    else:
+        own, reserved = _plugin("defenses", kind, name).settings, {*_COMMON, "name", "stack"}
+    for setting in own:
+        if setting in reserved:
+            raise ReservedSettingError(
+                f"{name} has a setting `{setting}`, which is a key of every {kind}"
+                f"{' of its kind' if setting in _SOME else ''}; call it otherwise"
+            )
+
+
+def attack_table(table: object) -> object:
+    """Return an attack's table with its own settings apart; what is no table is left as it is.
+
+    Args:
+        table: As a settings file has it, or a checked one as it was dumped.
+
+    Returns:
+        What :class:`AttackSettings` reads.
+
+    Raises:
+        ValueError: If a name, a key or a value is not legal.
+    """
+    if not isinstance(table, Mapping):
+        return table
+    given = dict(table)
+    if isinstance(given.get("own"), Mapping):  # settings that were checked before
+        given |= given.pop("own")
+    own_fields = _plugin("attacks", "attack", given.get("name")).settings
+    refuse_reserved("attack", given["name"])
+    common = common_keys(given.get("name"))
+    own: JsonObject = {}
+    kept: JsonObject = {}
+    for key, value in given.items():
+        if key not in common and key not in own_fields:
+            raise ValueError(
+                unknown_name(f"key of attack {given['name']}", key, {*common, *own_fields})
+            )
+        if key in common:
+            kept[key] = value
+        else:
+            owner = f"attack {given['name']}"
+            own[key] = checked_value(owner, key, value, written=own_fields[key])
+    if _told(given["name"]):
+        kept.setdefault("known_per_class", KNOWN_PER_CLASS)
+    return {**kept, "own": own}
+
+
+def defense_table(table: object) -> object:
+    """Return a defence's table as a stack; what is no table is left as it is.
+
+    Args:
+        table: As a settings file has it, or a checked one as it was dumped.
+
+    Returns:
+        What :class:`DefenseSettings` reads.
+
+    Raises:
+        ValueError: If a name, a key or a value is not legal.
+    """
+    if not isinstance(table, Mapping):
+        return table
+    common = {key: value for key, value in table.items() if key in _COMMON}
+    own = {key: value for key, value in table.items() if key not in _COMMON}
+    if "stack" not in own:
+        return {**common, "stack": [] if own == {"name": "none"} else [_one(own)]}
+    if set(own) != {"stack"}:
+        raise ValueError("a [[defense]] with `stack` has no settings beside it")
+    if not isinstance(own["stack"], list | tuple):
+        raise ValueError(  # noqa: TRY004  pydantic reads ValueErrors alone
+            f'stack is {own["stack"]!r}; write a list such as [{{ name = "weight-noise" }}]'
+        )
+    return {**common, "stack": [_one(each) for each in own["stack"]]}
+
+
+def _told(attack: object) -> bool:
+    """Say whether an attack may know labels."""
+    fields = plugin_fields("attacks").get(str(attack))
+    return fields is not None and fields.told
+
+
+def _one(table: object) -> tuple[str, JsonObject]:
+    if isinstance(table, list | tuple):  # settings that were checked before
+        return table[0], table[1]
+    if not isinstance(table, Mapping):
+        raise ValueError(f'{table!r} is no defence; write {{ name = "weight-noise" }}')  # noqa: TRY004
+    own = {key: value for key, value in table.items() if key != "name"}
+    legal = _plugin("defenses", "defence", table.get("name"), "none").settings
+    refuse_reserved("defence", str(table["name"]))
+    for key, value in own.items():
+        if key not in legal:
+            raise ValueError(unknown_name(f"key of defence {table['name']}", key, legal))
+        own[key] = checked_value(f"defence {table['name']}", key, value, written=legal[key])
+    return str(table["name"]), own
+
+
+def _plugin(package: str, kind: str, name: object, *also: str) -> PluginFields:
+    known = plugin_fields(package)
+    if name is None:
+        raise ValueError(f"every {kind} needs a name; legal: {', '.join(sorted([*known, *also]))}")
+    if not isinstance(name, str) or name not in known:
+        raise ValueError(unknown_name(kind, str(name), [*known, *also]))
+    return known[str(name)]

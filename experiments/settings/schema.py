@@ -1,0 +1,289 @@
+"""An experiment's settings: a TOML file, read strictly and without torch.
+
+Every unknown key, name or value is refused with the nearest legal one. Cells are the product
+case x sweep x defence x attack; see :mod:`experiments.settings.cells`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from experiments.settings.plugins import (
+    AttackSettings,
+    DefenseSettings,
+    JsonObject,
+    attack_table,
+    common_keys,
+    defense_table,
+)
+from experiments.settings.protocol import ProtocolSettings, Strict
+from leakbed.lookup import unknown_name
+
+__all__ = [
+    "CHOICES",
+    "SECTIONS",
+    "AttackSettings",
+    "CeilingSettings",
+    "DataSettings",
+    "DefenseSettings",
+    "JsonObject",
+    "ModelSettings",
+    "Settings",
+    "SettingsError",
+    "common_keys",
+]
+
+SECTIONS = ("data", "model", "protocol")
+CHOICES = {"attacks": "attack", "defenses": "defense"}
+"""Keys of a case that choose among the experiment's tables of a kind."""
+_MOST_EXTRA = 1000
+_WIDEST = 1024  # pixels a side; all images lie in memory at once
+
+
+class SettingsError(ValueError):
+    """Settings that cannot be run; the message has one line per fault."""
+
+
+class DataSettings(Strict):
+    """Which data, and who owns which rows; see :class:`leakbed.data.config.DataConfig`."""
+
+    name: str = "mnist-5k"
+    nodes: int = Field(default=4, ge=1)
+    partition: str = "iid"
+    alpha: float | None = Field(default=None, gt=0)
+    partition_settings: JsonObject = Field(default_factory=dict)
+    public: float = Field(default=0.2, ge=0, lt=1)
+    public_from: str | None = None
+    test: float | None = Field(default=None, ge=0, lt=1)
+    size: int | None = Field(default=None, ge=1)
+    image_size: int | None = Field(default=None, ge=1, le=_WIDEST)
+    channels: Literal[1, 3] | None = None
+    download: bool = False
+
+
+class ModelSettings(Strict):
+    """Which network, cut where; see :class:`leakbed.models.Architecture`.
+
+    ``extra_classes`` are outputs beyond those of the data, which no true label uses.
+    """
+
+    name: str = "mnistnet"
+    cut: int | None = Field(default=None, ge=0)
+    upper_cut: int | None = Field(default=None, ge=1)
+    activation: str | None = None
+    initialisation: Literal["default", "uniform"] = "default"
+    linear_top: bool = False
+    extra_classes: int = Field(default=0, ge=0, le=_MOST_EXTRA)
+
+
+class CeilingSettings(Strict):
+    """The ceiling beside every card, computed once for each training run and kind of message.
+
+    ``candidates`` are the rows among which a message's row is sought, ``messages`` how many
+    messages it is computed for, and ``draws`` those of the noise for each candidate.
+    """
+
+    candidates: int = Field(default=1000, ge=2)
+    messages: int = Field(default=8, ge=1)
+    draws: int = Field(default=4, ge=1)
+
+
+class Settings(Strict):
+    """A whole experiment, as its file has it.
+
+    Attributes:
+        name: Of the experiment.
+        seed: From which every stream of a cell is derived; may be swept.
+        demo: Whether the budget is cut for a demonstration; every card says so.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        grid: ``"local"`` or ``"ray"``; under ``flwr run`` Flower's own.
+        workers: Processes of the Ray grid; None for one per core.
+        gpus_per_worker: Share of a GPU each of them takes; None for equal shares of the GPUs that
+            Ray counts, one more than there are workers on each, which is left to this process.
+        ray_address: Of a Ray cluster to join, ``"auto"`` for the one this machine belongs to; None
+            starts Ray on this machine alone.
+        jobs: Processes that share the training runs and their attacks, with the same numbers; only
+            of the local grid, since Ray and Flower's runtimes share the work themselves.
+        keep_rounds: Which rounds a trace keeps: the ``"last"``, which is attacked, or ``"all"``.
+        keep_runs: Whether training runs stay when their cells are done. Of many cells they are
+            gigabytes; without them, a cell with other attack settings trains again.
+        data: Defaults of every cell's data.
+        model: Likewise.
+        protocol: Likewise.
+        case: Named partial overrides, flattened to dotted keys; ``attacks`` and ``defenses`` list
+            by name the only ones tried in it.
+        attack: The attacks.
+        defense: The alternatives.
+        sweep: Dotted key to the values it takes.
+        ceiling: What to compute beside the cards, the success of the best possible guess; None for
+            nothing.
+    """
+
+    model_config = ConfigDict(strict=False)  # a TOML list stands for a tuple
+
+    name: str
+    seed: int = Field(default=0, ge=0, strict=True)
+    demo: bool = False
+    device: str = "auto"
+    grid: Literal["local", "ray"] = "local"
+    workers: int | None = Field(default=None, ge=1)
+    gpus_per_worker: float | None = Field(default=None, ge=0)
+    ray_address: str | None = None
+    jobs: int = Field(default=1, ge=1, strict=True)
+    keep_rounds: Literal["last", "all"] = "last"
+    keep_runs: bool = True
+    data: DataSettings = DataSettings()
+    model: ModelSettings = ModelSettings()
+    protocol: ProtocolSettings = ProtocolSettings()
+    case: tuple[JsonObject, ...] = ()
+    attack: tuple[AttackSettings, ...] = Field(min_length=1)
+    defense: tuple[DefenseSettings, ...] = (DefenseSettings(),)
+    sweep: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    ceiling: CeilingSettings | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if not name.strip(". ") or set(name) & set("/\\\0"):
+            raise ValueError(f"{name!r} cannot name a results folder; use letters, digits and -")
+        return name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tables(cls, given: object) -> object:
+        """Turn the file's attack and defence tables into what they mean."""
+        if not isinstance(given, Mapping):
+            return given
+        tables = dict(given)
+        if isinstance(attacks := tables.get("attack"), Sequence):
+            tables["attack"] = [attack_table(table) for table in attacks]
+        if isinstance(defenses := tables.get("defense"), Sequence):
+            tables["defense"] = [defense_table(table) for table in defenses]
+        if isinstance(cases := tables.get("case"), Sequence):
+            tables["case"] = [_flat(table) for table in cases]
+        return tables
+
+    @model_validator(mode="after")
+    def _legal_devices(self) -> "Settings":
+        """Refuse devices that Ray's workers cannot have."""
+        if self.grid != "ray" or not self.device.startswith("cuda"):
+            return self
+        if self.device != "cuda":
+            raise ValueError(
+                f"device = {self.device!r}: on grid = 'ray' a worker sees the GPU that Ray gives "
+                "it, whichever that is; set device = 'cuda' or 'auto'"
+            )
+        if self.gpus_per_worker == 0:
+            raise ValueError(
+                "gpus_per_worker = 0 leaves Ray's workers no GPU for device = 'cuda'; leave "
+                "gpus_per_worker out for equal shares, or set device = 'cpu' or 'auto'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _legal_overrides(self) -> "Settings":
+        """Check every dotted key of every case and sweep, and each of its values."""
+        for case in self.case:
+            self._check_case(case)
+        for key, table in CHOICES.items():
+            _check_reached(key, getattr(self, table), self.case)
+        for key, values in self.sweep.items():
+            if not values:
+                raise ValueError(f"sweep {key!r} has no values")
+            for value in values:
+                _check_dotted("sweep", key, value)
+        return self
+
+    def _check_case(self, case: JsonObject) -> None:
+        if not isinstance(case.get("name"), str):
+            raise ValueError(f"every [[case]] needs a name, got {case}")  # noqa: TRY004
+        place = f"case {case['name']!r}"
+        for key, value in case.items():
+            if key in CHOICES:
+                _check_chosen(place, key, value, offered=getattr(self, CHOICES[key]))
+            elif key != "name":
+                _check_dotted(place, key, value)
+
+
+def _flat(table: object) -> object:
+    """Return a case with nested tables as dotted keys."""
+    if not isinstance(table, Mapping):
+        return table
+    flat: JsonObject = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping) and key in SECTIONS:
+            flat |= {f"{key}.{inner}": each for inner, each in value.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def _check_reached(
+    key: str,
+    offered: Sequence[AttackSettings | DefenseSettings],
+    cases: Sequence[Mapping[str, Any]],
+) -> None:
+    """Refuse what would run nowhere, and a case without anything to run."""
+    named = {name for case in cases for name in case.get(key, ())}
+    for each in offered:
+        if not each.everywhere and each.choice not in named:
+            raise ValueError(
+                f"{CHOICES[key]} {each.choice!r} has everywhere = false and no [[case]] names it "
+                f"in its {key}, so it would never run"
+            )
+    if not any(each.everywhere for each in offered):
+        idle = [case["name"] for case in cases if key not in case] if cases else ["the experiment"]
+        if idle:
+            raise ValueError(f"{idle[0]} has no {CHOICES[key]}: none is tried everywhere")
+
+
+class _Seed(Strict):
+    seed: int = Field(default=0, ge=0)
+
+
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "data": DataSettings,
+    "model": ModelSettings,
+    "protocol": ProtocolSettings,
+}
+
+
+def _check_chosen(
+    place: str, key: str, value: object, *, offered: Sequence[AttackSettings | DefenseSettings]
+) -> None:
+    """Refuse a choice that is no list, or names what the experiment does not have."""
+    names = sorted({each.choice for each in offered})
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError(f"{place}: {key} is {value!r}; write a list of: {', '.join(names)}")
+    for name in value:
+        if name not in names:
+            message = unknown_name(CHOICES[key], str(name), names)
+            raise ValueError(f"{place}: {key}: {message}; give it a [[{CHOICES[key]}]] table")
+
+
+def _check_dotted(place: str, key: str, value: object) -> None:
+    """Refuse a key that cannot be overridden, or a value that its section refuses."""
+    section, _, name = key.partition(".")
+    if section in {"attack", "defense"}:
+        raise ValueError(
+            f"{place}: {key!r} cannot be overridden; write one [[{section}]] for each value"
+        )
+    legal = [
+        "seed",
+        *(f"{s}.{field}" for s, kind in _SECTIONS.items() for field in kind.model_fields),
+    ]
+    if key not in legal:
+        raise ValueError(unknown_name("dotted key", key, legal))
+    try:
+        _SECTIONS.get(section, _Seed).model_validate({name or key: value})
+    except ValidationError as error:
+        wanted = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+        raise ValueError(f"{place}: {key}: {wanted} (got {value!r})") from None

@@ -1,0 +1,179 @@
+"""A cell's data as settings: what the harness, the nodes and the oracle all derive it from."""
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from leakbed.data import BadDataError, Dataset, Split, load, split
+from leakbed.data.dataset import fitted
+from leakbed.data.partitioning import ALIGNED, strip
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Everything a cell's private, public and test rows are a function of.
+
+    Attributes:
+        name: Data set, as for :func:`leakbed.data.load`.
+        nodes: Number of data holders.
+        stream: The cell's ``data`` stream.
+        root: Folder that holds downloaded sets, or None.
+        size: Keep only this many rows; None keeps all.
+        image_size: Resize images to this side; None refuses folders of mixed sizes.
+        channels: 1 makes images grey, 3 coloured; None keeps them.
+        partition: Name of the partitioner; ``"aligned"`` gives every node a strip of all rows.
+        partition_settings: Its own settings, as pairs.
+        public: Share of the rows the adversary owns.
+        public_from: Data set of which it owns as many rows instead, made to fit in shape; None is
+            the same one.
+        test: Share of the rows held out for testing; None as for :func:`leakbed.data.split`.
+        download: Whether a missing set may be downloaded.
+    """
+
+    name: str
+    nodes: int
+    stream: int
+    root: str | None = None
+    size: int | None = None
+    image_size: int | None = None
+    channels: int | None = None
+    partition: str = "iid"
+    partition_settings: tuple[tuple[str, Any], ...] = field(default=())
+    public: float = 0.2
+    public_from: str | None = None
+    test: float | None = None
+    download: bool = False
+
+    def __post_init__(self) -> None:
+        """Make the partitioner's settings hashable: lists (of TOML, of JSON) become tuples."""
+        settings = tuple((str(key), _hashable(value)) for key, value in self.partition_settings)
+        object.__setattr__(self, "partition_settings", settings)
+
+    def dataset(self) -> Dataset:
+        """Return the whole data set; decoded once per process."""
+        return _loaded(self, self.name, size=self.size, channels=self.channels)
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the labels have; a network may have outputs that no label uses."""
+        return len(self.dataset().classes)
+
+    def digest(self) -> str:
+        """Return a checksum of all images and labels; computed once per process."""
+        foreign = [] if self.public_from is None else [_digest(_foreign(self))]
+        return ":".join([_digest(self.dataset()), *foreign])
+
+    def split(self) -> Split:
+        """Return the rows of every part; computed once per process."""
+        return _split(self)
+
+    def owned(
+        self,
+    ) -> tuple[Float[Tensor, " public channels height width"], Int[Tensor, " public"]]:
+        """Return the images and labels that the adversary owns.
+
+        Returns:
+            Rows of the data set that no node has, or as many of ``public_from``, spread over it.
+
+        Raises:
+            BadDataError: If the other data set has too few rows, or labels that the task has not.
+        """
+        dataset, rows = self.dataset(), self.split().public
+        if self.public_from is None:
+            return dataset.images[rows], dataset.labels[rows]
+        other = _foreign(self)
+        if len(other) < len(rows):
+            raise BadDataError(
+                f"data.public_from {self.public_from!r} has {len(other)} rows, but the adversary "
+                f"is to own {len(rows)}; lower data.public, or choose a larger set"
+            )
+        if other.num_classes > dataset.num_classes:
+            raise BadDataError(
+                f"data.public_from {self.public_from!r} has {other.num_classes} classes, "
+                f"{self.name!r} {dataset.num_classes}; choose a set with as many or fewer"
+            )
+        chosen = torch.arange(len(rows)) * len(other) // max(len(rows), 1)
+        images = fitted(other.images[chosen], shape=dataset.image_shape)
+        return images, other.labels[chosen]
+
+    @property
+    def aligned(self) -> bool:
+        """Whether every node has all private rows, of each a strip of its columns."""
+        return self.partition == ALIGNED
+
+    def seen_by(
+        self, images: Shaped[Tensor, "*rows channels height width"], node: int
+    ) -> Shaped[Tensor, "*rows channels height strip"]:
+        """Return what a node sees of images: its strip of columns, or all of them."""
+        return strip(images, party=node, parties=self.nodes) if self.aligned else images
+
+    def rows_of(
+        self, node: int
+    ) -> tuple[Float[Tensor, " rows channels height strip"], Int[Tensor, " rows"]]:
+        """Return a node's private images and labels.
+
+        Where nodes are aligned, the node looks its rows up by their common ids, whatever order it
+        stores them in, and has no labels: they are the label party's. -1 stands for each, which no
+        loss takes.
+
+        Args:
+            node: Which node.
+
+        Returns:
+            Images and labels.
+        """
+        dataset, owned = self.dataset(), self.split()
+        stored = owned.nodes[node]
+        images = self.seen_by(dataset.images[stored], node)
+        if not self.aligned:
+            return images, dataset.labels[stored]
+        place = torch.empty(len(dataset), dtype=torch.long)
+        place[stored] = torch.arange(len(stored))  # where this party keeps each row
+        return images[place[owned.private]], torch.full((len(stored),), -1)
+
+
+def _loaded(recipe: DataConfig, name: str, **kept: int | None) -> Dataset:
+    """Return a data set from where the recipe reads; :func:`load` decodes it once per process."""
+    folder = Path(recipe.root) if recipe.root else None
+    size, download = recipe.image_size, recipe.download
+    return load(name, root=folder, image_size=size, download=download, **kept)
+
+
+def _foreign(recipe: DataConfig) -> Dataset:
+    """Return the other data set that an adversary's images come from."""
+    return _loaded(recipe, str(recipe.public_from))
+
+
+@lru_cache(maxsize=4)
+def _split(recipe: DataConfig) -> Split:
+    return split(
+        recipe.dataset(),
+        nodes=recipe.nodes,
+        partition=recipe.partition,
+        public=recipe.public,
+        test=recipe.test,
+        stream=recipe.stream,
+        **{key: _listed(value) for key, value in recipe.partition_settings},
+    )
+
+
+@lru_cache(maxsize=4)
+def _digest(dataset: Dataset) -> str:
+    digest = hashlib.sha256(str(dataset.classes).encode())
+    for tensor in (dataset.images, dataset.labels):
+        digest.update(tensor.contiguous().numpy().data)  # no copy of gigabytes
+    return digest.hexdigest()
+
+
+def _hashable(value: object) -> object:
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
+
+
+def _listed(value: object) -> object:
+    return list(map(_listed, value)) if isinstance(value, tuple) else value

@@ -1,0 +1,1 @@
+"""RayGrid: nodes on Ray actors."""

@@ -1,0 +1,451 @@
+"""Traces: recorded events in order, to be attacked later, elsewhere, by anyone they are given to.
+
+A trace is a folder: ``index.jsonl`` (a header, one line per record, a closing line; every line
+carries the checksum of all lines before it), ``blobs/`` (safetensors files named by their SHA-256,
+equal ones stored once) and ``seat/<name>/`` (what that party itself holds). It never holds private
+truth or a seed. Everything is readable by its owner only, and nothing in it is ever unpickled.
+
+A trace may come from a stranger. Reading one opens no file outside of it and follows no link in it,
+reads no file that is longer than its own header says, and refuses all else with a TraceError.
+"""
+
+import atexit
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from flwr.app import RecordDict
+
+from leakbed.errors import naming_folder
+from leakbed.events import Arrays, Event, Foreign, Phase, Records, arrays_of, scalars_of
+from leakbed.tap.trace_index import (
+    FORMAT,
+    HOLDING,
+    LONGEST_LINE,
+    TYPES,
+    VERSION,
+    ClosedTraceError,
+    Recent,
+    Record,
+    TraceError,
+    checked_header,
+    checksum,
+    deserialised,
+    digest_of,
+    held_at,
+    lines_of,
+    opened,
+    parse,
+    serialised,
+    storable,
+)
+from leakbed.tap.trace_values import LONGEST_TEXT, Stored, restored
+from leakbed.wire.records import buffer_of
+
+__all__ = ["Record", "Recorder", "Trace", "TraceError"]
+
+Parts = list[bytes | memoryview]
+_INDEX, _BLOBS, _SEAT = "index.jsonl", "blobs", "seat"
+_KINDS = {cls: kind for kind, cls in TYPES.items()}
+# Fields that are one array, not several by name.
+_SINGLE = {"smashed", "labels", "rows", "gradient", "features"}
+
+
+class Recorder:
+    """A passive hook that writes every event to a trace.
+
+    Close it (it is a context manager); at the latest it closes when the process ends. Every record
+    is whole in the folder before the next one is begun, so that a trace which was never closed, or
+    which an error ended (of the app inside the ``with``, or of a write here), can be read up to its
+    last whole record.
+    """
+
+    draws_nothing = True
+    only_reads = True
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        about: Mapping[str, Any] | None = None,
+        tapped: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Start a trace.
+
+        Args:
+            folder: Where to write; made if absent.
+            about: What the adversary may know of the run, from :func:`leakbed.tap.facts.about`;
+                without it the trace can be read but not attacked. JSON values, never a seed, a
+                learning rate or private truth.
+            tapped: What app was tapped, of which run and under which Flower, for whoever looks at
+                the trace. JSON values.
+
+        Raises:
+            TraceError: If the folder already holds something.
+        """
+        self.folder = Path(folder)
+        if self.folder.exists() and any(self.folder.iterdir()):
+            raise TraceError(f"{self.folder} is not empty; record into a new folder")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
+        for part in (_BLOBS, _SEAT):
+            (self.folder / part).mkdir(mode=0o700)
+        self._digest = hashlib.sha256()
+        self._count = 0
+        self._recent = Recent()
+        self._lock = Lock()
+        self._index = os.fdopen(_create(self.folder / _INDEX), "wb")
+        said = {"tapped": dict(tapped)} if tapped else {}
+        self._write({"format": FORMAT, "version": VERSION, "about": dict(about or {}), **said})
+        atexit.register(self.close)
+
+    def __repr__(self) -> str:
+        return f"Recorder({str(self.folder)!r})"
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.close()
+            return
+        with self._lock:
+            self._abort(error)
+
+    def __call__(self, event: Event) -> None:
+        """Write one event.
+
+        A message whose arrays cannot be stored (a type that safetensors lacks, such as complex128,
+        a name such as ``__metadata__``, or too many of them) is written as a foreign one with its
+        size, so that no sender can spoil what others sent.
+        """
+        with self._whole():
+            try:
+                event, groups, values = _sorted(event)
+                parts = {name: self._parts(arrays) for name, arrays in groups.items()}
+                _check_names(parts)
+            except _UnstorableError as error:
+                event, groups, values, parts = _as_foreign(event, str(error)), {}, {}, {}
+            line = {"kind": _KINDS[type(event)], **_shortened(scalars_of(event)), **values}
+            written = {name: self._blob(groups[name], parts[name]) for name in groups}
+            self._record(line, written)
+
+    def hold(self, seat: str, name: str, arrays: Arrays) -> None:
+        """Write what a party itself holds, such as its part of the model at a round's end.
+
+        Names that are no path in the trace, and arrays that cannot be stored, are a TraceError.
+
+        Args:
+            seat: The party; only views of this seat may read it.
+            name: What it is, such as ``"top/round-2"``.
+            arrays: Its tensors by name.
+        """
+        path = held_at(seat, name)
+        with self._whole():
+            parts = _saved(arrays)
+            target = self.folder / path
+            for parent in reversed(target.relative_to(self.folder).parents[:-1]):
+                (self.folder / parent).mkdir(mode=0o700, exist_ok=True)
+            _write_private(target, parts)
+            digest = checksum(parts)
+            self._record({"kind": HOLDING, "seat": seat, "name": name}, {path: digest})
+
+    def close(self) -> None:
+        """Write the closing line; a second call does nothing."""
+        with self._lock:
+            self._end({"end": self._count})
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Write one record whole, or end the trace: it must not look complete without it."""
+        with self._lock:
+            if self._index.closed:
+                raise ClosedTraceError(f"{self.folder} is closed; it takes no more records")
+            try:
+                with naming_folder(self.folder):
+                    yield
+            except BaseException as error:
+                self._abort(error)
+                raise
+
+    def _abort(self, error: BaseException) -> None:
+        reason = f"{type(error).__name__}: {error}"
+        with suppress(OSError):  # a full disk takes no last line either; then it is truncated
+            self._end({"aborted": reason, "number": self._count})
+
+    def _end(self, line: Mapping[str, Any]) -> None:
+        if self._index.closed:
+            return
+        atexit.unregister(self.close)
+        self._recent.forget()
+        try:
+            with naming_folder(self.folder):
+                self._write(line)
+        finally:
+            self._index.close()
+
+    def _record(self, line: dict[str, Any], arrays: dict[str, str]) -> None:
+        self._write({"number": self._count, **line, "arrays": arrays})
+        self._count += 1
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        chained = {**line, "before": self._digest.hexdigest()}
+        data = json.dumps(chained, separators=(",", ":")).encode() + b"\n"
+        self._digest.update(data)
+        self._index.write(data)
+        self._index.flush()
+
+    def _parts(self, arrays: Arrays) -> Parts | str:
+        """Return arrays as the parts of a file, or the checksum of the one that holds them."""
+        known = self._recent.checksum(arrays)
+        return _saved(arrays) if known is None else known
+
+    def _blob(self, arrays: Arrays, parts: Parts | str) -> str:
+        if isinstance(parts, str):
+            return parts
+        digest = checksum(parts)
+        path = self.folder / _BLOBS / f"{digest}.safetensors"
+        if not path.exists():
+            _write_private(path, parts)
+        self._recent.remember(arrays, digest)
+        return digest
+
+
+class Trace:
+    """A trace, verified when opened.
+
+    Attributes:
+        folder: Where it lies.
+        about: What was said of the run when it was recorded.
+        tapped: What app was tapped, of which run; empty where nobody said so.
+        records: The index, in order.
+        incomplete: Why there may have been more to record; None of a closed trace.
+    """
+
+    def __init__(self, folder: str | Path, *, partial: bool = False) -> None:
+        """Open and verify a trace.
+
+        Args:
+            folder: A folder a :class:`Recorder` wrote.
+            partial: Whether one that was never closed is read up to its last whole record, instead
+                of being refused. ``incomplete`` says whether it was one.
+
+        Raises:
+            TraceError: If it is missing, not closed or altered, or holds what no recorder writes;
+                names the first bad record.
+        """
+        self.folder = Path(folder)
+        try:
+            with opened(self.folder, _INDEX) as index:
+                lines = lines_of(index, self.folder)
+                header, self.records, self.incomplete = parse(lines, self.folder, partial=partial)
+        except OSError as error:
+            raise TraceError(f"{self.folder} holds no trace: there is no {_INDEX}") from error
+        self.about: Mapping[str, Any] = header["about"]
+        self.tapped: Mapping[str, Any] = header.get("tapped", {})
+        for record in self.records:
+            for name, digest in record.arrays.items():
+                self._verified(record, name, digest)
+
+    def events(self, *kinds: type[Event], round_: int | None = None) -> Iterator[Event]:
+        """Yield the recorded events in order.
+
+        Args:
+            *kinds: Only events of these classes; all if none is given.
+            round_: Only events of this round; all if None. Others are not read.
+
+        Yields:
+            Events with arrays of their own.
+        """
+        for record in self.records:
+            event_type = TYPES.get(record.kind)
+            wanted = round_ is None or record.fields.get("round") == round_
+            if wanted and event_type is not None and issubclass(event_type, kinds or Event):
+                yield self._event(record, event_type)
+
+    def holding(self, seat: str, name: str) -> Arrays | None:
+        """Return what a party held under a name, or None.
+
+        Args:
+            seat: The party.
+            name: As given to :meth:`Recorder.hold`.
+
+        Returns:
+            Its tensors by name.
+        """
+        wanted = f"{_SEAT}/{seat}/{name}.safetensors"
+        for record in self.records:
+            if record.kind == HOLDING and wanted in record.arrays:
+                return self._loaded(record, wanted)
+        return None
+
+    def _event(self, record: Record, event_type: type[Event]) -> Event:
+        values: dict[str, Any] = dict(record.fields)
+        if "phase" in values:
+            values["phase"] = Phase(values["phase"])
+        groups = {name: self._loaded(record, name) for name in record.arrays}
+        if issubclass(event_type, Records):
+            values["content"] = self._records(record, values.pop("values", {}), groups)
+        else:
+            for name, group in groups.items():
+                if name in _SINGLE and name not in group:
+                    raise TraceError(f"{self.folder}: {record} lacks the array {name} in its file")
+                values[name] = group[name] if name in _SINGLE else group
+        return event_type(**values)
+
+    def _records(
+        self, record: Record, values: Mapping[str, Any], groups: Mapping[str, Arrays]
+    ) -> RecordDict:
+        try:
+            return restored(values, groups)
+        except TraceError as error:
+            raise TraceError(f"{self.folder}: {record}: {error}") from error
+
+    def _loaded(self, record: Record, name: str) -> Arrays:
+        """Return the arrays of one file of a record, whose checksum holds still."""
+        data = self._verified(record, name, record.arrays[name], read=True)
+        try:
+            arrays: Arrays = deserialised(data)
+        except Exception as error:  # safetensors raises classes of several libraries
+            raise TraceError(f"{self.folder}: {record}: {name} is damaged: {error}") from error
+        return arrays
+
+    def _verified(self, record: Record, name: str, digest: str, *, read: bool = False) -> bytes:
+        """Check a file of a record; return its bytes if they are to be read, else none."""
+        inside = name if record.kind == HOLDING else f"{_BLOBS}/{digest}.safetensors"
+        altered = f"{self.folder}: {record} was altered: {name}"
+        try:
+            with opened(self.folder, inside) as file:
+                checked_header(file, size=os.fstat(file.fileno()).st_size)
+                data = file.read() if read else b""
+                found = hashlib.sha256(data).hexdigest() if read else digest_of(file)
+        except TraceError as error:
+            raise TraceError(f"{altered}: {error}") from error
+        except OSError as error:
+            raise TraceError(
+                f"{self.folder}: {record} is missing its file {Path(inside).name}, or it is a link "
+                "or cannot be read"
+            ) from error
+        if found != digest:
+            raise TraceError(f"{altered} fails its checksum")
+        return data
+
+
+class _UnstorableError(TraceError):
+    """Arrays have a name or type that safetensors cannot hold, or there are too many."""
+
+
+def _sorted(event: Event) -> tuple[Event, dict[str, Arrays], dict[str, Any]]:
+    """Return an event, its groups of arrays, and what else its line says."""
+    if not isinstance(event, Records):
+        return event, arrays_of(event), {}
+    stored = Stored(event.content)
+    skipped = ", ".join([*([event.skipped] if event.skipped else []), *stored.skipped])
+    event = replace(event, size=stored.size or event.size, skipped=skipped or None)
+    return event, stored.arrays, {"values": stored.values} if stored.values else {}
+
+
+def _as_foreign(event: Event, why: str) -> Foreign:
+    """Return what is kept of a message whose arrays cannot be stored: how many bytes they are."""
+    kind = _KINDS[type(event)]
+    if isinstance(event, Records):
+        kind, up = event.message_type, event.up
+        records = event.content.array_records.values()
+        size = sum(len(buffer_of(array)) for record in records for array in record.values())
+    else:
+        up = bool(getattr(event, "up", kind.endswith("-up")))
+        arrays = [a for group in arrays_of(event).values() for a in group.values()]
+        size = sum(np.asarray(array).nbytes for array in arrays)
+    return Foreign(
+        node=event.node,
+        round=event.round,
+        step=event.step,
+        message_type=kind,
+        up=up,
+        content=RecordDict(),
+        size=size,
+        skipped=why,
+    )
+
+
+def _shortened(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields with at most so much of a message's own words as an index can bear."""
+    return {k: v[:LONGEST_TEXT] if isinstance(v, str) else v for k, v in fields.items()}
+
+
+def _check_names(groups: Mapping[str, object]) -> None:
+    """Refuse names that fill an index's line; each may take six times its length, and a digest."""
+    if 6 * sum(map(len, groups)) + 100 * len(groups) > LONGEST_LINE // 2:
+        raise _UnstorableError(f"{len(groups)} groups of arrays, too many for one record")
+
+
+def _saved(arrays: Arrays) -> Parts:
+    """Return arrays as the parts of a safetensors file; one that it cannot hold is refused."""
+    kept, others = storable({name: np.asarray(value) for name, value in arrays.items()})
+    if others:
+        raise _UnstorableError(f"arrays of these names and types cannot be stored: {others}")
+    try:
+        return serialised(kept)
+    except TraceError as error:
+        raise _UnstorableError(str(error)) from error
+
+
+def _create(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+
+
+def _write_private(path: Path, parts: Parts) -> None:
+    """Write a file whole or not at all, readable by its owner only."""
+    if _written_unnamed(path, parts):
+        return
+    temporary = path.with_suffix(".partial")
+    try:
+        with os.fdopen(_create(temporary), "wb") as file:
+            file.writelines(parts)
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def _written_unnamed(path: Path, parts: Parts) -> bool:
+    """Write a file that has no name until it is whole, so that a killed process leaves nothing.
+
+    Args:
+        path: Its name, once it is whole.
+        parts: Of the file.
+
+    Returns:
+        False where the system or the file system has no such files (Linux has, on most of them).
+    """
+    if _UNNAMED is None:
+        return False
+    try:
+        descriptor = os.open(path.parent, os.O_WRONLY | _UNNAMED, 0o600)
+    except OSError:  # where that is the disk's fault, writing under a name says so as well
+        return False
+    with os.fdopen(descriptor, "wb") as file:
+        file.writelines(parts)
+        file.flush()
+        try:  # `src_dir_fd` only makes Python follow the link, as this needs
+            os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=descriptor)
+        except OSError:
+            return False
+    return True
+
+
+_UNNAMED: int | None = getattr(os, "O_TMPFILE", None) if Path("/proc/self/fd").exists() else None

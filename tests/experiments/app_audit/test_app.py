@@ -1,0 +1,170 @@
+"""A stranger's Flower app is audited as it stands."""
+
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from experiments.app_audit.app import ModelNotFoundError, audit_app, network_of, unsearched
+from experiments.app_audit.app_run import AppError
+from experiments.cli import app as commands
+from experiments.results.cards import read_cards
+from leakbed.events import UpdateUp
+from tests.support.normalising_app import Net
+
+DIGITS = Path(__file__).resolve().parents[3] / "experiments" / "studies" / "audit"
+SENT = {name: value.numpy() for name, value in Net().state_dict().items()}
+THEIRS = """
+from torch import nn
+class Near(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.second, self.first = nn.Linear(16, 4), nn.Linear(35, 16)
+class Sized(nn.Module):
+    def __init__(self, hidden_size):
+        super().__init__()
+        self.second, self.first = nn.Linear(hidden_size, 4), nn.Linear(36, hidden_size)
+class Demanding(nn.Module):
+    def __init__(self, depth):
+        super().__init__()
+"""
+
+
+def bundle(folder: Path, name: str, *, code: str = THEIRS, **files: str) -> Path:
+    (folder / name).mkdir(parents=True)
+    (folder / name / "__init__.py").write_text("")
+    (folder / name / "task.py").write_text(code)
+    for file, text in files.items():
+        (folder / name / f"{file}.py").write_text(text)
+    (folder / "pyproject.toml").write_text(
+        "[tool.flwr.app.components]\n"
+        f'serverapp = "{name}.server:app"\nclientapp = "{name}.client:app"\n'
+        "[tool.flwr.app.config]\nrounds = 1\nnested.rate = 0.5\n"
+    )
+    return folder
+
+
+def found(folder: Path, monkeypatch: pytest.MonkeyPatch, sent: Any = None, **config: Any) -> str:
+    monkeypatch.syspath_prepend(str(folder))
+    return network_of([], SENT if sent is None else sent, config, folder)
+
+
+def test_a_network_built_from_the_run_config_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = found(bundle(tmp_path, "sized_app"), monkeypatch, **{"hidden-size": 16})
+    module, _, name = path.partition(":")
+    made = getattr(sys.modules[module], name)()
+    assert {key: value.shape for key, value in made.state_dict().items()} == {
+        key: value.shape for key, value in SENT.items()
+    }
+
+
+def test_numbered_arrays_of_an_older_client_find_it_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbered = dict(zip("0123", SENT.values(), strict=True))
+    path = found(bundle(tmp_path, "older_app"), monkeypatch, numbered, hidden_size=16)
+    assert path.endswith(":Sized")
+
+
+def test_a_network_that_is_not_found_names_the_nearest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        ModelNotFoundError,
+        match=r"\(lost_app.task:Near: 'first.weight' has shape \(16, 35\), and \(16, 36\) was "
+        r"sent; .*Demanding wants arguments.*--model package.module:Name",
+    ):
+        found(bundle(tmp_path, "lost_app"), monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "cannot be read: .*name the folder of a Flower app"),
+        ("[project]\nname = 'x'\n", "names no serverapp; a Flower app has"),
+    ],
+)
+def test_what_is_no_app_is_refused(tmp_path: Path, text: str | None, message: str) -> None:
+    (tmp_path / "app").mkdir()
+    if text is not None:
+        (tmp_path / "app" / "pyproject.toml").write_text(text)
+    with pytest.raises(AppError, match=message):
+        audit_app(tmp_path / "app", tmp_path / "out")
+    with pytest.raises(AppError, match="is no folder and no bundle"):
+        audit_app(tmp_path / "nowhere", tmp_path / "out")
+
+
+@pytest.mark.runtime
+def test_an_app_that_fails_says_so_in_its_own_words(tmp_path: Path) -> None:
+    app = bundle(tmp_path / "app", "failing_app", client="import a_package_nobody_has")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(AppError, match="No module named 'a_package_nobody_has'"):
+        audit_app(app, tmp_path / "out")
+    endless = bundle(tmp_path / "more", "endless_app", client="while True: pass")
+    (tmp_path / "ended").mkdir()
+    with pytest.raises(AppError, match="did not end within 20 s; give it longer with --limit"):
+        audit_app(endless, tmp_path / "ended", limit=20)
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize("bundled", [False, True])
+def test_an_app_written_as_flowers_template_is_audited_as_it_stands(
+    tmp_path: Path, bundled: bool
+) -> None:
+    app, out = DIGITS, tmp_path / "out"
+    if bundled:
+        packed = shutil.make_archive(str(tmp_path / "digits"), "zip", DIGITS)
+        app = Path(packed).rename(tmp_path / "digits.fab")
+        assert zipfile.is_zipfile(app)
+    before = {file: file.read_bytes() for file in DIGITS.rglob("*.py")}
+    command = ["audit", str(app), "--out", str(out), "--with", "dlm-plus", "--with", "unsplit"]
+    ended = CliRunner().invoke(commands, command)
+    assert ended.exit_code == 0, ended.output
+    assert "the network is digits.task:Net" in ended.output
+    assert "normalised by mean [0.3] and std [0.4]" in ended.output
+    assert "every node's training loss travels in the clear" in ended.output
+    assert "do not fit: unsplit" in ended.output
+    (card,) = read_cards(out)
+    scores: Any = card.scores
+    assert scores["mse"]["mean"] < 1e-4
+    assert scores["label_accuracy"]["mean"] == 1
+    assert card.objective["solved"] == 2
+    assert (out / "report.html").is_file()
+    assert before == {file: file.read_bytes() for file in DIGITS.rglob("*.py")}
+    again = CliRunner().invoke(commands, command)
+    assert again.exit_code == 2
+    assert "holds an audit already" in again.output
+
+
+def test_arrays_of_another_kind_are_no_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ModelNotFoundError):
+        found(bundle(tmp_path, "tree_app"), monkeypatch, {"0": np.zeros(3, np.uint8)})
+
+
+def test_what_is_read_without_a_search() -> None:
+    tree = np.frombuffer(b'{"sum_hessian": [3.0]}', np.uint8)
+    ones = {"w": np.ones(4, np.float32)}
+    clipped = [
+        UpdateUp(node=n, round=1, step=0, before=ones, after={"w": ones["w"] * (1 + sign)})
+        for n, sign in ((1, 0.5), (2, -0.5))
+    ]
+    assert unsearched(clipped) == ["updates all have norm 1: they are clipped"]
+    moved = {"w": np.array([1, 2, 3, 4], np.float32)}
+    said = UpdateUp(node=1, round=1, step=0, before=ones, after=moved, examples=3, train_loss=0.5)
+    lines = unsearched([*clipped, said])
+    assert len(lines) == 4
+    assert "loss travels" in lines[0]
+    assert "number of samples" in lines[1]
+    assert "no clipping seen" in lines[2]
+    assert "no noise seen" in lines[3]
+    trees = UpdateUp(node=1, round=1, step=0, before={}, after={"0": tree})
+    assert "sum_hessian" in unsearched([trees])[-1]

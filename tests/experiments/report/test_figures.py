@@ -1,0 +1,51 @@
+"""Figures are inline, deterministic and in the page's own ink."""
+
+import base64
+import xml.etree.ElementTree as ET
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from experiments.report.figures import GLYPHS, MARKERS, Point, png, scatter
+
+
+def point(**changes: float) -> Point:
+    settings = {"utility": 0.9, "leakage": 0.5, "error": (0.1, 0.2)} | changes
+    return Point(color="#0a84c6", marker="o", hollow=False, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (2, "L"), (3, "RGB")])
+def test_an_image_becomes_its_own_pixels(channels: int, mode: str) -> None:
+    image = torch.linspace(-0.5, 1.5, channels * 20).reshape(channels, 4, 5)
+    uri = png(image)
+    assert uri.startswith("data:image/png;base64,")
+    read = Image.open(BytesIO(base64.b64decode(uri.partition(",")[2])))
+    assert (read.mode, read.size) == (mode, (5, 4))
+    first = np.array(read)[..., 0] if channels == 3 else np.array(read)
+    assert np.abs(first / 255 - image[0].clamp(0, 1).numpy()).max() < 1 / 255
+
+
+def test_a_scatter_is_one_element_without_prolog_or_fixed_ink() -> None:
+    text = scatter([point(), point(utility=0.4)], utility="test accuracy", leakage="SSIM")
+    root = ET.fromstring(text)  # noqa: S314  our own text
+    assert root.tag.endswith("svg")
+    assert root.get("viewBox")
+    assert root.get("width") is None
+    assert root.get("aria-label") == "SSIM against test accuracy"
+    assert "currentColor" in text
+    assert "#010203" not in text
+    assert "http://" not in text.replace("http://www.w3.org/", "")
+    assert {"test accuracy", "SSIM"} <= set(root.itertext())
+
+
+def test_equal_points_give_equal_text_and_none_still_an_empty_figure() -> None:
+    args = {"utility": "a <b>", "leakage": "|Pearson| & co"}
+    assert scatter([point()], **args) == scatter([point()], **args)
+    ET.fromstring(scatter([], **args))  # noqa: S314
+
+
+def test_every_marker_has_a_glyph() -> None:
+    assert set(GLYPHS) == set(MARKERS)

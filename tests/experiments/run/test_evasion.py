@@ -1,0 +1,135 @@
+"""A card of altered inputs has rivals, bounds and a control; misfits are named before training."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+import experiments.run.executor
+from experiments.report.page import write_report
+from experiments.report.pictures import blocks
+from experiments.report.rows import cells
+from experiments.results.cards import Card
+from experiments.run.runner import run
+from leakbed.oracle.scoring import NEEDS_TRUTH
+
+RIVALS = {"random-signs", "untrained-shadow", "substitute"}
+BOUNDS = {"oracle-shadow", "true-features", "white-box"}
+ATTACK = {
+    "name": "spadv",
+    "targets": 20,
+    "when": "inference",
+    "steps": 10,
+    "batch": 16,
+    "ascent": 4,
+    "budgets": [0.3, 0.1],
+}
+TABLE: dict[str, Any] = {
+    "name": "small",
+    "data": {"size": 800, "nodes": 1},
+    "model": {"name": "mnistnet", "cut": 2, "upper_cut": 9},
+    "protocol": {
+        "name": "u-shaped",
+        "batch_size": 16,
+        "optimizer": "adam",
+        "learning_rate": 0.003,
+        "rounds": 3,
+    },
+    "attack": [ATTACK],
+}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Card, Path]:
+    folder = tmp_path_factory.mktemp("evasion")
+    (card,) = run(TABLE, out=folder)
+    return card, folder
+
+
+def test_rivals_bounds_and_a_control_stand_beside_the_score(results: tuple[Card, Path]) -> None:
+    card, _ = results
+    assert card.status == "done", card.why
+    assert set(card.baselines) == RIVALS | BOUNDS
+    assert BOUNDS <= NEEDS_TRUTH
+    assert not RIVALS & NEEDS_TRUTH
+    assert card.control is not None
+    assert set(card.control["scores"]) == {"misclassification"}  # type: ignore[arg-type]
+    evasion: Any = card.scores["evasion"]
+    assert [each["budget"] for each in evasion["budgets"]] == [0.3, 0.1]
+    assert set(evasion["beside"]) == RIVALS | BOUNDS
+    assert all(len(each) == 2 for each in evasion["beside"].values())
+    own: Any = card.scores["misclassification"]
+    assert own["mean"] == evasion["budgets"][0]["misclassification"]
+    white, signs = (evasion["beside"][name][0] for name in ("white-box", "random-signs"))
+    assert white["misclassification"] > signs["misclassification"]
+    assert white["misclassification"] >= evasion["beside"]["white-box"][1]["misclassification"]
+    assert 0 <= evasion["clean_accuracy"] <= 1
+
+
+def test_the_clean_accuracy_is_what_the_nodes_head_says(results: tuple[Card, Path]) -> None:
+    card, _ = results
+    (whole,) = run({**TABLE, "attack": [{**ATTACK, "targets": 80}]}, out=results[1])
+    assert whole.scores["evasion"]["clean_accuracy"] == pytest.approx(  # type: ignore[index,call-overload]
+        whole.utility["test_accuracy"]
+    )
+    assert card.utility == whole.utility
+
+
+def test_the_images_are_kept_within_their_budgets(results: tuple[Card, Path]) -> None:
+    card, folder = results
+    kept = load_file(folder / "guesses" / f"{card.key}.safetensors")
+    natural = load_file(folder / "truths" / f"{card.key}.safetensors")["images"]
+    assert kept["adversarial"].shape == (20, 2, 1, 28, 28)
+    apart = (kept["adversarial"] - natural).abs().flatten(2).amax((0, 2))
+    assert apart.tolist() == pytest.approx([0.3, 0.1], abs=1e-6)
+
+
+def test_the_report_shows_both_images_their_difference_and_both_answers(
+    results: tuple[Card, Path],
+) -> None:
+    card, folder = results
+    (block,) = blocks(folder, cells([card]))
+    answers: Any = card.scores["evasion"]["answers"]  # type: ignore[index,call-overload]
+    altered, apart = block.strips
+    assert len(block.originals) == len(altered.pictures) == len(apart.pictures) == 8
+    assert block.originals[0].caption.endswith(f"answer {answers['natural'][0]}")
+    assert altered.pictures[0].caption == f"answer {answers['altered'][0][0]}"
+    assert "the budget of 0.3" in apart.note
+    page = write_report(folder).read_text()
+    assert apart.note in page
+    assert "misclassified" in page
+
+
+def _no_training(*_: Any, **__: Any) -> None:
+    raise AssertionError("it was trained")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"protocol": {"name": "vanilla-split"}}, "use 'u-shaped' with model.upper_cut"),
+        ({"protocol": {"name": "fedavg"}}, "smashed"),
+        ({"attack": [{**ATTACK, "batch": 145}]}, "144 public images cannot fill a batch of 145"),
+        ({"attack": [{**ATTACK, "layer": 7}]}, "its part has 7 layers"),
+        (
+            {"attack": [{**ATTACK, "mean": [0.5, 0.5], "std": [1.0, 1.0]}]},
+            "of 2 channels, the images have 1",
+        ),
+    ],
+)
+def test_a_misfit_is_named_before_training(
+    changes: dict[str, Any], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiments.run.executor, "train", _no_training)
+    (card,) = run({**TABLE, **changes}, out=tmp_path)
+    assert card.status == "unfit"
+    assert says in str(card.why)
+
+
+@pytest.mark.parametrize("budgets", [[0.0], [-0.1], [1.1]])
+def test_a_budget_that_is_none_ends_the_run_before_training(
+    budgets: list[float], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="above 0 and at most 1"):
+        run({**TABLE, "attack": [{**ATTACK, "budgets": budgets}]}, out=tmp_path)

@@ -1,0 +1,98 @@
+"""Bottoms stepped again with recorded gradients make what was recorded, protocol by protocol."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.run.ceiling_results import RunCeiling
+from experiments.run.ceilings import ceiling_of_run
+from experiments.run.runner import run
+from leakbed.contracts.noise_laws import NoCeilingError
+from leakbed.tap.facts import UnpermittedModelError
+
+FEW: dict[str, Any] = {"candidates": 30, "targets": 4, "draws": 2}
+
+
+def recorded(
+    folder: Path, protocol: str, *, model: dict[str, Any], sigma: float = 0.05, **own: Any
+) -> Path:
+    table: dict[str, Any] = {
+        "name": "small",
+        "keep_rounds": "all",
+        "data": {"size": 200, "nodes": 2},
+        "model": model,
+        "protocol": {
+            "name": protocol,
+            "rounds": 2,
+            "batch_size": 8,
+            "local_steps": 2,
+            "optimizer": "sgd",
+            "momentum": 0.9,
+            **own,
+        },
+        "attack": [{"name": "mean-image", "targets": 2}],
+        "defense": [{"name": "smashed-noise", "sigma": sigma}],
+    }
+    run(table, out=folder)
+    (only,) = (folder / "runs").iterdir()
+    return only
+
+
+def sound(found: RunCeiling) -> bool:
+    assert all(each.sound for each in found.findings), list(map(str, found.findings))
+    return bool(found.findings)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "model"),
+    [
+        ("splitfed-v1", {"name": "mnistnet", "cut": 2}),
+        ("splitfed-v2", {"name": "mnistnet", "cut": 2}),
+        ("parallel-split", {"name": "mnistnet", "cut": 2}),
+        ("u-shaped", {"name": "mnistnet", "cut": 2, "upper_cut": 7}),
+    ],
+)
+def test_the_last_round_and_test_rows_are_made_again(
+    protocol: str, model: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = recorded(tmp_path, protocol, model=model)
+    assert sound(ceiling_of_run(folder, collect="last", **FEW))
+    assert sound(ceiling_of_run(folder, when="inference", **FEW))
+
+
+def test_bottoms_that_step_together_have_a_first_message_only(tmp_path: Path) -> None:
+    own = {"name": "mnistnet", "cut": 2}
+    folder = recorded(tmp_path, "parallel-split", model=own, sync="step")
+    assert sound(ceiling_of_run(folder, collect="first", **FEW))
+    with pytest.raises(NoCeilingError, match="how bottoms of 'parallel-split' step together"):
+        ceiling_of_run(folder, collect="last", **FEW)
+
+
+def test_batchnorm_makes_a_batch_one_message(tmp_path: Path) -> None:
+    own = {"name": "tests.support.deployed_network:network", "cut": 3}
+    folder = recorded(tmp_path, "vanilla-split", model=own)
+    with pytest.raises(UnpermittedModelError, match=r"--model tests\.deployed_network:network"):
+        ceiling_of_run(folder, collect="last", **FEW)
+    found = ceiling_of_run(folder, collect="last", model=str(own["name"]), **FEW)
+    assert sound(found)
+    assert {each.guesses for each in found.messages} == {1}
+
+
+@pytest.mark.parametrize(
+    "own", [{}, {"optimizer": "adam", "momentum": 0.0, "learning_rate": 0.01}], ids=["sgd", "adam"]
+)
+def test_later_messages_of_the_node_are_made_again_and_add_to_the_ceiling(
+    own: dict[str, Any], tmp_path: Path
+) -> None:
+    model = {"name": "mnistnet", "cut": 5}
+    folder = recorded(tmp_path, "vanilla-split", model=model, sigma=1.0, local_steps=6, **own)
+    few = {"candidates": 60, "targets": 4, "draws": 40}
+    alone = ceiling_of_run(folder, collect="last", **few)
+    more = ceiling_of_run(folder, collect="last", later=True, **few)
+    assert sound(more)
+    error = max(each.error for each in (*alone.messages, *more.messages))
+    gains = [b.ceiling - a.ceiling for a, b in zip(alone.messages, more.messages, strict=True)]
+    assert min(gains) > -4 * error
+    if own:  # Adam takes a whole step for one exchanged row, which shows in all later rows
+        assert max(gains) > 4 * error
