@@ -1,7 +1,6 @@
-"""The commands: a thin shell over :mod:`leakbed.testbed`.
+"""The commands of ``leakbed``.
 
-Nothing heavy is imported before settings are checked, so help and typing mistakes are answered at
-once.
+What a command needs is imported in it, so help and typing mistakes are answered at once.
 """
 
 from __future__ import annotations
@@ -10,21 +9,22 @@ import json
 import logging
 import shutil
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from leakbed import __version__, testbed
+from leakbed import __version__
 from leakbed.errors import INTERRUPTED, came_to_nothing, verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from experiments.results.cards import Card
+    from leakbed.contracts import Defense
 
 app = typer.Typer(
     help="Measure what federated and split learning on Flower leak.",
@@ -85,7 +85,9 @@ def compare(
     """Compare what FedAvg weights and split activations leak, on the same private images."""
     with expected():
         chosen = [*(overrides or ()), *_on_ray(ray_address)]
-        _experiment(testbed.FLAGSHIP, out=out, overrides=chosen, verbose=verbose)
+        from experiments.settings.load import FLAGSHIP
+
+        _experiment(FLAGSHIP, out=out, overrides=chosen, verbose=verbose)
 
 
 @app.command()
@@ -101,7 +103,10 @@ def run(
     """Run the experiment of a TOML file; finished cells are not run again."""
     with expected():
         chosen = [*(overrides or ()), *_on_ray(ray_address)]
-        file = file if scale is None else testbed.at_scale(file, scale)
+        if scale is not None:
+            from experiments.settings.load import at_scale
+
+            file = at_scale(file, scale)
         _experiment(file, out=out, overrides=chosen, verbose=verbose)
 
 
@@ -148,12 +153,16 @@ def attack(
         settings = dict(map(_pair, overrides or ()))
         if "name" in settings:
             raise OverrideError("-o name=... has no meaning here; --with names the attack")
+        from experiments.settings.load import load_settings
+
         # A typing mistake should be answered before torch is imported.
-        testbed.check({"name": "attack", "attack": [{"name": name, **settings}]})
+        load_settings({"name": "attack", "attack": [{"name": name, **settings}]})
         named = trace if trace.name.strip(".") else trace.resolve()  # "." names no results
         folder = out or named.parent / f"{named.name}-attacked"
         _quiet_flower(verbose=verbose)
-        card = testbed.attack_trace(
+        from experiments.run.offline import attack_trace
+
+        card = attack_trace(
             trace,
             name,
             answers=answers,
@@ -176,8 +185,8 @@ def trace(
 ) -> None:
     """Say what a recorded trace holds: app, rounds, nodes, messages, and what it lacks."""
     with expected():
-        from leakbed.tap.trace import Trace  # noqa: PLC0415  it imports Flower
-        from leakbed.tap.trace_summary import summary  # noqa: PLC0415
+        from leakbed.tap.trace import Trace
+        from leakbed.tap.trace_summary import summary
 
         found = summary(Trace(folder, partial=True))
         typer.echo(json.dumps(asdict(found), indent=1) if as_json else "\n".join(found.lines()))
@@ -204,7 +213,9 @@ def ceiling(
     with expected():
         if when not in {"training", "inference"}:
             raise OverrideError(f"--when {when!r} must be training or inference")
-        found = testbed.ceiling(
+        from experiments.run.ceilings import ceiling_of_run
+
+        found = ceiling_of_run(
             run,
             collect=_round(collect),
             when=when,
@@ -249,16 +260,20 @@ def audit(
     with expected():
         folder = out or Path("runs") / f"audit-{target.resolve().stem}"
         _quiet_flower(verbose=verbose)
-        found = testbed.audit(
-            target,
-            out=folder,
-            nodes=nodes,
-            limit=limit,
-            model=model,
-            about=dict(map(_pair, about)) if about else None,
-            attacks=attacks or (),
-            iterations=iterations,
-        )
+        from experiments.app_audit.app import audit_app
+        from experiments.results.folder import lock_folder, make_folder
+
+        with lock_folder(make_folder(folder)):
+            found = audit_app(
+                target,
+                folder.resolve(),
+                nodes=nodes,
+                limit=limit,
+                model=model,
+                about=dict(map(_pair, about)) if about else None,
+                attacks=tuple(attacks or ()),
+                iterations=iterations,
+            )
         for heading, lines in (("Assumed", found.assumed), ("Seen", found.leaks)):
             for line in lines:
                 typer.echo(f"{heading}: {line}")
@@ -292,7 +307,9 @@ def gate(
 ) -> None:
     """Hold results against limits: exit code 0 pass, 1 fail, 3 not evaluable."""
     with expected():
-        judged = testbed.gate(
+        from experiments.app_audit import gate as gating
+
+        judged = gating.gate(
             results,
             most=_limits(most),
             least=_limits(least),
@@ -321,7 +338,10 @@ def audit_defense(
 ) -> None:
     """Hold a defence's claim of differential privacy against draws from it."""
     with expected():
-        found = testbed.audit_defense(name, settings=dict(map(_pair, overrides or ())), draws=draws)
+        from leakbed.oracle.audit import audit as audited
+
+        defense = _defense(name, dict(map(_pair, overrides or ())))
+        found = audited(defense, draws=draws)
         for each in found:
             typer.echo(str(each))
         if not all(each.holds for each in found):
@@ -334,16 +354,19 @@ def report(
 ) -> None:
     """Write report.html into a results folder (the --out of a run)."""
     with expected():
-        typer.echo(f"Report: {testbed.report(folder).resolve()}")
+        from experiments.report.page import write_report
+
+        typer.echo(f"Report: {write_report(folder).resolve()}")
 
 
 @app.command("list")
 def list_() -> None:
     """List data sets, models, protocols, attacks and defences."""
     with expected():
-        from experiments.console import listing  # noqa: PLC0415  rich's tables, for commands only
+        from experiments.catalogue import catalogue
+        from experiments.console import listing
 
-        for table in listing(testbed.catalogue()):
+        for table in listing(catalogue()):
             _console().print(table)
             typer.echo()
 
@@ -364,15 +387,40 @@ def expected() -> Iterator[None]:
         raise typer.Exit(code) from None
 
 
+def _defense(name: str, settings: Mapping[str, Any]) -> Defense:
+    """Return a defense by its catalogue key or ``package.module:Class``."""
+    from defenses import DEFENSES
+    from leakbed.contracts import Defense
+    from leakbed.contracts.defense import refuse_uncalled
+    from leakbed.lookup import import_object, unknown_name
+    from leakbed.oracle.audit import NoAuditError
+
+    kind = import_object(name) if ":" in name else DEFENSES.get(name)
+    if kind is None:
+        raise NoAuditError(unknown_name("defence", name, DEFENSES))
+    if not (isinstance(kind, type) and issubclass(kind, Defense)):
+        raise NoAuditError(f"{name} is no defence; name a class that inherits Defense")
+    refuse_uncalled(kind)
+    legal = [each.name for each in fields(kind)]  # type: ignore[arg-type]
+    for key in settings:
+        if key not in legal:
+            raise NoAuditError(unknown_name(f"setting of {name}", key, legal))
+    return kind(**settings)
+
+
 def _experiment(source: Path, *, out: Path | None, overrides: Sequence[str], verbose: bool) -> None:
     """Run an experiment under a progress bar and show what came of it."""
-    checked = testbed.check(source, overrides)
-    folder = out or testbed.results_folder(checked)
-    from experiments.console import Bars  # noqa: PLC0415  pydantic's and rich's share of the second
+    from experiments.console import Bars
+    from experiments.results.folder import default_folder
+    from experiments.settings.load import load_settings
 
+    checked = load_settings(source, overrides)
+    folder = out or default_folder(checked.name)
     _quiet_flower(verbose=verbose)
+    from experiments.run.runner import run
+
     with Bars(_console(stderr=True)) as bars:
-        cards = testbed.run(checked, out=folder, progress=bars)
+        cards = run(checked, out=folder, progress=bars)
     _show(cards, folder)
     if code := came_to_nothing([card.status for card in cards]):
         raise typer.Exit(code)
@@ -385,16 +433,17 @@ def _on_ray(address: str | None) -> list[str]:
 
 def _show(cards: Sequence[Card], folder: Path) -> None:
     """Print the summary, and write the report and say where it is."""
-    from experiments.console import summary  # noqa: PLC0415  as above
+    from experiments.console import summary
+    from experiments.report.page import write_report
 
     console = _console()
     for part in summary(cards):
         console.print(part)
-    typer.echo(f"Report: {testbed.report(folder).resolve()}")
+    typer.echo(f"Report: {write_report(folder).resolve()}")
 
 
 def _console(*, stderr: bool = False) -> Console:
-    from rich.console import Console  # noqa: PLC0415  a quarter of the time help takes
+    from rich.console import Console
 
     return Console(stderr=stderr, highlight=False)
 
@@ -421,7 +470,7 @@ def _round(collect: str) -> str | int:
 
 def _quiet_flower(*, verbose: bool) -> None:
     """Keep Flower's log to warnings, unless it was asked for."""
-    import flwr.common.logger  # noqa: F401, PLC0415  importing it sets the level
+    import flwr.common.logger  # noqa: F401  importing it sets the level
 
     if not verbose:
         logging.getLogger("flwr").setLevel(logging.WARNING)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from threading import Event, Thread
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType
 from rich.markup import escape
@@ -27,7 +27,9 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.results.cards import Card
-from leakbed.testbed import Catalogue
+
+if TYPE_CHECKING:
+    from experiments.catalogue import Catalogue
 
 COLUMNS = {
     "identification": "identified",
@@ -48,6 +50,7 @@ _RATES = (
     "attribute_accuracy",
     "class_rate",
 )
+
 _NEEDS_TRUTH = ("nearest-public", "real-images")
 _PATIENCE = 3600.0  # seconds over which the speed is averaged: a cell may take many minutes
 _NOTHING = "\N{EN DASH}"
@@ -238,7 +241,7 @@ def listing(found: Catalogue) -> Iterable[Table]:
     """Yield one table for each kind of thing that is implemented.
 
     Args:
-        found: From :func:`leakbed.testbed.catalogue`.
+        found: From :func:`experiments.catalogue.catalogue`.
 
     Yields:
         Name, what it is, and its settings with their defaults.

@@ -1,1 +1,1 @@
-"""The audit of somebody else's Flower app: run it, attack what it sends, hold the results to limits."""
+"""The audit of somebody else's Flower app: run it, attack what it sends, judge the results."""

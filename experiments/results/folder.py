@@ -1,8 +1,10 @@
-"""Which cards of a results folder are its last run's; a folder that is used again keeps all."""
+"""A results folder: made, locked while a run writes there, and which cards are its last run's."""
 
+import fcntl
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from experiments.results.cards import Card
@@ -13,6 +15,61 @@ _NOTE = "last-run.json"
 
 class ReportError(ValueError):
     """There is nothing to report in a folder, or its last run cannot be told; says what to do."""
+
+
+class ResultsFolderError(ValueError):
+    """Results cannot be written where they should go."""
+
+
+def default_folder(name: str) -> Path:
+    """Return where an experiment's results go unless told otherwise: ``runs/<name>``."""
+    return Path("runs") / name
+
+
+def make_folder(folder: Path) -> Path:
+    """Make a results folder, or refuse it before anything has run.
+
+    Args:
+        folder: Where results should go.
+
+    Returns:
+        The same folder, which exists.
+
+    Raises:
+        ResultsFolderError: It cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResultsFolderError(
+            f"results cannot go to {folder}: {error.strerror}; name another folder"
+        ) from error
+    if not os.access(folder, os.W_OK):
+        raise ResultsFolderError(f"results cannot go to {folder}: it is not writable by you")
+    return folder
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a results folder; the lock ends with the process, however that ends.
+
+    Args:
+        folder: Exists and is writable.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ResultsFolderError: Another run is writing there.
+    """
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ResultsFolderError(
+                f"another run is writing to {folder}; wait until it ends, or name another folder"
+            ) from None
+        yield
 
 
 def note_last_run(folder: Path, name: str, keys: Sequence[str], *, left_out: int = 0) -> None:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from experiments.results.cards import Card, Threat, card_key, peak_memory, write_card
 from experiments.run.alarms import detected
@@ -38,8 +38,23 @@ from leakbed.hijack import HijackDivergedError
 from leakbed.oracle.truth import AnswerKey
 from leakbed.seeds import derive
 from leakbed.tensors import describe_device, peak_gpu_memory, resolve_device
-from leakbed.testbed import Progress
 from strategies import PROTOCOLS
+
+
+class Progress(Protocol):
+    """Who is told how far a run is."""
+
+    def start(self, total: int, *, left_out: int = 0) -> None:
+        """Say how many cells there are, and how many were left out as their parts cannot fit."""
+        ...
+
+    def advance(self, label: str) -> None:
+        """Say that one more cell is done."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Say what is happening."""
+        ...
 
 
 def card_fields(cell: CellSettings, key: str, source: str) -> dict[str, Any]:

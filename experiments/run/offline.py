@@ -17,6 +17,7 @@ from torch.nn.functional import interpolate
 
 from experiments.app_audit.truth import made_answers
 from experiments.results.cards import Card, Threat, card_key, peak_memory, source_hash, write_card
+from experiments.results.folder import make_folder
 from experiments.run.attack import Attacked, Verdict, attack_run, judge, keep_guess, keep_truth
 from experiments.run.guesses import share_on_budget
 from experiments.run.targets import Evidences
@@ -117,7 +118,7 @@ def attack_trace(
     configure_torch()  # the same bits as in a run
     # Another run's answers are refused before hours of attack.
     key_given = None if answers is None else AnswerKey.read(answers, trace=trace)
-    folder = trace.parent / f"{trace.name}-attacked" if out is None else out
+    folder = make_folder(trace.parent / f"{trace.name}-attacked" if out is None else out)
     if truth is not None:
         key_given, answers = made_answers(truth, recorded, folder / "answers")
     seeds = _Seeds.of(trace, key_given, asked=seed)

@@ -27,10 +27,10 @@ from threading import Thread
 from typing import Any
 
 from experiments.results.cards import Card, read_cards, source_hash
-from experiments.results.folder import note_last_run
+from experiments.results.folder import default_folder, lock_folder, make_folder, note_last_run
 from experiments.run.attack import make_attack
 from experiments.run.defaults import resolve_defaults
-from experiments.run.executor import RunCleanup, TrainingGroup
+from experiments.run.executor import Progress, RunCleanup, TrainingGroup
 from experiments.run.prepare import make_defenses, misfit, prepare, unread
 from experiments.run.train import Grids, grids_of
 from experiments.settings.cells import CellSettings, cells
@@ -39,7 +39,6 @@ from experiments.settings.schema import Settings
 from leakbed.flower_internals import task_identity
 from leakbed.provenance import RanOn
 from leakbed.tensors import configure_torch
-from leakbed.testbed import Progress
 
 _FLOWER = "flwr"
 
@@ -210,10 +209,23 @@ def run(
     """
     configure_torch()
     checked = load_settings(settings, overrides)
-    folder = Path("runs") / checked.name if out is None else Path(out)
-    wanted, left_out = _wanted(checked)
+    folder = make_folder(default_folder(checked.name) if out is None else Path(out))
     root = root or os.environ.get("LEAKBED_DATA")
     root = str(Path(root).absolute()) if root else None  # workers may start elsewhere
+    with lock_folder(folder):
+        return _run(checked, folder=folder, progress=progress, grids=grids, root=root)
+
+
+def _run(
+    checked: Settings,
+    *,
+    folder: Path,
+    progress: Progress | None,
+    grids: Grids | None,
+    root: str | None,
+) -> list[Card]:
+    """Run every cell that has no card yet, in a folder that is this run's alone."""
+    wanted, left_out = _wanted(checked)
     groups = [list(group) for _, group in groupby(wanted, key=lambda cell: cell.training)]
     prepared = [prepare(group[0].training, root=root) for group in groups]
     source = source_hash()

@@ -10,6 +10,13 @@ from pydantic import BaseModel, ValidationError
 from experiments.settings.plugins import JsonObject, common_keys, plugin_fields
 from experiments.settings.schema import Settings, SettingsError
 
+FLAGSHIP = Path(__file__).resolve().parents[1] / "studies" / "fl_vs_split" / "settings.toml"
+"""The experiment of ``leakbed compare``."""
+
+
+class ScaleError(ValueError):
+    """An experiment has no settings of the scale asked for."""
+
 
 def load_settings(
     source: "Settings | Mapping[str, Any] | str | Path", overrides: Sequence[str] = ()
@@ -39,6 +46,27 @@ def load_settings(
         return Settings.model_validate(table)
     except ValidationError as error:
         raise SettingsError("\n".join(map(_fault, _told(error)))) from None
+
+
+def at_scale(file: str | Path, scale: str) -> Path:
+    """Return the settings of an experiment at another scale: ``<scale>.toml`` beside its file.
+
+    Args:
+        file: The experiment's settings.
+        scale: Such as ``"paper"``, the setting of the source rather than of a small machine.
+
+    Returns:
+        The other file.
+
+    Raises:
+        ScaleError: There is none; the message names those that are there.
+    """
+    found = Path(file).with_name(f"{scale}.toml")
+    if not found.is_file() or found.name == Path(file).name:
+        others = sorted(each.stem for each in Path(file).parent.glob("*.toml"))
+        have = ", ".join(name for name in others if name != Path(file).stem) or "none"
+        raise ScaleError(f"{file} has no settings at scale {scale!r} ({found}); it has: {have}")
+    return found
 
 
 def _read(path: Path) -> JsonObject:

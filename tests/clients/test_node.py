@@ -179,7 +179,7 @@ LISTED = {"import-paths": "tests.support.tiny:images, tests.support.tiny:plain"}
         (
             {},
             {"import-paths": "tests.support.tiny:images"},
-            r"model\.name = 'tests\.tiny:plain'.*import-paths",
+            r"model\.name = 'tests\.support\.tiny:plain'.*import-paths",
         ),
         ({"download": True}, LISTED, r"data\.download = True.*download=true"),
         ({"download": True}, LISTED | {"download": "false"}, r"download=true"),

@@ -45,6 +45,7 @@ def test_a_layer_with_a_hook_is_not_trusted() -> None:
 
 MADE = {
     "AvgPool2d": (2,),
+    "BasicBlock": (3, 3),
     "BatchNorm1d": (3,),
     "BatchNorm2d": (3,),
     "Conv2d": (3, 3, 1),
@@ -54,7 +55,7 @@ MADE = {
     "ResidualBlock": (3, 3),
 }
 
-MAPS = {"ResidualBlock"}
+MAPS = {"BasicBlock", "ResidualBlock"}
 
 
 @pytest.mark.parametrize(

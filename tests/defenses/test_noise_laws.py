@@ -44,7 +44,14 @@ SETTINGS: Mapping[str, tuple[dict[str, object], ...]] = {
     ),
     "weight-sparsification": ({}, {"form": "corrected"}),
 }
-WITHOUT = {"dp-sgd", "gradients-scrutinizer", "nopeek", "splitguard", "splitout"}
+WITHOUT = {
+    "adversarial-training",
+    "dp-sgd",
+    "gradients-scrutinizer",
+    "nopeek",
+    "splitguard",
+    "splitout",
+}
 CASES = [(name, own) for name, settings in SETTINGS.items() for own in settings]
 
 

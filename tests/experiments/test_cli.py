@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from experiments.cli import app
 from experiments.results.cards import Card, CardError
-from leakbed import __version__, testbed
+from experiments.settings import load
+from leakbed import __version__
 from leakbed.grids.base import NodeFailed
 
 Invoke = Callable[..., Result]
@@ -71,9 +72,9 @@ class Testbed:
 def testbed(monkeypatch: pytest.MonkeyPatch) -> Testbed:
     bed = Testbed()
     for module, name in (
-        ("runner", "run"),
-        ("offline", "attack_trace"),
-        ("report", "write_report"),
+        ("run.runner", "run"),
+        ("run.offline", "attack_trace"),
+        ("report.page", "write_report"),
     ):
         fake = ModuleType(f"experiments.{module}")
         setattr(fake, name, getattr(bed, name))
@@ -156,7 +157,7 @@ def test_a_scale_that_an_experiment_lacks_is_refused_with_those_it_has(
 def test_compare_runs_the_flagship(
     invoke: Invoke, testbed: Testbed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(testbed, "FLAGSHIP", Path("tried.toml"))
+    monkeypatch.setattr(load, "FLAGSHIP", Path("tried.toml"))
     assert invoke("compare", "--out", "demo", "-o", "data.nodes=2").exit_code == 0
     name, (checked,), options = testbed.asked[0]
     assert (name, checked.name, checked.data.nodes) == ("run", "tried", 2)

@@ -34,7 +34,10 @@ TABLE: dict[str, Any] = {
     "attack": [{"name": "constant-image", "targets": 2}],
 }
 
-SAID = r"node 0 has other data than the experiment: data.name = 'tests.support.changing_data:shuffled' gave"
+SAID = (
+    r"node 0 has other data than the experiment: "
+    r"data.name = 'tests.support.changing_data:shuffled' gave"
+)
 
 
 def prepared(*overrides: str) -> Prepared:
@@ -117,7 +120,7 @@ def test_a_node_with_another_module_of_the_same_name_is_refused(tmp_path: Path) 
     other = replace(ready, ran_on=replace(ready.ran_on, code="another"))
     with pytest.raises(
         OtherInputsError,
-        match=r"node 0 has other code of yours .*tests.support.tiny \(.*/tests/tiny.py\)",
+        match=r"node 0 has other code of yours .*tests.support.tiny \(.*/tests/support/tiny.py\)",
     ):
         train(other, grid, tmp_path / "run", roster=grid.roster)
 

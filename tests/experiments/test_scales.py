@@ -11,7 +11,7 @@ from experiments.settings.cells import cells
 from experiments.settings.load import load_settings
 from experiments.settings.schema import Settings
 
-FOLDER = Path(__file__).parents[2] / "experiments"
+FOLDER = Path(__file__).parents[2] / "experiments" / "studies"
 PAPERS = sorted(FOLDER.glob("*/paper.toml"))
 SMALL = [
     'data.name="mnist-5k"',

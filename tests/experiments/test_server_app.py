@@ -9,12 +9,12 @@ from flwr.app import Context, RecordDict
 
 from clients import node_app
 from experiments import server_app
+from experiments.results.folder import ResultsFolderError, lock_folder
 from leakbed import provenance
 from leakbed.data import MissingDataError, sources
 from leakbed.flower_internals import task_identity
 from leakbed.grids import LocalGrid
 from leakbed.provenance import CodeFolderError
-from leakbed.testbed import ResultsFolderError, alone
 
 TABLE = """
 name = "through-flower"
@@ -65,7 +65,7 @@ def test_the_default_is_a_folder_of_the_users_home_named_for_the_experiment(
 
 
 def test_a_folder_another_run_writes_to_is_refused(experiment: str, tmp_path: Path) -> None:
-    with alone(tmp_path), pytest.raises(ResultsFolderError, match="another run is writing"):
+    with lock_folder(tmp_path), pytest.raises(ResultsFolderError, match="another run is writing"):
         run(context(experiment=experiment, out=str(tmp_path)))
 
 

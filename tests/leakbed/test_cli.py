@@ -1,11 +1,11 @@
 """The console entry answers at once, and says which package is missing."""
 
-import builtins
+import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import pytest
 
@@ -14,7 +14,7 @@ from leakbed.cli import main
 
 OVERRUN = """
 import atexit, signal, sys, time
-from leakbed import commands
+from experiments import cli as commands
 from leakbed.cli import main
 from leakbed.grids.local import CallThread
 
@@ -32,7 +32,7 @@ atexit.register(print, "torn down")
 main()
 """
 OWN_CODE = """
-from leakbed import commands
+from experiments import cli as commands
 from leakbed.cli import main
 commands.app = lambda: None
 main()
@@ -41,16 +41,16 @@ from mine import found
 """
 DASH = r"""
 import sys
-from leakbed import commands
+from experiments import cli as commands
 from leakbed.cli import main
 text = "\N{EN DASH}\N{SNOWMAN}\udce9."
 commands.app = lambda: [print(text, file=file) for file in (sys.stdout, sys.stderr)]
 main()
 """
 SHADOWED = """
-from leakbed import api
-assert api.testbed("attacks").ATTACKS
-assert api.testbed("experiments.settings.plugins").plugin_fields
+from leakbed.testbed import testbed
+assert testbed("attacks").ATTACKS
+assert testbed("experiments.settings.plugins").plugin_fields
 """
 
 ROOT = Path(__file__).parents[2]
@@ -123,15 +123,11 @@ def test_an_unknown_option_is_bad_input() -> None:
 
 
 def test_a_missing_typer_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
+    def without_typer(name: str) -> ModuleType:
+        raise ModuleNotFoundError("No module named 'typer'", name="typer")
 
-    def without_typer(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name == "experiments.cli":
-            raise ModuleNotFoundError("No module named 'typer'", name="typer")
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_typer)
-    with pytest.raises(SystemExit, match=r"needs the package 'typer'; run `make setup`"):
+    monkeypatch.setattr(importlib, "import_module", without_typer)
+    with pytest.raises(SystemExit, match=r"error: .* package 'typer', .*run `make setup`"):
         main()
 
 

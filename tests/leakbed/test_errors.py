@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from defenses import DPCutGradient
 from experiments.results.cards import CardError
 from leakbed.errors import BAD_INPUT, FAILED, INTERRUPTED, naming_folder, verdict
 from leakbed.grids.base import NodeFailed
@@ -118,12 +117,21 @@ def test_a_plugin_that_refuses_its_settings_is_bad_input() -> None:
     assert raised("numpy.core").args == (None,)
 
 
-def test_a_plugin_may_leave_the_refusal_to_a_function_of_ours() -> None:
+def test_a_plugin_may_leave_the_refusal_to_a_function_of_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(clip: float) -> None:
+        raise ValueError(f"mine needs a finite clip > 0, got {clip}")
+
+    def __post_init__() -> None:  # noqa: N807  where dataclasses refuse their settings
+        refuse(-1.0)
+
+    monkeypatch.setitem(globals(), "__name__", "defenses.mine")
     with pytest.raises(ValueError, match="clip") as caught:
-        DPCutGradient(clip=-1.0)
+        __post_init__()
     assert verdict(caught.value) == (
         BAD_INPUT,
-        ["error: dp-cut-gradient needs a finite clip > 0, got -1.0"],
+        ["error: mine needs a finite clip > 0, got -1.0"],
     )
 
 

@@ -372,9 +372,8 @@ def _worker_class() -> type:
             num_gpus, folder, key = limits
             if not num_gpus:
                 hide_gpus()
-            self._host = ParcelHost(
-                import_object(app), roster, shelf=Shelf(folder) if folder else None
-            )  # type: ignore[arg-type]
+            shelf = Shelf(folder) if folder else None
+            self._host = ParcelHost(import_object(app), roster, shelf=shelf)  # type: ignore[arg-type]
             if num_gpus:
                 cap_memory(num_gpus)
 

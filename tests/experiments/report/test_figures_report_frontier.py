@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from experiments.report import figures
+from experiments.report import figures as report_figures
 from experiments.report.figures import Curve, at_equal_accuracy, frontiers
 from experiments.report.rows import cells
 from experiments.results.cards import Bound, Card
@@ -32,13 +32,13 @@ def test_a_case_under_one_defense_is_a_curve_and_rounds_are_figures(
     make_card: MakeCard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: dict[str, list[Curve]] = {}
-    honest = figures.frontier
+    honest = report_figures.frontier
 
     def kept(curves: list[Curve], *, title: str, utility: str) -> str:
         drawn[title] = curves
         return honest(curves, title=title, utility=utility)
 
-    monkeypatch.setattr(figures, "frontier", kept)
+    monkeypatch.setattr(report_figures, "frontier", kept)
     first = {"collect": "first", "when": "training"}
     made = [
         bounded(make_card, 0.9, 0.8, cap=0.95, case="cut 2"),

@@ -107,7 +107,7 @@ def run(app: ServerApp, nodes: ClientApp, folder: Path) -> Path:
 @pytest.mark.parametrize("name", ["dlm-plus", "constant-image"])
 def test_nodes_may_hold_different_numbers_of_samples(tmp_path: Path, name: str) -> None:
     trace = recorded(tmp_path, rows=lambda partition: partition + 1)
-    card = attack_trace(trace, name, settings=FEW if name == "dlm-plus" else {})
+    card = attack_trace(trace, name, settings=FEW if name == "dlm-plus" else {}, model=MODEL)
     assert card.status == "unscored"
     assert any("updates over 1 were attacked, others (1 over 2)" in note for note in card.notes)
 
@@ -115,17 +115,17 @@ def test_nodes_may_hold_different_numbers_of_samples(tmp_path: Path, name: str) 
 @pytest.mark.parametrize("key", ["n", "num_examples"])
 def test_an_app_may_weigh_by_any_key(tmp_path: Path, key: str) -> None:
     trace = recorded(tmp_path, metrics=lambda number: {key: number}, weighted_by_key=key)
-    assert attack_trace(trace, "dlm-plus", settings=FEW).status == "unscored"
+    assert attack_trace(trace, "dlm-plus", settings=FEW, model=MODEL).status == "unscored"
 
 
 def test_a_number_of_samples_may_be_a_float(tmp_path: Path) -> None:
     trace = recorded(tmp_path, metrics=lambda number: {"num-examples": float(number)})
-    assert attack_trace(trace, "dlm-plus", settings=FEW).status == "unscored"
+    assert attack_trace(trace, "dlm-plus", settings=FEW, model=MODEL).status == "unscored"
 
 
 def test_control_variates_may_travel_beside_the_weights(tmp_path: Path) -> None:
     trace = recorded(tmp_path, control=True)
-    assert attack_trace(trace, "dlm-plus", settings=FEW).status == "unscored"
+    assert attack_trace(trace, "dlm-plus", settings=FEW, model=MODEL).status == "unscored"
     beside = [event for event in Trace(trace).events(Extras) if event.up]  # type: ignore[attr-defined]
     assert [set(event.content) for event in beside] == [{"control"}] * 2  # type: ignore[attr-defined]
 
@@ -155,4 +155,4 @@ def test_an_older_app_is_attacked_though_its_arrays_are_numbered(tmp_path: Path)
     updates = list(Trace(trace).events(UpdateUp))
     assert [update.examples for update in updates] == [1] * 4  # type: ignore[attr-defined]
     assert sorted({update.round for update in updates}) == [1, 2]
-    assert attack_trace(trace, "dlm-plus", settings=FEW).status == "unscored"
+    assert attack_trace(trace, "dlm-plus", settings=FEW, model=MODEL).status == "unscored"

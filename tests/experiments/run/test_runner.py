@@ -22,7 +22,7 @@ from experiments.results.folder import left_out
 from experiments.run import attack, executor, runner
 from experiments.run.runner import run
 from experiments.run.train import NonFiniteError
-from experiments.settings.load import load_settings
+from experiments.settings.load import FLAGSHIP, load_settings
 from leakbed import provenance
 from leakbed.contracts import Evidence, Guess, Seat, ThreatModel, View
 from leakbed.data.config import DataConfig
@@ -30,7 +30,6 @@ from leakbed.grids import LocalGrid, NodeFailed
 from leakbed.hijack import HijackDivergedError
 from leakbed.models import IllegalCutError
 from leakbed.provenance import EditedCodeError
-from leakbed.testbed import FLAGSHIP
 
 TABLE: dict[str, Any] = {
     "name": "small",
@@ -147,7 +146,7 @@ def test_a_run_stays_until_the_last_group_that_may_need_it_is_done(tmp_path: Pat
     first, second = (SimpleNamespace(runs={tmp_path / own, tmp_path / "shared"}) for own in "ab")
     for name in ("a", "b", "shared", "foreign"):
         (tmp_path / name).mkdir()
-    tidying: Any = executor.Tidying([first, second], keep=False)  # type: ignore[list-item]
+    tidying: Any = executor.RunCleanup([first, second], keep=False)  # type: ignore[list-item]
     tidying.after(second)
     assert {path.name for path in tmp_path.iterdir()} == {"a", "shared", "foreign"}
     tidying.after(first)

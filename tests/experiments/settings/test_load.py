@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.settings.load import load_settings
+from experiments.settings.load import FLAGSHIP, load_settings
 from experiments.settings.schema import SettingsError
 
 TEXT = """
@@ -109,3 +109,7 @@ def test_a_file_that_an_editor_marked_as_unicode_is_read(tmp_path: Path) -> None
     file = tmp_path / "settings.toml"
     file.write_text('name = "marked"\n[[attack]]\nname = "unsplit"\n', encoding="utf-8-sig")
     assert load_settings(file).name == "marked"
+
+
+def test_the_flagship_is_there() -> None:
+    assert load_settings(FLAGSHIP).name == "fl-vs-split"

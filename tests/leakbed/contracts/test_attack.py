@@ -99,7 +99,7 @@ def test_the_state_counts_messages_and_draws_each_ones_noise_from_the_stream() -
     assert torch.equal(draws[1], torch.randn(4, generator=generator(derive(7, "message/1"))))
 
 
-LIGHT = ["contracts", "events", "mods", "seeds", "trace", "wire.messages", "wiretap"]
+LIGHT = ["contracts", "events", "mods", "seeds", "tap.trace", "wire.messages", "tap.wiretap"]
 
 
 def test_what_strangers_import_needs_neither_torch_nor_ray() -> None:

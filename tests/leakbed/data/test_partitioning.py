@@ -152,8 +152,8 @@ def test_an_empty_part_is_refused() -> None:
 def test_the_first_deal_of_a_process_draws_from_no_generator_of_the_app() -> None:
     """Importing Flower's partitioners does, and the app may be sampling nodes just then."""
     asked = (
-        "import random, torch; from leakbed.data.partitioning import partition; random.seed(1);"
-        "partition(torch.arange(8), nodes=2, stream=1); print(random.random())"
+        "import random, torch; from leakbed.data import partition_rows; random.seed(1);"
+        "partition_rows(torch.arange(8), nodes=2, stream=1); print(random.random())"
     )
     printed = subprocess.run(  # noqa: S603
         [sys.executable, "-c", asked], capture_output=True, check=True, text=True

@@ -10,7 +10,7 @@ from leakbed.data import BadDataError, EmptyClassError, UnknownDatasetError, loa
 
 @pytest.fixture(autouse=True)
 def own_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "support"))
     monkeypatch.delitem(sys.modules, "own_data", raising=False)
 
 

@@ -19,7 +19,7 @@ from leakbed.models import (
 
 @pytest.fixture(autouse=True)
 def own_networks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "support"))
     monkeypatch.delitem(sys.modules, "own_networks", raising=False)
 
 

@@ -15,7 +15,7 @@ import ray
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from leakbed.flower_internals import NODE_UNAVAILABLE
-from leakbed.grids.ray import grid
+from leakbed.grids.ray import grid as ray_grid
 from leakbed.grids.ray.actors import start_ray, stop_ray
 from leakbed.grids.ray.grid import RayGrid
 from tests.support import strange_nodes
@@ -41,8 +41,8 @@ def ray_here(started: None, request: pytest.FixtureRequest) -> Iterator[str]:
     """Ray, as if each grid had started it itself, or as found running."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "lines":
-            patch.setattr(grid, "start_ray", lambda *_, **__: True)
-            patch.setattr(grid, "stop_ray", lambda: None)
+            patch.setattr(ray_grid, "start_ray", lambda *_, **__: True)
+            patch.setattr(ray_grid, "stop_ray", lambda: None)
         yield request.param
 
 
