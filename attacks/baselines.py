@@ -1,4 +1,6 @@
-"""The constant image: what a reconstruction scores that looked at nothing.
+"""Guesses that look at nothing: a constant image, the mean public image, the majority label.
+
+The constant image: what a reconstruction scores that looked at nothing.
 
 Every guess is the same grey. Its mean squared error is the images' own spread around that grey, a
 figure that published reconstructions do not always beat.

@@ -1,4 +1,4 @@
-"""What a node is told of its cell, and what it keeps between messages.
+"""A node: the settings it is sent, what it keeps between messages, and the order of its batches.
 
 The harness sends each node one ``query.setup`` before a cell starts. It says which model, data and
 protocol to use and gives the node its own streams; it resets everything the node kept before.

@@ -1,9 +1,9 @@
-"""The step loop every split protocol shares: one node's lane through one round, batch after batch.
+"""A node's session of one round, batch after batch, and the channel by which its messages go.
 
-A protocol drives one lane or several and decides what happens between a smashed batch and its
-gradient; a lane knows the messages, and refuses a reply that does not fit.
+A protocol drives one session or several and decides what happens between a smashed batch and its
+gradient; a session knows the messages, and refuses a reply that does not fit.
 
-Post: send a message now, wait for its reply later, and insist that it comes.
+The channel sends a message now, waits for its reply later, and insists that it comes.
 
 Pushing and pulling lets nodes work while the server does: of K nodes, one's next batch is on its
 way before the next one's reply is read. Replies are taken in the order the server asks for them,
@@ -314,7 +314,7 @@ class NodeSession:
         labels: Labels | None = None,
         smashed_shape: tuple[int, ...] | None = None,
     ) -> None:
-        """Make the lane; nothing is sent yet.
+        """Make the session; nothing is sent yet.
 
         Args:
             channel: Of this round.
@@ -445,7 +445,7 @@ class NodeSession:
             Not yet sent.
 
         Raises:
-            RuntimeError: If the lane is not done.
+            RuntimeError: If the session is not done.
         """
         if self._closing is None:
             raise RuntimeError(f"node {self.node} has {self.steps - self.step} batches left")
@@ -518,7 +518,7 @@ class NodeSession:
         return batch
 
     def _check_plan(self, reply: SplitReply) -> None:
-        """Refuse a reply of another step, or with another plan, than the lane is at."""
+        """Refuse a reply of another step, or with another plan, than the session is at."""
         self._check_step(reply.step)
         if self.step == 0:
             self.steps, self.examples = reply.steps, reply.examples

@@ -1,4 +1,4 @@
-"""L-BFGS over many independent problems at once: one stacked evaluation per iteration.
+"""L-BFGS and Adam over many independent problems at once: one stacked evaluation per iteration.
 
 Every problem keeps its own history, step length and stopping state, so it ends where it would end
 alone; one whose objective stops being finite is frozen where it was last finite and cannot disturb

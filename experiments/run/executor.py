@@ -1,6 +1,6 @@
 """The cells of one training run: trained once, attacked by each, a card for each.
 
-What a card says of its cell whatever became of it.
+Card fields common to finished, unfit and diverged cells are made here too.
 """
 
 import shutil
@@ -58,7 +58,7 @@ class Progress(Protocol):
 
 
 def card_fields(cell: CellSettings, key: str, source: str) -> dict[str, Any]:
-    """Return what a card says of its cell, whatever became of it.
+    """Return card fields common to finished, unfit and diverged cells.
 
     Args:
         cell: The cell.

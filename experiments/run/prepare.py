@@ -1,4 +1,4 @@
-"""A training run's ingredients, checked before anything is sent; and the truth behind it.
+"""Prepare a training run: build its parts and check them before anything is sent.
 
 What a protocol divides among nodes, rows or the features of all rows, and what follows.
 

@@ -1,4 +1,4 @@
-"""One training run on any grid: set the nodes up, train under the wiretap, keep trace and answers.
+"""Train once, on any grid: set the nodes up, train under the wiretap, keep trace and answers.
 
 An active adversary stands at the wiretap, on the server's side of everything that is recorded; a
 watcher stands among the hooks, which can change nothing.
