@@ -150,7 +150,7 @@ def _files(module: str) -> Iterator[tuple[str, Path, bool]]:
     name, inside, parts = "", None, module.split(".")
     for depth, part in enumerate(parts):
         name = f"{name}.{part}" if name else part
-        spec = _top(name) if depth == 0 else PathFinder.find_spec(name, inside)
+        spec = _top(name) if depth == 0 else _within(name, inside)
         if spec is None:
             return
         inside = spec.submodule_search_locations
@@ -161,6 +161,18 @@ def _files(module: str) -> Iterator[tuple[str, Path, bool]]:
             yield name, file, inside is not None
         if inside is None:
             return
+
+
+def _within(name: str, inside: Iterable[str] | None) -> ModuleSpec | None:
+    """Find a module in the folders of its package, which nobody need have imported."""
+    places = [] if inside is None else list(inside)
+    try:
+        return PathFinder.find_spec(name, places)
+    except KeyError:  # a folder without __init__.py within another that was not imported
+        folders = [Path(place) / name.rpartition(".")[2] for place in places]
+        spec = ModuleSpec(name, None, is_package=True)
+        spec.submodule_search_locations = [str(folder) for folder in folders if folder.is_dir()]
+        return spec
 
 
 def _top(name: str) -> ModuleSpec | None:

@@ -82,6 +82,19 @@ def test_the_folder_does_not_count(folder: Path, tmp_path_factory: pytest.TempPa
     assert code_digest(("mine_own",)) == before
 
 
+def test_folders_without_an_init_may_lie_in_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = tmp_path / "outer_folder" / "inner_folder"
+    inner.mkdir(parents=True)
+    (inner / "net.py").write_text("raise SystemExit")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert reached(["outer_folder.inner_folder.net"]) == {
+        "outer_folder.inner_folder.net": inner / "net.py"
+    }
+    assert "outer_folder" not in sys.modules
+
+
 def test_what_is_installed_or_ours_is_not_followed() -> None:
     assert reached(["json", "torch.nn", "leakbed.cli", "no_such_module", "__main__", ""]) == {}
     assert code_digest(()) == ""

@@ -301,5 +301,5 @@ def test_workers_run_the_drivers_own_files_wherever_it_was_started(tmp_path: Pat
     place = json.loads(run.stdout.splitlines()[-1])
     assert place["data"] == "/some/folder"
     assert Path(place["leakbed"]).parent == ROOT / "leakbed"
-    assert Path(place["app"]) == ROOT / "tests" / "strange_nodes.py"
+    assert Path(place["app"]) == ROOT / "tests" / "support" / "strange_nodes.py"
     assert Path(place["folder"]) == tmp_path
