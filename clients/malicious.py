@@ -18,6 +18,7 @@ from attacks import INTRUDERS
 from clients.node import NodeConfig, OutOfStepError
 from leakbed.contracts.attack import CraftedBatch, MaliciousClient, MaliciousClientState, NodeView
 from leakbed.mods import live
+from leakbed.plugins import picked
 from leakbed.seeds import derive, scoped
 from leakbed.wire.records import METRICS, config_of, int_field, pack, unpack
 
@@ -29,7 +30,7 @@ def intruder_of(cell: NodeConfig) -> MaliciousClient | None:
     if cell.intruder is None:
         return None
     name, settings = cell.intruder
-    made: MaliciousClient = INTRUDERS[name](**settings)
+    made: MaliciousClient = picked(name, INTRUDERS, "attack")(**settings)
     return made
 
 

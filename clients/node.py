@@ -31,6 +31,7 @@ from leakbed.flower_internals import is_simulated
 from leakbed.lookup import unknown_name
 from leakbed.models import Architecture
 from leakbed.mods import live
+from leakbed.plugins import picked
 from leakbed.provenance import RanOn, find_first
 from leakbed.seeds import derive, generator
 from leakbed.tensors import configure_torch, describe_device, resolve_device
@@ -278,9 +279,15 @@ class NodeConfig:
         One with a hook that nobody would call is a
         :class:`~leakbed.contracts.defense.UncalledHookError`.
         """
-        for name, _ in self.defenses:
-            refuse_uncalled(DEFENSES[name])
-        return tuple(DEFENSES[name](**settings) for name, settings in self.defenses)
+        kinds = [picked(name, DEFENSES, "defence") for name, _ in self.defenses]
+        for kind in kinds:
+            refuse_uncalled(kind)
+        return tuple(kind(**own) for kind, (_, own) in zip(kinds, self.defenses, strict=True))
+
+    def plugins(self) -> tuple[str, ...]:
+        """Return the names of its defences and of the intruder that it is."""
+        acting = () if self.intruder is None else (self.intruder[0],)
+        return (*(name for name, _ in self.defenses), *acting)
 
     def torch_device(self) -> torch.device:
         """Return where this node computes."""
@@ -384,6 +391,8 @@ def allowed(cell: NodeConfig, context: Context) -> NodeConfig:
         "data.public_from": data.public_from,
         "model.name": cell.architecture.name,
     }
+    named |= {f"defense.name ({index})": name for index, (name, _) in enumerate(cell.defenses)}
+    named |= {} if cell.intruder is None else {"attack.name": cell.intruder[0]}
     for setting, path in named.items():
         if path is not None and ":" in path and path not in listed:
             wanted = f'import-paths="{path}" (several with commas)'
@@ -427,5 +436,5 @@ def register(app: ClientApp) -> None:
         cell.batches(1, len(labels))
         ready = MetricRecord({"rows": len(labels)})
         device = describe_device(cell.torch_device())["name"]
-        ran_on = RanOn.here(cell.data, cell.architecture, device=device).record()
-        return Message(RecordDict({"ready": ready, RAN_ON: ran_on}), reply_to=message)
+        found = RanOn.here(cell.data, cell.architecture, device=device, also=cell.plugins())
+        return Message(RecordDict({"ready": ready, RAN_ON: found.record()}), reply_to=message)

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from clients.node import NodeConfig
+from leakbed.contract_checks import blamed, refuse_unsent
 from leakbed.contracts import Defense, DefenseState, IllegalCombinationError, Protects
 from leakbed.contracts.defense import NO_ALARM, Holdings, TrainingStep
 from leakbed.mods import load_state, save_state
@@ -79,7 +80,10 @@ class TrainingDefenses:
         """Return the labels to send with the next batch."""
         classes = self._cell.data.num_classes
         for index, defense in enumerate(self._defenses):
-            state, labels = defense.protect_labels(self._states[index], labels, classes=classes)
+            with blamed(defense, "defence"):
+                state, sent = defense.protect_labels(self._states[index], labels, classes=classes)
+                refuse_unsent(defense, {"labels": sent}, {"labels": labels})
+            labels = sent
             self._states[index] = state
         return labels
 
@@ -131,7 +135,8 @@ class TrainingDefenses:
         """
         total: Tensor | None = None
         for index, defense in enumerate(self._defenses):
-            self._states[index], term = defense.penalty(self._states[index], images, smashed)
+            with blamed(defense, "defence"):
+                self._states[index], term = defense.penalty(self._states[index], images, smashed)
             if term is not None:
                 total = term if total is None else total + term
         return total
@@ -143,7 +148,8 @@ class TrainingDefenses:
             seen: All of it, on the CPU.
         """
         for index, defense in enumerate(self._defenses):
-            after = defense.inspect(self._states[index], seen)
+            with blamed(defense, "defence"):
+                after = defense.inspect(self._states[index], seen)
             self._states[index] = replace(after, probing=False).next()
 
     def open(self, bottom: Mapping[str, Tensor]) -> None:

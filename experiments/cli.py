@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Measure what federated and split learning on Flower leak.",
-    epilog="Start with `leakbed compare`. Exit codes: 0 done, 1 a run failed or every "
-    "training diverged, 2 bad input or no cell whose parts fit.",
+    epilog="Start with `leakbed compare`. Exit codes: 0 done, 1 a run or a cell failed or "
+    "every training diverged, 2 bad input or no cell whose parts fit.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -390,16 +390,14 @@ def expected() -> Iterator[None]:
 def _defense(name: str, settings: Mapping[str, Any]) -> Defense:
     """Return a defense by its catalogue key or ``package.module:Class``."""
     from defenses import DEFENSES
-    from leakbed.contracts import Defense
     from leakbed.contracts.defense import refuse_uncalled
-    from leakbed.lookup import import_object, unknown_name
+    from leakbed.lookup import unknown_name
     from leakbed.oracle.audit import NoAuditError
+    from leakbed.plugins import is_own, picked
 
-    kind = import_object(name) if ":" in name else DEFENSES.get(name)
-    if kind is None:
+    if not is_own(name) and name not in DEFENSES:
         raise NoAuditError(unknown_name("defence", name, DEFENSES))
-    if not (isinstance(kind, type) and issubclass(kind, Defense)):
-        raise NoAuditError(f"{name} is no defence; name a class that inherits Defense")
+    kind = picked(name, DEFENSES, "defence")
     refuse_uncalled(kind)
     legal = [each.name for each in fields(kind)]  # type: ignore[arg-type]
     for key in settings:

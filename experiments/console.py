@@ -204,7 +204,8 @@ def summary(cards: Sequence[Card]) -> Iterable[RenderableType]:
 
     Yields:
         The scores of each setting, one row per attack, each beside the best evidence-free
-        baseline; then one line for each reason for which training diverged or a pair did not fit.
+        baseline; then one line for each reason for which a cell failed, training diverged
+        or a pair did not fit.
     """
     settings: dict[str, list[Card]] = {}
     for card in cards:
@@ -223,7 +224,7 @@ def summary(cards: Sequence[Card]) -> Iterable[RenderableType]:
         yield "In brackets the best guess that needed no message."
     yield from _budget_bound(cards)
     yield from (Text(f"{c.attack}: {c.above_ceiling}") for c in cards if c.above_ceiling)
-    for status in ("diverged", "unfit"):
+    for status in ("failed", "diverged", "unfit"):
         reasons = Counter(card.why for card in cards if card.status == status)
         yield from (
             Text(f"{status.capitalize()}, {count} of {len(cards)} cells: {why}")

@@ -5,8 +5,9 @@ Every catalogue (data sets, models, attacks, defences, keys) answers an unknown 
 
 import difflib
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import TracebackType
 
 
 class ImportPathError(ValueError):
@@ -31,22 +32,30 @@ def unknown_name(kind: str, name: str, legal: Iterable[str]) -> str:
     return f"unknown {kind} {name!r}; {hint}{legal_names}"
 
 
-def format_error(error: BaseException) -> str:
+def format_error(error: BaseException, *, within: str | None = None) -> str:
     """Return what code of a user raised, and where, as one line.
 
     Args:
         error: Caught.
+        within: The user's file, if it is known: its line is named, rather than that of the library
+            that it called.
 
     Returns:
         Its class, its message, and the file and line it came from.
     """
+    frames = [(each.tb_frame.f_code.co_filename, each.tb_lineno) for each in _traces(error)]
+    message = " ".join(str(error).split())
+    if not frames or isinstance(error, SyntaxError):  # a SyntaxError says its place itself
+        return f"{type(error).__name__}: {message}"
+    file, line = ([each for each in frames if each[0] == within] or frames)[-1]
+    return f"{type(error).__name__}: {message} ({Path(file).name}, line {line})"
+
+
+def _traces(error: BaseException) -> Iterator[TracebackType]:
     trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
+    while trace is not None:
+        yield trace
         trace = trace.tb_next
-    if trace is None or isinstance(error, SyntaxError):  # a SyntaxError says its place itself
-        return f"{type(error).__name__}: {error}"
-    file = Path(trace.tb_frame.f_code.co_filename).name
-    return f"{type(error).__name__}: {error} ({file}, line {trace.tb_lineno})"
 
 
 def import_object(path: str) -> object:

@@ -138,6 +138,19 @@ def code_digest(modules: tuple[str, ...]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def with_code(source: str, name: str) -> str:
+    """Return a hash of code with that of one plug-in beside it, for a key.
+
+    Args:
+        source: Of the code that is in the key anyhow.
+        name: Of the plug-in; a catalogue key adds nothing, since ``source`` has it.
+
+    Returns:
+        Both, joined.
+    """
+    return ":".join(part for part in (source, code_digest(own_modules([name]))) if part)
+
+
 _FIRST: dict[str, str] = {}  # by module: the checksum of its file when it was first asked for
 
 
@@ -255,19 +268,27 @@ class RanOn:
     device: str = ""
 
     @classmethod
-    def here(cls, data: DataConfig, architecture: "Architecture", *, device: str = "") -> "RanOn":
+    def here(
+        cls,
+        data: DataConfig,
+        architecture: "Architecture",
+        *,
+        device: str = "",
+        also: Iterable[str] = (),
+    ) -> "RanOn":
         """Return what this process has.
 
         Args:
             data: The run's.
             architecture: Its network.
             device: Where it computes, in words.
+            also: Names of the defences and attacks that play a part in it.
 
         Returns:
             Checksums. That of the data is computed once per process; of code that has changed since
             this process first asked, an :class:`~leakbed.provenance.EditedCodeError`.
         """
-        modules = own_modules([data.name, data.public_from, architecture.name])
+        modules = own_modules([data.name, data.public_from, architecture.name, *also])
         return cls(
             data=data.digest(),
             code=code_digest(modules),

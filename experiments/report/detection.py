@@ -25,6 +25,7 @@ from experiments.report.statistics import value_text
 from experiments.results.cards import Card, read_cards
 from experiments.results.folder import last_run
 from leakbed.oracle.metrics import binomial_interval
+from leakbed.plugins import picked
 
 _RUN = (
     "seed",
@@ -66,7 +67,11 @@ class Trial:
         """The score, turned so that higher is more suspicious; NaN where there is none."""
         if self.score is None:
             return float("nan")
-        return self.score if DEFENSES[self.detector].suspicious == "high" else -self.score
+        return (
+            self.score
+            if picked(self.detector, DEFENSES, "defence").suspicious == "high"
+            else -self.score
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +205,7 @@ def roc(entry: Rates) -> list[tuple[float, float, float]]:
     """
     truth, suspicion = _scored(entry)
     false, true, threshold = roc_curve(truth, suspicion)
-    turn = 1.0 if DEFENSES[entry.first.detector].suspicious == "high" else -1.0
+    turn = 1.0 if picked(entry.first.detector, DEFENSES, "defence").suspicious == "high" else -1.0
     return [
         (turn * float(at), float(hit), float(miss))
         for at, hit, miss in zip(threshold, true, false, strict=True)
@@ -221,7 +226,9 @@ def calibrated(entry: Rates) -> float | None:
     if not known:
         return None
     level = float(np.quantile(known, 1 - _RARE, method="higher"))
-    return level if DEFENSES[entry.first.detector].suspicious == "high" else -level
+    return (
+        level if picked(entry.first.detector, DEFENSES, "defence").suspicious == "high" else -level
+    )
 
 
 def _add(
@@ -257,7 +264,7 @@ def _merged(name: str, findings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     alarmed = [each for each in findings if each["alarm"] is not None]
     first = min(alarmed, key=lambda each: each.get("iteration") or each["alarm"], default=None)
     scores = [each["score"] for each in findings if each["score"] is not None]
-    worst = max if DEFENSES[name].suspicious == "high" else min
+    worst = max if picked(name, DEFENSES, "defence").suspicious == "high" else min
     return {
         "alarm": None if first is None else first["alarm"],
         "score": worst(scores, default=None),

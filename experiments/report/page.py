@@ -197,7 +197,9 @@ def _counted(cards: Sequence[Card]) -> str:
     results = f"{counts['done']} {'result' if counts['done'] == 1 else 'results'}"
     unscored = f", {counts['unscored']} attacked without answers" if counts["unscored"] else ""
     rest = "".join(
-        f", {counts[status]} {status}" for status in ("diverged", "unfit") if counts[status]
+        f", {counts[status]} {status}"
+        for status in ("failed", "diverged", "unfit")
+        if counts[status]
     )
     return f"{results}{unscored}{rest}"
 
@@ -262,7 +264,8 @@ def _why(card: Card) -> str:
     if card.status == "unscored":
         return "Attacked without an answer key, so the guesses have no scores."
     why = card.why or ""
-    return f"Training diverged: {why}" if card.status == "diverged" else why
+    said = {"diverged": "Training diverged: ", "failed": "Failed: "}
+    return f"{said.get(card.status, '')}{why}"
 
 
 def _kept(target: Path, text: str) -> Path:

@@ -369,7 +369,9 @@ def _settings(card: Card) -> str:
 
 
 def _identity(card: Card) -> str:
-    return json.dumps([_settings(card), card.status, card.status == "unfit" and card.why])
+    return json.dumps(
+        [_settings(card), card.status, card.status in {"unfit", "failed"} and card.why]
+    )
 
 
 def _variant(cell: Row, namesakes: Sequence[Row]) -> str:

@@ -169,9 +169,10 @@ class Card(BaseModel):
         schema_version: Of the card format.
         key: Hash of the cell's settings and the source; also the file's name.
         status: ``done``; ``unfit``: the parts do not fit; ``diverged``: training left the finite
-            numbers, so that there is nothing to attack; ``unscored``: attacked without an answer
-            key.
-        why: Why the cell did not run, or where its training diverged.
+            numbers, so that there is nothing to attack; ``failed``: the code of the attack or of a
+            defence broke, and the cell is tried again next time; ``unscored``: attacked without an
+            answer key.
+        why: Why the cell did not run, where its training diverged, or what the code raised.
         demo: Whether the budget was cut for a demonstration.
         case: The experiment's name of this setting.
         protocol: Catalogue key of the protocol.
@@ -227,7 +228,7 @@ class Card(BaseModel):
 
     schema_version: Literal[2] = 2
     key: str = Field(pattern=r"^[0-9a-f]{16}$")
-    status: Literal["done", "unfit", "diverged", "unscored"] = "done"
+    status: Literal["done", "unfit", "diverged", "failed", "unscored"] = "done"
     why: str | None = None
     demo: bool = False
     case: str
@@ -298,7 +299,7 @@ class Card(BaseModel):
     @model_validator(mode="after")
     def _stands_on_its_own(self) -> Card:
         """Refuse a number without its baselines, and a refusal without its reason."""
-        if self.status in {"unfit", "diverged"} and not self.why:
+        if self.status in {"unfit", "diverged", "failed"} and not self.why:
             raise ValueError(f"a card of status {self.status!r} needs `why`")
         if self.status != "done" and self.scores:
             raise ValueError(f"a card of status {self.status!r} has no scores")

@@ -30,6 +30,7 @@ from experiments.run.targets import Evidences, MisfitError, exposure, left_out, 
 from experiments.run.view import architecture_of, build_view
 from experiments.settings.plugins import AttackSettings
 from experiments.settings.schema import SettingsError
+from leakbed.contract_checks import blamed, broken, guess_breaches
 from leakbed.contracts import Adversary, Attack, Guess, UnfitViewError, View, Watcher
 from leakbed.contracts.attack import MaliciousClient
 from leakbed.errors import naming_folder
@@ -50,6 +51,7 @@ from leakbed.oracle import (
 from leakbed.oracle.metrics import BOUND, SSIM_WINDOW, has_ssim
 from leakbed.oracle.scoring import by_label
 from leakbed.oracle.truth import AnswerKey, Target
+from leakbed.plugins import picked
 from leakbed.seeds import derive, generator, scoped
 from leakbed.tap.trace import Trace
 from leakbed.tensors import load, resolve_device
@@ -121,7 +123,7 @@ def make_attack(settings: AttackSettings) -> Attack | Adversary[Any] | Malicious
         **ADVERSARIES,
         **INTRUDERS,
     }
-    kind = catalogue[settings.name]
+    kind = picked(settings.name, catalogue, "attack")
     own = dict(settings.own)
     if settings.restarts is not None and "restarts" in _fields(kind):
         own["restarts"] = settings.restarts
@@ -309,8 +311,11 @@ def _returns_probabilities(architecture: Architecture) -> bool:
 
 def _once(attack: Attack, view: View, *, seed: int) -> Guess:
     """Run an attack once; what it draws from the global generators is fixed by its seed as well."""
-    with scoped(derive(seed, "global")):
-        return attack.run(view, seed=seed)
+    with scoped(derive(seed, "global")), blamed(attack, "attack"):
+        guess = attack.run(view, seed=seed)
+        if said := guess_breaches(guess, view):
+            raise broken(attack, "attack", f"returned {said[0]}")
+        return guess
 
 
 @dataclass(frozen=True, kw_only=True)

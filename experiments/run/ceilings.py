@@ -8,6 +8,7 @@ gradients, so their whole past must be in the trace.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
@@ -42,6 +43,7 @@ from leakbed.oracle.ceiling import Messages, beliefs, ceiling, flat, label_ceili
 from leakbed.oracle.local_training import LocalTraining
 from leakbed.oracle.noise_checks import Finding, check_hits, check_noise
 from leakbed.oracle.truth import AnswerKey, Target
+from leakbed.plugins import is_own, picked
 from leakbed.seeds import derive, generator, scoped
 from leakbed.tap.facts import refuse_import
 from leakbed.tap.trace import Trace
@@ -165,11 +167,18 @@ class Recorded:
                 "does not hold"
             )
         named = key.training["defenses"]
+        for name, _ in named:
+            if is_own(name) and name.partition(":")[0] not in sys.modules:
+                raise NoCeilingError(
+                    f"the run's defence is a class of somebody's own, {name!r}, and importing it "
+                    "runs the code there; set [ceiling] in the experiment that has it, or import "
+                    "it yourself before you call leakbed.testbed.ceiling"
+                )
         return cls(
             trace=trace,
             key=key,
             plan=TrainingPlan(**key.training["plan"]),
-            defenses=tuple(DEFENSES[name](**own) for name, own in named),
+            defenses=tuple(picked(name, DEFENSES, "defence")(**own) for name, own in named),
             architecture=architecture_of(trace.about),
         )
 

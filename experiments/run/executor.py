@@ -32,10 +32,11 @@ from experiments.run.training_run import TrainingRun
 from experiments.settings.cells import CellSettings, Training
 from experiments.settings.plugins import JsonObject
 from leakbed import __version__
-from leakbed.contracts import MissingKnowledgeError, UnfitViewError
+from leakbed.contracts import BrokenPluginError, MissingKnowledgeError, UnfitViewError
 from leakbed.grids.base import NodeFailed
 from leakbed.hijack import HijackDivergedError
 from leakbed.oracle.truth import AnswerKey
+from leakbed.provenance import with_code
 from leakbed.seeds import derive
 from leakbed.tensors import describe_device, peak_gpu_memory, resolve_device
 from strategies import PROTOCOLS
@@ -92,7 +93,12 @@ def card_fields(cell: CellSettings, key: str, source: str) -> dict[str, Any]:
 
 
 def empty_card(
-    cell: CellSettings, key: str, source: str, *, status: Literal["unfit", "diverged"], why: str
+    cell: CellSettings,
+    key: str,
+    source: str,
+    *,
+    status: Literal["unfit", "diverged", "failed"],
+    why: str,
 ) -> Card:
     """Return the card of a cell that came to no result.
 
@@ -152,6 +158,7 @@ class TrainingGroup:
         source: str,
         grids: Grids,
         progress: Progress | None,
+        on_error: Literal["card", "stop"] = "card",
     ) -> None:
         """Train nothing yet.
 
@@ -161,10 +168,12 @@ class TrainingGroup:
             source: Hash of the code.
             grids: Where nodes are.
             progress: Told how far it is.
+            on_error: What follows where the code of an attack or a defence breaks.
         """
         self._prepared, self._folder, self._source = prepared, folder, source
         self._grids, self._progress = grids, progress
-        self._diverged: dict[Path, DivergedError] = {}
+        self._stops = on_error == "stop"
+        self._ended: dict[Path, DivergedError | BrokenPluginError] = {}
         self._bounds = Bounds()
 
     @property
@@ -173,7 +182,10 @@ class TrainingGroup:
 
     def keyed(self, group: Sequence[CellSettings]) -> dict[str, CellSettings]:
         """Return the cells by the keys of their cards."""
-        return {card_key(cell.as_json(), self._ran_on): cell for cell in group}
+        return {
+            card_key(cell.as_json(), with_code(self._ran_on, cell.attack.name)): cell
+            for cell in group
+        }
 
     def cards(self, keyed: Mapping[str, CellSettings], done: Mapping[str, Card]) -> list[Card]:
         """Return a card per cell; train only if one of them is missing and fits."""
@@ -211,20 +223,18 @@ class TrainingGroup:
         folder = self._run(training)
         if (finished := TrainingRun.read(folder)) is not None:
             return finished
-        if folder in self._diverged:
-            raise self._diverged[folder]  # it would end there again
+        if folder in self._ended:
+            raise self._ended[folder]  # it would end there again
         if self._progress is not None:
             self._progress.note(f"{case}: training {training.protocol.name}{training.attacker()}")
         with self._grids(training.data.nodes) as (grid, roster):
             try:
                 return train(prepared, grid, folder, roster=roster)
-            except (NonFiniteError, HijackDivergedError) as error:
-                self._diverged[folder] = DivergedError(str(error))
-            except NodeFailed as error:
-                if not error.diverged:
+            except (NonFiniteError, HijackDivergedError, BrokenPluginError, NodeFailed) as error:
+                if (ended := _ended(error)) is None:
                     raise
-                self._diverged[folder] = DivergedError(str(error))
-            raise self._diverged[folder]
+                self._ended[folder] = ended
+            raise self._ended[folder]
 
     def _attacked(self, cell: CellSettings, key: str) -> Card:
         try:
@@ -238,6 +248,10 @@ class TrainingGroup:
             return empty_card(cell, key, self._source, status="unfit", why=str(error))
         except DivergedError as error:
             return empty_card(cell, key, self._source, status="diverged", why=str(error))
+        except BrokenPluginError as error:
+            if self._stops:
+                raise
+            return empty_card(cell, key, self._source, status="failed", why=str(error))
 
     def _passive(self, cell: CellSettings, trained: TrainingRun) -> Attacked:
         """Attack the trace of a run."""
@@ -339,3 +353,15 @@ class TrainingGroup:
             stopped_on_budget=verdict.stopped_on_budget,
             ceiling=self._bounds.beside(cell, trained.folder, verdict.scores),
         )
+
+
+def _ended(error: Exception) -> DivergedError | BrokenPluginError | None:
+    """Return how a training came to its end; None for an end that another try may not have."""
+    if isinstance(error, BrokenPluginError):
+        return error
+    if isinstance(error, NodeFailed):
+        if error.broken_plugin is not None:
+            return BrokenPluginError(error.broken_plugin)
+        if not error.diverged:
+            return None
+    return DivergedError(str(error))

@@ -42,6 +42,7 @@ from leakbed.hijack import Hijack, HijackError, Watch
 from leakbed.oracle import baselines, linear_probe, score
 from leakbed.oracle.metrics import HIGHER_LEAKS_MORE
 from leakbed.oracle.truth import AnswerKey, Target
+from leakbed.plugins import picked
 from leakbed.tap.trace import Trace
 from leakbed.tensors import resolve_device
 from strategies.split_strategy import SplitStrategy
@@ -202,13 +203,13 @@ def make_adversary(chosen: Hijacking) -> Adversary[Any] | Watcher[Any]:
     """Return an adversary or a watcher with its settings; bad values raise its own errors.
 
     Args:
-        chosen: Its catalogue key and settings.
+        chosen: Its catalogue key or import path, and settings.
 
     Returns:
         The adversary, or the watcher.
     """
     catalogue: dict[str, type[Any]] = {**ADVERSARIES, **ATTACKS}
-    made: Adversary[Any] | Watcher[Any] = catalogue[chosen.name](**chosen.own)
+    made: Adversary[Any] | Watcher[Any] = picked(chosen.name, catalogue, "attack")(**chosen.own)
     return made
 
 

@@ -27,6 +27,7 @@ from experiments.settings.load import load_settings
 from experiments.settings.plugins import AttackSettings
 from leakbed import __version__
 from leakbed.oracle.truth import AnswerKey
+from leakbed.provenance import with_code
 from leakbed.seeds import derive
 from leakbed.tap.facts import UnpermittedModelError, amended, refuse_import, require
 from leakbed.tap.trace import Trace
@@ -122,7 +123,7 @@ def attack_trace(
     if truth is not None:
         key_given, answers = made_answers(truth, recorded, folder / "answers")
     seeds = _Seeds.of(trace, key_given, asked=seed)
-    stream = derive(seeds.attack, f"adversary/{name}")
+    stream = derive(seeds.attack, f"adversary/{attack.name}")
     attacked = attack_run(recorded, attack, stream=stream, device=device, answers=answers)
     where = resolve_device(device)
     asked = {
@@ -132,7 +133,7 @@ def attack_trace(
         "device": where.type,
         **asdict(seeds),
     }
-    key = card_key(asked, source_hash())
+    key = card_key(asked, with_code(source_hash(), attack.name))
     keep_guess(attacked, folder / "guesses" / f"{key}.safetensors")
     truths = folder / "truths" / f"{key}.safetensors"
     verdict = _judged(attacked, key_given, recorded, truths, seeds.oracle)

@@ -7,7 +7,7 @@ What defences may know of a run before it starts: enough to refuse one they cann
 Which nodes of a run are malicious, and whether they can be: checked before anything is sent.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from math import ceil
 from typing import Any, Protocol, runtime_checkable
@@ -45,6 +45,7 @@ from leakbed.data.partitioning import ALIGNED, strip_architecture
 from leakbed.events import Arrays
 from leakbed.models import Architecture
 from leakbed.oracle.truth import AnswerKey
+from leakbed.plugins import picked
 from leakbed.provenance import RanOn
 from leakbed.seeds import derive
 from leakbed.tensors import resolve_device
@@ -215,7 +216,8 @@ def misplaced(training: Training, *, exchanges: str, labels: str) -> str | None:
     """
     if training.intruder is None or exchanges == "weights":
         return None
-    return unlabelling(INTRUDERS[training.intruder.name](**training.intruder.own), labels)
+    kind = picked(training.intruder.name, INTRUDERS, "attack")
+    return unlabelling(kind(**training.intruder.own), labels)
 
 
 _U_SHAPE = 3  # parts of a network whose head the node holds
@@ -260,6 +262,17 @@ class Prepared:
     def fingerprint(self) -> str:
         """What a run depends on beside settings and our code: its data and the user's code."""
         return ":".join(part for part in (self.ran_on.data, self.ran_on.code) if part)
+
+    def found(self, plugins: Iterable[str]) -> RanOn:
+        """Return what this process has now, of code that of data, model and some plug-ins.
+
+        Args:
+            plugins: Names of defences and attacks; only import paths count.
+
+        Returns:
+            Checksums, as a node with those plug-ins finds them.
+        """
+        return RanOn.here(self.data, self.architecture, also=plugins)
 
     @property
     def public(self) -> Arrays | None:
@@ -333,7 +346,7 @@ def prepare(training: Training, *, root: str | None) -> Prepared:
         architecture=architecture,
         plan=_plan(protocol),
         defenses=training.defense.stack,
-        ran_on=RanOn.here(data, architecture),
+        ran_on=RanOn.here(data, architecture, also=training.plugins()),
     )
     if entry.exchanges == "split":
         architecture.parts(0)  # refuses an illegal cut
@@ -394,9 +407,10 @@ def make_defenses(training: Training) -> tuple[Defense, ...]:
     One with a hook that nobody would call is a
     :class:`~leakbed.contracts.defense.UncalledHookError`.
     """
-    for name, _ in training.defense.stack:
-        refuse_uncalled(DEFENSES[name])
-    return tuple(DEFENSES[name](**own) for name, own in training.defense.stack)
+    kinds = [picked(name, DEFENSES, "defence") for name, _ in training.defense.stack]
+    for kind in kinds:
+        refuse_uncalled(kind)
+    return tuple(kind(**own) for kind, (_, own) in zip(kinds, training.defense.stack, strict=True))
 
 
 def unread(threat: ThreatModel, training: Training) -> str | None:
@@ -459,9 +473,10 @@ def misfit(training: Training) -> str | None:
     if (why := misplaced(training, exchanges=exchanges, labels=str(labels))) is not None:
         return why
     for name, _ in training.defense.stack:
-        protects = DEFENSES[name].protects
-        if exchanges == "split" and labels not in DEFENSES[name].labels:
-            return unlabelled(DEFENSES[name](), str(labels))
+        kind = picked(name, DEFENSES, "defence")
+        protects = kind.protects
+        if exchanges == "split" and labels not in kind.labels:
+            return unlabelled(kind(), str(labels))
         if not protects & sent:
             fitting = [key for key, other in DEFENSES.items() if other.protects & sent]
             return (
@@ -485,7 +500,7 @@ def answer_key(prepared: Prepared, bottom: Arrays | None) -> AnswerKey:
     Returns:
         Everything the oracle needs to score attacks on it.
     """
-    prepared.ran_on.check("the answer key", RanOn.here(prepared.data, prepared.architecture))
+    prepared.ran_on.check("the answer key", prepared.found(prepared.settings.plugins()))
     dataset, rows = prepared.data.dataset(), prepared.data.split()
     public_images, public_labels = prepared.data.owned()
     starts = torch.tensor([0, *(len(part) for part in rows.nodes)]).cumsum(0)

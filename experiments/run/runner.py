@@ -180,6 +180,7 @@ def cards_of(task: Task) -> dict[str, Card]:
         source=task.source,
         grids=grids_of(task.settings),
         progress=None,
+        on_error=task.settings.on_error,
     )
     with task_identity():
         return {card.key: card for card in group.cards(task.cells, task.done)}
@@ -194,7 +195,7 @@ def run(
     grids: Grids | None = None,
     root: str | None = None,
 ) -> list[Card]:
-    """Run every cell of an experiment that has no card yet.
+    """Run every cell of an experiment that has no card yet, or one of status ``failed``.
 
     Args:
         settings: A settings file, or what it would hold.
@@ -229,10 +230,12 @@ def _run(
     groups = [list(group) for _, group in groupby(wanted, key=lambda cell: cell.training)]
     prepared = [prepare(group[0].training, root=root) for group in groups]
     source = source_hash()
-    done = {card.key: card for card in read_cards(folder)} if (folder / "cards").is_dir() else {}
-    lent = grids or grids_of(checked)
+    done = _done(folder)
+    lent, on_error = grids or grids_of(checked), checked.on_error
     trainings = [
-        TrainingGroup(each, folder=folder, source=source, grids=lent, progress=progress)
+        TrainingGroup(
+            each, folder=folder, source=source, grids=lent, progress=progress, on_error=on_error
+        )
         for each in prepared
     ]
     keyed = [group.keyed(own) for group, own in zip(trainings, groups, strict=True)]
@@ -267,6 +270,12 @@ def _run(
             found += group.cards(keys, done)
             tidying.after(group)
     return found
+
+
+def _done(folder: Path) -> dict[str, Card]:
+    """Return the cards that stand, by their keys; what failed is to be tried again."""
+    cards = read_cards(folder) if (folder / "cards").is_dir() else []
+    return {card.key: card for card in cards if card.status != "failed"}
 
 
 def _wanted(checked: Settings) -> tuple[list[CellSettings], int]:

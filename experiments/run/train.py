@@ -276,10 +276,13 @@ def _tell_nodes(grid: DeterministicGrid, prepared: Prepared, timeout: float) -> 
         for node, partition in grid.roster.items()
     ]
     devices: set[str] = set()
+    expected = {prepared.settings.plugins(): prepared.ran_on}
     for reply in grid.send_and_receive(messages, timeout=timeout):
         node = grid.roster[reply.metadata.src_node_id]
         ran_on = RanOn.of(reply)
-        prepared.ran_on.check(f"node {node}", ran_on)
+        parts = prepared.cell(node).plugins()  # a malicious node has no defences
+        expected[parts] = expected.get(parts) or prepared.found(parts)
+        expected[parts].check(f"node {node}", ran_on)
         if ran_on is not None:
             devices.add(ran_on.device)
     return sorted(devices)

@@ -13,8 +13,8 @@ from experiments.settings.plugins import (
     DefenseSettings,
     JsonObject,
     TunedOn,
-    adversary_names,
-    intruder_names,
+    is_adversary,
+    is_intruder,
 )
 from experiments.settings.protocol import ProtocolSettings
 from experiments.settings.schema import (
@@ -112,6 +112,11 @@ class Training:
             **({"intruder": asdict(self.intruder)} if self.intruder else {}),
         }
 
+    def plugins(self) -> tuple[str, ...]:
+        """Return the names of everything that plays a part in it, keys and import paths."""
+        acting = [each.name for each in (self.adversary, self.intruder) if each is not None]
+        return (*(name for name, _ in self.defense.stack), *acting)
+
     def never_hijacked(self) -> "Training":
         """Return the control run: the adversary trains as ever, and its nodes never notice it."""
         if self.adversary is None:
@@ -186,8 +191,10 @@ def cells(settings: Settings) -> list[CellSettings]:
         attack that would be reported on the rows its settings were chosen on is a
         :class:`~experiments.settings.schema.SettingsError`.
     """
-    active = {*adversary_names(), *intruder_names()}
-    attacks = sorted(settings.attack, key=lambda attack: attack.name in active or attack.live)
+    attacks = sorted(
+        settings.attack,
+        key=lambda attack: is_adversary(attack.name) or is_intruder(attack.name) or attack.live,
+    )
     found = [
         CellSettings(
             case=case,
@@ -247,7 +254,7 @@ def chosen(case: Mapping[str, Any], key: str, offered: Sequence[Choice]) -> list
 
 def _attacked(training: Training, attack: AttackSettings) -> Training:
     """Return the run an attack needs; what acts or learns while it trains has one of its own."""
-    if attack.name in intruder_names():
+    if is_intruder(attack.name):
         intruding = Intruding(
             name=attack.name,
             own=attack.own,
@@ -255,7 +262,7 @@ def _attacked(training: Training, attack: AttackSettings) -> Training:
             samples=attack.targets,
         )
         return replace(training, intruder=intruding)
-    if attack.name not in adversary_names() and not attack.live:
+    if not is_adversary(attack.name) and not attack.live:
         return training
     hijacking = Hijacking(
         name=attack.name,

@@ -7,8 +7,15 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from experiments.settings.plugins import JsonObject, common_keys, plugin_fields
+from experiments.settings.plugins import (
+    JsonObject,
+    common_keys,
+    import_path,
+    own_fields,
+    plugin_fields,
+)
 from experiments.settings.schema import Settings, SettingsError
+from leakbed.plugins import is_own
 
 FLAGSHIP = Path(__file__).resolve().parents[1] / "studies" / "fl_vs_split" / "settings.toml"
 """The experiment of ``leakbed compare``."""
@@ -107,12 +114,10 @@ def _takes(section: str, table: object, key: str) -> bool:
     """Say whether an attack or a defence has a setting, its own or one that all have."""
     if not isinstance(table, Mapping) or section not in {"attack", "defense"}:
         return True
-    own = plugin_fields("attacks" if section == "attack" else "defenses").get(
-        str(table.get("name"))
-    )
-    common = (
-        common_keys(table.get("name")) if section == "attack" else frozenset({"name", "everywhere"})
-    )
+    package, name = "attacks" if section == "attack" else "defenses", str(table.get("name"))
+    name = import_path(package, name)
+    own = own_fields(package, name) if is_own(name) else plugin_fields(package).get(name)
+    common = common_keys(name) if section == "attack" else frozenset({"name", "everywhere"})
     common -= {"restarts"}  # only of use to attacks that choose among their tries
     return key in common or (own is not None and key in own.settings)
 

@@ -1,6 +1,7 @@
 """The tables of a settings file that name a plug-in: attacks and defences, with their own settings.
 
-Read strictly and without torch: what a plug-in may be told is read from its source.
+Read strictly and, but for classes of one's own, without torch: what a plug-in of the catalogue may
+be told is read from its source.
 
 Refuse a plug-in's setting whose value has the wrong type, before the plug-in is imported.
 
@@ -11,12 +12,14 @@ The names and settings of the plug-ins, read from their source without importing
 
 Importing an attack imports torch, which takes seconds; a typing mistake in a settings file should
 be answered at once. Catalogues are plain dicts, one class per file, so their source says
-all there is to know; a test compares this reading with the classes themselves.
+all there is to know; a test compares this reading with the classes themselves. A class of one's
+own, named by import path, is imported: it may lie anywhere and be written in any way.
 """
 
 import ast
+import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -34,6 +37,7 @@ from pydantic import (
 )
 
 from leakbed.lookup import unknown_name
+from leakbed.plugins import Contract, PluginError, installed, is_own, own_class, role_of
 
 _Whole = Annotated[int, Strict()]
 _Number = Annotated[float, Strict(), AllowInfNan(False)]
@@ -85,6 +89,7 @@ def _adapter(written: str) -> TypeAdapter[Any]:
 _ROOT = Path(__file__).resolve().parents[2]
 _ADVERSARIES, _INTRUDERS = "ADVERSARIES", "INTRUDERS"
 _KNOWN = "Knowledge.KNOWN_LABELS"
+_CONTRACTS: Mapping[str, Contract] = {"attacks": "attack", "defenses": "defence"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +123,76 @@ def plugin_fields(package: str) -> dict[str, PluginFields]:
         for name, value in _entries(catalogue).items()
         if isinstance(value, ast.Name)
     }
+
+
+@cache
+def own_fields(package: str, path: str) -> PluginFields:
+    """Return what a settings file may say of a class of one's own, which is imported for it.
+
+    What cannot be imported is an :class:`~leakbed.lookup.ImportPathError`.
+
+    Args:
+        package: As for :func:`plugin_fields`.
+        path: ``package.module:Class``.
+
+    Returns:
+        Its settings.
+
+    Raises:
+        PluginError: It breaks the contract, or has the name of a catalogue's.
+    """
+    kind = own_class(path, _CONTRACTS[package])
+    if kind.name in plugin_fields(package):
+        raise PluginError(
+            f"{path} has the name {kind.name!r}, which is the catalogue's own; give it another"
+        )
+    module = inspect.getmodule(kind)
+    text = inspect.getsource(module) if getattr(module, "__file__", None) and module else ""
+    written = {each.name: _written(each.type) for each in fields(kind)}
+    return PluginFields(settings=written, told=_KNOWN in text)
+
+
+def import_path(package: str, name: str) -> str:
+    """Return the import path behind the short name of an installed package's method.
+
+    Args:
+        package: As for :func:`plugin_fields`.
+        name: As a settings file has it.
+
+    Returns:
+        The path; any other name as it is.
+
+    Raises:
+        PluginError: An installed package offers a name that is the catalogue's.
+    """
+    if is_own(name) or name not in (offered := installed(_CONTRACTS[package])):
+        return name
+    found = offered[name]
+    if name in plugin_fields(package):
+        source = found.dist.name if found.dist else "an installed package"
+        raise PluginError(
+            f"{source} offers {name!r}, which is the catalogue's own; give it another name in its "
+            "entry points, or uninstall it"
+        )
+    return found.value
+
+
+def is_adversary(name: object) -> bool:
+    """Say whether an attack rewrites messages at the server while a run trains."""
+    return name in adversary_names() or _plays(name, "adversary")
+
+
+def is_intruder(name: object) -> bool:
+    """Say whether an attack is a malicious client."""
+    return name in intruder_names() or _plays(name, "intruder")
+
+
+def _plays(name: object, role: str) -> bool:
+    return isinstance(name, str) and is_own(name) and role_of(own_class(name, "attack")) == role
+
+
+def _written(kind: Any) -> str:  # noqa: ANN401  a type, or its text
+    return kind if isinstance(kind, str) else getattr(kind, "__name__", "") or str(kind)
 
 
 @cache
@@ -338,9 +413,9 @@ def common_keys(attack: object) -> frozenset[str]:
         Legal keys of its table, beside its own.
     """
     everyones = set(AttackSettings.model_fields) - {"own"} - _SOME
-    if attack in intruder_names():
+    if is_intruder(attack):
         return frozenset(everyones | _INTRUDING)
-    if attack in adversary_names():
+    if is_adversary(attack):
         return frozenset(everyones | _ACTIVE)
     return frozenset(everyones | _PASSIVE | (_TOLD if _told(attack) else set()))
 
@@ -383,24 +458,22 @@ def attack_table(table: object) -> object:
     """
     if not isinstance(table, Mapping):
         return table
-    given = dict(table)
+    given = _by_path("attacks", table)
     if isinstance(given.get("own"), Mapping):  # settings that were checked before
         given |= given.pop("own")
-    own_fields = _plugin("attacks", "attack", given.get("name")).settings
+    legal = _plugin("attacks", "attack", given.get("name")).settings
     refuse_reserved("attack", given["name"])
     common = common_keys(given.get("name"))
     own: JsonObject = {}
     kept: JsonObject = {}
     for key, value in given.items():
-        if key not in common and key not in own_fields:
-            raise ValueError(
-                unknown_name(f"key of attack {given['name']}", key, {*common, *own_fields})
-            )
+        if key not in common and key not in legal:
+            raise ValueError(unknown_name(f"key of attack {given['name']}", key, {*common, *legal}))
         if key in common:
             kept[key] = value
         else:
             owner = f"attack {given['name']}"
-            own[key] = checked_value(owner, key, value, written=own_fields[key])
+            own[key] = checked_value(owner, key, value, written=legal[key])
     if _told(given["name"]):
         kept.setdefault("known_per_class", KNOWN_PER_CLASS)
     return {**kept, "own": own}
@@ -420,8 +493,9 @@ def defense_table(table: object) -> object:
     """
     if not isinstance(table, Mapping):
         return table
-    common = {key: value for key, value in table.items() if key in _COMMON}
-    own = {key: value for key, value in table.items() if key not in _COMMON}
+    given = _by_path("defenses", table)
+    common = {key: value for key, value in given.items() if key in _COMMON}
+    own = {key: value for key, value in given.items() if key not in _COMMON}
     if "stack" not in own:
         return {**common, "stack": [] if own == {"name": "none"} else [_one(own)]}
     if set(own) != {"stack"}:
@@ -433,9 +507,18 @@ def defense_table(table: object) -> object:
     return {**common, "stack": [_one(each) for each in own["stack"]]}
 
 
+def _by_path(package: str, table: Mapping[str, Any]) -> JsonObject:
+    """Return a table with the import path behind the short name that a package gave to a method."""
+    given, short = dict(table), table.get("name")
+    if isinstance(short, str) and (path := import_path(package, short)) != short:
+        return {"called": short, **given, "name": path}
+    return given
+
+
 def _told(attack: object) -> bool:
     """Say whether an attack may know labels."""
-    fields = plugin_fields("attacks").get(str(attack))
+    name = str(attack)
+    fields = own_fields("attacks", name) if is_own(name) else plugin_fields("attacks").get(name)
     return fields is not None and fields.told
 
 
@@ -445,19 +528,23 @@ def _one(table: object) -> tuple[str, JsonObject]:
     if not isinstance(table, Mapping):
         raise ValueError(f'{table!r} is no defence; write {{ name = "weight-noise" }}')  # noqa: TRY004
     own = {key: value for key, value in table.items() if key != "name"}
-    legal = _plugin("defenses", "defence", table.get("name"), "none").settings
-    refuse_reserved("defence", str(table["name"]))
+    name = _by_path("defenses", table).get("name")
+    legal = _plugin("defenses", "defence", name, "none").settings
+    refuse_reserved("defence", str(name))
     for key, value in own.items():
         if key not in legal:
-            raise ValueError(unknown_name(f"key of defence {table['name']}", key, legal))
-        own[key] = checked_value(f"defence {table['name']}", key, value, written=legal[key])
-    return str(table["name"]), own
+            raise ValueError(unknown_name(f"key of defence {name}", key, legal))
+        own[key] = checked_value(f"defence {name}", key, value, written=legal[key])
+    return str(name), own
 
 
 def _plugin(package: str, kind: str, name: object, *also: str) -> PluginFields:
     known = plugin_fields(package)
     if name is None:
         raise ValueError(f"every {kind} needs a name; legal: {', '.join(sorted([*known, *also]))}")
+    if isinstance(name, str) and is_own(name):
+        return own_fields(package, name)
     if not isinstance(name, str) or name not in known:
-        raise ValueError(unknown_name(kind, str(name), [*known, *also]))
+        message = unknown_name(kind, str(name), [*known, *also])
+        raise ValueError(f"{message}; or 'package.module:Class' for your own")
     return known[str(name)]

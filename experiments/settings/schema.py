@@ -115,6 +115,8 @@ class Settings(Strict):
         keep_rounds: Which rounds a trace keeps: the ``"last"``, which is attacked, or ``"all"``.
         keep_runs: Whether training runs stay when their cells are done. Of many cells they are
             gigabytes; without them, a cell with other attack settings trains again.
+        on_error: What follows where the code of an attack or a defence breaks: a card of status
+            ``failed`` and the next cell (``"card"``), or the end of the run (``"stop"``).
         data: Defaults of every cell's data.
         model: Likewise.
         protocol: Likewise.
@@ -140,6 +142,7 @@ class Settings(Strict):
     jobs: int = Field(default=1, ge=1, strict=True)
     keep_rounds: Literal["last", "all"] = "last"
     keep_runs: bool = True
+    on_error: Literal["card", "stop"] = "card"
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
     protocol: ProtocolSettings = ProtocolSettings()

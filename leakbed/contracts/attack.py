@@ -251,6 +251,10 @@ class UnfitViewError(ValueError):
     """Evidence of a shape or number the attack cannot read; the message says what it reads."""
 
 
+class BrokenPluginError(RuntimeError):
+    """The code of an attack or a defence raised, or returned what its contract does not allow."""
+
+
 @runtime_checkable
 class Attack(Protocol):
     """One published passive attack: a frozen dataclass whose fields are its settings."""

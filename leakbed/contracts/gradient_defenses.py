@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from leakbed.contract_checks import blamed, refuse_unsent
 from leakbed.contracts import Defense, DefenseState, IllegalCombinationError
 from leakbed.contracts.defense import Run
 
@@ -165,10 +166,13 @@ class GradientDefenses:
             horizon.send(origin)
         states = []
         for defense, state in zip(self._defenses, self.states, strict=True):
-            if labels is None:
-                after, gradient = defense.protect_cut_gradient(state, gradient)
-            else:
-                after, gradient = defense.protect_labelled_gradient(state, gradient, labels)
+            with blamed(defense, "defence"):
+                if labels is None:
+                    after, sent = defense.protect_cut_gradient(state, gradient)
+                else:
+                    after, sent = defense.protect_labelled_gradient(state, gradient, labels)
+                refuse_unsent(defense, {"gradient": sent}, {"gradient": gradient})
+            gradient = sent
             states.append(after.next())
         self.states = states
         return gradient

@@ -16,6 +16,7 @@ Flower's own pull also waits inside the call, up to three minutes, for what a no
 not uploaded yet. So each reply is pulled in a thread of its own, and only its own node waits.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from itertools import count
@@ -219,7 +220,9 @@ class ResidentGrid(Grid):
         return list(self.roster)
 
 
+_WHERE = re.compile(r" \(contract_checks\.py, line \d+\).*$")
 _DIVERGED = "left the finite numbers"  # nodes' own words: each runtime wraps them in its own way
+BROKEN = "the code of defence"  # likewise
 UNFIT_BOTTOM = "the bottom it was sent does not fit"  # likewise
 
 
@@ -248,6 +251,15 @@ class NodeFailed(RuntimeError):  # noqa: N818  the name the design gives it
     def diverged(self) -> bool:
         """Whether the node's training left the finite numbers, as it would if it were repeated."""
         return _DIVERGED in self.cause
+
+    @property
+    def broken_plugin(self) -> str | None:
+        """What a defence at the node did wrong, in its own words; None where it was no defence."""
+        _, found, said = self.cause.partition(BROKEN)
+        if not found or not said.strip():
+            return None
+        line = said.splitlines()[0]
+        return f"{BROKEN}{_WHERE.sub('', line)}"  # the place in our file, behind that in theirs
 
     @property
     def refuses_bottom(self) -> bool:

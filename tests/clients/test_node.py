@@ -204,6 +204,26 @@ def test_in_a_deployment_a_node_imports_and_reads_only_what_its_operator_lists(
     assert list(kept.state) == ["b"]  # what the node knew before is still there
 
 
+@pytest.mark.parametrize(
+    ("named", "refused"),
+    [
+        ({"defenses": (("os:Mask", {}),)}, r"defense\.name \(0\) = 'os:Mask'.*import-paths"),
+        ({"intruder": ("os:Gan", {})}, r"attack\.name = 'os:Gan'.*import-paths"),
+    ],
+)
+def test_in_a_deployment_a_node_imports_no_plugin_that_its_operator_does_not_list(
+    monkeypatch: pytest.MonkeyPatch, named: dict[str, Any], refused: str
+) -> None:
+    monkeypatch.setattr("clients.node.is_simulated", lambda: False)
+    imports: list[str] = []
+    monkeypatch.setattr("leakbed.plugins.import_object", imports.append)
+    kept = Context(1, 1, {"partition-id": 0, **LISTED}, RecordDict(), {})
+    sent = RecordDict({"cell": replace(tiny.cell(), **named).record()})
+    with pytest.raises(UnlistedError, match=refused):
+        node_app(Message(sent, dst_node_id=1, message_type=SETUP), kept)
+    assert imports == []
+
+
 @pytest.mark.parametrize(("config", "root"), [({}, None), ({"data-root": "/own"}, "/own")])
 def test_in_a_deployment_a_node_takes_what_its_operator_lists_and_its_own_folder(
     monkeypatch: pytest.MonkeyPatch, config: dict[str, str], root: str | None

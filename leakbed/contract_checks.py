@@ -1,0 +1,164 @@
+"""What an attack and a defence must keep to, found by running them.
+
+The tests of the catalogue, ``leakbed check``, and the harness on what a run's plug-ins return all
+ask here; :mod:`leakbed.plugins` has what shows without running anything. Needs torch for what it
+is given, but imports it only to try a class out.
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from leakbed.contracts import (
+    BrokenPluginError,
+    Guess,
+    MissingKnowledgeError,
+    UnfitViewError,
+    View,
+)
+from leakbed.errors import OURS, of_machine
+from leakbed.lookup import format_error
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def broken(plugin: object, what: str, said: str) -> BrokenPluginError:
+    """Return the error of an attack or a defence whose code is at fault.
+
+    Args:
+        plugin: The attack or the defence.
+        what: ``"attack"`` or ``"defence"``.
+        said: What it did.
+
+    Returns:
+        One line, with its name and its class.
+    """
+    kind = type(plugin)
+    name = getattr(plugin, "name", kind.__name__)
+    return BrokenPluginError(f"the code of {what} {name} ({kind.__qualname__}) {said}")
+
+
+@contextmanager
+def blamed(plugin: object, what: str) -> Iterator[None]:
+    """Blame an attack or a defence by name for what its code raises.
+
+    Args:
+        plugin: The attack or the defence.
+        what: ``"attack"`` or ``"defence"``.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        BrokenPluginError: The body raised, with the line of the plug-in's file.
+        Exception: What the body raised as an error of ours, such as evidence that does not fit, or
+            what the machine refused.
+    """
+    try:
+        yield
+    except (BrokenPluginError, MissingKnowledgeError, UnfitViewError):
+        raise
+    except Exception as error:
+        ours = type(error).__module__.partition(".")[0] in OURS
+        if ours or of_machine(error) is not None:
+            raise
+        try:
+            file = inspect.getfile(type(plugin))
+        except (TypeError, OSError):  # of a notebook's cell
+            file = None
+        raise broken(plugin, what, f"raised {format_error(error, within=file)}") from error
+
+
+def guess_breaches(guess: object, view: View) -> list[str]:
+    """Return in what an answer is none, as phrases that follow "returned".
+
+    Args:
+        guess: What an attack returned.
+        view: What it was given.
+
+    Returns:
+        One phrase for each breach; empty for none.
+    """
+    if not isinstance(guess, Guess):
+        return [f"{_kind(guess)}; return a leakbed.contracts.Guess"]
+    rows = (view.targets, view.rows)
+    shapes: Mapping[str, tuple[int, ...]] = {
+        "images": (*rows, *view.image_shape),
+        "labels": rows,
+        "clusters": rows,
+        "attributes": rows,
+        "scores": rows,
+        "objective": rows[:1],
+        "failed": rows[:1],
+        "stopped_on_budget": rows[:1],
+    }
+    found = []
+    for name, wanted in shapes.items():
+        value = getattr(guess, name)
+        if value is not None and (said := _tensor_breach(value, wanted)):
+            found.append(f"{said} as {name}")
+    return found
+
+
+def sent_breach(sent: object, given: "Tensor") -> str | None:
+    """Return in what a defence's answer cannot stand for what it was given, or None if it can.
+
+    Args:
+        sent: What it returned.
+        given: The tensor it was given.
+
+    Returns:
+        A phrase that follows "returned".
+    """
+    if said := _tensor_breach(sent, tuple(given.shape)):
+        return said
+    dtype = getattr(sent, "dtype", None)
+    if dtype != given.dtype:
+        return f"a tensor of {dtype} for one of {given.dtype}"
+    if _finite(given) and not _finite(sent):
+        return "values that are not finite, for finite ones"
+    return None
+
+
+def refuse_unsent(
+    defense: object, sent: Mapping[str, "Tensor"], given: Mapping[str, "Tensor"]
+) -> None:
+    """Refuse what a defence returns where it cannot stand for what it was given.
+
+    Args:
+        defense: Whose answer it is.
+        sent: What it returned, by name.
+        given: What it was given, by the same names.
+
+    Raises:
+        BrokenPluginError: A name, a shape or a type is another, or values are no longer finite.
+    """
+    if not isinstance(sent, Mapping) or sent.keys() != given.keys():
+        names = sorted(sent) if isinstance(sent, Mapping) else _kind(sent)
+        raise broken(defense, "defence", f"returned {names} where {sorted(given)} belong")
+    for name, value in given.items():
+        if (said := sent_breach(sent[name], value)) is not None:
+            raise broken(defense, "defence", f"returned {said} as {name}")
+
+
+def _finite(tensor: Any) -> bool:  # noqa: ANN401  a tensor, by what was asked before
+    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
+
+
+def _tensor_breach(value: object, wanted: tuple[int, ...]) -> str | None:
+    from torch import Tensor  # noqa: PLC0415  as the module's first lines say
+
+    if not isinstance(value, Tensor):
+        return f"{_kind(value)} where a torch tensor of shape {wanted} belongs"
+    if tuple(value.shape) != wanted:
+        return f"a tensor of shape {tuple(value.shape)} where {wanted} belongs"
+    return None
+
+
+def _kind(value: object) -> str:
+    if value is None:
+        return "None"
+    kind = type(value)
+    return f"a {kind.__module__}.{kind.__qualname__}"

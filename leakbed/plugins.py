@@ -1,0 +1,159 @@
+"""Attacks and defences of one's own, named by import path where a catalogue key stands.
+
+``name = "mine:Grey"`` is the class ``Grey`` of the module ``mine``; an installed package may give
+it a short name by an entry point of the group ``leakbed.attacks`` or ``leakbed.defenses``.
+What can be said of a class without running it is checked here, whenever it is looked up;
+:mod:`leakbed.contract_checks` runs it. Importing this needs neither torch nor Flower.
+"""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal, TypeVar
+
+from leakbed.contracts import ThreatModel
+from leakbed.contracts.defense import Defense, refuse_uncalled
+from leakbed.lookup import format_error, import_object
+
+Contract = Literal["attack", "defence"]
+Role = Literal["attack", "adversary", "intruder", "defence"]
+GROUPS: Mapping[Contract, str] = {"attack": "leakbed.attacks", "defence": "leakbed.defenses"}
+"""The entry points by which an installed package offers its methods."""
+_METHODS: Mapping[Role, tuple[str, ...]] = {
+    "adversary": ("begin", "forge", "guess"),
+    "intruder": ("begin", "turn", "learn", "samples"),
+    "attack": ("run",),
+}
+Kind = TypeVar("Kind")
+
+
+class PluginError(ValueError):
+    """A class that does not keep the contract of what it was named as."""
+
+
+def is_own(name: str) -> bool:
+    """Say whether a name is an import path rather than a catalogue key."""
+    return ":" in name
+
+
+def picked(name: str, catalogue: Mapping[str, type[Kind]], contract: Contract) -> type[Kind]:
+    """Return the class of a catalogue key or of an import path.
+
+    What cannot be imported, or is of another contract, raises as in :func:`own_class`.
+
+    Args:
+        name: A key of the catalogue, or ``package.module:Class``.
+        catalogue: The repository's own.
+        contract: What the class is to be.
+
+    Returns:
+        The class.
+    """
+    return own_class(name, contract) if is_own(name) else catalogue[name]
+
+
+@cache
+def own_class(path: str, contract: Contract) -> type[Any]:
+    """Return the class of an import path, checked as far as that needs no run of it.
+
+    What cannot be imported is an :class:`~leakbed.lookup.ImportPathError`.
+
+    Args:
+        path: ``package.module:Class``.
+        contract: What the class is to be.
+
+    Returns:
+        The class.
+
+    Raises:
+        PluginError: It is no class, or breaks the contract; the message has each breach.
+    """
+    kind = import_object(path)
+    if not isinstance(kind, type):
+        raise PluginError(f"{path} is {kind!r}; name a class, whose fields are the settings")
+    if found := form_breaches(kind, contract):
+        raise PluginError(f"{path} is no {contract} to use: {'; '.join(found)}")
+    return kind
+
+
+def role_of(kind: type) -> Role | None:
+    """Return which contract a class looks like: by its base, or by its methods; None for none."""
+    if issubclass(kind, Defense):
+        return "defence"
+    for role, methods in _METHODS.items():
+        if all(callable(getattr(kind, method, None)) for method in methods):
+            return role
+    return None
+
+
+def form_breaches(kind: type, contract: Contract) -> list[str]:
+    """Return in what a class breaks a contract, as far as that shows without running it.
+
+    Args:
+        kind: The class.
+        contract: What it is to be.
+
+    Returns:
+        One phrase for each breach, with what to do; empty for none.
+    """
+    role = role_of(kind)
+    if (role == "defence") != (contract == "defence") or role is None:
+        return [_other(role, contract)]
+    found = _dataclass_breaches(kind)
+    found += [
+        f"{attribute} is {getattr(kind, attribute, None)!r}; write `{attribute}: ClassVar[str]`"
+        for attribute in ("name", "source")
+        if not isinstance(getattr(kind, attribute, None), str) or not getattr(kind, attribute)
+    ]
+    if found:
+        return found
+    try:
+        return _defense_breaches(kind) if role == "defence" else _threat_breaches(kind, role)
+    except Exception as error:  # noqa: BLE001  a stranger's class may raise anything
+        return [f"with its defaults it raised {format_error(error)}"]
+
+
+def _other(role: Role | None, contract: Contract) -> str:
+    if role is not None:
+        return f"it is an {role}" if role != "defence" else "it is a defence"
+    if contract == "defence":
+        return "it does not inherit leakbed.contracts.Defense"
+    needed = "; or ".join(f"{role}: {', '.join(names)}" for role, names in _METHODS.items())
+    return f"it has the methods of no attack ({needed})"
+
+
+def _dataclass_breaches(kind: type) -> list[str]:
+    if not is_dataclass(kind) or "__dataclass_params__" not in vars(kind):
+        return ["it is no dataclass; write @dataclass(frozen=True, kw_only=True) above it"]
+    if not kind.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        return ["it can be changed; write @dataclass(frozen=True, kw_only=True) above it"]
+    return [
+        f"setting {each.name} has no default; give it one"
+        for each in fields(kind)
+        if each.default is MISSING and each.default_factory is MISSING
+    ]
+
+
+def _threat_breaches(kind: type, role: Role) -> list[str]:
+    threat = getattr(kind(), "threat", None)
+    if not isinstance(threat, ThreatModel):
+        return [f"threat is {threat!r}; return a leakbed.contracts.ThreatModel from a property"]
+    if threat.active != (role == "adversary") and role != "intruder":
+        return [f"threat.active is {threat.active}, but it is an {role} by its methods"]
+    return []
+
+
+def _defense_breaches(kind: type[Defense]) -> list[str]:
+    protects = getattr(kind, "protects", None)
+    if not isinstance(protects, frozenset) or not protects:
+        return [f"protects is {protects!r}; write frozenset({{Protects.SMASHED}}) or the like"]
+    refuse_uncalled(kind)
+    if kind.claims == "" and kind().claiming:
+        return ["it is claiming without `claims`; say what it claims"]
+    return []
+
+
+def installed(contract: Contract) -> dict[str, EntryPoint]:
+    """Return the methods that installed packages offer, by their short names."""
+    return {each.name: each for each in entry_points(group=GROUPS[contract])}

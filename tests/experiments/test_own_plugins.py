@@ -1,0 +1,253 @@
+"""Attacks and defences of one's own, named by import path, in a folder outside the repository."""
+
+import importlib
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.report.page import write_report
+from experiments.run import executor
+from experiments.run.offline import attack_trace
+from experiments.run.runner import run
+from experiments.settings import plugins
+from experiments.settings.load import load_settings
+from experiments.settings.schema import SettingsError
+from leakbed import provenance
+from leakbed.contracts import BrokenPluginError
+from leakbed.errors import came_to_nothing
+from leakbed.plugins import own_class
+
+ATTACK = '''
+"""An attack of my own."""
+from dataclasses import dataclass
+from typing import ClassVar
+import torch
+import shade_of_mine
+from leakbed.contracts import Evidence, Guess, Seat, ThreatModel, View
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grey:
+    """Guesses one grey."""
+
+    name: ClassVar[str] = "mine-grey"
+    source: ClassVar[str] = "own"
+    grey: float = shade_of_mine.SHADE
+
+    @property
+    def threat(self) -> ThreatModel:
+        """A server that reads smashed data."""
+        return ThreatModel(seat=Seat.SERVER, evidence=frozenset({Evidence.SMASHED}))
+
+    def run(self, view: View, *, seed: int) -> Guess:
+        """Attack."""
+        return Guess(images=torch.full((view.targets, 1, *view.image_shape), self.grey))
+'''
+DEFENSE = '''
+"""A defence of my own."""
+from dataclasses import dataclass
+from typing import ClassVar
+import torch
+from leakbed.contracts import Defense, Protects
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomMask(Defense):
+    """Zeroes entries at random."""
+
+    name: ClassVar[str] = "random-mask"
+    source: ClassVar[str] = "own"
+    protects: ClassVar[frozenset[Protects]] = frozenset({Protects.SMASHED})
+    share: float = 0.5
+
+    def protect_smashed(self, state, smashed):
+        """Drop entries."""
+        draw = torch.rand(smashed.shape, generator=state.generator())
+        return state, smashed * (draw >= self.share)
+'''
+TABLE: dict[str, Any] = {
+    "name": "own",
+    "data": {"name": "tests.support.tiny:images", "nodes": 2, "test": 0.2},
+    "model": {"name": "tests.support.tiny:plain", "cut": 1},
+    "protocol": {"name": "vanilla-split", "batch_size": 5, "local_steps": 2},
+    "attack": [{"name": "grey_of_mine:Grey", "targets": 2}],
+}
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder on the path with an attack, what it imports, and a defence."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "grey_of_mine.py").write_text(ATTACK)
+    (folder / "shade_of_mine.py").write_text("SHADE = 0.25\n")
+    (folder / "mask_of_mine.py").write_text(DEFENSE)
+    monkeypatch.syspath_prepend(str(folder))
+    _as_in_a_new_process()
+    return folder
+
+
+def _as_in_a_new_process() -> None:
+    provenance._FIRST.clear()
+    own_class.cache_clear()
+    plugins.own_fields.cache_clear()
+    for name in [name for name in sys.modules if name.endswith("_of_mine")]:
+        del sys.modules[name]
+    importlib.invalidate_caches()
+
+
+def test_an_attack_and_a_defense_run_by_import_path(mine: Path, tmp_path: Path) -> None:
+    table = {**TABLE, "defense": [{"name": "none"}, {"name": "mask_of_mine:RandomMask"}]}
+    table["attack"] = [{"name": "grey_of_mine:Grey", "grey": 0.75, "targets": 2}]
+    cards = run(table, out=tmp_path / "out")
+    assert [card.status for card in cards] == ["done", "done"]
+    assert {card.attack for card in cards} == {"grey_of_mine:Grey"}
+    assert [card.defense for card in cards] == ["none", "mask_of_mine:RandomMask"]
+    assert json.loads(cards[0].model_dump_json())["settings"]["attack"]["own"] == {"grey": 0.75}
+    trace, _ = sorted((tmp_path / "out" / "runs").glob("*/trace"))
+    offline = attack_trace(
+        trace,
+        "grey_of_mine:Grey",
+        settings={"targets": 2},
+        out=tmp_path / "offline",
+        model="tests.support.tiny:plain",
+    )
+    assert offline.attack == "grey_of_mine:Grey"
+
+
+@pytest.mark.parametrize("edited", ["grey_of_mine.py", "shade_of_mine.py"])
+def test_an_edit_of_an_attack_or_of_what_it_imports_attacks_again_and_trains_nothing(
+    mine: Path, tmp_path: Path, edited: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = {"name": "smashed-as-image", "targets": 2}
+    table = {**TABLE, "attack": [*TABLE["attack"], other]}
+    before = run(table, out=tmp_path / "out")
+    (mine / edited).write_text((mine / edited).read_text() + "# a comment\n")
+    _as_in_a_new_process()
+    monkeypatch.setattr(executor, "train", pytest.fail)
+    after = run(table, out=tmp_path / "out")
+    assert [new.key == old.key for new, old in zip(after, before, strict=True)] == [False, True]
+
+
+def test_an_edit_of_a_defense_trains_again(mine: Path, tmp_path: Path) -> None:
+    table = {**TABLE, "defense": [{"name": "mask_of_mine:RandomMask"}]}
+    run(table, out=tmp_path / "out")
+    (mine / "mask_of_mine.py").write_text(DEFENSE + "# a comment\n")
+    _as_in_a_new_process()
+    run(table, out=tmp_path / "out")
+    assert len(list((tmp_path / "out" / "runs").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({"name": "grey_of_mine:Gray"}, "did you mean 'Grey'"),
+        ({"name": "no_such_module:Grey"}, "No module named 'no_such_module'"),
+        ({"name": "grey_of_mine:Grey", "gray": 0.5}, "did you mean 'grey'"),
+        ({"name": "grey_of_mine:Grey", "grey": "dark"}, "grey: Input should be a valid number"),
+        ({"name": "mask_of_mine:RandomMask"}, "it is a defence"),
+        ({"name": "grey_of_mine:View"}, "has the methods of no attack"),
+    ],
+)
+def test_what_cannot_be_used_is_named_before_training(
+    mine: Path, table: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(SettingsError, match=said):
+        load_settings({**TABLE, "attack": [table]})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("(frozen=True, kw_only=True)", "", "it can be changed"),
+        ("@dataclass(frozen=True, kw_only=True)\n", "", "it is no dataclass"),
+        ("grey: float = shade_of_mine.SHADE", "grey: float", "setting grey has no default"),
+        ('name: ClassVar[str] = "mine-grey"', 'name: ClassVar[str] = "dlm"', "the catalogue's own"),
+        ('name: ClassVar[str] = "mine-grey"\n', "\n", "name is None"),
+        ("grey: float =", "targets: int = 3; grey: float =", "is a key of every attack"),
+        ("seat=Seat.SERVER", "active=True, seat=Seat.SERVER", "threat.active is True"),
+        ("import torch\n", "import torch\n1 / 0\n", "ZeroDivisionError.*line 6"),
+        ("return ThreatModel", "return print  # ThreatModel", "threat is <built-in"),
+    ],
+)
+def test_a_class_that_breaks_the_contract_is_refused_by_what_it_breaks(
+    mine: Path, old: str, new: str, said: str
+) -> None:
+    assert old in ATTACK
+    (mine / "grey_of_mine.py").write_text(ATTACK.replace(old, new, 1))
+    with pytest.raises(SettingsError, match=said):
+        load_settings(TABLE)
+
+
+def test_a_class_that_is_no_defense_is_refused_as_one(mine: Path) -> None:
+    with pytest.raises(SettingsError, match="it is an attack"):
+        load_settings({**TABLE, "defense": [{"name": "grey_of_mine:Grey"}]})
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("raise IndexError('index 5')", r"raised IndexError: index 5 \(grey_of_mine.py, line 25\)"),
+        (
+            "return torch.zeros(2) @ torch.zeros(3)",
+            r"raised RuntimeError: .*mine.py, line 25",
+        ),
+        ("return None", "returned None; return a leakbed.contracts.Guess"),
+        ("return Guess(images=torch.zeros(view.targets, *view.image_shape))", r"\(2, 1, 6, 6\) wh"),
+        (
+            "return Guess(images=torch.zeros(2, 1, 1, 6, 6).numpy())",
+            "a numpy.ndarray where",
+        ),
+    ],
+)
+def test_a_cell_that_fails_is_a_card_and_the_others_go_on(
+    mine: Path, tmp_path: Path, answer: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = "return Guess(images=torch.full((view.targets, 1, *view.image_shape), self.grey))"
+    file = mine / "grey_of_mine.py"
+    file.write_text(ATTACK.replace(sound, answer))
+    table = {**TABLE, "attack": [*TABLE["attack"], {"name": "smashed-as-image", "targets": 2}]}
+    failed, other = run(table, out=tmp_path / "out")
+    assert (failed.status, other.status) == ("failed", "done")
+    assert str(failed.why).startswith("the code of attack mine-grey (Grey) ")
+    assert re.search(said, str(failed.why))
+    assert came_to_nothing([failed.status, other.status]) == 1
+    write_report(tmp_path / "out")
+    with pytest.raises(BrokenPluginError, match=said):
+        run({**table, "on_error": "stop"}, out=tmp_path / "out")
+    monkeypatch.setattr(executor, "train", pytest.fail)
+    (again, _) = run(table, out=tmp_path / "out")  # it is tried again: nothing remembers it
+    assert again.status == "failed"
+    (tmp_path / "out" / "cards" / f"{failed.key}.json").unlink()
+    file.write_text(ATTACK)
+    _as_in_a_new_process()
+    assert [card.status for card in run(table, out=tmp_path / "out")] == ["done", "done"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (
+            "return state, smashed[:, :1]",
+            r"returned a tensor of shape \(5, 1, 4, 4\) where \(5, 4, ",
+        ),
+        ("return state, smashed.double()", "a tensor of torch.float64 for one of torch.float32"),
+        ("return state, smashed / 0 * 0", "returned values that are not finite"),
+        ("return state, None", "returned None where a torch tensor"),
+        ("raise KeyError('epsilon')", r"raised KeyError: 'epsilon' \(mask_of_mine.py, line 20\)$"),
+    ],
+)
+def test_a_defense_that_breaks_is_blamed_by_name(
+    mine: Path, tmp_path: Path, answer: str, said: str
+) -> None:
+    sound = "draw = torch.rand(smashed.shape, generator=state.generator())"
+    (mine / "mask_of_mine.py").write_text(DEFENSE.replace(sound, answer))
+    table = {**TABLE, "defense": [{"name": "mask_of_mine:RandomMask"}, {"name": "none"}]}
+    failed, other = run(table, out=tmp_path / "out")
+    assert (failed.status, other.status) == ("failed", "done")
+    assert str(failed.why).startswith("the code of defence random-mask (RandomMask) ")
+    assert re.search(said, str(failed.why))

@@ -1,0 +1,38 @@
+"""Looking up a class by key or by import path, and what shows of it without running it."""
+
+import pytest
+
+from attacks import ADVERSARIES, ATTACKS, INTRUDERS
+from defenses import DEFENSES
+from leakbed.lookup import ImportPathError
+from leakbed.plugins import PluginError, form_breaches, own_class, picked, role_of
+
+KINDS = [
+    *(("attack", "attack", kind) for kind in ATTACKS.values()),
+    *(("adversary", "attack", kind) for kind in ADVERSARIES.values()),
+    *(("intruder", "attack", kind) for kind in INTRUDERS.values()),
+    *(("defense", "defense", kind) for kind in DEFENSES.values()),
+]
+
+
+@pytest.mark.parametrize(
+    ("role", "contract", "kind"), KINDS, ids=[kind.__name__ for _, _, kind in KINDS]
+)
+def test_every_class_of_the_catalogue_keeps_its_form(role: str, contract: str, kind: type) -> None:
+    assert role_of(kind) == role
+    assert form_breaches(kind, contract) == []  # type: ignore[arg-type]
+    other = "defense" if contract == "attack" else "attack"
+    assert form_breaches(kind, other)  # type: ignore[arg-type]
+
+
+def test_a_key_is_the_catalogues_and_a_path_is_imported() -> None:
+    assert picked("dlm", ATTACKS, "attack") is ATTACKS["dlm"]
+    path = "attacks.baselines:ConstantImage"
+    assert picked(path, ATTACKS, "attack") is ATTACKS["constant-image"]
+
+
+def test_what_is_no_class_or_cannot_be_imported_is_named() -> None:
+    with pytest.raises(PluginError, match="name a class"):
+        own_class("math:pi", "attack")
+    with pytest.raises(ImportPathError, match="no_such_module"):
+        own_class("no_such_module:Grey", "attack")
