@@ -277,7 +277,10 @@ def audit(
         for heading, lines in (("Assumed", found.assumed), ("Seen", found.leaks)):
             for line in lines:
                 typer.echo(f"{heading}: {line}")
-        typer.echo(f"Attacks that do not fit: {', '.join(found.unfit) or 'none'} (audit.json)")
+        if "all" in found.unfit:
+            typer.echo(f"Not attacked: {found.unfit['all']}")
+        else:
+            typer.echo(f"Attacks that do not fit: {', '.join(found.unfit) or 'none'} (audit.json)")
         if found.cards:
             _show(found.cards, folder)
 

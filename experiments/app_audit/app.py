@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -37,6 +38,7 @@ from leakbed.lookup import format_error
 from leakbed.models import ModelMismatchError, UnknownModelError, weights_as_run
 from leakbed.tap.facts import amended
 from leakbed.tap.trace import Trace
+from leakbed.tap.trace_summary import summary
 
 _log = logging.getLogger("leakbed")
 
@@ -131,6 +133,10 @@ def audit_app(
     updates: list[Any] = list(trace.events(UpdateUp))
     _refuse_failed(trace, updates)
     found.leaks += unsearched(updates)
+    refused = unattackable(trace, updates, seen, said=about or {})
+    if refused is not None:
+        found.unfit["all"] = refused
+        updates = []
     if updates:
         sys.path.insert(0, str(bundle))
         importlib.invalidate_caches()
@@ -142,8 +148,6 @@ def audit_app(
         trace.about = amended(trace.about, facts, nodes=nodes)
         found.leaks += of_the_network(trace, updates)
         answers = _answers(trace, out, found)
-    if not updates:
-        found.unfit["all"] = "the app sent no updates of weights, which this audit attacks"
     for name in (attacks or tuple(ATTACKS)) if updates else ():
         settings = {"iterations": iterations, "restarts": 2} if name in _SEARCHES else {}
         try:
@@ -217,6 +221,41 @@ def _refuse_failed(trace: Trace, updates: list[Any]) -> None:
     failed: list[Any] = list(trace.events(Failed))
     if failed and not updates:
         raise AppError(f"no node of the app trained; the first said: {failed[0].reason}")
+
+
+def unattackable(
+    trace: Trace, updates: list[Any], seen: Mapping[str, Any], *, said: Mapping[str, Any]
+) -> str | None:
+    """Return why no attack fits an app, whatever its network is.
+
+    Args:
+        trace: Of its messages.
+        updates: Its weight updates.
+        seen: What its run showed of its networks and losses.
+        said: Facts that the user gave.
+
+    Returns:
+        The reason in words of the app; None where attacks may fit.
+    """
+    if summary(trace).masked:
+        return (
+            "the app aggregates securely (SecAgg+): what a single node sent is masked, and this "
+            "audit does not attack the sum of all nodes"
+        )
+    if not updates:
+        kinds = Counter(record.fields.get("message_type", record.kind) for record in trace.records)
+        sent = ", ".join(f"{kind} ({number})" for kind, number in sorted(kinds.items()))
+        return (
+            "the app sent no updates of weights, which this audit attacks; its records are "
+            f"{sent or 'none'}"
+        )
+    if seen["models"] and not seen["batches"] and not {"num_classes", "batch_size"} <= set(said):
+        return (
+            f"the app trained {seen['models'][0][0]}, but no cross entropy over class labels was "
+            "seen: attacks on weight updates are of classifiers; if it is one, say --about "
+            "image_shape=..., --about num_classes=... and --about batch_size=..."
+        )
+    return None
 
 
 def _seen_facts(seen: Mapping[str, Any], found: Audit) -> dict[str, Any]:

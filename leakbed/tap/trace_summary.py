@@ -8,7 +8,7 @@ from typing import Any
 from leakbed.tap.trace import Trace
 from leakbed.tap.trace_index import HOLDING, Record
 
-_MASKED = "secaggplus"  # the key of Flower's secure aggregation, both ways
+_MASKED = "secaggplus"  # how the keys of Flower's secure aggregation begin, both ways
 _SHOWN = 5
 
 
@@ -84,7 +84,9 @@ def summary(trace: Trace) -> Summary:
         kinds=dict(Counter(record.kind for record in trace.records)),
         bytes=sum(each.stat().st_size for each in trace.folder.rglob("*.safetensors")),
         skipped=tuple(_gaps(events)),
-        masked=any(_MASKED in record.fields.get("values", {}) for record in events),
+        masked=any(
+            key.startswith(_MASKED) for record in events for key in record.fields.get("values", {})
+        ),
     )
 
 

@@ -1,5 +1,6 @@
 """A stranger's Flower app is audited as it stands."""
 
+import re
 import shutil
 import sys
 import zipfile
@@ -168,3 +169,60 @@ def test_what_is_read_without_a_search() -> None:
     assert "no noise seen" in lines[3]
     trees = UpdateUp(node=1, round=1, step=0, before={}, after={"0": tree})
     assert "sum_hessian" in unsearched([trees])[-1]
+
+
+SERVES = """
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import ServerApp
+import numpy as np
+app = ServerApp()
+@app.main()
+def main(grid, context):
+    def content():
+        arrays = ArrayRecord({"weight": WEIGHT, "bias": BIAS})
+        return RecordDict({"NAME": arrays, "config": ConfigRecord({"server-round": 1})} if SENDS
+            else {"secaggplus_configs": ConfigRecord({"stage": "setup"})} if MASKS else {})
+    grid.send_and_receive([Message(content(), n, "KIND") for n in grid.get_node_ids()])
+"""
+SERVES = SERVES.replace("WEIGHT", "Array(np.zeros((1, 4), np.float32))")
+SERVES = SERVES.replace("BIAS", "Array(np.zeros(1, np.float32))")
+SERVES = SERVES.replace("import ArrayRecord", "import Array, ArrayRecord").replace("NAME", "arrays")
+ANSWERS = """
+from flwr.app import Message, RecordDict, ArrayRecord, ConfigRecord
+from flwr.clientapp import ClientApp
+import torch
+app = ClientApp()
+@app.query()
+def query(message, context):
+    return Message(message.content, reply_to=message)
+@app.train()
+def train(message, context):
+    if "secaggplus_configs" in message.content:
+        return Message(message.content, reply_to=message)
+    net = torch.nn.Linear(4, 1)
+    net.load_state_dict(message.content["arrays"].to_torch_state_dict())
+    torch.nn.functional.mse_loss(net(torch.ones(2, 4)), torch.ones(2, 1)).backward()
+    torch.optim.SGD(net.parameters(), 0.1).step()
+    return Message(RecordDict({"arrays": ArrayRecord(net.state_dict())}), reply_to=message)
+"""
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize(
+    ("kind", "sends", "masks", "why"),
+    [
+        ("train", True, False, "Linear, but no cross entropy over class labels was seen"),
+        ("query", False, False, "sent no updates of weights, .* query"),
+        ("train", False, True, r"aggregates securely \(SecAgg\+\)"),
+    ],
+)
+def test_an_app_that_no_attack_fits_is_refused_by_name(
+    tmp_path: Path, kind: str, sends: bool, masks: bool, why: str
+) -> None:
+    server = SERVES.replace("KIND", kind).replace("SENDS", str(sends)).replace("MASKS", str(masks))
+    name = f"refused_{kind}_{int(masks)}"
+    app = bundle(tmp_path / "app", name, server=server, client=ANSWERS)
+    ended = CliRunner().invoke(commands, ["audit", str(app), "--out", str(tmp_path / "out")])
+    assert ended.exit_code == 0, ended.output
+    assert re.search(f"Not attacked: .*{why}", ended.output), ended.output
+    assert not read_cards(tmp_path / "out")
