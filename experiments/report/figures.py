@@ -146,7 +146,9 @@ def frontier(curves: Sequence[Curve], *, title: str, utility: str) -> str:
         axes.set_xlim(*_limits([x for curve in curves for x, _, _ in curve.ceilings]))
         axes.set_title(title, color=_INK, fontsize=11, loc="left")
         _calm(axes)
-        figure.legend(loc="outside lower left", frameon=False, fontsize=9.5, labelcolor=_INK)
+        figure.legend(
+            loc="outside lower left", frameon=False, fontsize=9.5, labelcolor=_INK, handlelength=4.5
+        )
         buffer = StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return _inlined(buffer.getvalue(), f"{title}: ceiling against {utility}")

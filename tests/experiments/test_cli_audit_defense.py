@@ -34,7 +34,7 @@ def test_a_refuted_claim_ends_with_an_error() -> None:
         (("smashed-nose",), "did you mean 'smashed-noise'"),
         (("smashed-noise", "-o", "sigmar=1"), "did you mean 'sigma'"),
         (("iso-noise",), "claims no differential privacy"),
-        (("tests.experiments.test_cli_audit_defense:audited",), "is no defence"),
+        (("tests.experiments.test_cli_audit_defense:audited",), "name a class"),
         (("tests.leakbed.oracle.test_audit:Reuses", "-o", "clip=1.0"), "REFUTED"),
     ],
 )
