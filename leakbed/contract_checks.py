@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def broken(plugin: object, what: str, said: str) -> BrokenPluginError:
-    """Return the error of an attack or a defence whose code is at fault.
+def blame(plugin: object, what: str, said: str) -> str:
+    """Return what an error says of an attack or a defence whose code is at fault.
 
     Args:
         plugin: The attack or the defence.
@@ -37,7 +37,7 @@ def broken(plugin: object, what: str, said: str) -> BrokenPluginError:
     """
     kind = type(plugin)
     name = getattr(plugin, "name", kind.__name__)
-    return BrokenPluginError(f"the code of {what} {name} ({kind.__qualname__}) {said}")
+    return f"the code of {what} {name} ({kind.__qualname__}) {said}"
 
 
 @contextmanager
@@ -53,8 +53,9 @@ def blamed(plugin: object, what: str) -> Iterator[None]:
 
     Raises:
         BrokenPluginError: The body raised, with the line of the plug-in's file.
-        Exception: What the body raised as an error of ours, such as evidence that does not fit, or
-            what the machine refused.
+        MissingKnowledgeError: The body raised it: the attack was not told what it needs.
+        UnfitViewError: The body raised it: the evidence does not fit.
+        Exception: What the body raised as another error of ours, or what the machine refused.
     """
     try:
         yield
@@ -68,7 +69,8 @@ def blamed(plugin: object, what: str) -> Iterator[None]:
             file = inspect.getfile(type(plugin))
         except (TypeError, OSError):  # of a notebook's cell
             file = None
-        raise broken(plugin, what, f"raised {format_error(error, within=file)}") from error
+        said = f"raised {format_error(error, within=file)}"
+        raise BrokenPluginError(blame(plugin, what, said)) from error
 
 
 def guess_breaches(guess: object, view: View) -> list[str]:
@@ -137,10 +139,12 @@ def refuse_unsent(
     """
     if not isinstance(sent, Mapping) or sent.keys() != given.keys():
         names = sorted(sent) if isinstance(sent, Mapping) else _kind(sent)
-        raise broken(defense, "defence", f"returned {names} where {sorted(given)} belong")
+        said = f"returned {names} where {sorted(given)} belong"
+        raise BrokenPluginError(blame(defense, "defence", said))
     for name, value in given.items():
-        if (said := sent_breach(sent[name], value)) is not None:
-            raise broken(defense, "defence", f"returned {said} as {name}")
+        if (breach := sent_breach(sent[name], value)) is not None:
+            said = f"returned {breach} as {name}"
+            raise BrokenPluginError(blame(defense, "defence", said))
 
 
 def _finite(tensor: Any) -> bool:  # noqa: ANN401  a tensor, by what was asked before

@@ -30,8 +30,16 @@ from experiments.run.targets import Evidences, MisfitError, exposure, left_out, 
 from experiments.run.view import architecture_of, build_view
 from experiments.settings.plugins import AttackSettings
 from experiments.settings.schema import SettingsError
-from leakbed.contract_checks import blamed, broken, guess_breaches
-from leakbed.contracts import Adversary, Attack, Guess, UnfitViewError, View, Watcher
+from leakbed.contract_checks import blame, blamed, guess_breaches
+from leakbed.contracts import (
+    Adversary,
+    Attack,
+    BrokenPluginError,
+    Guess,
+    UnfitViewError,
+    View,
+    Watcher,
+)
 from leakbed.contracts.attack import MaliciousClient
 from leakbed.errors import naming_folder
 from leakbed.events import Arrays
@@ -314,7 +322,7 @@ def _once(attack: Attack, view: View, *, seed: int) -> Guess:
     with scoped(derive(seed, "global")), blamed(attack, "attack"):
         guess = attack.run(view, seed=seed)
         if said := guess_breaches(guess, view):
-            raise broken(attack, "attack", f"returned {said[0]}")
+            raise BrokenPluginError(blame(attack, "attack", f"returned {said[0]}"))
         return guess
 
 
