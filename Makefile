@@ -42,7 +42,7 @@ PYTEST := $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-r
 test: setup  ## run every unit test, and one test each of Ray, `flwr run` and a deployment (5 minutes)
 	$(PYTEST) -m "smoke or not (runtime or cuda or reproduces)"
 
-test-all: setup  ## run all tests, except those that repeat a paper's number (10 minutes)
+test-all: setup  ## run all tests, except those of test-cuda and those that repeat a paper's number (10 minutes)
 	$(PYTEST) --cov --cov-report=
 
 test-cuda: setup  ## everything once on a pretended GPU, then the unit tests there

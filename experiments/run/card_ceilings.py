@@ -82,6 +82,7 @@ class Bounds:
                     candidates=candidates,
                     draws=settings.draws,
                     labels=labels,
+                    model=cell.training.model.name,  # the user names it, so it may be imported
                 )
             except NoCeilingError as error:
                 self._found[place] = error

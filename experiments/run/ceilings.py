@@ -172,7 +172,7 @@ class Recorded:
                 raise NoCeilingError(
                     f"the run's defence is a class of somebody's own, {name!r}, and importing it "
                     "runs the code there; set [ceiling] in the experiment that has it, or import "
-                    "it yourself before you call leakbed.testbed.ceiling"
+                    "it yourself before you call ceiling_of_run"
                 )
         return cls(
             trace=trace,

@@ -171,7 +171,7 @@ def test_what_cannot_be_used_is_named_before_training(
         ("grey: float =", "targets: int = 3; grey: float =", "is a key of every attack"),
         ("seat=Seat.SERVER", "active=True, seat=Seat.SERVER", "threat.active is True"),
         ("import torch\n", "import torch\n1 / 0\n", "ZeroDivisionError.*line 6"),
-        ("return ThreatModel", "return print  # ThreatModel", "threat is <built-in"),
+        ("return ThreatModel", "return repr  # ThreatModel", "threat is <built-in"),
     ],
 )
 def test_a_class_that_breaks_the_contract_is_refused_by_what_it_breaks(

@@ -11,7 +11,7 @@ KINDS = [
     *(("attack", "attack", kind) for kind in ATTACKS.values()),
     *(("adversary", "attack", kind) for kind in ADVERSARIES.values()),
     *(("intruder", "attack", kind) for kind in INTRUDERS.values()),
-    *(("defense", "defense", kind) for kind in DEFENSES.values()),
+    *(("defence", "defence", kind) for kind in DEFENSES.values()),
 ]
 
 
@@ -21,7 +21,7 @@ KINDS = [
 def test_every_class_of_the_catalogue_keeps_its_form(role: str, contract: str, kind: type) -> None:
     assert role_of(kind) == role
     assert form_breaches(kind, contract) == []  # type: ignore[arg-type]
-    other = "defense" if contract == "attack" else "attack"
+    other = "defence" if contract == "attack" else "attack"
     assert form_breaches(kind, other)  # type: ignore[arg-type]
 
 

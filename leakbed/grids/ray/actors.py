@@ -364,6 +364,7 @@ def _worker_class() -> type:
             os.environ.update(environment)
 
             from leakbed.flower_internals import task_identity  # noqa: PLC0415
+            from leakbed.grids.ray.actors import cap_memory, hide_gpus  # noqa: PLC0415  by name
             from leakbed.grids.ray.lines import listen, one_thread  # noqa: PLC0415
             from leakbed.grids.ray.parcels import ParcelHost  # noqa: PLC0415
             from leakbed.grids.ray.shelf import Shelf  # noqa: PLC0415

@@ -41,6 +41,12 @@ def bound(card: Card) -> Bound:
     return card.ceiling
 
 
+def test_a_network_of_ones_own_has_a_ceiling(tmp_path: Path) -> None:
+    own = {"name": "tests.support.own_model:Net", "cut": 2}
+    (card,) = run({**SPLIT, "model": own}, out=tmp_path)
+    assert bound(card).ceiling is not None
+
+
 def test_each_card_has_the_ceiling_of_its_run_and_one_run_computes_it_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
