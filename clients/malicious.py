@@ -287,7 +287,7 @@ def register(app: ClientApp) -> None:
 
 
 def _load(context: Context, view: NodeView) -> MaliciousClientState | None:
-    """Return what :meth:`Intrusion.store` wrote, if it ever did."""
+    """Return what :meth:`MaliciousClientSession.store` wrote, if it ever did."""
     if (numbers := context.state.config_records.get(_KEY)) is None:
         return None
     arrays = unpack(context.state.array_records[_TENSORS])

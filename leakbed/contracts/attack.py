@@ -1,17 +1,15 @@
-"""What attacks and defences are: tensors in, tensors out; no Flower, no files, no truth.
+"""What an attack is: tensors in, tensors out; no Flower, no files, no truth.
 
 An attack declares its :class:`ThreatModel`; the harness grants it exactly that as a
 :class:`View`; the attack answers with a :class:`Guess`. An :class:`Adversary` rewrites messages
-besides; a :class:`Watcher` sees them as they come and rewrites none. A defence overrides the hooks
-of :class:`Defense` that its source describes. Importing this
-module needs neither torch nor Flower.
+besides; a :class:`Watcher` sees them as they come and rewrites none.
 
-What a malicious client is: one of the nodes, whose batches, labels and steps are its own choice.
+A malicious client is one of the nodes, whose batches, labels and steps are its own choice.
 
-An :class:`Intruder` decides batch by batch what its node trains on, whether the node's parts learn
-from it, and by what factor the gradient shrinks that the node sends up; what comes back it learns
-from. The server and the other nodes follow the protocol and cannot tell its messages by their
-number, order or shape. Importing this module needs neither torch nor Flower.
+A :class:`MaliciousClient` decides batch by batch what its node trains on, whether the node's parts
+learn from it, and by what factor the gradient shrinks that the node sends up; what comes back it
+learns from. The server and the other nodes follow the protocol and cannot tell its messages by
+their number, order or shape. Importing this module needs neither torch nor Flower.
 """
 
 from __future__ import annotations
@@ -21,34 +19,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar, runtime_checkable
 
-from leakbed.contracts.defense import Defense, DefenseState, IllegalCombinationError, Protects
-
 if TYPE_CHECKING:
     import torch
     from jaxtyping import Bool, Float, Int
     from torch import Tensor, nn
 
     from leakbed.models import Architecture
-
-__all__ = [
-    "IN_WORDS",
-    "Adversary",
-    "Attack",
-    "Defense",
-    "DefenseState",
-    "Evidence",
-    "Guess",
-    "IllegalCombinationError",
-    "Knowledge",
-    "MissingKnowledgeError",
-    "Protects",
-    "Seat",
-    "State",
-    "ThreatModel",
-    "UnfitViewError",
-    "View",
-    "Watcher",
-]
 
 
 class Seat(StrEnum):
@@ -458,7 +434,8 @@ class CraftedBatch:
         trains: Whether the node's own parts take their step. Otherwise they stay as they are,
             buffers included.
         scale: Factor of the gradient that the node sends up. What comes back is divided by it.
-        sources: What of ``images`` the intruder wants to find again in :meth:`Intruder.learn`.
+        sources: What of ``images`` the intruder wants to find again in
+        :meth:`MaliciousClient.learn`.
     """
 
     images: Float[Tensor, " batch *image"] | None = None

@@ -1,4 +1,4 @@
-"""Canonical: the same bits on every grid.
+"""DeterministicGrid: the same bits on every grid.
 
 Flower's node ids are random, its sampling uses the global ``random``, and replies come as they
 arrive, so that a sum of three replies has other bits in every run. This wrapper asks once which
