@@ -149,7 +149,10 @@ def _no_training(*_: Any, **__: Any) -> None:
     ("changes", "says"),
     [
         ({"protocol": {"name": "vanilla-split"}}, "use 'u-shaped' with model.upper_cut"),
+        ({"protocol": {"name": "splitfed-v1"}}, "splitfed-v1 holds the last layers"),
+        ({"protocol": {"name": "parallel-split"}}, "parallel-split holds the last layers"),
         ({"protocol": {"name": "fedavg"}}, "smashed"),
+        ({"data": {"size": 800, "nodes": 1, "public": 0.0}}, "set data.public above 0"),
         ({"attack": [{**ATTACK, "batch": 145}]}, "144 public images cannot fill a batch of 145"),
         ({"attack": [{**ATTACK, "layer": 7}]}, "its part has 7 layers"),
         (
@@ -165,6 +168,39 @@ def test_a_misfit_is_named_before_training(
     (card,) = run({**TABLE, **changes}, out=tmp_path)
     assert card.status == "unfit"
     assert says in str(card.why)
+
+
+@pytest.mark.parametrize("name", ["fora", "sdar"])
+@pytest.mark.parametrize("live", [True, False])
+@pytest.mark.parametrize(
+    "protocol", [{"name": "u-shaped"}, {"name": "vanilla-split", "labels": "server"}]
+)
+def test_labels_asked_for_that_no_node_sends_are_refused_before_training(
+    protocol: dict[str, Any],
+    live: bool,
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(experiments.run.executor, "train", _no_training)
+    model = dict(TABLE["model"])
+    if protocol["name"] == "vanilla-split":
+        del model["upper_cut"]
+    attack = {"name": name, "targets": 4, "aligned": True, "live": live}
+    (card,) = run(
+        {**TABLE, "protocol": protocol, "model": model, "attack": [attack]}, out=tmp_path
+    )
+    assert card.status == "unfit"
+    assert 'protocol.labels = "shared"' in str(card.why)
+
+
+@pytest.mark.parametrize(("mean", "std"), [([0.5], []), ([], [0.5]), ([0.5], [0.0])])
+def test_a_normalisation_without_its_numbers_ends_the_run_before_training(
+    mean: list[float], std: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiments.run.executor, "train", _no_training)
+    with pytest.raises(ValueError, match="one std above 0 per channel"):
+        run({**TABLE, "attack": [{**ATTACK, "mean": mean, "std": std}]}, out=tmp_path)
 
 
 @pytest.mark.parametrize("budgets", [[0.0], [-0.1], [1.1]])
