@@ -81,6 +81,10 @@ _LEGAL: dict[str, Callable[[float], bool]] = {
     "in [0, 1)": lambda value: 0 <= value < 1,
 }
 _CHUNK = 256  # rows decoded at once
+_UNLABELLED = (
+    "aligns its images with the labels of the batch, which this node does not send; set "
+    'aligned = false, or use a protocol with protocol.labels = "shared"'
+)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -247,7 +251,7 @@ class SimulatedBottom:
         """
         public_images(view)
         if self.aligned and view.round_labels is None:
-            raise self._unlabelled()
+            raise MissingKnowledgeError(f"{self.name} {_UNLABELLED}")
 
     def run(self, view: View, *, seed: int) -> Guess:
         """Learn from the rows of a finished round, and decode every target.
@@ -428,19 +432,13 @@ class SimulatedBottom:
         if not self.aligned:
             return None
         if labels is None or state.labels is None:
-            raise self._unlabelled()
+            raise MissingKnowledgeError(f"{self.name} {_UNLABELLED}")
         owned = state.labels.cpu()
         same = [torch.nonzero(owned == label).flatten() for label in labels.cpu()]
         everyone = torch.arange(len(owned))
         pools = [each if len(each) else everyone for each in same]
         drawn = [pool[torch.randint(len(pool), (), generator=state.chance)] for pool in pools]
         return torch.stack(drawn).to(state.draws.images.device)
-
-    def _unlabelled(self) -> MissingKnowledgeError:
-        return MissingKnowledgeError(
-            f"{self.name} aligns its images with the labels of the batch, which this node does not "
-            'send; set aligned = false, or use a protocol with protocol.labels = "shared"'
-        )
 
     def _step(
         self,

@@ -1,7 +1,7 @@
 """Perturbed images keep their budget, and the ascent is that of torchattacks bit for bit.
 
-Of torchattacks 3.5.1 there is a literal reading here, so that the bits are compared everywhere; where
-the package can be imported, it stands beside it.
+Of torchattacks 3.5.1 there is a literal reading here, so that the bits are compared everywhere;
+where the package can be imported, it stands beside it.
 """
 
 import importlib.util

@@ -111,9 +111,7 @@ def test_altered_images_do_not_follow_the_victims_answers(
     made: list[Any] = []
     seen = []
     for answers in (finished / "answers", tmp_path / "answers"):
-        attacked = attack_run(
-            finished / "trace", settings, stream=7, device="cpu", answers=answers
-        )
+        attacked = attack_run(finished / "trace", settings, stream=7, device="cpu", answers=answers)
         made.append(attacked.guess.adversarial)
         assert attacked.rivalry is not None
         view = attacked.rivalry.view
@@ -187,9 +185,7 @@ def test_labels_asked_for_that_no_node_sends_are_refused_before_training(
     if protocol["name"] == "vanilla-split":
         del model["upper_cut"]
     attack = {"name": name, "targets": 4, "aligned": True, "live": live}
-    (card,) = run(
-        {**TABLE, "protocol": protocol, "model": model, "attack": [attack]}, out=tmp_path
-    )
+    (card,) = run({**TABLE, "protocol": protocol, "model": model, "attack": [attack]}, out=tmp_path)
     assert card.status == "unfit"
     assert 'protocol.labels = "shared"' in str(card.why)
 
