@@ -3,10 +3,9 @@
 The harness sends each node one ``query.setup`` before a cell starts. It says which model, data and
 protocol to use and gives the node its own streams; it resets everything the node kept before.
 
-The order in which a node goes through its data: a pure function of its stream.
-
-So the oracle knows which private row each smashed row came from, and which rows lie behind an
-update, without anything on the wire saying so.
+The order in which a node goes through its data is a pure function of its stream. So the oracle
+knows which private row each smashed row came from, and which rows lie behind an update, without
+anything on the wire saying so.
 """
 
 import json

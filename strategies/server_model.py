@@ -1,10 +1,9 @@
 """The server's part of a split model in training: a top with its loss, or a middle without one.
 
-Steps of the top that a defence may change: each sample's own gradient, by opacus.
-
-Opacus's hooks see every layer's backward pass and leave each sample's gradient beside the batch's;
-what the defence makes of them is what the optimiser steps with. The gradient of what the top
-received is none of their business: it leaves as it is.
+**Defended steps** of the top need each sample's own gradient. Opacus's hooks see every layer's
+backward pass and leave each sample's gradient beside the batch's; what the defence makes of them is
+what the optimiser steps with. The gradient of what the top received is none of their business: it
+leaves as it is.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,10 +1,7 @@
 """Prepare a training run: build its parts and check them before anything is sent.
 
-What a protocol divides among nodes, rows or the features of all rows, and what follows.
-
-What defences may know of a run before it starts: enough to refuse one they cannot protect.
-
-Which nodes of a run are malicious, and whether they can be: checked before anything is sent.
+That is: what the protocol divides among nodes (rows, or the features of all rows), what defences
+may know of the run so that they can refuse one they cannot protect, and which nodes are malicious.
 """
 
 from collections.abc import Callable, Iterable, Mapping

@@ -3,14 +3,10 @@
 An active adversary stands at the wiretap, on the server's side of everything that is recorded; a
 watcher stands among the hooks, which can change nothing.
 
-A hook that stops a run at the first value on the wire that is not finite.
+Another hook stops a run at the first value on the wire that is not finite.
 
-How much smashed data depend on the images behind them, whoever reads them.
-
-No attack is needed for it, and no attack has to fail for it to be low: it is what NoPeek minimises,
-measured on what a run really sent.
-
-The grid a training run needs, as the experiment's settings name it.
+Beside the training stands how much smashed data depend on the images behind them, whoever reads
+them: the distance correlation that NoPeek minimises, measured on what a run really sent.
 """
 
 import json

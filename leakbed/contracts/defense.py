@@ -4,9 +4,8 @@ A message hook sees one tensor of one message and works in any app, carried by
 :func:`leakbed.mods.defend`. A training hook is called by the client step of ``clients/`` and works
 in apps built on it alone. Importing this module needs neither torch nor Flower.
 
-What a defence carries from message to message: its stream, its count and its verdicts.
-
-Importing this module needs neither torch nor Flower.
+A :class:`DefenseState` is what a defence carries from message to message: its random stream, its
+count and its verdicts.
 """
 
 from __future__ import annotations
