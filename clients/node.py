@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from defenses import DEFENSES
-from leakbed.contracts import Defense, Protects
+from leakbed.contracts import Defense, Protects, select
 from leakbed.contracts.defense import refuse_uncalled
 from leakbed.data.config import DataConfig
 from leakbed.flower_internals import is_simulated
@@ -322,9 +322,8 @@ def cell_defenses(context: Context) -> tuple[tuple[Defense, ...], int]:
     if _CELL not in context.state:
         return (), 0
     cell = NodeConfig.of(context)
-    chosen = cell.chosen_defenses()
-    messages = {Protects.UPDATE, Protects.SMASHED}
-    return tuple(d for d in chosen if d.protects & messages), cell.defense_stream
+    chosen = select(cell.chosen_defenses(), Protects.UPDATE, Protects.SMASHED)
+    return chosen, cell.defense_stream
 
 
 def one_torch_thread(message: Message, context: Context, call_next: ClientAppCallable) -> Message:

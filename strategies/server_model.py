@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from leakbed.contracts import Defense, IllegalCombinationError, Protects
+from leakbed.contracts import Defense, IllegalCombinationError, Protects, select
 from leakbed.contracts.defense import refuse_uncalled
 from leakbed.contracts.gradient_defenses import GradientDefenses, Horizon, Origin
 from leakbed.seeds import derive
@@ -75,7 +75,7 @@ class PrivateSteps:
             IllegalCombinationError: If there are several, or samples have no gradients of their
                 own.
         """
-        chosen = [each for each in defenses if Protects.TOP in each.protects]
+        chosen = select(defenses, Protects.TOP)
         if len(chosen) > 1:
             names = " and ".join(defense.name for defense in chosen)
             raise IllegalCombinationError(f"{names} all change the top's steps; keep one of them")
@@ -207,7 +207,7 @@ class ServerPart:
         self.module = module
         self._optimizer = optimiser
         self._fresh = optimiser.state_dict()
-        sent = tuple(d for d in defenses if Protects.CUT_GRADIENT in d.protects)
+        sent = select(defenses, Protects.CUT_GRADIENT)
         self._defenses = GradientDefenses(
             sent, stream=defense_stream, protocol=protocol, passes=passes
         )

@@ -34,6 +34,7 @@ from leakbed.contracts import (
     ThreatModel,
     UnfitViewError,
     View,
+    select,
 )
 from leakbed.contracts.defense import Run, refuse_uncalled
 from leakbed.contracts.gradient_defenses import refuse_order
@@ -155,7 +156,7 @@ def check_defenses(
         return
     size, steps = protocol.batch_size, protocol.local_steps
     for kind in (Protects.SMASHED, Protects.CUT_GRADIENT):
-        refuse_order([each for each in defenses if kind in each.protects])
+        refuse_order(select(defenses, kind))
     parts = architecture.parts(0)
     # Where parties hold strips, each of them is sent a gradient of the same row.
     parties = 1 if PROTOCOLS[protocol.name].divides == "rows" else training.data.nodes

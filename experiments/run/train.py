@@ -35,7 +35,7 @@ from experiments.run.training_run import SUMMARY, TrainingRun, unfinished
 from experiments.run.view import ADVERSARY, PUBLIC
 from experiments.settings.plugins import JsonObject
 from experiments.settings.schema import Settings
-from leakbed.contracts import Defense, Protects
+from leakbed.contracts import Defense, Protects, select
 from leakbed.distance_correlation import corrected_correlation, distance_correlation
 from leakbed.events import Arrays, Event, Phase, SmashedUp, arrays_of
 from leakbed.grids import DeterministicGrid, LocalGrid, NodeFailed
@@ -348,8 +348,7 @@ def _setup(prepared: Prepared, roster: Mapping[int, int]) -> ProtocolSetup:
 
 
 def _server_defenses(prepared: Prepared) -> tuple[Defense, ...]:
-    chosen = make_defenses(prepared.settings)
-    return tuple(d for d in chosen if d.protects & {Protects.CUT_GRADIENT, Protects.TOP})
+    return select(make_defenses(prepared.settings), Protects.CUT_GRADIENT, Protects.TOP)
 
 
 def _labels_at_server(prepared: Prepared, partition: int) -> Int[Tensor, " rows"]:
