@@ -499,7 +499,7 @@ def select(defenses: Iterable[Defense], *kinds: Protects) -> tuple[Defense, ...]
 
     Args:
         defenses: To choose from.
-        kinds: What they should protect.
+        *kinds: What they should protect.
 
     Returns:
         Those, perhaps none.
