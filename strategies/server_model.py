@@ -188,7 +188,8 @@ class ServerPart:
         Args:
             module: Trained in place.
             optimiser: Over its parameters.
-            defenses: Those of the cut gradient are applied, in order, to each before it is sent.
+            defenses: Those of the cut gradient are applied, in order, to each before it is sent;
+                a top's steps may be defended as well.
             defense_stream: The secret seed of their noise.
             protocol: Who trains it, for errors.
             passes: In how many batches a node's row is, at most, in the whole run.
@@ -211,6 +212,7 @@ class ServerPart:
         self._defenses = GradientDefenses(
             sent, stream=defense_stream, protocol=protocol, passes=passes
         )
+        self._private = PrivateSteps.of(module, defenses, stream=defense_stream, protocol=protocol)
         first = next(module.parameters(), torch.empty(0))
         self._device, self._dtype = first.device, first.dtype
         self.numbers = torch.empty(0, dtype=first.dtype).numpy().dtype  # as they travel
@@ -284,36 +286,6 @@ class TopTrainer(ServerPart):
     """The top with the loss: for protocols whose labels are at the server."""
 
     applies = ServerPart.applies | {Protects.TOP}
-
-    def __init__(
-        self,
-        module: nn.Module,
-        optimiser: torch.optim.Optimizer,
-        *,
-        defenses: tuple[Defense, ...] = (),
-        defense_stream: int = 0,
-        protocol: str = "the protocol",
-        passes: int = 1,
-    ) -> None:
-        """Take the module, as every part does.
-
-        Args:
-            module: Trained in place.
-            optimiser: Over its parameters.
-            defenses: Of the cut gradient, and of the top's own steps.
-            defense_stream: The secret seed of their noise.
-            protocol: Who trains it, for errors.
-            passes: In how many batches a node's row is, at most, in the whole run.
-        """
-        super().__init__(
-            module,
-            optimiser,
-            defenses=defenses,
-            defense_stream=defense_stream,
-            protocol=protocol,
-            passes=passes,
-        )
-        self._private = PrivateSteps.of(module, defenses, stream=defense_stream, protocol=protocol)
 
     def train(
         self,
