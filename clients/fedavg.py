@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from clients.malicious import MaliciousClientSession
 from clients.node import NodeConfig, UnstableTrainingError
 from leakbed.models import Architecture
+from leakbed.optimizer_steps import take_step, zero_gradients
 from leakbed.seeds import derive, scoped
 from leakbed.tensors import finite, load, placed
 from leakbed.wire.records import ROUND, as_arrays, pack
@@ -70,11 +71,11 @@ def _train(
         for batch in cell.batches(round_, len(images)):
             made = None if intrusion is None else intrusion.local_batch(model, len(batch))
             shown, named = made or (images[batch], labels[batch])
-            optimizer.zero_grad()
+            zero_gradients(optimizer)
             logits = model(placed(shown, device))
             loss = nn.functional.cross_entropy(logits, placed(named, device))
             loss.backward()
-            optimizer.step()
+            take_step(optimizer)
             losses.append(loss.detach())
             examples += len(batch)
     _check_finite(cell, model, torch.stack(losses), round_)
