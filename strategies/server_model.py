@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from leakbed.contracts import Defense, IllegalCombinationError, Protects, select
 from leakbed.contracts.defense import refuse_uncalled
 from leakbed.contracts.gradient_defenses import GradientDefenses, Horizon, Origin
-from leakbed.optimizer_steps import take_step, zero_gradients
 from leakbed.seeds import derive
 from leakbed.tensors import load, placed, predicted
 
@@ -275,11 +274,11 @@ class ServerPart:
 
     def step(self) -> None:
         """Take one optimiser step with the gradients that backward passes left."""
-        take_step(self._optimizer)
+        self._optimizer.step()
 
     def backward(self, output: Tensor, gradient: Tensor | None = None) -> None:
         """Fill the gradients of this part's weights and of what it received."""
-        zero_gradients(self._optimizer)
+        self._optimizer.zero_grad()
         output.backward(gradient)
 
 
