@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -24,8 +25,10 @@ from defenses import DEFENSES
 from experiments.results.cards import Card
 from experiments.run.runner import run
 from leakbed.contracts import Guess, View
+from leakbed.events import SmashedUp
+from leakbed.hijack import Hijack, Watch
 from strategies import PROTOCOLS
-from tests.support import adversary_views, intruder_views, pretended_cuda
+from tests.support import adversaries, adversary_views, intruder_views, pretended_cuda
 from tests.support.attack_views import quick_attack, view_for
 
 ROOT = Path(__file__).parents[1]
@@ -110,11 +113,64 @@ def test_an_adversary(name: str) -> None:
     for view in (adversary_views.view(), there(adversary_views.view())):
         adversary, made = adversary_views.quick(name), {}
         state = adversary.begin(view, seed=3)
-        for step in range(3):  # batches come from the wire, on the CPU
-            batch = adversary_views.batch(step)
+        for step in range(3):
+            batch = adversary_views.batch(step).to(view.device)
             state, made[f"forged {step}"] = adversary.forge(state, batch, batch)
         found.append(made | parts(adversary.guess(state, batch)))
     assert_near(*found)
+
+
+class Placing(adversaries.Echo):
+    """Writes down where its batches lie, and takes them together with its image as they come."""
+
+    def forge(self, state: Any, smashed: Tensor, cut_gradient: Tensor) -> tuple[Any, Tensor]:
+        seen.extend(str(each.device) for each in (smashed, cut_gradient))
+        return state, cut_gradient * state.image.mean() + smashed
+
+    def guess(self, state: Any, smashed: Tensor) -> Guess:
+        seen.append(str(smashed.device))
+        return Guess(images=state.image * smashed.flatten(1).mean(1)[:, None, None, None, None])
+
+
+class Beside(adversaries.Looking):
+    """The same of a watcher."""
+
+    def watch(
+        self, state: Any, smashed: Tensor, *, labels: Tensor | None, part: nn.Module | None
+    ) -> Any:
+        del part
+        assert labels is not None
+        seen.extend(str(each.device) for each in (smashed, labels))
+        return state
+
+    def guess(self, state: Any, smashed: Tensor) -> Guess:
+        seen.append(str(smashed.device))
+        return super().guess(state, smashed)
+
+
+seen: list[str] = []
+
+
+@on_gpu
+@pytest.mark.parametrize("view_at", ["cpu", "cuda:0"])
+@pytest.mark.parametrize("node_at", ["cpu", "cuda:0"])
+def test_an_adversary_has_batches_where_its_view_lies_and_the_node_its_gradient(
+    view_at: str, node_at: str
+) -> None:
+    view = dataclasses.replace(adversary_views.view(), device=torch.device(view_at))
+    assert view.public_images is not None
+    view = dataclasses.replace(view, public_images=view.public_images.to(view_at))
+    sent = adversary_views.batch(0).to(node_at)
+    seen.clear()
+    hijack = Hijack(Placing(), view, seed=0)
+    assert str(hijack.forge(sent, sent).device) == node_at
+    assert hijack.guess(sent).images is not None
+    batch = adversary_views.batch(0).numpy()
+    came = SmashedUp(node=0, round=1, step=0, smashed=batch, labels=np.zeros(4, int))
+    watch = Watch(Beside(reads_part=False), view, seed=0)
+    watch.show(came)
+    watch.guess(sent)
+    assert seen == [view_at] * 6
 
 
 @on_gpu
