@@ -1,7 +1,7 @@
 """Every attack, protocol and defence once on a GPU: the same numbers as on the CPU.
 
-Where there is no GPU, one test runs this file in a process of its own on a pretended one, and what
-needs a GPU is skipped here. On a real one the numbers are rounded otherwise, which an optimiser
+Where there is no GPU, one test runs this file in a process of its own on two pretended ones, and
+what needs a GPU is skipped here. On a real one the numbers are rounded otherwise, which an optimiser
 may carry far: there the same must be done, without a failure, and the first numbers be near.
 """
 
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks import ADVERSARIES, ATTACKS, INTRUDERS
+from clients.node import NodeConfig
 from defenses import DEFENSES
 from experiments.results.cards import Card
 from experiments.run.runner import run
@@ -40,17 +41,18 @@ on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="runs on the p
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this process has a GPU")
-def test_everything_once_on_a_pretended_gpu() -> None:
+def test_everything_once_on_pretended_gpus() -> None:
     environment = {
         **os.environ,
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}",
-        pretended_cuda.GPUS: "1",
+        pretended_cuda.GPUS: "2",
     }
     command = [
         sys.executable,
         "-m",
         "pytest",
         __file__,
+        str(ROOT / "tests" / "support" / "test_pretended_cuda.py"),
         "-q",
         "-m",
         "cuda",
@@ -282,6 +284,23 @@ def assert_the_same_on_both(settings: Mapping[str, Any], folder: Path) -> None:
         assert expected.keys() == found.keys()
         gaps = {at: abs(found[at] - value) / max(1, abs(value)) for at, value in expected.items()}
         assert max(gaps.values()) <= ROUNDING, sorted(gaps.items(), key=lambda each: -each[1])[:5]
+
+
+@on_gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_nodes_of_one_process_are_dealt_over_its_gpus(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked, of = set[tuple[int, str]](), NodeConfig.torch_device
+
+    def told(cell: NodeConfig) -> torch.device:
+        asked.add((cell.partition, str(of(cell))))
+        return of(cell)
+
+    monkeypatch.setattr(NodeConfig, "torch_device", told)
+    (card,) = run({**table(AT_SERVER), "device": "cuda"}, out=tmp_path)
+    assert card.status == "done", card.why
+    assert asked == {(0, "cuda"), (1, "cuda:1")}
 
 
 @on_gpu

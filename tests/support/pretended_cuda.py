@@ -249,8 +249,8 @@ def _operate(func: Any, args: Any, kwargs: Any) -> Any:
     DRIVER.start()
     if name in _UNFOLLOWED:
         raise NotImplementedError(f"the pretended device does not follow {name}")
-    index = ours[0]._index if ours else (asked.index or 0) if asked else 0
-    target = asked or torch.device("cuda", index)
+    target = asked or torch.device("cuda", ours[0]._index)
+    index = target.index or 0
     _check_generator(kwargs, target.type)
     _check_devices(func, name, args, kwargs, tensors)
     if name in _FLOATING and ours and not ours[0].dtype.is_floating_point:
