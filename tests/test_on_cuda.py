@@ -1,8 +1,9 @@
 """Every attack, protocol and defence once on a GPU: the same numbers as on the CPU.
 
 Where there is no GPU, one test runs this file in a process of its own on two pretended ones, and
-what needs a GPU is skipped here. On a real one the numbers are rounded otherwise, which an optimiser
-may carry far: there the same must be done, without a failure, and the first numbers be near.
+what needs a GPU is skipped here. On a real one the numbers are rounded otherwise, which an
+optimiser may carry far: there the same must be done, without a failure, and the first numbers be
+near.
 """
 
 import dataclasses
