@@ -25,6 +25,7 @@ from attacks import ADVERSARIES, ATTACKS, INTRUDERS
 from clients.node import NodeConfig
 from defenses import DEFENSES
 from experiments.results.cards import Card
+from experiments.run.offline import attack_trace
 from experiments.run.runner import run
 from leakbed.contracts import Guess, View
 from leakbed.events import SmashedUp
@@ -285,6 +286,42 @@ def assert_the_same_on_both(settings: Mapping[str, Any], folder: Path) -> None:
         assert expected.keys() == found.keys()
         gaps = {at: abs(found[at] - value) / max(1, abs(value)) for at, value in expected.items()}
         assert max(gaps.values()) <= ROUNDING, sorted(gaps.items(), key=lambda each: -each[1])[:5]
+
+
+@on_gpu
+def test_a_trace_recorded_on_one_device_is_attacked_on_the_other(tmp_path: Path) -> None:
+    for recorded, attacked in (("cuda", "cpu"), ("cpu", "cuda")):
+        folder = tmp_path / recorded
+        (card,) = run({**table(AT_SERVER), "device": recorded}, out=folder)
+        (work,) = (folder / "runs").iterdir()
+        again = attack_trace(
+            work / "trace",
+            SHOWN["name"],
+            answers=work / "answers",
+            out=folder / "again",
+            settings={"targets": SHOWN["targets"]},
+            device=attacked,
+            model="tests.support.slow_nodes:stateful",
+        )
+        assert (card.device["type"], again.device["type"]) == (recorded, attacked)
+        before, after = card.scores["mse"]["mean"], again.scores["mse"]["mean"]
+        assert after == pytest.approx(before, abs=min(ROUNDING, 1e-3))
+
+
+@pytest.mark.skipif(not PRETENDED, reason="a real one would stay broken")
+def test_a_gpu_that_breaks_down_under_a_run_is_one_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(pretended_cuda.DRIVER, "broken", False)
+    of = NodeConfig.batches
+
+    def breaks(cell: NodeConfig, *args: Any) -> Any:
+        pretended_cuda.DRIVER.broken = pretended_cuda.DRIVER.started and cell.partition == 1
+        return of(cell, *args)
+
+    monkeypatch.setattr(NodeConfig, "batches", breaks)
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        run({**table(AT_SERVER), "device": "cuda"}, out=tmp_path)
 
 
 @on_gpu

@@ -438,7 +438,7 @@ def install(gpus: int | None = None) -> None:
         os.environ[GPUS] = str(gpus)
     if torch.Generator is _Generator:
         return
-    _setup_privateuseone_for_python_backend(_SPARE)
+    _setup_privateuseone_for_python_backend(_SPARE, backend_module=torch.cuda)
     torch._C._ensureCUDADeviceGuardSet()
     torch.backends.cudnn.enabled = False
     torch.Generator = _Generator
@@ -482,6 +482,7 @@ def _cuda_functions() -> dict[str, Callable[..., Any]]:
         "is_current_stream_capturing": lambda: False,
         "set_device": lambda device: None,
         "get_device_name": lambda device=None: "Pretended GPU",
+        "mem_get_info": lambda device=None: (max(0, DRIVER.limit - DRIVER.used), DRIVER.limit),
         "memory_allocated": lambda device=None: DRIVER.used,
         "max_memory_allocated": lambda device=None: DRIVER.peak,
         "reset_peak_memory_stats": lambda device=None: setattr(DRIVER, "peak", DRIVER.used),

@@ -98,6 +98,15 @@ def test_its_global_generator_is_its_own() -> None:
     assert not torch.equal(first, torch.rand(3))
 
 
+def test_a_forked_generator_is_put_back() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(3, device="cuda").cpu()
+    torch.manual_seed(3)
+    with torch.random.fork_rng():
+        torch.rand(3, device="cuda")
+    assert torch.equal(torch.rand(3, device="cuda").cpu(), expected)
+
+
 @pytest.mark.parametrize("optimiser", [torch.optim.SGD, torch.optim.Adam])
 def test_a_network_moves_and_trains_as_on_the_cpu(optimiser: type[torch.optim.Optimizer]) -> None:
     here = network()
