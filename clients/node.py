@@ -289,8 +289,8 @@ class NodeConfig:
         return (*(name for name, _ in self.defenses), *acting)
 
     def torch_device(self) -> torch.device:
-        """Return where this node computes."""
-        return resolve_device(self.device)
+        """Return where this node computes; nodes are dealt over the GPUs that a process sees."""
+        return resolve_device(self.device, turn=self.partition)
 
 
 @lru_cache(maxsize=64)
