@@ -333,10 +333,10 @@ class SimulatedBottom:
         whole = smashed.flatten(1).isfinite().all(1)
         if state.turns <= self.starts or not whole.any():
             return state
-        received = state.draws.like(smashed[whole.to(smashed.device)])
+        received = state.draws.like(smashed[whole])
         if state.rectified is None:
             state.rectified = bool((received >= 0).all())
-        places = self._places(state, None if labels is None else labels[whole.to(labels.device)])
+        places = self._places(state, None if labels is None else labels[whole])
         places = state.draws.places(len(received)) if places is None else places
         images = state.draws.images[places]
         with scoped(derive(state.stream, f"step/{state.turns}")):
@@ -355,8 +355,8 @@ class SimulatedBottom:
             if state.head is not None and state.part is not None:
                 above = [state.features(chunk) for chunk in rows.split(_CHUNK)]
                 logits = torch.cat([state.head(chunk) for chunk in above])
-                labels = logits.argmax(1, keepdim=True).to(smashed.device)
-        return Guess(images=images, labels=labels, failed=failed.to(smashed.device))
+                labels = logits.argmax(1, keepdim=True)
+        return Guess(images=images, labels=labels, failed=failed)
 
     def _begun(self, view: View, smashed_shape: tuple[int, ...], *, seed: int) -> Simulation:
         """Return the networks before the first batch."""
