@@ -3,10 +3,9 @@
 The harness sends each node one ``query.setup`` before a cell starts. It says which model, data and
 protocol to use and gives the node its own streams; it resets everything the node kept before.
 
-The order in which a node goes through its data: a pure function of its stream.
-
-So the oracle knows which private row each smashed row came from, and which rows lie behind an
-update, without anything on the wire saying so.
+The order in which a node goes through its data is a pure function of its stream. So the oracle
+knows which private row each smashed row came from, and which rows lie behind an update, without
+anything on the wire saying so.
 """
 
 import json
@@ -19,12 +18,11 @@ from typing import Any
 import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.clientapp.typing import ClientAppCallable
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from defenses import DEFENSES
-from leakbed.contracts import Defense, Protects
+from leakbed.contracts import Defense, Protects, select
 from leakbed.contracts.defense import refuse_uncalled
 from leakbed.data.config import DataConfig
 from leakbed.flower_internals import is_simulated
@@ -35,6 +33,7 @@ from leakbed.plugins import picked
 from leakbed.provenance import RanOn, find_first
 from leakbed.seeds import derive, generator
 from leakbed.tensors import configure_torch, describe_device, resolve_device
+from leakbed.wire.calls import before
 from leakbed.wire.messages import RAN_ON
 
 
@@ -290,8 +289,8 @@ class NodeConfig:
         return (*(name for name, _ in self.defenses), *acting)
 
     def torch_device(self) -> torch.device:
-        """Return where this node computes."""
-        return resolve_device(self.device)
+        """Return where this node computes; nodes are dealt over the GPUs that a process sees."""
+        return resolve_device(self.device, turn=self.partition)
 
 
 @lru_cache(maxsize=64)
@@ -323,44 +322,34 @@ def cell_defenses(context: Context) -> tuple[tuple[Defense, ...], int]:
     if _CELL not in context.state:
         return (), 0
     cell = NodeConfig.of(context)
-    chosen = cell.chosen_defenses()
-    messages = {Protects.UPDATE, Protects.SMASHED}
-    return tuple(d for d in chosen if d.protects & messages), cell.defense_stream
+    chosen = select(cell.chosen_defenses(), Protects.UPDATE, Protects.SMASHED)
+    return chosen, cell.defense_stream
 
 
-def one_torch_thread(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+@before
+def one_torch_thread(context: Context) -> None:
     """Run a handler on one torch thread, which fixes the order of every sum.
 
     At every message, since OpenMP counts its threads anew in each thread that Python starts.
 
     Args:
-        message: For the handler.
         context: The node's.
-        call_next: The handler.
-
-    Returns:
-        Its reply.
     """
+    del context
     configure_torch()
-    return call_next(message, context)
 
 
-def own_code(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+@before
+def own_code(context: Context) -> None:
     """Find the user's modules where the run config of a simulation says they are.
 
     Only there is the node the user's own: in a deployment, whoever runs the node chooses its path.
 
     Args:
-        message: For the handler.
         context: The node's.
-        call_next: The handler.
-
-    Returns:
-        Its reply.
     """
     if is_simulated():
         find_first(context.run_config)
-    return call_next(message, context)
 
 
 def allowed(cell: NodeConfig, context: Context) -> NodeConfig:

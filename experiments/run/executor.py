@@ -5,12 +5,12 @@ Card fields common to finished, unfit and diverged cells are made here too.
 
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from experiments.results.cards import Card, Threat, card_key, peak_memory, write_card
+from experiments.results.cards import Card, Threat, card_key, peak_memory
 from experiments.run.alarms import detected
 from experiments.run.attack import (
     Attacked,
@@ -32,10 +32,12 @@ from experiments.run.training_run import TrainingRun
 from experiments.settings.cells import CellSettings, Training
 from experiments.settings.plugins import JsonObject
 from leakbed import __version__
+from leakbed.contract_trials import refuse_breaches
 from leakbed.contracts import BrokenPluginError, MissingKnowledgeError, UnfitViewError
 from leakbed.grids.base import NodeFailed
 from leakbed.hijack import HijackDivergedError
 from leakbed.oracle.truth import AnswerKey
+from leakbed.plugins import is_own, own_class
 from leakbed.provenance import with_code
 from leakbed.seeds import derive
 from leakbed.tap.trace import Trace
@@ -189,25 +191,28 @@ class TrainingGroup:
             for cell in group
         }
 
-    def cards(self, keyed: Mapping[str, CellSettings], done: Mapping[str, Card]) -> list[Card]:
-        """Return a card per cell; train only if one of them is missing and fits."""
+    def cards(self, keyed: Mapping[str, CellSettings], done: Mapping[str, Card]) -> Iterator[Card]:
+        """Yield a card per cell as it is there; train only if one of them is missing and fits.
+
+        Args:
+            keyed: From :meth:`keyed`.
+            done: Cards that stand; those of these cells are yielded as they are.
+
+        Yields:
+            Cards in the order of the cells; who asked for a new one writes it.
+        """
         training = self._prepared.settings
-        cards = []
         for key, cell in keyed.items():
-            card = done.get(key)
-            if card is None:
-                attack = make_attack(cell.attack)
-                why = misfit(training) or unread(attack.threat, training)
-                why = why or unfit(attack, self._prepared)
-                if why is None:
-                    card = self._attacked(cell, key)
-                else:
-                    card = empty_card(cell, key, self._source, status="unfit", why=why)
-                write_card(card, self._folder)
-            cards.append(card)
-            if self._progress is not None:
-                self._progress.advance(cell.label)
-        return cards
+            if key in done:
+                yield done[key]
+                continue
+            attack = make_attack(cell.attack)
+            why = misfit(training) or unread(attack.threat, training)
+            why = why or unfit(attack, self._prepared)
+            if why is None:
+                yield self._attacked(cell, key)
+            else:
+                yield empty_card(cell, key, self._source, status="unfit", why=why)
 
     @property
     def runs(self) -> set[Path]:
@@ -229,6 +234,9 @@ class TrainingGroup:
             raise self._ended[folder]  # it would end there again
         if self._progress is not None:
             self._progress.note(f"{case}: training {training.protocol.name}{training.attacker()}")
+        for name, own in training.defense.stack:
+            if is_own(name):
+                refuse_breaches(own_class(name, "defence")(**own))
         with self._grids(training.data.nodes) as (grid, roster):
             try:
                 return train(prepared, grid, folder, roster=roster)

@@ -184,7 +184,7 @@ def test_a_ray_address_puts_an_experiment_on_that_cluster(
 ) -> None:
     assert invoke(*command, "--ray-address", "auto").exit_code == 0
     (settings,) = testbed.asked[0][1]
-    assert (settings.grid, settings.ray_address) == ("ray", "auto")
+    assert (settings.grid, settings.ray_address) == ("local", "auto")
 
 
 def test_attack_reads_its_settings_as_toml_else_as_text(invoke: Invoke, testbed: Testbed) -> None:
