@@ -250,7 +250,6 @@ def _operate(func: Any, args: Any, kwargs: Any) -> Any:
     if name in _UNFOLLOWED:
         raise NotImplementedError(f"the pretended device does not follow {name}")
     target = asked or torch.device("cuda", ours[0]._index)
-    index = target.index or 0
     _check_generator(kwargs, target.type)
     _check_devices(func, name, args, kwargs, tensors)
     if name in _FLOATING and ours and not ours[0].dtype.is_floating_point:
@@ -263,7 +262,7 @@ def _operate(func: Any, args: Any, kwargs: Any) -> Any:
         return written
     if target.type == "cpu":
         return result
-    return tree_map(lambda x: CudaTensor(x, index) if type(x) is Tensor else x, result)
+    return tree_map(lambda x: CudaTensor(x, target.index or 0) if type(x) is Tensor else x, result)
 
 
 def _computed(func: Any, args: Any, kwargs: Any, *, cuda: bool) -> Any:
