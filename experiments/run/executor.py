@@ -32,10 +32,12 @@ from experiments.run.training_run import TrainingRun
 from experiments.settings.cells import CellSettings, Training
 from experiments.settings.plugins import JsonObject
 from leakbed import __version__
+from leakbed.contract_trials import refuse_breaches
 from leakbed.contracts import BrokenPluginError, MissingKnowledgeError, UnfitViewError
 from leakbed.grids.base import NodeFailed
 from leakbed.hijack import HijackDivergedError
 from leakbed.oracle.truth import AnswerKey
+from leakbed.plugins import is_own, own_class
 from leakbed.provenance import with_code
 from leakbed.seeds import derive
 from leakbed.tensors import describe_device, peak_gpu_memory, resolve_device
@@ -227,6 +229,9 @@ class TrainingGroup:
             raise self._ended[folder]  # it would end there again
         if self._progress is not None:
             self._progress.note(f"{case}: training {training.protocol.name}{training.attacker()}")
+        for name, own in training.defense.stack:
+            if is_own(name):
+                refuse_breaches(own_class(name, "defence")(**own))
         with self._grids(training.data.nodes) as (grid, roster):
             try:
                 return train(prepared, grid, folder, roster=roster)
