@@ -134,7 +134,7 @@ class View:
             statistics.
         smashed: Activations at the cut, one row per target.
         round_smashed: Every smashed row of training of the attacked round, whichever are attacked.
-        round_labels: Their labels, where nodes send them.
+        round_labels: Their labels, where nodes send them; before the first message none of them.
         cut_gradient: The loss gradient with respect to ``smashed``, same shape.
         head_gradient: Weight gradient of the layer that reads ``smashed``; up to a factor.
         labels: True labels, where the protocol or the threat model gives them.
