@@ -53,6 +53,8 @@ import torch
 from leakbed.contracts import Defense, Evidence, Guess, Protects, Seat, ThreatModel
 from tests.support.waiting import until
 
+TRIAL_SEED, TRIAL_ROWS = 3, 3  # of leakbed.contract_trials, which each process makes first
+
 
 def act(folder, who, does):
     before = len(list(Path(folder).glob(f"{who}-*")))
@@ -77,7 +79,8 @@ class Busy:
         return ThreatModel(seat=Seat.SERVER, evidence=frozenset({Evidence.SMASHED}))
 
     def run(self, view, *, seed):
-        act(self.folder, f"attack-{seed}", self.does)
+        if seed != TRIAL_SEED:
+            act(self.folder, f"attack-{seed}", self.does)
         return Guess(images=torch.full((view.targets, 1, *view.image_shape), 0.5))
 
 
@@ -90,7 +93,8 @@ class Slow(Defense):
     does: str = ""
 
     def protect_smashed(self, state, smashed):
-        act(self.folder, "defence", self.does)
+        if len(smashed) != TRIAL_ROWS:
+            act(self.folder, "defence", self.does)
         return state, smashed * 1.0
 '''
 
