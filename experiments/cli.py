@@ -452,11 +452,14 @@ def _on_ray(address: str | None) -> list[str]:
 
 
 def _show(cards: Sequence[Card], folder: Path) -> None:
-    """Print the summary, and write the report and say where it is."""
+    """Print what the report opens with and the summary; write the report, say where it is."""
     from experiments.console import summary
+    from experiments.report.opening import opening
     from experiments.report.page import write_report
 
     console = _console()
+    for sentence in opening(cards):
+        console.print(f"{sentence}\n", markup=False)
     for part in summary(cards):
         console.print(part)
     typer.echo(f"Report: {write_report(folder).resolve()}")

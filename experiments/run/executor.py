@@ -40,6 +40,7 @@ from leakbed.oracle.truth import AnswerKey
 from leakbed.plugins import is_own, own_class
 from leakbed.provenance import with_code
 from leakbed.seeds import derive
+from leakbed.tap.trace import Trace
 from leakbed.tensors import describe_device, peak_gpu_memory, resolve_device
 from strategies import PROTOCOLS
 
@@ -177,6 +178,7 @@ class TrainingGroup:
         self._stops = on_error == "stop"
         self._ended: dict[Path, DivergedError | BrokenPluginError] = {}
         self._bounds = Bounds()
+        self._traces: dict[Path, Trace] = {}
 
     @property
     def _ran_on(self) -> str:
@@ -267,12 +269,18 @@ class TrainingGroup:
         if self._progress is not None:
             self._progress.note(f"{cell.case}: attacking with {name}")
         return attack_run(
-            trained.trace,
+            self._trace(trained),
             cell.attack,
             stream=derive(cell.training.seed, f"adversary/{name}"),
             device=cell.training.device,
             answers=trained.answers,
         )
+
+    def _trace(self, trained: TrainingRun) -> Trace:
+        """Return a run's trace, verified once for all attacks; what is read is checked again."""
+        if trained.trace not in self._traces:
+            self._traces[trained.trace] = Trace(trained.trace)
+        return self._traces[trained.trace]
 
     def _attacked_live(self, cell: CellSettings, key: str) -> Card:
         """Train with the adversary and judge what it decoded; of a hijack, a control run beside."""
@@ -316,7 +324,7 @@ class TrainingGroup:
         keep_guess(attacked, self._folder / "guesses" / f"{key}.safetensors")
         answers = AnswerKey.read(trained.answers)
         stream = derive(cell.training.seed, "oracle")
-        verdict, truth = judge(attacked, answers, trained.trace, stream=stream)
+        verdict, truth = judge(attacked, answers, self._trace(trained), stream=stream)
         keep_truth(truth, self._folder / "truths" / f"{key}.safetensors")
         verdict = replace(
             verdict,
