@@ -119,8 +119,9 @@ class Settings(Strict):
         keep_rounds: Which rounds a trace keeps: the ``"last"``, which is attacked, or ``"all"``.
         keep_runs: Whether training runs stay when their cells are done. Of many cells they are
             gigabytes; without them, a cell with other attack settings trains again.
-        on_error: What follows where the code of an attack or a defence breaks: a card of status
-            ``failed`` and the next cell (``"card"``), or the end of the run (``"stop"``).
+        on_error: What follows where the code of an attack or a defence breaks, or a cell has ended
+            two processes that training runs are shared among: a card of status ``failed`` and the
+            next cell (``"card"``), or the end of the run (``"stop"``).
         data: Defaults of every cell's data.
         model: Likewise.
         protocol: Likewise.
