@@ -1,8 +1,9 @@
 """Cards: one machine-readable file per result, so that a run can resume and be reported later.
 
-A card's key is a hash of its cell's settings and of the code that ran; it is written whole or not
-at all. A number never stands alone: scores without baselines are refused, and a value that is not
-finite becomes ``null`` with its place named in ``unreliable``. Importing this needs no torch.
+A card's key is a hash of its cell's settings and of the code that it depends on; it is written
+whole or not at all. A number never stands alone: scores without baselines are refused, and a value
+that is not finite becomes ``null`` with its place named in ``unreliable``. Importing this needs no
+torch.
 """
 
 from __future__ import annotations
@@ -28,9 +29,6 @@ BUDGET_BOUND = 0.1
 """A card is budget-bound if more than this share of its targets stopped on the attack's budget."""
 ABOVE = 1e-3
 """A card is above its ceiling if its hits, or more, are less likely than this under the ceiling."""
-PACKAGES = ("attacks", "clients", "defenses", "experiments", "leakbed", "strategies")
-"""The packages whose sources a result depends on."""
-
 JsonObject = dict[str, JsonValue]
 
 
@@ -221,7 +219,9 @@ class Card(BaseModel):
             rather than out of progress; ``None`` where it has no such budget.
         ceiling: What no attack from the seat exceeds, where the experiment asks for it.
         version: Of Leakbed.
-        source: Hash of the code that ran.
+        source: Hash of the code that the result depends on, as far as it computes.
+        guess: Under which name the guess and its truth are kept in ``guesses/`` and ``truths/``;
+            ``None`` where nothing was guessed, or on an earlier version's card, whose key it is.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -261,6 +261,12 @@ class Card(BaseModel):
     ceiling: Bound | None = None
     version: str
     source: str
+    guess: str | None = Field(default=None, pattern=r"^[0-9a-f]{16}$")
+
+    @property
+    def guess_key(self) -> str:
+        """The name under which its guess and truth are kept."""
+        return self.guess or self.key
 
     @property
     def budget_bound(self) -> str | None:
@@ -313,7 +319,7 @@ def card_key(settings: Mapping[str, Any], source: str) -> str:
 
     Args:
         settings: Everything that decides the cell's numbers, as plain JSON values.
-        source: From :func:`source_hash`.
+        source: Of the code, and of the data and the user's modules that it ran on.
 
     Returns:
         16 hexadecimal digits.
@@ -331,30 +337,6 @@ def card_key(settings: Mapping[str, Any], source: str) -> str:
     except (TypeError, ValueError) as error:
         raise CardError(f"a cell's settings must be finite JSON values: {error}") from error
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-
-def source_hash(root: Path | None = None) -> str:
-    """Return a hash of the Python sources that results depend on: their paths and contents.
-
-    Args:
-        root: The folder that holds the packages; by default the one this package was imported from.
-
-    Returns:
-        16 hexadecimal digits.
-
-    Raises:
-        CardError: None of the packages is there.
-    """
-    home = Path(root) if root is not None else Path(__file__).resolve().parents[2]
-    files = sorted(file for name in PACKAGES for file in (home / name).rglob("*.py"))
-    if not files:
-        raise CardError(f"no sources of {', '.join(PACKAGES)} in {home}")
-    digest = hashlib.sha256()
-    for file in files:
-        content = file.read_bytes()
-        digest.update(f"{file.relative_to(home).as_posix()}\0{len(content)}\0".encode())
-        digest.update(content)
-    return digest.hexdigest()[:16]
 
 
 def write_card(card: Card, folder: Path) -> Path:

@@ -26,8 +26,15 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from experiments.results.cards import Card, read_cards, source_hash
-from experiments.results.folder import default_folder, lock_folder, make_folder, note_last_run
+from experiments.results.cards import Card, read_cards
+from experiments.results.folder import (
+    default_folder,
+    lock_folder,
+    make_folder,
+    note_last_run,
+    noted_keys,
+    remove_orphans,
+)
 from experiments.run.attack import make_attack
 from experiments.run.defaults import resolve_defaults
 from experiments.run.executor import Progress, RunCleanup, TrainingGroup
@@ -37,7 +44,7 @@ from experiments.settings.cells import CellSettings, cells
 from experiments.settings.load import load_settings
 from experiments.settings.schema import Settings
 from leakbed.flower_internals import task_identity
-from leakbed.provenance import RanOn
+from leakbed.provenance import EditedCodeError, RanOn
 from leakbed.tensors import configure_torch
 
 _FLOWER = "flwr"
@@ -59,7 +66,6 @@ class Task:
         settings: Of the experiment.
         cells: By the keys of their cards.
         folder: For results.
-        source: Hash of the code.
         root: Folder of downloaded data sets.
         ran_on: The run's data and the user's code, as the process that asks has them.
         done: Cards that are there already, by their keys.
@@ -68,7 +74,6 @@ class Task:
     settings: Settings
     cells: Mapping[str, CellSettings]
     folder: Path
-    source: str
     root: str | None
     ran_on: RanOn
     done: Mapping[str, Card]
@@ -170,6 +175,9 @@ def cards_of(task: Task) -> dict[str, Card]:
 
     Returns:
         The cards of its cells, by their keys.
+
+    Raises:
+        EditedCodeError: This process has imported other code than the one that asks.
     """
     (first, *_) = task.cells.values()
     prepared = prepare(first.training, root=task.root)
@@ -177,11 +185,15 @@ def cards_of(task: Task) -> dict[str, Card]:
     group = TrainingGroup(
         prepared,
         folder=task.folder,
-        source=task.source,
         grids=grids_of(task.settings),
         progress=None,
         on_error=task.settings.on_error,
     )
+    if group.keyed(tuple(task.cells.values())).keys() != task.cells.keys():
+        raise EditedCodeError(
+            "the code was edited after the run began, and another process would train or attack "
+            "with the new one; start the run anew"
+        )
     with task_identity():
         return {card.key: card for card in group.cards(task.cells, task.done)}
 
@@ -217,6 +229,70 @@ def run(
         return _run(checked, folder=folder, progress=progress, grids=grids, root=root)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The cells of an experiment, by the training runs they share.
+
+    Attributes:
+        trainings: One for each run.
+        keyed: Its cells by the keys of their cards.
+        left_out: How many cells are left out, as their parts cannot fit.
+    """
+
+    trainings: list[TrainingGroup]
+    keyed: list[dict[str, CellSettings]]
+    left_out: int
+
+    @property
+    def cells(self) -> dict[str, CellSettings]:
+        """All of them, in order."""
+        return {key: cell for keys in self.keyed for key, cell in keys.items()}
+
+    def note(self, folder: Path, checked: Settings, keys: Sequence[str]) -> None:
+        """Write down which cards are the last run's, and what it ran."""
+        settings = checked.model_dump(mode="json", exclude_unset=True)
+        note_last_run(folder, checked.name, keys, left_out=self.left_out, settings=settings)
+
+
+def planned(
+    checked: Settings,
+    *,
+    folder: Path,
+    root: str | None,
+    progress: Progress | None = None,
+    grids: Grids | None = None,
+    rescores: bool = False,
+) -> Plan:
+    """Prepare every training run of an experiment, and train none.
+
+    Args:
+        checked: The experiment.
+        folder: For results.
+        root: Folder of downloaded data sets.
+        progress: Told how far it is.
+        grids: Where nodes are; by default the grid that the settings name.
+        rescores: Whether kept guesses are to be scored, and nothing else is to be done.
+
+    Returns:
+        What is to be run.
+    """
+    wanted, left_out = _wanted(checked)
+    groups = [list(group) for _, group in groupby(wanted, key=lambda cell: cell.training)]
+    trainings = [
+        TrainingGroup(
+            prepare(group[0].training, root=root),
+            folder=folder,
+            grids=grids or grids_of(checked),
+            progress=progress,
+            on_error=checked.on_error,
+            rescores=rescores,
+        )
+        for group in groups
+    ]
+    keyed = [group.keyed(own) for group, own in zip(trainings, groups, strict=True)]
+    return Plan(trainings=trainings, keyed=keyed, left_out=left_out)
+
+
 def _run(
     checked: Settings,
     *,
@@ -226,23 +302,18 @@ def _run(
     root: str | None,
 ) -> list[Card]:
     """Run every cell that has no card yet, in a folder that is this run's alone."""
-    wanted, left_out = _wanted(checked)
-    groups = [list(group) for _, group in groupby(wanted, key=lambda cell: cell.training)]
-    prepared = [prepare(group[0].training, root=root) for group in groups]
-    source = source_hash()
-    done = _done(folder)
-    lent, on_error = grids or grids_of(checked), checked.on_error
-    trainings = [
-        TrainingGroup(
-            each, folder=folder, source=source, grids=lent, progress=progress, on_error=on_error
-        )
-        for each in prepared
-    ]
-    keyed = [group.keyed(own) for group, own in zip(trainings, groups, strict=True)]
-    keys_of_all = [key for keys in keyed for key in keys]
-    note_last_run(folder, checked.name, keys_of_all, left_out=left_out)
+    done = finished(folder)
+    plan = planned(checked, folder=folder, grids=grids, progress=progress, root=root)
+    trainings, keyed, keys_of_all = plan.trainings, plan.keyed, list(plan.cells)
+    gone = [key for key in noted_keys(folder) if key in done and key not in plan.cells]
+    plan.note(folder, checked, keys_of_all)
     if progress is not None:
-        progress.start(len(keys_of_all), left_out=left_out)
+        progress.start(len(keys_of_all), left_out=plan.left_out)
+        if gone:
+            progress.note(
+                f"{len(gone)} results of the last run here are of other settings, data or code, or "
+                "were named by an earlier version; they stay in cards/ and are no part of this run"
+            )
     tidying = RunCleanup(trainings, keep=checked.keep_runs)
     if checked.jobs > 1 and grids is None and checked.grid == "local":
         tasks = [
@@ -250,12 +321,11 @@ def _run(
                 settings=checked,
                 cells=keys,
                 folder=folder,
-                source=source,
                 root=root,
-                ran_on=each.ran_on,
+                ran_on=group.ran_on,
                 done=done,
             )
-            for keys, each in zip(keyed, prepared, strict=True)
+            for keys, group in zip(keyed, trainings, strict=True)
         ]
         if progress is not None:
             progress.note(f"{checked.jobs} processes share {len(tasks)} training runs")
@@ -272,9 +342,19 @@ def _run(
     return found
 
 
-def _done(folder: Path) -> dict[str, Card]:
-    """Return the cards that stand, by their keys; what failed is to be tried again."""
+def finished(folder: Path) -> dict[str, Card]:
+    """Return the cards that stand, by their keys; what failed is to be tried again.
+
+    A guess whose card was deleted goes with it, so that its cell is attacked anew.
+
+    Args:
+        folder: For results.
+
+    Returns:
+        Cards.
+    """
     cards = read_cards(folder) if (folder / "cards").is_dir() else []
+    remove_orphans(folder, cards)
     return {card.key: card for card in cards if card.status != "failed"}
 
 

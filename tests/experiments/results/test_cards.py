@@ -11,7 +11,6 @@ import pytest
 from pydantic import ValidationError
 
 from experiments.results.cards import (
-    PACKAGES,
     Card,
     CardError,
     Exposure,
@@ -19,7 +18,6 @@ from experiments.results.cards import (
     card_key,
     peak_memory,
     read_cards,
-    source_hash,
     write_card,
 )
 from leakbed.contracts import Evidence, Knowledge, Seat, ThreatModel
@@ -172,23 +170,6 @@ def test_the_key_follows_settings_and_source_but_not_their_order() -> None:
         card_key({"a": float("nan")}, "source")
     with pytest.raises(CardError, match="finite JSON"):
         card_key({"a": {1, 2}}, "source")
-
-
-def test_the_source_hash_sees_names_and_contents_of_python_files_only(tmp_path: Path) -> None:
-    with pytest.raises(CardError, match="no sources"):
-        source_hash(tmp_path)
-    for name in PACKAGES:
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "a.py").write_text("x = 1\n")
-    first = source_hash(tmp_path)
-    (tmp_path / "leakbed" / "settings.toml").write_text("ignored = true\n")
-    (tmp_path / "elsewhere.py").write_text("y = 1\n")
-    assert source_hash(tmp_path) == first
-    (tmp_path / "leakbed" / "a.py").rename(tmp_path / "leakbed" / "b.py")
-    renamed = source_hash(tmp_path)
-    (tmp_path / "attacks" / "a.py").write_text("x = 2\n")
-    assert len({first, renamed, source_hash(tmp_path)}) == 3
-    assert len(source_hash()) == 16
 
 
 def test_peak_memory_is_bytes_of_this_process() -> None:

@@ -12,7 +12,7 @@ from experiments.report.pictures import blocks
 from experiments.report.rows import cells
 from experiments.results.cards import Card
 from experiments.run.runner import run
-from leakbed.oracle.scoring import NEEDS_TRUTH
+from leakbed.oracle.rivals import NEEDS_TRUTH
 
 RIVALS = {"random-signs", "untrained-shadow", "substitute"}
 BOUNDS = {"oracle-shadow", "true-features", "white-box"}
@@ -78,8 +78,8 @@ def test_the_clean_accuracy_is_what_the_nodes_head_says(results: tuple[Card, Pat
 
 def test_the_images_are_kept_within_their_budgets(results: tuple[Card, Path]) -> None:
     card, folder = results
-    kept = load_file(folder / "guesses" / f"{card.key}.safetensors")
-    natural = load_file(folder / "truths" / f"{card.key}.safetensors")["images"]
+    kept = load_file(folder / "guesses" / f"{card.guess_key}.safetensors")
+    natural = load_file(folder / "truths" / f"{card.guess_key}.safetensors")["images"]
     assert kept["adversarial"].shape == (20, 2, 1, 28, 28)
     apart = (kept["adversarial"] - natural).abs().flatten(2).amax((0, 2))
     assert apart.tolist() == pytest.approx([0.3, 0.1], abs=1e-6)
