@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from clients.malicious import MaliciousClientSession
 from clients.node import NodeConfig, OutOfStepError, UnstableTrainingError
 from clients.trainer import PartTrainer, arrays_of, blank, refuse_unfit
-from leakbed.contracts import Protects
+from leakbed.contracts import Protects, select
 from leakbed.contracts.gradient_defenses import GradientDefenses, Origin
 from leakbed.events import Array, Arrays
 from leakbed.models import Architecture
@@ -48,7 +48,7 @@ class HeadTrainer(PartTrainer):
             intrusion: The intruder at this node.
         """
         super().__init__(cell, "head", intrusion=intrusion)
-        chosen = [d for d in cell.chosen_defenses() if Protects.CUT_GRADIENT in d.protects]
+        chosen = select(cell.chosen_defenses(), Protects.CUT_GRADIENT)
         self._defenses = GradientDefenses(
             chosen, stream=derive(cell.defense_stream, "head"), protocol=f"node {cell.partition}"
         )

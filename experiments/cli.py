@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from leakbed import __version__
-from leakbed.errors import INTERRUPTED, came_to_nothing, verdict
+from leakbed.errors import BAD_INPUT, INTERRUPTED, came_to_nothing, verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -108,6 +108,15 @@ def run(
 
             file = at_scale(file, scale)
         _experiment(file, out=out, overrides=chosen, verbose=verbose)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a settings file, for editors."""
+    with expected():
+        from experiments.reference import schema as made
+
+        typer.echo(json.dumps(made(), indent=1))
 
 
 @app.command()
@@ -369,6 +378,22 @@ def audit_defense(
             typer.echo(str(each))
         if not all(each.holds for each in found):
             raise typer.Exit(1)
+
+
+@app.command()
+def check(
+    name: Annotated[str, typer.Argument(help="PACKAGE.MODULE:CLASS.", show_default=False)],
+) -> None:
+    """Say whether an attack or a defence of one's own keeps its contract."""
+    from experiments.catalogue import check_plugin
+
+    with expected():
+        found = check_plugin(name)
+        for each in found:
+            typer.echo(f"{name}: {each}", err=True)
+        if found:
+            raise typer.Exit(BAD_INPUT)
+        typer.echo(f"{name} keeps its contract")
 
 
 @app.command()

@@ -1,7 +1,7 @@
-"""Steering: what hijackers share, whatever they read of a client that follows them.
+"""Feature-space hijacking: the training of pilot, inverse and critic that its attacks share.
 
-Each trains a pilot on its own images, with an inverse that reads the pilot's feature maps, and a
-critic that tells the client's maps from the pilot's. The client gets the critic's gradient.
+Each attack trains a pilot on its own images, with an inverse that reads the pilot's feature maps,
+and a critic that tells the client's maps from the pilot's. The client gets the critic's gradient.
 
 Source: Pasquini, Ateniese, Bernaschi, *Unleashing the Tiger: Inference Attacks on Split Learning*,
 CCS 2021, https://arxiv.org/abs/2012.02670, and its code,
@@ -15,10 +15,9 @@ Departures:
   (``mask_dead_channels``).
 - Public images are drawn without replacement until too few are left for a batch.
 
-The critic of feature-space hijacking: a Wasserstein loss with gradient penalty, and its forgery.
-
-The critic learns to score the pilot's feature maps low and the client's high; the gradient of its
-score, with respect to what the client sent, is what the client gets to descend on.
+**The critic** has a Wasserstein loss with gradient penalty. It learns to score the pilot's feature
+maps low and the client's high; the gradient of its score, with respect to what the client sent, is
+what the client gets to descend on.
 
 Source: Pasquini, Ateniese, Bernaschi, *Unleashing the Tiger: Inference Attacks on Split Learning*,
 CCS 2021, https://arxiv.org/abs/2012.02670, and its code (whose signs these are),

@@ -38,6 +38,7 @@ from experiments.settings.cells import CellSettings
 from experiments.settings.plugins import AttackSettings
 from experiments.settings.schema import SettingsError
 from leakbed.contract_checks import blame, blamed, guess_breaches
+from leakbed.contract_trials import refuse_breaches
 from leakbed.contracts import (
     Adversary,
     Attack,
@@ -52,7 +53,7 @@ from leakbed.errors import naming_folder
 from leakbed.events import Phase
 from leakbed.models import Architecture, ModelMismatchError, UnknownModelError
 from leakbed.oracle.truth import AnswerKey, Target
-from leakbed.plugins import picked
+from leakbed.plugins import is_own, picked
 from leakbed.seeds import derive, generator, scoped
 from leakbed.tap.trace import Trace
 from leakbed.tensors import resolve_device
@@ -191,6 +192,8 @@ def attack_run(
         own_images=told.own_images,
         natural_images=told.natural_images,
     )
+    if is_own(settings.name):
+        refuse_breaches(attack)
     repeats = 1 if "restarts" in _fields(type(attack)) else settings.restarts or 1
     again = partial(_best, attack, repeats)
     started = perf_counter()

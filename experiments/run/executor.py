@@ -37,13 +37,15 @@ from experiments.run.prepare import Prepared, misfit, unfit, unread
 from experiments.run.targets import MisfitError
 from experiments.run.train import Grids, NonFiniteError, train
 from experiments.run.training_run import TrainingRun
-from experiments.settings.cells import CellSettings
+from experiments.settings.cells import CellSettings, Training
 from experiments.settings.plugins import JsonObject
 from leakbed import __version__
+from leakbed.contract_trials import refuse_breaches
 from leakbed.contracts import BrokenPluginError, MissingKnowledgeError, UnfitViewError
 from leakbed.grids.base import NodeFailed
 from leakbed.hijack import HijackDivergedError
 from leakbed.oracle.truth import AnswerKey
+from leakbed.plugins import is_own, own_class
 from leakbed.provenance import RanOn
 from leakbed.seeds import derive
 from leakbed.tensors import describe_device, peak_gpu_memory, resolve_device
@@ -245,6 +247,7 @@ class TrainingGroup:
             raise NotKeptError(f"its training run is not in {folder.parent}, or of other code")
         if self._progress is not None:
             self._progress.note(f"{case}: training {training.protocol.name}{training.attacker()}")
+        _try_out(training)
         with self._grids(training.data.nodes) as (grid, roster):
             try:
                 return train(prepared, grid, folder, roster=roster)
@@ -373,6 +376,13 @@ class TrainingGroup:
             stopped_on_budget=verdict.stopped_on_budget,
             ceiling=self._bounds.beside(cell, trained.folder, verdict.scores),
         )
+
+
+def _try_out(training: Training) -> None:
+    """Hold a user's own defences against their contract before they are first trained with."""
+    for name, own in training.defense.stack:
+        if is_own(name):
+            refuse_breaches(own_class(name, "defence")(**own))
 
 
 def _never_hijacked(prepared: Prepared) -> Prepared:

@@ -21,6 +21,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -39,6 +40,7 @@ from pydantic import (
 from leakbed.lookup import unknown_name
 from leakbed.plugins import Contract, PluginError, installed, is_own, own_class, role_of
 
+JsonObject = dict[str, Any]
 _Whole = Annotated[int, Strict()]
 _Number = Annotated[float, Strict(), AllowInfNan(False)]
 _TYPES: dict[str, Any] = {
@@ -79,6 +81,11 @@ def checked_value(owner: str, key: str, value: Any, *, written: str) -> Any:  # 
         wanted = error.errors()[0]["msg"]
         raise ValueError(f"{owner}: {key}: {wanted} (got {value!r})") from None
     return fitting if isinstance(fitting, float) else value
+
+
+def schema_of(written: str) -> JsonObject:
+    """Return the JSON schema of a field's type as its class writes it; of an unknown one, any."""
+    return _adapter(written).json_schema() if written in _TYPES else {}
 
 
 @cache
@@ -267,7 +274,6 @@ def _parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text("utf-8"), str(path))
 
 
-JsonObject = dict[str, Any]
 Round = Annotated[int, Field(ge=1, strict=True)]
 _PASSIVE = {"restarts", "when", "collect", "live"}
 _ACTIVE = {"checkpoint_every", "when", "control"}
@@ -308,18 +314,27 @@ class TunedOn(BaseModel):
 class AttackSettings(BaseModel):
     """One attack: keys every attack has, and its own in ``own``.
 
-    ``restarts`` and ``collect``, the round whose messages are attacked, are for passive attacks.
-    So is ``live``: the attack learns beside the training, from every batch as it is sent, and not
-    from a round that is over; only a :class:`~leakbed.contracts.Watcher` can.
-    ``checkpoint_every`` and ``control`` are for adversaries, see
-    :class:`experiments.settings.cells.Hijacking`; ``nodes`` and ``control`` are for malicious
-    clients, see :class:`experiments.settings.cells.Intruding`, whose samples ``targets`` counts.
-    ``known_per_class`` is for attacks that know a few true labels: the first so many targets of
-    each class. One that is not ``everywhere`` runs in the cases that name it: by its name, or what
-    it is ``called``. ``tuned_on`` says what its settings were chosen on: on nothing for this
-    experiment (``"default"``: the catalogue's, but for those that the table has), by its source
-    (``"published"``), or by runs on other targets (:class:`TunedOn`). It changes no number, and the
-    card says it.
+    Attributes:
+        name: A key of the catalogue, or ``package.module:Class``.
+        targets: How many messages it attacks; of a malicious client, how many samples it is asked
+            for.
+        restarts: Of passive attacks: how often it tries, and keeps the best by its own objective.
+        when: Whether it reads messages of training or of the evaluation.
+        collect: Of passive attacks: the round whose messages are attacked.
+        known_per_class: Of attacks that know a few true labels: the first so many targets of each
+            class.
+        live: Of passive attacks that can: whether it learns beside the training, from every batch
+            as it is sent, and not from a round that is over.
+        checkpoint_every: Of adversaries: gradients between two measures of what it can decode.
+        control: Of adversaries and malicious clients: whether a control run stands beside it.
+        nodes: Of malicious clients: the partitions that are one.
+        tuned_on: What its settings were chosen on: nothing for this experiment (``"default"``: the
+            catalogue's, but for those that the table has), its source (``"published"``), or runs on
+            other targets. It changes no number, and the card says it.
+        reported: The source's own figure.
+        everywhere: Whether it is tried in every case, or only in those that name it.
+        called: By what a case names it, in place of its name.
+        own: Its own settings, which a settings file writes beside the others.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -380,8 +395,10 @@ class AttackSettings(BaseModel):
 class DefenseSettings(BaseModel):
     """One alternative: nothing, one defence, or several applied in order.
 
-    One that is not ``everywhere`` is tried in the cases that name it: by its name, or what it is
-    ``called``.
+    Attributes:
+        stack: Name and settings of each.
+        everywhere: Whether it is tried in every case, or only in those that name it.
+        called: By what a case names it, in place of its name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -442,6 +459,46 @@ def refuse_reserved(kind: str, name: str) -> None:
                 f"{name} has a setting `{setting}`, which is a key of every {kind}"
                 f"{' of its kind' if setting in _SOME else ''}; call it otherwise"
             )
+
+
+def strengths(package: str, table: object) -> list[object]:
+    """Return a table for every combination of the values that lists give to scalar settings.
+
+    ``share = [0.1, 0.5]`` of a defence whose share is a number stands for two defences.
+
+    Args:
+        package: As for :func:`plugin_fields`.
+        table: As a settings file has it; what cannot be told apart is left as it is.
+
+    Returns:
+        At least one table, in the order of the lists.
+
+    Raises:
+        ValueError: A list is empty.
+    """
+    if not isinstance(table, Mapping):
+        return [table]
+    if isinstance(stack := table.get("stack"), list):
+        parts = [strengths(package, each) for each in stack]
+        return [{**table, "stack": list(each)} for each in product(*parts)]
+    name = table.get("name")
+    path = import_path(package, name) if isinstance(name, str) else ""
+    known = own_fields(package, path) if is_own(path) else plugin_fields(package).get(path)
+    written = {} if known is None else known.settings
+    lists = {
+        key: value
+        for key, value in table.items()
+        if isinstance(value, list) and is_scalar(written.get(key, ""))
+    }
+    for key, value in lists.items():
+        if not value:
+            raise ValueError(f"{name}: {key} = [] has no values; give one, or a list of several")
+    return [{**table, **dict(zip(lists, each, strict=True))} for each in product(*lists.values())]
+
+
+def is_scalar(written: str) -> bool:
+    """Say whether a field's type, as written, holds one value, so that a list is several of it."""
+    return written in _TYPES and not written.startswith(("Sequence", "tuple"))
 
 
 def attack_table(table: object) -> object:

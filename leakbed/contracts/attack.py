@@ -4,12 +4,11 @@ An attack declares its :class:`ThreatModel`; the harness grants it exactly that 
 :class:`View`; the attack answers with a :class:`Guess`. An :class:`Adversary` rewrites messages
 besides; a :class:`Watcher` sees them as they come and rewrites none.
 
-A malicious client is one of the nodes, whose batches, labels and steps are its own choice.
-
-A :class:`MaliciousClient` decides batch by batch what its node trains on, whether the node's parts
-learn from it, and by what factor the gradient shrinks that the node sends up; what comes back it
-learns from. The server and the other nodes follow the protocol and cannot tell its messages by
-their number, order or shape. Importing this module needs neither torch nor Flower.
+A :class:`MaliciousClient` is one of the nodes. It decides batch by batch what its node trains on,
+whether the node's parts learn from it, and by what factor the gradient shrinks that the node sends
+up; what comes back it learns from. The server and the other nodes follow the protocol and cannot
+tell its messages by their number, order or shape. Importing this module needs neither torch nor
+Flower.
 """
 
 from __future__ import annotations

@@ -98,9 +98,7 @@ def test_the_probe_reads_each_row_with_its_own_truth(
     done: tuple[Path, list[Card]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(
-        "experiments.run.malicious_server.linear_probe", lambda *a, **k: seen.append((a, k))
-    )
+    monkeypatch.setattr("experiments.run.judge.linear_probe", lambda *a, **k: seen.append((a, k)))
     folder, _ = done
     control = runs(folder)[0]
     honest_probe(control, cells(load_settings(TABLE))[0].attack, stream=1)

@@ -13,7 +13,7 @@ from experiments.run.offline import attack_trace
 from experiments.run.runner import run
 from experiments.run.targets import MisfitError
 from experiments.settings.schema import SettingsError
-from leakbed.tap.trace_index import TraceError
+from leakbed.tap.segments import TraceError
 from leakbed.tensors import UnavailableDeviceError, describe_device
 
 TABLE = {
