@@ -22,12 +22,11 @@ from experiments.settings.plugins import (
     DefenseSettings,
     JsonObject,
     common_keys,
-    is_scalar,
     plugin_fields,
-    schema_of,
 )
 from experiments.settings.protocol import ProtocolSettings
 from experiments.settings.schema import CeilingSettings, DataSettings, ModelSettings, Settings
+from experiments.settings.values import is_scalar, schema_of
 from leakbed.models import ACTIVATIONS, MODELS
 from strategies import PROTOCOLS
 

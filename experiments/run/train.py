@@ -410,7 +410,7 @@ def _about(prepared: Prepared) -> dict[str, Any]:
         "architecture": {
             key: value
             for key, value in asdict(prepared.architecture).items()
-            if key not in {"mean", "std"}  # our own runs feed pixels
+            if key not in {"mean", "std"} and value != ()  # our own runs feed pixels
         },
         "modes": {Phase.TRAIN: "train", Phase.EVALUATE: "eval"},  # of the node's network
         **({"divides": "features"} if prepared.data.aligned else {}),

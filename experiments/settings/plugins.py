@@ -3,11 +3,6 @@
 Read strictly and, but for classes of one's own, without torch: what a plug-in of the catalogue may
 be told is read from its source.
 
-Refuse a plug-in's setting whose value has the wrong type, before the plug-in is imported.
-
-Attacks and defences are plain dataclasses, which take any value and fail where it is first used,
-perhaps after an hour of training. Their source says which type each field has; pydantic checks it.
-
 The names and settings of the plug-ins, read from their source without importing it.
 
 Importing an attack imports torch, which takes seconds; a typing mistake in a settings file should
@@ -26,73 +21,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
-    AllowInfNan,
     BaseModel,
     ConfigDict,
     Field,
-    Strict,
-    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
 )
 
+from experiments.settings.values import checked_value, is_scalar
 from leakbed.lookup import unknown_name
 from leakbed.plugins import Contract, PluginError, installed, is_own, own_class, role_of
 
 JsonObject = dict[str, Any]
-_Whole = Annotated[int, Strict()]
-_Number = Annotated[float, Strict(), AllowInfNan(False)]
-_TYPES: dict[str, Any] = {
-    "bool": Annotated[bool, Strict()],
-    "float": _Number,
-    "Sequence[float]": tuple[_Number, ...],
-    "float | None": _Number | None,
-    "int": _Whole,
-    "int | None": _Whole | None,
-    "str": Annotated[str, Strict()],
-    "tuple[float, ...]": tuple[_Number, ...],
-}
-
-
-def checked_value(owner: str, key: str, value: Any, *, written: str) -> Any:  # noqa: ANN401  JSON's
-    """Refuse a value of another type than its field's, NaN and infinity included.
-
-    A type that is not among those above is left to the class that wrote it.
-
-    Args:
-        owner: Whose setting it is, such as ``attack dlm``.
-        key: The setting.
-        value: Its value.
-        written: The field's type as its class writes it.
-
-    Returns:
-        The value; a whole number as a float where the field is one, so that 1 and 1.0 are the same
-        setting.
-
-    Raises:
-        ValueError: The value does not fit; the message says what would.
-    """
-    if written not in _TYPES:
-        return value
-    try:
-        fitting = _adapter(written).validate_python(value)
-    except ValidationError as error:
-        wanted = error.errors()[0]["msg"]
-        raise ValueError(f"{owner}: {key}: {wanted} (got {value!r})") from None
-    return fitting if isinstance(fitting, float) else value
-
-
-def schema_of(written: str) -> JsonObject:
-    """Return the JSON schema of a field's type as its class writes it; of an unknown one, any."""
-    return _adapter(written).json_schema() if written in _TYPES else {}
-
-
-@cache
-def _adapter(written: str) -> TypeAdapter[Any]:
-    return TypeAdapter(_TYPES[written])
-
-
 _ROOT = Path(__file__).resolve().parents[2]
 _ADVERSARIES, _INTRUDERS = "ADVERSARIES", "INTRUDERS"
 _KNOWN = "Knowledge.KNOWN_LABELS"
@@ -494,11 +435,6 @@ def strengths(package: str, table: object) -> list[object]:
         if not value:
             raise ValueError(f"{name}: {key} = [] has no values; give one, or a list of several")
     return [{**table, **dict(zip(lists, each, strict=True))} for each in product(*lists.values())]
-
-
-def is_scalar(written: str) -> bool:
-    """Say whether a field's type, as written, holds one value, so that a list is several of it."""
-    return written in _TYPES and not written.startswith(("Sequence", "tuple"))
 
 
 def attack_table(table: object) -> object:

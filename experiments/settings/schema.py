@@ -53,6 +53,16 @@ class SettingsError(ValueError):
     """Settings that cannot be run; the message has one line per fault."""
 
 
+def _plain(section: str, settings: JsonObject) -> JsonObject:
+    """Refuse a table within the settings of one's own, which are passed on as keywords."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            raise ValueError(  # noqa: TRY004  pydantic reads ValueErrors alone
+                f"{section}.settings: {key} = {value!r} is a table; write one value or a list"
+            )
+    return settings
+
+
 class DataSettings(Strict):
     """Which data, and who owns which rows; see :class:`leakbed.data.config.DataConfig`.
 
@@ -69,6 +79,7 @@ class DataSettings(Strict):
         image_size: Resize images to this side.
         channels: 1 makes images grey, 3 coloured.
         download: Whether a missing set may be downloaded.
+        settings: Further keywords of one's own function.
     """
 
     name: str = "mnist-5k"
@@ -83,6 +94,12 @@ class DataSettings(Strict):
     image_size: int | None = Field(default=None, ge=1, le=_WIDEST)
     channels: Literal[1, 3] | None = None
     download: bool = False
+    settings: JsonObject = Field(default_factory=dict)
+
+    @field_validator("settings")
+    @classmethod
+    def _plain_settings(cls, settings: JsonObject) -> JsonObject:
+        return _plain("data", settings)
 
 
 class ModelSettings(Strict):
@@ -96,6 +113,7 @@ class ModelSettings(Strict):
         initialisation: How fresh weights are drawn.
         linear_top: Whether activations above the cut are left out.
         extra_classes: Outputs beyond those of the data, which no true label uses.
+        settings: Further keywords of one's own network.
     """
 
     name: str = "mnistnet"
@@ -105,6 +123,12 @@ class ModelSettings(Strict):
     initialisation: Literal["default", "uniform"] = "default"
     linear_top: bool = False
     extra_classes: int = Field(default=0, ge=0, le=_MOST_EXTRA)
+    settings: JsonObject = Field(default_factory=dict)
+
+    @field_validator("settings")
+    @classmethod
+    def _plain_settings(cls, settings: JsonObject) -> JsonObject:
+        return _plain("model", settings)
 
 
 class CeilingSettings(Strict):

@@ -5,7 +5,6 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 from typer.testing import CliRunner
 
@@ -26,7 +25,8 @@ TABLE: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def checked() -> jsonschema.Draft202012Validator:
+def checked() -> Any:
+    jsonschema = pytest.importorskip("jsonschema")  # comes with Ray, where Ray is
     jsonschema.Draft202012Validator.check_schema(made := schema())
     return jsonschema.Draft202012Validator(made)
 
@@ -46,13 +46,20 @@ def test_every_key_has_its_meaning_on_the_page() -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.name}")
-def test_every_settings_file_fits_the_schema(
-    file: Path, checked: jsonschema.Draft202012Validator
-) -> None:
+def test_every_settings_file_fits_the_schema(file: Path, checked: Any) -> None:
     table = tomllib.loads(file.read_text())
     if "attack" not in table:
         pytest.skip("no experiment")
     checked.validate(table)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.name}")
+def test_every_key_of_every_settings_file_is_one_of_the_schema(file: Path) -> None:
+    made, table = schema(), tomllib.loads(file.read_text())
+    assert "attack" not in table or table.keys() <= made["properties"].keys()
+    for section, kind in (("data", "Data"), ("model", "Model"), ("protocol", "Protocol")):
+        known = made["$defs"][f"{kind}Settings"]["properties"]
+        assert table.get(section, {}).keys() <= known.keys()
 
 
 @pytest.mark.parametrize(
@@ -69,14 +76,11 @@ def test_every_settings_file_fits_the_schema(
         {"defense": [{"stack": [{"name": "weight-noise", "scales": 1.0}]}]},
     ],
 )
-def test_what_reading_refuses_the_schema_refuses(
-    wrong: dict[str, Any], checked: jsonschema.Draft202012Validator
-) -> None:
+def test_what_reading_refuses_the_schema_refuses(wrong: dict[str, Any], checked: Any) -> None:
     checked.validate(TABLE)
     with pytest.raises(SettingsError):
         load_settings({**TABLE, **wrong})
-    with pytest.raises(jsonschema.ValidationError):
-        checked.validate({**TABLE, **wrong})
+    assert not checked.is_valid({**TABLE, **wrong})
 
 
 def test_the_command_prints_it() -> None:
@@ -90,7 +94,7 @@ def stacks(table: dict[str, Any]) -> list[Any]:
 
 
 def test_a_list_where_a_setting_is_one_value_is_several_strengths(
-    checked: jsonschema.Draft202012Validator,
+    checked: Any,
 ) -> None:
     table = {**TABLE, "defense": [{"name": "weight-noise", "scale": [0.1, 0.5, 0.9]}]}
     checked.validate(table)
