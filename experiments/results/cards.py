@@ -29,6 +29,9 @@ BUDGET_BOUND = 0.1
 """A card is budget-bound if more than this share of its targets stopped on the attack's budget."""
 ABOVE = 1e-3
 """A card is above its ceiling if its hits, or more, are less likely than this under the ceiling."""
+PACKAGES = ("attacks", "clients", "defenses", "experiments", "leakbed", "strategies")
+"""The packages whose sources a result depends on."""
+
 JsonObject = dict[str, JsonValue]
 
 
@@ -337,6 +340,30 @@ def card_key(settings: Mapping[str, Any], source: str) -> str:
     except (TypeError, ValueError) as error:
         raise CardError(f"a cell's settings must be finite JSON values: {error}") from error
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def source_hash(root: Path | None = None) -> str:
+    """Return a hash of the Python sources that results depend on: their paths and contents.
+
+    Args:
+        root: The folder that holds the packages; by default the one this package was imported from.
+
+    Returns:
+        16 hexadecimal digits.
+
+    Raises:
+        CardError: None of the packages is there.
+    """
+    home = Path(root) if root is not None else Path(__file__).resolve().parents[2]
+    files = sorted(file for name in PACKAGES for file in (home / name).rglob("*.py"))
+    if not files:
+        raise CardError(f"no sources of {', '.join(PACKAGES)} in {home}")
+    digest = hashlib.sha256()
+    for file in files:
+        content = file.read_bytes()
+        digest.update(f"{file.relative_to(home).as_posix()}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()[:16]
 
 
 def write_card(card: Card, folder: Path) -> Path:

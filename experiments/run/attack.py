@@ -217,19 +217,20 @@ def attack_run(
     )
 
 
-def answer(run: TrainingRun, cell: CellSettings) -> Attacked:
+def answer(run: TrainingRun, cell: CellSettings, *, trace: Trace) -> Attacked:
     """Attack a run of ours as a cell says, with what stands beside the answer.
 
     Args:
         run: Finished.
         cell: Its settings.
+        trace: The run's, opened.
 
     Returns:
         The answer.
     """
     seed, name = cell.training.seed, cell.attack.name
     attacked = attack_run(
-        run.trace,
+        trace,
         cell.attack,
         stream=derive(seed, f"adversary/{name}"),
         device=cell.training.device,
@@ -238,7 +239,7 @@ def answer(run: TrainingRun, cell: CellSettings) -> Attacked:
     if attacked.rivalry is None:
         return attacked
     answers = AnswerKey.read(run.answers)
-    return with_rivals(attacked, answers, run.trace, stream=derive(seed, "oracle"))
+    return with_rivals(attacked, answers, trace, stream=derive(seed, "oracle"))
 
 
 def with_rivals(

@@ -5,12 +5,12 @@ Card fields common to finished, unfit and diverged cells are made here too.
 
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from experiments.results.cards import Card, Threat, peak_memory, write_card
+from experiments.results.cards import Card, Threat, peak_memory
 from experiments.run.alarms import detected
 from experiments.run.attack import (
     Attacked,
@@ -48,6 +48,7 @@ from leakbed.oracle.truth import AnswerKey
 from leakbed.plugins import is_own, own_class
 from leakbed.provenance import RanOn
 from leakbed.seeds import derive
+from leakbed.tap.trace import Trace
 from leakbed.tensors import describe_device, peak_gpu_memory, resolve_device
 from strategies import PROTOCOLS
 
@@ -191,34 +192,37 @@ class TrainingGroup:
         self._stops = on_error == "stop"
         self._ended: dict[Path, DivergedError | BrokenPluginError] = {}
         self._bounds = Bounds()
+        self._traces: dict[Path, Trace] = {}
 
     def keyed(self, group: Sequence[CellSettings]) -> dict[str, CellSettings]:
         """Return the cells by the keys of their cards."""
         return {score_key(cell, self._prepared): cell for cell in group}
 
-    def cards(self, keyed: Mapping[str, CellSettings], done: Mapping[str, Card]) -> list[Card]:
-        """Return a card per cell; train and attack only for one that is missing and fits."""
+    def cards(self, keyed: Mapping[str, CellSettings], done: Mapping[str, Card]) -> Iterator[Card]:
+        """Yield a card per cell as it is there; train and attack only for one that is missing.
+
+        Args:
+            keyed: From :meth:`keyed`.
+            done: Cards that stand; those of these cells are yielded as they are.
+
+        Yields:
+            Cards in the order of the cells; who asked for a new one writes it.
+        """
         training = self._prepared.settings
-        cards = []
         for key, cell in keyed.items():
-            card = done.get(key)
-            if card is None:
-                attack = make_attack(cell.attack)
-                why = misfit(training) or unread(attack.threat, training)
-                why = why or unfit(attack, self._prepared)
-                try:
-                    if why is None:
-                        card = self._attacked(cell, key)
-                    else:
-                        card = empty_card(cell, key, status="unfit", why=why)
-                except NotKeptError as error:
-                    self.lacking[key] = str(error)
-                    continue
-                write_card(card, self._folder)
-            cards.append(card)
-            if self._progress is not None:
-                self._progress.advance(cell.label)
-        return cards
+            if key in done:
+                yield done[key]
+                continue
+            attack = make_attack(cell.attack)
+            why = misfit(training) or unread(attack.threat, training)
+            why = why or unfit(attack, self._prepared)
+            if why is not None:
+                yield empty_card(cell, key, status="unfit", why=why)
+                continue
+            try:
+                yield self._attacked(cell, key)
+            except NotKeptError as error:
+                self.lacking[key] = str(error)
 
     @property
     def ran_on(self) -> RanOn:
@@ -285,9 +289,15 @@ class TrainingGroup:
         else:
             if self._progress is not None:
                 self._progress.note(f"{cell.case}: attacking with {cell.attack.name}")
-            attacked = answer(trained, cell)
+            attacked = answer(trained, cell, trace=self._trace(trained))
         note = keep_answer(attacked, path)
         return attacked, [] if note is None else [note]
+
+    def _trace(self, trained: TrainingRun) -> Trace:
+        """Return a run's trace, verified once for all attacks; what is read is checked again."""
+        if trained.trace not in self._traces:
+            self._traces[trained.trace] = Trace(trained.trace)
+        return self._traces[trained.trace]
 
     def _scored(
         self,
@@ -310,7 +320,7 @@ class TrainingGroup:
         else:
             answers = AnswerKey.read(trained.answers)
             stream = derive(cell.training.seed, "oracle")
-            verdict, truth = judge(attacked, answers, trained.trace, stream=stream)
+            verdict, truth = judge(attacked, answers, self._trace(trained), stream=stream)
             if cell.training.adversary is not None:
                 verdict = self._beside_a_hijack(cell, trained, verdict)
         guess = answer_key_of(cell, self._prepared)

@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.results.cards import Card, read_cards
+from experiments.results.cards import Card, read_cards, write_card
 from experiments.results.folder import (
     ResultsFolderError,
     lock_folder,
@@ -65,11 +65,14 @@ def rescore(folder: Path, *, progress: Progress | None = None, root: str | None 
             )
         if progress is not None:
             progress.start(len(before), left_out=plan.left_out)
-        found = {
-            card.key: card
-            for group, keys in zip(plan.trainings, plan.keyed, strict=True)
-            for card in group.cards(keys, done)
-        }
+        found: dict[str, Card] = {}
+        for group, keys in zip(plan.trainings, plan.keyed, strict=True):
+            for card in group.cards(keys, done):
+                found[card.key] = card
+                if card.key not in done:
+                    write_card(card, folder)
+                if progress is not None:
+                    progress.advance(keys[card.key].label)
         stay = [key if key in found else old for key, old in zip(plan.cells, before, strict=True)]
         plan.note(folder, checked, stay)
         every = {card.key: card for card in read_cards(folder)}

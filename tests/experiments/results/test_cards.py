@@ -11,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from experiments.results.cards import (
+    PACKAGES,
     Card,
     CardError,
     Exposure,
@@ -18,6 +19,7 @@ from experiments.results.cards import (
     card_key,
     peak_memory,
     read_cards,
+    source_hash,
     write_card,
 )
 from leakbed.contracts import Evidence, Knowledge, Seat, ThreatModel
@@ -179,3 +181,20 @@ def test_peak_memory_is_bytes_of_this_process() -> None:
 def test_cards_need_no_torch() -> None:
     code = "import sys, experiments.results.cards; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0  # noqa: S603
+
+
+def test_the_source_hash_sees_names_and_contents_of_python_files_only(tmp_path: Path) -> None:
+    with pytest.raises(CardError, match="no sources"):
+        source_hash(tmp_path)
+    for name in PACKAGES:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.py").write_text("x = 1\n")
+    first = source_hash(tmp_path)
+    (tmp_path / "leakbed" / "settings.toml").write_text("ignored = true\n")
+    (tmp_path / "elsewhere.py").write_text("y = 1\n")
+    assert source_hash(tmp_path) == first
+    (tmp_path / "leakbed" / "a.py").rename(tmp_path / "leakbed" / "b.py")
+    renamed = source_hash(tmp_path)
+    (tmp_path / "attacks" / "a.py").write_text("x = 2\n")
+    assert len({first, renamed, source_hash(tmp_path)}) == 3
+    assert len(source_hash()) == 16
