@@ -2,15 +2,16 @@
 
 import pytest
 
-from experiments.settings import plugins
+from experiments.settings import values
 from experiments.settings.load import load_settings
-from experiments.settings.values import checked_value, plugin_fields
+from experiments.settings.plugins import plugin_fields
+from experiments.settings.values import checked_value
 
 
 @pytest.mark.parametrize("package", ["attacks", "defenses"])
 def test_the_types_of_every_plug_in_are_checked(package: str) -> None:
     written = {kind for each in plugin_fields(package).values() for kind in each.settings.values()}
-    assert written <= set(plugins._TYPES)
+    assert written <= set(values._TYPES)
 
 
 @pytest.mark.parametrize(
