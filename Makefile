@@ -80,8 +80,9 @@ bench: setup  ## measure speed, memory and bytes on the wire; prints a table (6 
 	cat $(BENCHMARKS:%=runs/bench/%.jsonl) > runs/bench.jsonl
 	$(BIN)/python -m benchmarks.table show runs/bench.jsonl
 
-readme: setup  ## write the tables of README.md again
+readme: setup  ## write the tables of README.md and docs/settings.md again
 	$(BIN)/python -m experiments.catalogue README.md
+	$(BIN)/python -m experiments.reference docs/settings.md
 	$(BIN)/python -m benchmarks.table write README.md
 
 clean:  ## remove the environment, caches and runs

@@ -337,6 +337,7 @@ def prepare(training: Training, *, root: str | None) -> Prepared:
         cut=model.cut,
         upper_cut=model.upper_cut,
         linear_top=model.linear_top,
+        settings=tuple(sorted(model.settings.items())),
     )
     prepared = Prepared(
         settings=training,
@@ -379,6 +380,7 @@ def _recipe(training: Training, root: str | None) -> DataConfig:
         public_from=chosen.public_from,
         test=chosen.test,
         download=chosen.download,
+        settings=tuple(sorted(chosen.settings.items())),
     )
 
 

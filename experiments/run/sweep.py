@@ -48,7 +48,7 @@ from leakbed.grids.ray.actors import (
     start_ray,
     stop_ray,
 )
-from leakbed.provenance import RanOn
+from leakbed.provenance import EditedCodeError, RanOn
 from leakbed.tensors import configure_torch
 
 _log = logging.getLogger(__name__)
@@ -288,7 +288,7 @@ class _Scheduler:
         while run.arrived:
             card = run.arrived[0].card
             for part, content in run.arrived[0].files.items():
-                _write(_kept(run.task.sweep.folder, part, card.key), content)
+                _write(_kept(run.task.sweep.folder, part, card.guess_key), content)
             self._keep(card)
             cells = {key: cell for key, cell in run.task.cells.items() if key != card.key}
             run.task = replace(run.task, cells=cells)
@@ -320,7 +320,7 @@ class _Scheduler:
         if self._settings.on_error == "stop":
             raise JobGoneError(f"{said}; finished cells stay")
         for key, cell in list(run.task.cells.items())[: 1 if run.came else None]:
-            card = empty_card(cell, key, run.task.sweep.source, status="failed", why=said)
+            card = empty_card(cell, key, status="failed", why=said)
             run.arrived.append(Finished(card, {}))
         self._store(run)
         run.lost = 0
@@ -485,7 +485,7 @@ def worked(task: Task, mark: tuple[int, int] | None, share: float) -> Iterator[F
     try:
         with _results(task, mark) as (folder, is_askers), task_identity():
             for card in _cards(task, folder):
-                yield Finished(card, {} if is_askers else _taken(folder, card.key))
+                yield Finished(card, {} if is_askers else _taken(folder, card.guess_key))
     except Exception as error:  # noqa: BLE001  the asker raises it
         yield Ended(_readable(error))
 
@@ -497,11 +497,15 @@ def _cards(task: Task, folder: Path) -> Iterator[Card]:
     group = TrainingGroup(
         prepared,
         folder=folder,
-        source=task.sweep.source,
         grids=grids_of(task.sweep.settings),
         progress=None,
         on_error=task.sweep.settings.on_error,
     )
+    if group.keyed(tuple(task.cells.values())).keys() != task.cells.keys():
+        raise EditedCodeError(
+            "the code was edited after the run began, and another process would train or attack "
+            "with the new one; start the run anew"
+        )
     yield from group.cards(task.cells, {})
 
 

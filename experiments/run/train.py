@@ -11,13 +11,13 @@ them: the distance correlation that NoPeek minimises, measured on what a run rea
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from time import perf_counter
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -28,8 +28,6 @@ from torch import Tensor
 
 from clients import node_app
 from experiments.run.alarms import found
-from experiments.run.malicious_client import gather
-from experiments.run.malicious_server import LiveAdversary
 from experiments.run.prepare import Prepared, answer_key, labels_of, make_defenses, passes_of
 from experiments.run.training_run import SUMMARY, TrainingRun, unfinished
 from experiments.run.view import ADVERSARY, PUBLIC
@@ -39,6 +37,7 @@ from leakbed.contracts import Defense, Protects, select
 from leakbed.distance_correlation import corrected_correlation, distance_correlation
 from leakbed.events import Arrays, Event, Phase, SmashedUp, arrays_of
 from leakbed.grids import DeterministicGrid, LocalGrid, NodeFailed
+from leakbed.lookup import import_object
 from leakbed.oracle.truth import AnswerKey
 from leakbed.provenance import RanOn
 from leakbed.seeds import scoped
@@ -50,6 +49,9 @@ from strategies import PROTOCOLS
 from strategies.node_session import NodeStopped
 from strategies.protocol import BuiltProtocol, ProtocolSetup
 from strategies.split_strategy import SplitStrategy
+
+if TYPE_CHECKING:
+    from experiments.run.malicious_server import LiveAdversary
 
 
 class NonFiniteError(RuntimeError):
@@ -138,8 +140,9 @@ def train(
     Raises:
         OSError: The finished run cannot be put into its folder.
     """
-    adversary = prepared.settings.adversary
-    live = None if adversary is None else LiveAdversary(prepared, adversary)
+    adversary, live = prepared.settings.adversary, None
+    if adversary is not None:
+        live = _acting(_ADVERSARY)(prepared, adversary)
     timeout = prepared.settings.protocol.timeout
     canonical = DeterministicGrid(
         grid,
@@ -153,7 +156,7 @@ def train(
     with unfinished(folder) as work:
         summary = _record(prepared, canonical, work, live)
         if prepared.settings.intruder is not None:
-            gather(canonical, prepared, work)
+            _acting(_INTRUDER)(canonical, prepared, work)
         if live is not None:
             summary = live.concluded(summary, work)
         (work / SUMMARY).write_text(json.dumps({**summary, "devices": devices}))
@@ -168,8 +171,23 @@ def train(
     return TrainingRun(folder=folder, **json.loads((folder / SUMMARY).read_text()))
 
 
+_ADVERSARY, _INTRUDER = "adversary", "intruder"
+_ACTING = {
+    "adversary": "experiments.run.malicious_server:LiveAdversary",
+    "intruder": "experiments.run.malicious_client:gather",
+}
+"""Who acts in a run; named rather than imported, so that no other run's key depends on it."""
+
+
+def _acting(role: str) -> Callable[..., Any]:
+    found = import_object(_ACTING[role])
+    if not callable(found):
+        raise TypeError(f"{_ACTING[role]} is {found!r}, which cannot be called")
+    return found
+
+
 def _record(
-    prepared: Prepared, grid: DeterministicGrid, work: Path, live: LiveAdversary | None
+    prepared: Prepared, grid: DeterministicGrid, work: Path, live: "LiveAdversary | None"
 ) -> JsonObject:
     """Train under the wiretap, write trace and answers, and return the summary."""
     started = perf_counter()
@@ -392,7 +410,7 @@ def _about(prepared: Prepared) -> dict[str, Any]:
         "architecture": {
             key: value
             for key, value in asdict(prepared.architecture).items()
-            if key not in {"mean", "std"}  # our own runs feed pixels
+            if key not in {"mean", "std"} and value != ()  # our own runs feed pixels
         },
         "modes": {Phase.TRAIN: "train", Phase.EVALUATE: "eval"},  # of the node's network
         **({"divides": "features"} if prepared.data.aligned else {}),

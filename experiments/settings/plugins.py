@@ -3,11 +3,6 @@
 Read strictly and, but for classes of one's own, without torch: what a plug-in of the catalogue may
 be told is read from its source.
 
-Refuse a plug-in's setting whose value has the wrong type, before the plug-in is imported.
-
-Attacks and defences are plain dataclasses, which take any value and fail where it is first used,
-perhaps after an hour of training. Their source says which type each field has; pydantic checks it.
-
 The names and settings of the plug-ins, read from their source without importing it.
 
 Importing an attack imports torch, which takes seconds; a typing mistake in a settings file should
@@ -21,71 +16,24 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
-    AllowInfNan,
     BaseModel,
     ConfigDict,
     Field,
-    Strict,
-    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
 )
 
+from experiments.settings.values import checked_value, is_scalar
 from leakbed.lookup import unknown_name
 from leakbed.plugins import Contract, PluginError, installed, is_own, own_class, role_of
 
-_Whole = Annotated[int, Strict()]
-_Number = Annotated[float, Strict(), AllowInfNan(False)]
-_TYPES: dict[str, Any] = {
-    "bool": Annotated[bool, Strict()],
-    "float": _Number,
-    "Sequence[float]": tuple[_Number, ...],
-    "float | None": _Number | None,
-    "int": _Whole,
-    "int | None": _Whole | None,
-    "str": Annotated[str, Strict()],
-    "tuple[float, ...]": tuple[_Number, ...],
-}
-
-
-def checked_value(owner: str, key: str, value: Any, *, written: str) -> Any:  # noqa: ANN401  JSON's
-    """Refuse a value of another type than its field's, NaN and infinity included.
-
-    A type that is not among those above is left to the class that wrote it.
-
-    Args:
-        owner: Whose setting it is, such as ``attack dlm``.
-        key: The setting.
-        value: Its value.
-        written: The field's type as its class writes it.
-
-    Returns:
-        The value; a whole number as a float where the field is one, so that 1 and 1.0 are the same
-        setting.
-
-    Raises:
-        ValueError: The value does not fit; the message says what would.
-    """
-    if written not in _TYPES:
-        return value
-    try:
-        fitting = _adapter(written).validate_python(value)
-    except ValidationError as error:
-        wanted = error.errors()[0]["msg"]
-        raise ValueError(f"{owner}: {key}: {wanted} (got {value!r})") from None
-    return fitting if isinstance(fitting, float) else value
-
-
-@cache
-def _adapter(written: str) -> TypeAdapter[Any]:
-    return TypeAdapter(_TYPES[written])
-
-
+JsonObject = dict[str, Any]
 _ROOT = Path(__file__).resolve().parents[2]
 _ADVERSARIES, _INTRUDERS = "ADVERSARIES", "INTRUDERS"
 _KNOWN = "Knowledge.KNOWN_LABELS"
@@ -267,7 +215,6 @@ def _parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text("utf-8"), str(path))
 
 
-JsonObject = dict[str, Any]
 Round = Annotated[int, Field(ge=1, strict=True)]
 _PASSIVE = {"restarts", "when", "collect", "live"}
 _ACTIVE = {"checkpoint_every", "when", "control"}
@@ -308,18 +255,27 @@ class TunedOn(BaseModel):
 class AttackSettings(BaseModel):
     """One attack: keys every attack has, and its own in ``own``.
 
-    ``restarts`` and ``collect``, the round whose messages are attacked, are for passive attacks.
-    So is ``live``: the attack learns beside the training, from every batch as it is sent, and not
-    from a round that is over; only a :class:`~leakbed.contracts.Watcher` can.
-    ``checkpoint_every`` and ``control`` are for adversaries, see
-    :class:`experiments.settings.cells.Hijacking`; ``nodes`` and ``control`` are for malicious
-    clients, see :class:`experiments.settings.cells.Intruding`, whose samples ``targets`` counts.
-    ``known_per_class`` is for attacks that know a few true labels: the first so many targets of
-    each class. One that is not ``everywhere`` runs in the cases that name it: by its name, or what
-    it is ``called``. ``tuned_on`` says what its settings were chosen on: on nothing for this
-    experiment (``"default"``: the catalogue's, but for those that the table has), by its source
-    (``"published"``), or by runs on other targets (:class:`TunedOn`). It changes no number, and the
-    card says it.
+    Attributes:
+        name: A key of the catalogue, or ``package.module:Class``.
+        targets: How many messages it attacks; of a malicious client, how many samples it is asked
+            for.
+        restarts: Of passive attacks: how often it tries, and keeps the best by its own objective.
+        when: Whether it reads messages of training or of the evaluation.
+        collect: Of passive attacks: the round whose messages are attacked.
+        known_per_class: Of attacks that know a few true labels: the first so many targets of each
+            class.
+        live: Of passive attacks that can: whether it learns beside the training, from every batch
+            as it is sent, and not from a round that is over.
+        checkpoint_every: Of adversaries: gradients between two measures of what it can decode.
+        control: Of adversaries and malicious clients: whether a control run stands beside it.
+        nodes: Of malicious clients: the partitions that are one.
+        tuned_on: What its settings were chosen on: nothing for this experiment (``"default"``: the
+            catalogue's, but for those that the table has), its source (``"published"``), or runs on
+            other targets. It changes no number, and the card says it.
+        reported: The source's own figure.
+        everywhere: Whether it is tried in every case, or only in those that name it.
+        called: By what a case names it, in place of its name.
+        own: Its own settings, which a settings file writes beside the others.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -380,8 +336,10 @@ class AttackSettings(BaseModel):
 class DefenseSettings(BaseModel):
     """One alternative: nothing, one defence, or several applied in order.
 
-    One that is not ``everywhere`` is tried in the cases that name it: by its name, or what it is
-    ``called``.
+    Attributes:
+        stack: Name and settings of each.
+        everywhere: Whether it is tried in every case, or only in those that name it.
+        called: By what a case names it, in place of its name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -442,6 +400,41 @@ def refuse_reserved(kind: str, name: str) -> None:
                 f"{name} has a setting `{setting}`, which is a key of every {kind}"
                 f"{' of its kind' if setting in _SOME else ''}; call it otherwise"
             )
+
+
+def strengths(package: str, table: object) -> list[object]:
+    """Return a table for every combination of the values that lists give to scalar settings.
+
+    ``share = [0.1, 0.5]`` of a defence whose share is a number stands for two defences.
+
+    Args:
+        package: As for :func:`plugin_fields`.
+        table: As a settings file has it; what cannot be told apart is left as it is.
+
+    Returns:
+        At least one table, in the order of the lists.
+
+    Raises:
+        ValueError: A list is empty.
+    """
+    if not isinstance(table, Mapping):
+        return [table]
+    if isinstance(stack := table.get("stack"), list):
+        parts = [strengths(package, each) for each in stack]
+        return [{**table, "stack": list(each)} for each in product(*parts)]
+    name = table.get("name")
+    path = import_path(package, name) if isinstance(name, str) else ""
+    known = own_fields(package, path) if is_own(path) else plugin_fields(package).get(path)
+    written = {} if known is None else known.settings
+    lists = {
+        key: value
+        for key, value in table.items()
+        if isinstance(value, list) and is_scalar(written.get(key, ""))
+    }
+    for key, value in lists.items():
+        if not value:
+            raise ValueError(f"{name}: {key} = [] has no values; give one, or a list of several")
+    return [{**table, **dict(zip(lists, each, strict=True))} for each in product(*lists.values())]
 
 
 def attack_table(table: object) -> object:

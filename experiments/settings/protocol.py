@@ -30,9 +30,26 @@ class Strict(BaseModel):
 class ProtocolSettings(Strict):
     """How the nodes train.
 
-    ``local_steps`` None is one pass over a node's data per round; ``timeout`` is how many seconds a
-    node may take for one message before the run stops. The keys that may be None take the
-    protocol's own default, and are refused where a split protocol does not have them.
+    Keys that may be None take the protocol's own default, and are refused where a split protocol
+    does not have them.
+
+    Attributes:
+        name: A protocol of the catalogue.
+        rounds: Of the server.
+        batch_size: Rows of a batch.
+        local_steps: Of a node in a round; None is one pass over its rows.
+        optimizer: Of the nodes and of the server.
+        learning_rate: Its step.
+        momentum: Of SGD.
+        weight_decay: L2 penalty on weights.
+        fraction: Share of the nodes that train in a round.
+        labels: Who holds the labels in a split protocol.
+        bottoms: Whether the server can read a bottom that travels on to the next node.
+        optimizer_state: Whether a node's optimiser goes on between rounds.
+        sync: Of parallel-split: when bottoms are averaged.
+        gradient_scale: Of parallel-split: whether a gradient is of the mean over all nodes' rows.
+        merge: Of vertical-split: how the parties' smashed data are put together.
+        timeout: Seconds a node may take for one message before the run stops.
     """
 
     name: str = "fedavg"

@@ -23,6 +23,7 @@ from experiments.settings.plugins import (
     attack_table,
     common_keys,
     defense_table,
+    strengths,
 )
 from experiments.settings.protocol import ProtocolSettings, Strict
 from leakbed.lookup import unknown_name
@@ -52,8 +53,34 @@ class SettingsError(ValueError):
     """Settings that cannot be run; the message has one line per fault."""
 
 
+def _plain(section: str, settings: JsonObject) -> JsonObject:
+    """Refuse a table within the settings of one's own, which are passed on as keywords."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            raise ValueError(  # noqa: TRY004  pydantic reads ValueErrors alone
+                f"{section}.settings: {key} = {value!r} is a table; write one value or a list"
+            )
+    return settings
+
+
 class DataSettings(Strict):
-    """Which data, and who owns which rows; see :class:`leakbed.data.config.DataConfig`."""
+    """Which data, and who owns which rows; see :class:`leakbed.data.config.DataConfig`.
+
+    Attributes:
+        name: A data set of the catalogue, ``image-folder:PATH``, or ``package.module:function``.
+        nodes: Number of data holders.
+        partition: Who owns which rows: ``iid`` or another partition of the catalogue.
+        alpha: Of the Dirichlet partition: the lower, the more uneven.
+        partition_settings: Further settings of the partition.
+        public: Share of the rows that the adversary owns.
+        public_from: Data set of which it owns as many rows instead.
+        test: Share of the rows held out; by default those that the data set names.
+        size: Keep only so many rows.
+        image_size: Resize images to this side.
+        channels: 1 makes images grey, 3 coloured.
+        download: Whether a missing set may be downloaded.
+        settings: Further keywords of one's own function.
+    """
 
     name: str = "mnist-5k"
     nodes: int = Field(default=4, ge=1)
@@ -67,12 +94,26 @@ class DataSettings(Strict):
     image_size: int | None = Field(default=None, ge=1, le=_WIDEST)
     channels: Literal[1, 3] | None = None
     download: bool = False
+    settings: JsonObject = Field(default_factory=dict)
+
+    @field_validator("settings")
+    @classmethod
+    def _plain_settings(cls, settings: JsonObject) -> JsonObject:
+        return _plain("data", settings)
 
 
 class ModelSettings(Strict):
     """Which network, cut where; see :class:`leakbed.models.Architecture`.
 
-    ``extra_classes`` are outputs beyond those of the data, which no true label uses.
+    Attributes:
+        name: A network of the catalogue, or ``package.module:Class``.
+        cut: Index of the last layer of the bottom, from 0.
+        upper_cut: Index of the last layer of the middle, where the node holds the head too.
+        activation: Replaces the published activation everywhere.
+        initialisation: How fresh weights are drawn.
+        linear_top: Whether activations above the cut are left out.
+        extra_classes: Outputs beyond those of the data, which no true label uses.
+        settings: Further keywords of one's own network.
     """
 
     name: str = "mnistnet"
@@ -82,13 +123,21 @@ class ModelSettings(Strict):
     initialisation: Literal["default", "uniform"] = "default"
     linear_top: bool = False
     extra_classes: int = Field(default=0, ge=0, le=_MOST_EXTRA)
+    settings: JsonObject = Field(default_factory=dict)
+
+    @field_validator("settings")
+    @classmethod
+    def _plain_settings(cls, settings: JsonObject) -> JsonObject:
+        return _plain("model", settings)
 
 
 class CeilingSettings(Strict):
     """The ceiling beside every card, computed once for each training run and kind of message.
 
-    ``candidates`` are the rows among which a message's row is sought, ``messages`` how many
-    messages it is computed for, and ``draws`` those of the noise for each candidate.
+    Attributes:
+        candidates: Rows among which a message's row is sought.
+        messages: How many messages it is computed for.
+        draws: Of the noise, for each candidate.
     """
 
     candidates: int = Field(default=1000, ge=2)
@@ -181,9 +230,13 @@ class Settings(Strict):
             return given
         tables = dict(given)
         if isinstance(attacks := tables.get("attack"), Sequence):
-            tables["attack"] = [attack_table(table) for table in attacks]
+            tables["attack"] = [
+                attack_table(one) for table in attacks for one in strengths("attacks", table)
+            ]
         if isinstance(defenses := tables.get("defense"), Sequence):
-            tables["defense"] = [defense_table(table) for table in defenses]
+            tables["defense"] = [
+                defense_table(one) for table in defenses for one in strengths("defenses", table)
+            ]
         if isinstance(cases := tables.get("case"), Sequence):
             tables["case"] = [_flat(table) for table in cases]
         return tables

@@ -18,6 +18,7 @@ from ray.cluster_utils import Cluster
 from experiments.results.cards import Card
 from experiments.run import runner, sweep
 from experiments.run.defaults import resolve_defaults
+from experiments.run.keys import score_key
 from experiments.run.prepare import prepare
 from experiments.run.runner import run
 from experiments.run.train import grids_of
@@ -154,11 +155,17 @@ def a_sweep(folder: Path, *overrides: str) -> tuple[sweep.Sweep, sweep.Task]:
     """Return an experiment and its first task, as the runner makes them."""
     settings = load_settings(TABLE, overrides)
     own = [resolve_defaults(cell) for cell in cells(settings) if cell.training.seed == 0]
-    ran_on = prepare(own[0].training, root=None).ran_on
+    prepared = prepare(own[0].training, root=None)
     made = sweep.Sweep(settings=settings, folder=folder, source="code", root=None)
-    return made, sweep.Task(
-        sweep=made, cells=dict(zip(("a" * 16, "b" * 16), own, strict=True)), ran_on=ran_on
-    )
+    keyed = {score_key(cell, prepared): cell for cell in own}
+    return made, sweep.Task(sweep=made, cells=keyed, ran_on=prepared.ran_on)
+
+
+def test_code_that_was_edited_since_the_run_began_is_refused(tmp_path: Path) -> None:
+    _, task = a_sweep(tmp_path)
+    stale = dict(zip(("a" * 16, "b" * 16), task.cells.values(), strict=True))
+    (ended,) = sweep.worked(replace(task, cells=stale), None, 0.0)
+    assert "the code was edited after the run began" in str(ended.error)  # type: ignore[union-attr]
 
 
 @pytest.mark.runtime
@@ -430,7 +437,7 @@ def test_a_machine_with_a_disk_of_its_own_hands_over_pictures_and_keeps_or_remov
     assert not mine.task.cells
     for each in found:
         for part, content in each.files.items():
-            file = tmp_path / "here" / part / f"{each.card.key}.safetensors"
+            file = tmp_path / "here" / part / f"{each.card.guess_key}.safetensors"
             assert file.read_bytes() == content
             assert file.stat().st_mode & 0o777 == 0o600
 
