@@ -28,25 +28,28 @@ def blame(plugin: object, what: str, said: str) -> str:
     """Return what an error says of an attack or a defence whose code is at fault.
 
     Args:
-        plugin: The attack or the defence.
-        what: ``"attack"`` or ``"defence"``.
+        plugin: The attack or the defence; of a protocol its import path.
+        what: ``"attack"``, ``"defence"`` or ``"protocol"``.
         said: What it did.
 
     Returns:
         One line, with its name and its class.
     """
+    if isinstance(plugin, str):
+        return f"the code of {what} {plugin} {said}"
     kind = type(plugin)
     name = getattr(plugin, "name", kind.__name__)
     return f"the code of {what} {name} ({kind.__qualname__}) {said}"
 
 
 @contextmanager
-def blamed(plugin: object, what: str) -> Iterator[None]:
+def blamed(plugin: object, what: str, *, within: object = None) -> Iterator[None]:
     """Blame an attack or a defence by name for what its code raises.
 
     Args:
-        plugin: The attack or the defence.
-        what: ``"attack"`` or ``"defence"``.
+        plugin: The attack or the defence; of a protocol its import path.
+        what: ``"attack"``, ``"defence"`` or ``"protocol"``.
+        within: A class or a function of the file whose line is named; None for the plug-in's class.
 
     Yields:
         Nothing.
@@ -66,7 +69,7 @@ def blamed(plugin: object, what: str) -> Iterator[None]:
         if ours or of_machine(error) is not None:
             raise
         try:
-            file = inspect.getfile(type(plugin))
+            file = inspect.getfile(type(plugin) if within is None else within)  # type: ignore[arg-type]
         except (TypeError, OSError):  # of a notebook's cell
             file = None
         said = f"raised {format_error(error, within=file)}"

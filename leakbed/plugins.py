@@ -1,9 +1,11 @@
-"""Attacks and defences of one's own, named by import path where a catalogue key stands.
+"""Methods, models and data of one's own, named by import path where a catalogue key stands.
 
 ``name = "mine:Grey"`` is the class ``Grey`` of the module ``mine``; an installed package may give
-it a short name by an entry point of the group ``leakbed.attacks`` or ``leakbed.defenses``.
-What can be said of a class without running it is checked here, whenever it is looked up;
-:mod:`leakbed.contract_checks` runs it. Importing this needs neither torch nor Flower.
+it a short name by an entry point of one of the groups below. A protocol, a model and data are no
+classes of a contract: :func:`strategies.find_protocol`, :mod:`leakbed.models` and
+:mod:`leakbed.data` import theirs. What can be said of a class without running it is checked here,
+whenever it is looked up; :mod:`leakbed.contract_checks` runs it. Importing this needs neither torch
+nor Flower.
 """
 
 from collections.abc import Mapping
@@ -18,8 +20,15 @@ from leakbed.lookup import format_error, import_object
 
 Contract = Literal["attack", "defence"]
 Role = Literal["attack", "adversary", "intruder", "defence"]
-GROUPS: Mapping[Contract, str] = {"attack": "leakbed.attacks", "defence": "leakbed.defenses"}
-"""The entry points by which an installed package offers its methods."""
+Group = Literal["attacks", "defenses", "protocols", "models", "data"]
+GROUPS: Mapping[Group, str] = {
+    "attacks": "leakbed.attacks",
+    "defenses": "leakbed.defenses",
+    "protocols": "leakbed.protocols",
+    "models": "leakbed.models",
+    "data": "leakbed.data",
+}
+"""The entry points by which an installed package offers what is its own."""
 _METHODS: Mapping[Role, tuple[str, ...]] = {
     "adversary": ("begin", "forge", "guess"),
     "intruder": ("begin", "turn", "learn", "samples"),
@@ -154,6 +163,6 @@ def _defense_breaches(kind: type[Defense]) -> list[str]:
     return []
 
 
-def installed(contract: Contract) -> dict[str, EntryPoint]:
-    """Return the methods that installed packages offer, by their short names."""
-    return {each.name: each for each in entry_points(group=GROUPS[contract])}
+def installed(group: Group) -> dict[str, EntryPoint]:
+    """Return what installed packages offer of a kind, by their short names."""
+    return {each.name: each for each in entry_points(group=GROUPS[group])}

@@ -41,7 +41,7 @@ from leakbed.plugins import is_own, own_class
 from leakbed.provenance import with_code
 from leakbed.seeds import derive
 from leakbed.tensors import describe_device, peak_gpu_memory, resolve_device
-from strategies import PROTOCOLS
+from strategies import find_protocol
 
 
 class Progress(Protocol):
@@ -72,7 +72,7 @@ def card_fields(cell: CellSettings, key: str, source: str) -> dict[str, Any]:
         Fields of a :class:`~experiments.results.cards.Card`.
     """
     training = cell.training
-    exchanges = PROTOCOLS[training.protocol.name].exchanges
+    exchanges = find_protocol(training.protocol.name).exchanges
     return {
         "key": key,
         "case": cell.case,

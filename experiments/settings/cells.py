@@ -26,6 +26,7 @@ from experiments.settings.schema import (
     Settings,
     SettingsError,
 )
+from leakbed.plugins import is_own
 from leakbed.tensors import resolve_device
 
 CHECKPOINT_EVERY = 100
@@ -113,8 +114,14 @@ class Training:
         }
 
     def plugins(self) -> tuple[str, ...]:
-        """Return the names of everything that plays a part in it, keys and import paths."""
+        """Return the names of everything that plays a part in it, keys and import paths.
+
+        A protocol of the catalogue is left out: nodes do not hear of it, and are asked for their
+        code by these names.
+        """
         acting = [each.name for each in (self.adversary, self.intruder) if each is not None]
+        if is_own(self.protocol.name):
+            acting.append(self.protocol.name)
         return (*(name for name, _ in self.defense.stack), *acting)
 
     def never_hijacked(self) -> "Training":

@@ -18,9 +18,10 @@ own, named by import path, is imported: it may lie anywhere and be written in an
 
 import ast
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -37,7 +38,7 @@ from pydantic import (
 )
 
 from leakbed.lookup import unknown_name
-from leakbed.plugins import Contract, PluginError, installed, is_own, own_class, role_of
+from leakbed.plugins import Contract, Group, PluginError, installed, is_own, own_class, role_of
 
 _Whole = Annotated[int, Strict()]
 _Number = Annotated[float, Strict(), AllowInfNan(False)]
@@ -152,11 +153,11 @@ def own_fields(package: str, path: str) -> PluginFields:
     return PluginFields(settings=written, told=_KNOWN in text)
 
 
-def import_path(package: str, name: str) -> str:
-    """Return the import path behind the short name of an installed package's method.
+def import_path(group: Group, name: str) -> str:
+    """Return the import path behind the short name of what an installed package offers.
 
     Args:
-        package: As for :func:`plugin_fields`.
+        group: What is named.
         name: As a settings file has it.
 
     Returns:
@@ -165,16 +166,27 @@ def import_path(package: str, name: str) -> str:
     Raises:
         PluginError: An installed package offers a name that is the catalogue's.
     """
-    if is_own(name) or name not in (offered := installed(_CONTRACTS[package])):
+    if is_own(name) or name not in (offered := installed(group)):
         return name
     found = offered[name]
-    if name in plugin_fields(package):
+    if name in _listed(group):
         source = found.dist.name if found.dist else "an installed package"
         raise PluginError(
             f"{source} offers {name!r}, which is the catalogue's own; give it another name in its "
             "entry points, or uninstall it"
         )
     return found.value
+
+
+def _listed(group: Group) -> Collection[str]:
+    """Return the catalogue's own keys; those of models and data are read by importing them."""
+    if group == "protocols":
+        return protocol_names()
+    if group == "models":
+        return frozenset(vars(import_module("leakbed.models"))["MODELS"])
+    if group == "data":
+        return frozenset(vars(import_module("leakbed.data"))["DATASETS"])
+    return plugin_fields(group)
 
 
 def is_adversary(name: object) -> bool:
@@ -507,7 +519,7 @@ def defense_table(table: object) -> object:
     return {**common, "stack": [_one(each) for each in own["stack"]]}
 
 
-def _by_path(package: str, table: Mapping[str, Any]) -> JsonObject:
+def _by_path(package: Group, table: Mapping[str, Any]) -> JsonObject:
     """Return a table with the import path behind the short name that a package gave to a method."""
     given, short = dict(table), table.get("name")
     if isinstance(short, str) and (path := import_path(package, short)) != short:

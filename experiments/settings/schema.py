@@ -23,6 +23,7 @@ from experiments.settings.plugins import (
     attack_table,
     common_keys,
     defense_table,
+    import_path,
 )
 from experiments.settings.protocol import ProtocolSettings, Strict
 from leakbed.lookup import unknown_name
@@ -68,6 +69,12 @@ class DataSettings(Strict):
     channels: Literal[1, 3] | None = None
     download: bool = False
 
+    @field_validator("name", "public_from")
+    @classmethod
+    def _by_path(cls, name: str | None) -> str | None:
+        """Return the import path behind the short name that an installed package gave to data."""
+        return None if name is None else import_path("data", name)
+
 
 class ModelSettings(Strict):
     """Which network, cut where; see :class:`leakbed.models.Architecture`.
@@ -82,6 +89,12 @@ class ModelSettings(Strict):
     initialisation: Literal["default", "uniform"] = "default"
     linear_top: bool = False
     extra_classes: int = Field(default=0, ge=0, le=_MOST_EXTRA)
+
+    @field_validator("name")
+    @classmethod
+    def _by_path(cls, name: str) -> str:
+        """Return the import path behind the short name that an installed package gave a model."""
+        return import_path("models", name)
 
 
 class CeilingSettings(Strict):
