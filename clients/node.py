@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.clientapp.typing import ClientAppCallable
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -34,6 +33,7 @@ from leakbed.plugins import picked
 from leakbed.provenance import RanOn, find_first
 from leakbed.seeds import derive, generator
 from leakbed.tensors import configure_torch, describe_device, resolve_device
+from leakbed.wire.calls import before
 from leakbed.wire.messages import RAN_ON
 
 
@@ -289,8 +289,8 @@ class NodeConfig:
         return (*(name for name, _ in self.defenses), *acting)
 
     def torch_device(self) -> torch.device:
-        """Return where this node computes."""
-        return resolve_device(self.device)
+        """Return where this node computes; nodes are dealt over the GPUs that a process sees."""
+        return resolve_device(self.device, turn=self.partition)
 
 
 @lru_cache(maxsize=64)
@@ -326,39 +326,30 @@ def cell_defenses(context: Context) -> tuple[tuple[Defense, ...], int]:
     return chosen, cell.defense_stream
 
 
-def one_torch_thread(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+@before
+def one_torch_thread(context: Context) -> None:
     """Run a handler on one torch thread, which fixes the order of every sum.
 
     At every message, since OpenMP counts its threads anew in each thread that Python starts.
 
     Args:
-        message: For the handler.
         context: The node's.
-        call_next: The handler.
-
-    Returns:
-        Its reply.
     """
+    del context
     configure_torch()
-    return call_next(message, context)
 
 
-def own_code(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+@before
+def own_code(context: Context) -> None:
     """Find the user's modules where the run config of a simulation says they are.
 
     Only there is the node the user's own: in a deployment, whoever runs the node chooses its path.
 
     Args:
-        message: For the handler.
         context: The node's.
-        call_next: The handler.
-
-    Returns:
-        Its reply.
     """
     if is_simulated():
         find_first(context.run_config)
-    return call_next(message, context)
 
 
 def allowed(cell: NodeConfig, context: Context) -> NodeConfig:

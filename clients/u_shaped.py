@@ -13,7 +13,7 @@ from collections import Counter
 
 import numpy as np
 import torch
-from flwr.app import ConfigRecord, Context, Message
+from flwr.app import ConfigRecord, Context
 from flwr.clientapp import ClientApp
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
@@ -29,7 +29,15 @@ from leakbed.mods import live, load_state, save_state
 from leakbed.seeds import derive
 from leakbed.tensors import as_tensor, finite, placed, predicted
 from leakbed.tensors import load as load_weights
-from leakbed.wire.messages import HeadEvaluateReply, HeadEvaluateRequest, HeadReply, HeadRequest
+from leakbed.wire.calls import serve
+from leakbed.wire.messages import (
+    HEAD_EVALUATE,
+    HEAD_STEP,
+    HeadEvaluateReply,
+    HeadEvaluateRequest,
+    HeadReply,
+    HeadRequest,
+)
 from leakbed.wire.records import ROUND, pack, unpack
 
 _AWAITED = "leakbed.head-awaited"
@@ -185,9 +193,8 @@ def register(app: ClientApp) -> None:
         app: The node's app.
     """
 
-    @app.train("head")
-    def step(message: Message, context: Context) -> Message:
-        request = HeadRequest.of(message)
+    @serve(app, HEAD_STEP, HeadRequest)
+    def step(request: HeadRequest, context: Context) -> HeadReply:
         cell = NodeConfig.of(context)
         trainer = _trainer(cell, context)
         features = _awaited(cell, context, request, trainer)
@@ -196,12 +203,10 @@ def register(app: ClientApp) -> None:
         gradient = trainer.train(features, round_=request.round, step=request.step)
         _check_finite(cell, request, "the gradient of its features", gradient)
         _keep(trainer, context)
-        reply = HeadReply(step=request.step, gradient=gradient.numpy())
-        return Message(reply.records(), reply_to=message)
+        return HeadReply(step=request.step, gradient=gradient.numpy())
 
-    @app.evaluate("head")
-    def evaluate(message: Message, context: Context) -> Message:
-        request = HeadEvaluateRequest.of(message)
+    @serve(app, HEAD_EVALUATE, HeadEvaluateRequest)
+    def evaluate(request: HeadEvaluateRequest, context: Context) -> HeadEvaluateReply:
         cell = NodeConfig.of(context)
         device = cell.torch_device()
         head = blank(cell.architecture, "head", device).eval()
@@ -213,8 +218,7 @@ def register(app: ClientApp) -> None:
         with torch.no_grad():
             named = predicted(head(placed(features, device))).cpu()
         right = int((named == labels).sum())
-        reply = HeadEvaluateReply(correct=right, examples=len(labels))
-        return Message(reply.records(), reply_to=message)
+        return HeadEvaluateReply(correct=right, examples=len(labels))
 
 
 def _awaited(

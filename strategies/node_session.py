@@ -3,7 +3,9 @@
 A protocol drives one session or several and decides what happens between a smashed batch and its
 gradient; a session knows the messages, and refuses a reply that does not fit.
 
-The channel sends a message now, waits for its reply later, and insists that it comes.
+The channel sends a request now, waits for its reply later, and insists that it comes. A grid that
+hands requests over by itself (:mod:`leakbed.wire.calls`) does so; to any other they go as Flower
+messages: two carriers of the same requests and replies, with the same checks.
 
 Pushing and pulling lets nodes work while the server does: of K nodes, one's next batch is on its
 way before the next one's reply is read. Replies are taken in the order the server asks for them,
@@ -13,33 +15,35 @@ never as they arrive, so the result is the same on every grid.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from leakbed.contracts import IllegalCombinationError
 from leakbed.contracts.gradient_defenses import Origin
 from leakbed.events import Array, Arrays
-from leakbed.flower_internals import CLIPPING_NORM
 from leakbed.grids.base import NodeDiverged, NodeFailed, wait_for
 from leakbed.tensors import as_tensor, finite
-from leakbed.wire.bounds import Bounds
-from leakbed.wire.fields import Alarms, alarms_of, stop_of
+from leakbed.wire.bounds import Bounds, bind
+from leakbed.wire.calls import Call, Failure, typed_call
+from leakbed.wire.fields import Alarms, Carried, alarms_of, stop_of
 from leakbed.wire.messages import (
     BACKWARD_STEP,
     HEAD_STEP,
+    REPLIES,
     SPLIT_STEP,
     BackwardReply,
     HeadReply,
     HeadRequest,
     SplitReply,
     SplitRequest,
+    Stopped,
 )
 from leakbed.wire.records import WireError, shortened
 from strategies.server_model import Labelled, UnfitBatchError
@@ -84,63 +88,98 @@ class NodeChannel:
             bounds: What replies may be; None for anything.
         """
         self._grid, self._timeout, self._bounds = grid, timeout, bounds
-        self._sent: dict[int, tuple[Message, float]] = {}
+        if bounds is not None:
+            bind(grid, bounds)
+        self._sent: dict[int, tuple[str, float, Callable[[], Message | Carried]]] = {}
 
-    def send(self, node: int, kind: str, records: RecordDict) -> None:
-        """Send a message.
+    def send(self, node: int, kind: str, request: Carried) -> None:
+        """Send a request.
 
         Args:
             node: Flower's node id.
-            kind: The message's type.
-            records: What it carries.
-
-        Raises:
-            NodeFailed: If the grid does not take it.
+            kind: Type of the message it travels in.
+            request: Of the class that this type has. A grid that does not take it is a
+                :class:`NodeFailed`.
         """
-        message = Message(records, dst_node_id=node, message_type=kind, ttl=self._timeout)
-        if not all(self._grid.push_messages([message])):
-            raise NodeFailed(self.partition(node), kind, "the message could not be sent")
-        self._sent[node] = message, monotonic()
+        call = typed_call(self._grid, kind)
+        carried = self._pushed if call is None else partial(self._called, call)
+        self._sent[node] = kind, monotonic(), carried(node, kind, request)
 
-    def receive(self, node: int) -> Message:
-        """Wait for the answer to the last message sent to a node.
+    def receive(self, node: int) -> Carried:
+        """Wait for the answer to the last request sent to a node.
 
         Args:
             node: Flower's node id.
 
         Returns:
-            The reply.
+            The reply, of the class that answers this type of message.
 
         Raises:
-            NodeFailed: If there is no answer in time, an error, more than one answer, or one that
-                the plan does not allow, which nobody decodes; as
-                :class:`NodeStopped` where the node answers that it trains no further.
+            NodeFailed: If there is no answer in time, an error, more than one answer, one that
+                the plan does not allow, which nobody decodes, or one that cannot be read.
+            NodeStopped: If the node answers that it trains no further.
         """
-        message, sent = self._sent.pop(node)
-        kind = message.metadata.message_type
-        replies = wait_for(self._grid, [message.metadata.message_id], timeout=self._timeout)
+        kind, sent, wait = self._sent.pop(node)
         try:
-            (reply,) = checked(replies, [message], bounds=self._bounds)
+            answer = wait()
         except NodeFailed as error:
             # Where a message's time to live is over first, its grid answers with an error.
             late = self._timeout is not None and monotonic() - sent >= self._timeout
             cause = f"no reply within {self._timeout} s; {_LATE}" if late else error.cause
             raise NodeFailed(self.partition(node), kind, cause) from error
-        refuse_stopped(reply, self.partition(node))
+        reply = self._read(node, kind, answer) if isinstance(answer, Message) else answer
+        if isinstance(reply, Stopped):
+            raise NodeStopped(self.partition(node), kind, reply.by, reply.alarms or {})
         return reply
 
-    def exchange(self, message: Message) -> Message:
-        """Send a finished message and wait for its reply, as :meth:`receive` does.
+    def exchange(self, node: int, kind: str, request: Carried) -> Carried:
+        """Send a request to a node that owes no reply and wait, as :meth:`receive` does.
 
         Args:
-            message: To a node that owes no reply.
+            node: Flower's node id.
+            kind: Type of the message it travels in.
+            request: Of the class that this type has.
 
         Returns:
             The reply.
         """
-        about = message.metadata
-        self.send(about.dst_node_id, about.message_type, message.content)
-        return self.receive(about.dst_node_id)
+        self.send(node, kind, request)
+        return self.receive(node)
+
+    def _pushed(self, node: int, kind: str, request: Carried) -> Callable[[], Message]:
+        """Send a request as a message, and return the wait for the message that answers it."""
+        records = request.records()
+        message = Message(records, dst_node_id=node, message_type=kind, ttl=self._timeout)
+        if not all(self._grid.push_messages([message])):
+            raise NodeFailed(self.partition(node), kind, "the message could not be sent")
+
+        def wait() -> Message:
+            replies = wait_for(self._grid, [message.metadata.message_id], timeout=self._timeout)
+            (reply,) = checked(replies, [message], bounds=self._bounds)
+            return reply
+
+        return wait
+
+    def _called(self, call: Call, node: int, kind: str, request: Carried) -> Callable[[], Carried]:
+        """Hand a request over, and return the wait for its reply."""
+        own = request.handed_over()
+        answer = call(node, own, self._timeout)
+
+        def wait() -> Carried:
+            reply = answer()
+            if isinstance(reply, Failure):
+                raise NodeFailed(self.partition(node), kind, reply.reason)
+            return reply  # the grid refuses what the plan does not allow
+
+        return wait
+
+    def _read(self, node: int, kind: str, message: Message) -> Carried:
+        """Return what a message carries; what cannot be read is a failure of its sender."""
+        refuse_stopped(message, self.partition(node))
+        try:
+            return REPLIES[kind].of(message)
+        except WireError as error:
+            raise NodeFailed(self.partition(node), kind, str(error)) from error
 
     def failure(self, node: int, kind: str, cause: str) -> NodeFailed:
         """Return the error that says which partition failed.
@@ -185,24 +224,6 @@ def refuse_stopped(reply: Message, node: int) -> None:
         raise NodeFailed(node, kind, str(error)) from error
     if by is not None:
         raise NodeStopped(node, kind, by, alarms or {})
-
-
-def refuse_clipping(config: ConfigRecord) -> None:
-    """Refuse to train under Flower's central privacy with clients that clip.
-
-    Args:
-        config: Of the round; Flower's wrapper writes its clipping norm there.
-
-    Raises:
-        IllegalCombinationError: If it did.
-    """
-    if CLIPPING_NORM in config:
-        raise IllegalCombinationError(
-            "Flower's DifferentialPrivacyClientSide... wrappers clip and noise weight updates, and "
-            "a split strategy is sent none: its nodes send smashed data, its server part is no "
-            "average of theirs; use defences of the messages, such as 'smashed-noise' or "
-            "'dp-cut-gradient', and wrap FedAvg instead"
-        )
 
 
 def checked(
@@ -256,6 +277,7 @@ def _excess(bounds: Bounds, sent: Message, reply: Message) -> str:
     return ""
 
 
+Reply = TypeVar("Reply", bound=Carried)
 Labels = Mapping[int, Int[Tensor, " rows"]]
 
 
@@ -363,14 +385,14 @@ class NodeSession:
             NodeFailed: Of this node; of the one that sent the bottom, where this one refuses it.
         """
         try:
-            message = self._channel.receive(self.node)
+            reply = self._received(SplitReply)
         except NodeFailed as error:
             if self._sender is None or not error.refuses_bottom:
                 raise
             cause = f"node {error.node}, next in turn, refuses its bottom: {error.cause}"
             raise NodeFailed(self._sender, SPLIT_STEP, cause) from error
         with self.blamed(SPLIT_STEP):
-            return self._batch(SplitReply.of(message))
+            return self._batch(reply)
 
     def answer(self, gradient: Float[Tensor, " batch *cut"], *, share: float = 1.0) -> None:
         """Send the gradient of the batch received last, and ask for the next batch.
@@ -405,13 +427,12 @@ class NodeSession:
         """Send the features of the batch received last to the node's head."""
         self.check_finite("features", features)
         request = HeadRequest(round=self._round, step=self.step, features=features.numpy())
-        self._channel.send(self.node, HEAD_STEP, request.records())
+        self._channel.send(self.node, HEAD_STEP, request)
 
     def receive_upper(self) -> Shaped[Tensor, "..."]:
         """Wait for the gradient of the features; not a finite one is a :class:`NodeFailed`."""
-        message = self._channel.receive(self.node)
+        reply = self._received(HeadReply)
         with self.blamed(HEAD_STEP):
-            reply = HeadReply.of(message)
             self._check_step(reply.step)
             gradient = as_tensor(reply.gradient)
         self.check_finite("gradient of the features", gradient, kind=HEAD_STEP)
@@ -428,18 +449,17 @@ class NodeSession:
         request = SplitRequest(
             round=self._round, step=self.step, gradient=gradient.numpy(), share=share
         )
-        self._channel.send(self.node, BACKWARD_STEP, request.records())
+        self._channel.send(self.node, BACKWARD_STEP, request)
 
     def receive_backward(self) -> Arrays:
         """Wait for the bottom's gradient by parameter name."""
-        message = self._channel.receive(self.node)
+        reply = self._received(BackwardReply)
         with self.blamed(BACKWARD_STEP):
-            reply = BackwardReply.of(message)
             self._check_step(reply.step)
         return reply.gradient
 
-    def closing(self) -> Message:
-        """Return the message that ends the round at this node and asks for its bottom.
+    def closing(self) -> SplitRequest:
+        """Return the request that ends the round at this node and asks for its bottom.
 
         Returns:
             Not yet sent.
@@ -449,7 +469,24 @@ class NodeSession:
         """
         if self._closing is None:
             raise RuntimeError(f"node {self.node} has {self.steps - self.step} batches left")
-        return Message(self._closing.records(), dst_node_id=self.node, message_type=SPLIT_STEP)
+        return self._closing
+
+    def closing_message(self) -> Message:
+        """Return the message of :meth:`closing`, for Flower to send."""
+        return Message(self.closing().records(), dst_node_id=self.node, message_type=SPLIT_STEP)
+
+    def close(self) -> SplitReply:
+        """End the round at this node and return the reply that should bring its bottom."""
+        self.send_closing()
+        return self.receive_closing()
+
+    def send_closing(self) -> None:
+        """Send :meth:`closing`."""
+        self._channel.send(self.node, SPLIT_STEP, self.closing())
+
+    def receive_closing(self) -> SplitReply:
+        """Wait for the reply that should bring the node's bottom."""
+        return self._received(SplitReply)
 
     @contextmanager
     def blamed(self, kind: str = SPLIT_STEP) -> Iterator[None]:
@@ -475,7 +512,14 @@ class NodeSession:
 
     def _request(self, request: SplitRequest) -> None:
         self.step = request.step
-        self._channel.send(self.node, SPLIT_STEP, request.records())
+        self._channel.send(self.node, SPLIT_STEP, request)
+
+    def _received(self, kind: type[Reply]) -> Reply:
+        """Return the channel's next reply, of the class that answers what was asked."""
+        reply = self._channel.receive(self.node)
+        if not isinstance(reply, kind):
+            raise TypeError(f"{type(reply).__name__} came where {kind.__name__} was asked for")
+        return reply
 
     def _next(self, request: SplitRequest) -> None:
         if request.step < self.steps:

@@ -456,6 +456,7 @@ def unfit(attack: object, prepared: Prepared) -> str | None:
                 public=prepared.public,
                 device=resolve_device("cpu"),
                 part=part,
+                labelled=prepared.plan.labels == "shared",
             )
         )
     except (MisfitError, MissingKnowledgeError, UnfitViewError) as error:

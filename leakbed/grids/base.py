@@ -29,8 +29,11 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
+from leakbed.errors import no_memory
 from leakbed.flower_internals import CLIENT_RAISED, NODE_UNAVAILABLE, set_message_id
-from leakbed.wire.bounds import Bounds
+from leakbed.wire.bounds import Asked, Bounds
+from leakbed.wire.calls import Answer, Failure, Handler, handler_of
+from leakbed.wire.fields import Carried
 from leakbed.wire.records import WireError, shortened
 
 _RUN_ID = 1
@@ -109,6 +112,26 @@ class NodeHost:
         state: RecordDict = self._contexts.pop(node_id).state
         return state
 
+    def handler(self, kind: str) -> Handler | None:
+        """Return what the nodes do with requests of a type; None where they take messages alone."""
+        return handler_of(self._app, kind)
+
+    def call(self, node_id: int, handler: Handler, request: Carried) -> Answer:
+        """Hand a request to a node; an exception becomes a failure, in the words of :meth:`handle`.
+
+        Args:
+            node_id: One of the roster's.
+            handler: From :meth:`handler`.
+            request: As handed over.
+
+        Returns:
+            The reply, as handed over.
+        """
+        try:
+            return handler(request, self._context(node_id)).handed_over()
+        except Exception as error:  # noqa: BLE001  reported to the server, as Flower does
+            return Failure(describe(error))
+
     def handle(self, message: Message) -> Message:
         """Run the app on one message; an exception becomes an error reply, as in Flower.
 
@@ -118,18 +141,27 @@ class NodeHost:
         Returns:
             The reply.
         """
-        node_id = message.metadata.dst_node_id
-        if node_id not in self._contexts:  # nodes come to life with their first message
-            self.settle(node_id, RecordDict())
+        context = self._context(message.metadata.dst_node_id)
         try:
-            return self._app(message, self._contexts[node_id])
+            return self._app(message, context)
         except Exception as error:  # noqa: BLE001  reported to the server, as Flower does
             return Message(Error(CLIENT_RAISED, describe(error)), reply_to=message)
+
+    def _context(self, node_id: int) -> StickyContext:
+        """Return a node's context; nodes come to life with their first message."""
+        if node_id not in self._contexts:
+            self.settle(node_id, RecordDict())
+        return self._contexts[node_id]
 
 
 def refused(message: Message, error: WireError) -> Message:
     """Return the error reply that takes the place of one that the plan does not allow."""
-    return Message(Error(CLIENT_RAISED, f"refused, unread: {error}"), reply_to=message)
+    return Message(Error(CLIENT_RAISED, refusal(error)), reply_to=message)
+
+
+def refusal(error: WireError) -> str:
+    """Say that a reply was not read, and why."""
+    return f"refused, unread: {error}"
 
 
 def unavailable(message: Message, reason: str) -> Message:
@@ -139,7 +171,12 @@ def unavailable(message: Message, reason: str) -> Message:
 
 def expired(message: Message) -> Message:
     """Return the error reply to a message whose time to live has passed."""
-    return unavailable(message, f"no reply within {message.metadata.ttl:g} s")
+    return unavailable(message, lateness(message.metadata.ttl))
+
+
+def lateness(seconds: float) -> str:
+    """Say that a node took longer than it may."""
+    return f"no reply within {seconds:g} s"
 
 
 def describe(error: BaseException) -> str:
@@ -196,8 +233,32 @@ class ResidentGrid(Grid):
         self.bounds = Bounds()
 
     def bound_by(self, bounds: Bounds) -> None:
-        """Take from now on no replies but those that a plan allows, where they are copied."""
+        """Take from now on no replies but those that a plan allows.
+
+        A typed call's are refused here, before anybody sees them, a message's where they are copied
+        or else where they are read.
+
+        Args:
+            bounds: Of the plan.
+        """
         self.bounds = bounds
+
+    def allowed(self, asked: Asked, reply: Answer) -> Answer:
+        """Return a typed call's reply, or a failure in place of one that the plan does not allow.
+
+        Args:
+            asked: What it answers.
+            reply: As the node's code made it.
+
+        Returns:
+            The answer.
+        """
+        if not isinstance(reply, Failure):
+            try:
+                self.bounds.refuse_answer(asked, reply)
+            except WireError as error:
+                return Failure(refusal(error))
+        return reply
 
     def set_run(self, run: Any) -> None:  # noqa: ANN401  Flower's Run moved between versions
         """Do nothing: there is only one run."""
@@ -224,6 +285,10 @@ _WHERE = re.compile(r" \(contract_checks\.py, line \d+\).*$")
 _DIVERGED = "left the finite numbers"  # nodes' own words: each runtime wraps them in its own way
 BROKEN = "the code of defence"  # likewise
 UNFIT_BOTTOM = "the bottom it was sent does not fit"  # likewise
+_LESS_MEMORY = (
+    "; set a smaller protocol.batch_size, smaller images (data.image_size) or, on Ray, fewer "
+    "workers with a larger gpus_per_worker; finished cells stay"
+)
 
 
 class NodeFailed(RuntimeError):  # noqa: N818  the name the design gives it
@@ -244,7 +309,8 @@ class NodeFailed(RuntimeError):  # noqa: N818  the name the design gives it
             cause: What the node or the grid said; None where it gave no reason.
         """
         cause = shortened(cause)
-        super().__init__(f"node {node} failed on {message_type!r}: {cause}")
+        remedy = _LESS_MEMORY if no_memory(cause) else ""
+        super().__init__(f"node {node} failed on {message_type!r}: {cause}{remedy}")
         self.node, self.message_type, self.cause = node, message_type, cause
 
     @property

@@ -8,6 +8,7 @@ own. It also turns an error reply, or a reply that never came, into :class:`Node
 
 import random
 from collections.abc import Iterable, Mapping
+from functools import partial
 from time import monotonic, sleep
 
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -17,6 +18,8 @@ from leakbed.grids.base import NodeFailed, ResidentGrid, exchanged, pulled, refu
 from leakbed.seeds import derive
 from leakbed.tap.wiretap import GridWrapper
 from leakbed.wire.bounds import Bounds
+from leakbed.wire.calls import Call, Wait, offers_calls, typed_call
+from leakbed.wire.fields import Carried
 from leakbed.wire.messages import ROSTER
 from leakbed.wire.records import WireError
 
@@ -28,6 +31,7 @@ class RosterError(RuntimeError):
     """The nodes of a grid do not tell apart, or do not answer."""
 
 
+@offers_calls
 class DeterministicGrid(GridWrapper):
     """A grid in canonical order; for our own runner, never for a stranger's app.
 
@@ -82,6 +86,22 @@ class DeterministicGrid(GridWrapper):
         ids = list(self._grid.push_messages(sent))
         self._sent |= {message.metadata.message_id: message for message in sent}
         return ids
+
+    def typed(self, kind: str) -> Call | None:
+        """Return the wrapped grid's way of handing requests over; it refuses what no plan allows.
+
+        Args:
+            kind: Type of the message a request would travel in.
+
+        Returns:
+            None where the wrapped grid has none.
+        """
+        call = typed_call(self._grid, kind)
+        return None if call is None else partial(self._called, call)
+
+    def _called(self, call: Call, node: int, request: Carried, timeout: float | None) -> Wait:
+        self._exchanges += 1
+        return call(node, request, timeout)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Pull replies through the wrapped grid, in canonical order; errors stay in them.

@@ -23,7 +23,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from threading import RLock
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from flwr.app import Message
@@ -34,7 +34,19 @@ from leakbed.flower_internals import with_content
 from leakbed.seeds import guarded
 from leakbed.tap.trace_index import ClosedTraceError
 from leakbed.wire.bounds import Bounds, bind
-from leakbed.wire.event_codec import events_down, events_up, rewritten, silence, unasked, unread
+from leakbed.wire.calls import Answer, Call, Failure, Wait, offers_calls, typed_call
+from leakbed.wire.event_codec import (
+    events_down,
+    events_up,
+    replaced,
+    reply_events,
+    request_events,
+    rewritten,
+    silence,
+    unasked,
+    unread,
+)
+from leakbed.wire.fields import Carried
 from leakbed.wire.messages import HARNESS
 from leakbed.wire.records import copy_records, count_bytes, shortened
 
@@ -107,6 +119,7 @@ class GridWrapper(Grid):
         return self._grid.send_and_receive(messages, timeout=timeout)
 
 
+Said = TypeVar("Said", bound=Message | Carried)
 PassiveHook = Callable[[Event], object]
 ActiveHook = Callable[[Event], Event | None]
 
@@ -117,6 +130,7 @@ without what it answers."""
 _log = logging.getLogger("leakbed")
 
 
+@offers_calls
 class Wiretap(GridWrapper):
     """A grid that shows every exchange to hooks and otherwise behaves as the one it wraps.
 
@@ -195,6 +209,44 @@ class Wiretap(GridWrapper):
         self._note_silence(outgoing)
         return replies
 
+    def typed(self, kind: str) -> Call | None:
+        """Return the wrapped grid's way of handing requests over, shown to the hooks both ways.
+
+        Args:
+            kind: Type of the message a request would travel in.
+
+        Returns:
+            None where the wrapped grid has none.
+        """
+        call = typed_call(self._grid, kind)
+        return None if call is None else partial(self._called, call, kind)
+
+    def _called(
+        self, call: Call, kind: str, node: int, request: Carried, timeout: float | None
+    ) -> Wait:
+        """Show a request, hand it over, and return the wait that shows its reply."""
+        part = self._node(node)
+        with self._lock:
+            for event in self._decoded(request_events, kind, request, part):
+                request = self._asked(event, request, replaced)
+            self.bytes_down += request.array_bytes()
+            self._show(lambda: request_events(kind, request, part), part)
+        wait = call(node, request, timeout)
+        return lambda: self._answered(kind, part, request, wait())
+
+    def _answered(self, kind: str, node: int, request: Carried, reply: Answer) -> Answer:
+        with self._lock:
+            if isinstance(reply, Failure):
+                self._note(kind, node, shortened(reply.reason))
+                self._show(lambda: reply_events(kind, request, reply, node), node)
+                return reply
+            self.bytes_up += reply.array_bytes()
+            self._show(lambda: reply_events(kind, request, reply, node), node)
+            own: Carried = reply
+            for event in self._decoded(reply_events, kind, request, reply, node):
+                own = self._asked(event, own, replaced)
+            return own
+
     def _keep(self, message: Message) -> None:
         """Keep a pushed message until its reply is pulled, or its node was sent many more."""
         self._pending[message.metadata.message_id] = message
@@ -210,9 +262,11 @@ class Wiretap(GridWrapper):
             return message
         node = self._node(message.metadata.dst_node_id)
         with self._lock:
-            message = self._rewrite(message, self._decoded(events_down, message, node))
+            for event in self._decoded(events_down, message, node):
+                message = self._asked(event, message, _rewritten)
             self.bytes_down += count_bytes(message)
-            self._show(lambda: events_down(message, node), message, node, up=False)
+            other = partial(unread, message, node, up=False)
+            self._show(lambda: events_down(message, node), node, other)
         return message
 
     def _incoming(self, reply: Message) -> Message:
@@ -225,35 +279,44 @@ class Wiretap(GridWrapper):
             self.bytes_up += count_bytes(reply)
             if reply.has_error():
                 self._note(kind, node, shortened(reply.error.reason))
+            other = partial(unread, reply, node, up=True)
             if sent is None:  # pushed before the tap was there, or long ago
-                self._show(lambda: unasked(reply, node), reply, node, up=True)
+                self._show(lambda: unasked(reply, node), node, other)
                 return reply
-            self._show(lambda: events_up(sent, reply, node), reply, node, up=True)
-            return self._rewrite(reply, self._decoded(events_up, sent, reply, node))
+            self._show(lambda: events_up(sent, reply, node), node, other)
+            for event in self._decoded(events_up, sent, reply, node):
+                reply = self._asked(event, reply, _rewritten)
+            return reply
 
     def _decoded(self, decode: Callable[..., list[Event]], *args: Any) -> list[Event]:  # noqa: ANN401
         return decode(*args) if self._active else []
 
-    def _rewrite(self, message: Message, events: list[Event]) -> Message:
-        """Return the message, or a copy with what the active hook returned in its place."""
-        for event in events:
-            with guarded():
-                wanted = self._active(_copied(event)) if self._active else None
-            if wanted is not None:
-                message = with_content(message, rewritten(message, wanted))
-        return message
+    def _asked(self, event: Event, said: Said, rewrite: Callable[[Said, Event], Said]) -> Said:
+        """Return what was said, or a copy with what the active hook returned in its place."""
+        with guarded():
+            wanted = self._active(_copied(event)) if self._active else None
+        return said if wanted is None else rewrite(said, wanted)
 
     def _show(
-        self, decode: Callable[[], list[Event]], message: Message, node: int, *, up: bool
+        self,
+        decode: Callable[[], list[Event]],
+        node: int,
+        undecoded: Callable[..., Event] | None = None,
     ) -> None:
-        """Give every hook its own copies of the events, undoing its draws unless it has none."""
+        """Give every hook its own copies of the events, undoing its draws unless it has none.
+
+        Args:
+            decode: Returns them.
+            node: At the other end.
+            undecoded: Makes the event of what cannot be decoded, from ``why``; None where all can.
+        """
         if not self._hooks:
             return
         try:
             events = decode()
         except Exception as error:  # noqa: BLE001  a message that cannot be read must not stop the app
             self._failed("decoding a message", error)
-            events = [unread(message, node, up=up, why=repr(error))]
+            events = [] if undecoded is None else [undecoded(why=repr(error))]
         for event in events:
             for index, hook in enumerate(self._hooks):
                 if index in self._ended:
@@ -280,13 +343,17 @@ class Wiretap(GridWrapper):
                 if message is not None and message.metadata.message_type not in HARNESS:
                     node = self._node(message.metadata.dst_node_id)
                     self._note(message.metadata.message_type, node, "no reply")
-                    self._show(partial(silence, message, node), message, node, up=True)
+                    self._show(partial(silence, message, node), node)
 
     def _note(self, kind: str, node: int, reason: str) -> None:
         self.failures.append(f"node {node}, {kind}: {reason}")
 
     def _node(self, flower_id: int) -> int:
         return self._roster.get(flower_id, flower_id)
+
+
+def _rewritten(message: Message, event: Event) -> Message:
+    return with_content(message, rewritten(message, event))
 
 
 def _says(hook: PassiveHook, promise: str) -> bool:

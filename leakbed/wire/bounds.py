@@ -14,44 +14,43 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from flwr.app import Array as WireArray
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 
-from leakbed.wire.fields import ALARMS, STOPPED, Bottom, Carried, Field, Found, Named, Tensor, Whole
+from leakbed.events import Array
+from leakbed.wire.fields import (
+    ALARMS,
+    PLAIN,
+    STOPPED,
+    Bottom,
+    Carried,
+    Field,
+    Found,
+    Named,
+    Tensor,
+    Whole,
+)
 from leakbed.wire.messages import (
-    BACKWARD_STEP,
-    HEAD_EVALUATE,
     HEAD_STEP,
+    MAY_STOP,
     RAN_ON,
+    REPLIES,
     ROSTER,
     SAMPLES,
     SETUP,
     SPLIT_EVALUATE,
     SPLIT_STEP,
     WEIGHTS,
-    BackwardReply,
-    HeadEvaluateReply,
-    HeadReply,
-    SplitReply,
+    Stopped,
 )
 from leakbed.wire.records import (
     BOTTOMS,
+    CONFIG,
     FEATURES,
     METRICS,
     WireError,
-    buffer_of,
-    config_of,
     described,
-    int_field,
+    wire_bytes,
 )
-
-REPLIES: Mapping[str, type[Carried]] = {
-    SPLIT_STEP: SplitReply,
-    SPLIT_EVALUATE: SplitReply,
-    HEAD_STEP: HeadReply,
-    HEAD_EVALUATE: HeadEvaluateReply,
-    BACKWARD_STEP: BackwardReply,
-}
-"""By type of message: the class whose table says what a reply may hold."""
 
 WHOLE_WEIGHTS = "arrays"  # Flower's own key of the weights that FedAvg sends and averages
 
@@ -59,12 +58,58 @@ _HARNESS: Mapping[str, Mapping[str, "Names"]] = {
     ROSTER: {"roster": {}},
     SETUP: {"ready": {}, RAN_ON: {}},
 }
-_MAY_STOP = frozenset({SPLIT_STEP, BACKWARD_STEP})
 _KINDS = {"f": "floating-point numbers", "i": "whole numbers"}
 _SLACK = 64 * 1024  # bytes of all names, numbers and words of a reply: metrics, findings, paths
 _HEADER = 1024  # bytes before an array's numbers; NumPy writes 128 for a few dimensions
 _LABEL_BYTES = _NUMBER_BYTES = 8  # an int64; any number of a metric
 _SHOWN, _FEW = 60, 8  # characters of a sender's name in an error; names expected
+
+
+class Asked(NamedTuple):
+    """What a reply answers, whether it went as a message or as a request itself.
+
+    Attributes:
+        kind: Type of the message.
+        node: Flower's node id.
+        config: Its numbers.
+        arrays: Its arrays, by record and name.
+    """
+
+    kind: str
+    node: int
+    config: Mapping[str, Any]
+    arrays: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def by_message(cls, sent: Message) -> "Asked":
+        """Return what a message asks."""
+        config = sent.content.get(CONFIG)
+        numbers = config if isinstance(config, ConfigRecord) else {}
+        about = sent.metadata
+        return cls(about.message_type, about.dst_node_id, numbers, sent.content.array_records)
+
+    @classmethod
+    def by_call(cls, kind: str, node: int, request: Carried) -> "Asked":
+        """Return what a typed call asks."""
+        groups = request.groups()
+        return cls(kind, node, groups.get(CONFIG, {}), groups)
+
+    def number(self, key: str) -> int:
+        """Return one of its whole numbers.
+
+        Args:
+            key: Its name.
+
+        Returns:
+            The number.
+
+        Raises:
+            WireError: If there is none.
+        """
+        number = self.config.get(key)
+        if not isinstance(number, int):
+            raise WireError(f"a {self.kind!r} message needs a whole number {key!r}, got {number!r}")
+        return number
 
 
 @dataclass(frozen=True)
@@ -79,16 +124,17 @@ class Weight:
     bytes: int
     parts: int
 
-    def refuse(self, records: RecordDict) -> None:
+    def refuse(self, records: Mapping[str, Mapping[str, Any]]) -> None:
         """Refuse records that weigh more.
 
         Args:
-            records: Of a reply.
+            records: Of a reply, or its groups.
 
         Raises:
             WireError: Says how much it is, and how much it may be.
         """
-        parts = len(records) + sum(len(each) for each in records.array_records.values())
+        arrays = [each for key, each in records.items() if _is_arrays(key, each)]
+        parts = len(records) + sum(map(len, arrays))
         if parts > self.parts:
             raise WireError(f"{parts} records and arrays, where the plan allows {self.parts}")
         size = sum(map(_size_of, records.values())) + sum(map(_text_bytes, records))
@@ -115,7 +161,7 @@ class Limit(NamedTuple):
     like: tuple[tuple[int, ...], frozenset[Any]] | None = None
     numbers: Any = None
 
-    def refuse(self, what: str, name: str, array: WireArray) -> None:
+    def refuse(self, what: str, name: str, array: WireArray | Array) -> None:
         """Refuse an array that is something else, by its header and its length.
 
         Args:
@@ -127,7 +173,7 @@ class Limit(NamedTuple):
             WireError: Says what it is, and what it may be.
         """
         named = f"array {name!r} of {what!r}"
-        size = len(buffer_of(array))
+        size = wire_bytes(array)
         if self.bytes is not None and size > self.bytes:
             raise WireError(f"{named} has {size} bytes, where the plan allows {self.bytes}")
         shape, dtype = described(name, array)
@@ -148,6 +194,8 @@ class Limit(NamedTuple):
 
 Names = Mapping[str, Limit] | None
 """By name of an array what it may be; None for any arrays of any names."""
+Table = tuple[Mapping[str, Names] | None, Weight | None]
+"""By record what it may hold, None for anything; and how much all of it may weigh."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -195,35 +243,71 @@ class Bounds:
     def refuse(self, sent: Message, reply: Message) -> None:
         """Refuse a reply that the plan does not allow; errors and unknown types pass.
 
+        One that is refused is a :class:`~leakbed.wire.records.WireError`, which says what is too
+        much, and what is allowed.
+
         Args:
             sent: What it answers.
             reply: As it came.
+        """
+        if not reply.has_error():
+            self._refuse(Asked.by_message(sent), reply.content)
+
+    def refuse_answer(self, asked: Asked, reply: object) -> None:
+        """Refuse a typed call's reply that the plan does not allow, or that is none to it.
+
+        Args:
+            asked: The call.
+            reply: What the node's code returned.
 
         Raises:
             WireError: Says what is too much, and what is allowed.
         """
-        if reply.has_error() or (allowed := self._allowed(sent)) is None:
+        kinds = (REPLIES[asked.kind], Stopped) if asked.kind in MAY_STOP else REPLIES[asked.kind]
+        if not isinstance(reply, kinds):
+            found = type(reply).__name__
+            raise WireError(f"a {found} came in answer to {asked.kind!r}, which is no reply to it")
+        self._refuse(asked, reply.groups())
+
+    def weight(self, asked: Asked) -> Weight | None:
+        """Return how much a reply may weigh; None where nothing is known of it."""
+        return self._table(asked)[1]
+
+    def _table(self, asked: Asked) -> "Table":
+        """Return what is allowed in a reply, and its weight; of a step's, made once."""
+        if asked.kind != SPLIT_STEP:
+            return self._made(asked)
+        closing = self._closing(asked)
+        if closing not in self._step_tables:
+            self._step_tables[closing] = self._made(asked)
+        return self._step_tables[closing]
+
+    @cached_property
+    def _step_tables(self) -> "dict[bool | None, Table]":
+        return {}
+
+    def _made(self, asked: Asked) -> "Table":
+        allowed = self._allowed(asked)
+        return allowed, None if allowed is None else _weight(allowed)
+
+    def _refuse(self, asked: Asked, content: Mapping[str, Mapping[str, Any]]) -> None:
+        allowed, most = self._table(asked)
+        if allowed is None:
             return
-        content = reply.content
         for key, record in content.items():
             if key not in allowed:
                 raise WireError(f"an unknown record {key[:_SHOWN]!r}; expected {sorted(allowed)}")
-            if isinstance(record, ArrayRecord):
+            if _is_arrays(key, record):
                 _refuse_arrays(key, record, allowed[key])
-        if (most := _weight(allowed)) is not None:
+        if most is not None:
             most.refuse(content)
-        if sent.metadata.message_type == SPLIT_STEP:
-            self._refuse_plan(sent, content)
+        if asked.kind == SPLIT_STEP:
+            self._refuse_plan(asked, content)
 
-    def weight(self, sent: Message) -> Weight | None:
-        """Return how much the reply to a message may weigh; None where nothing is known of it."""
-        allowed = self._allowed(sent)
-        return None if allowed is None else _weight(allowed)
-
-    def _refuse_plan(self, sent: Message, content: RecordDict) -> None:
+    def _refuse_plan(self, asked: Asked, content: Mapping[str, Mapping[str, Any]]) -> None:
         """Refuse other steps, or other samples in them, than the node was set up for."""
-        plan, metrics = self.plan(sent.metadata.dst_node_id), content.get(METRICS)
-        if plan is None or not isinstance(metrics, MetricRecord):
+        plan, metrics = self.plan(asked.node), content.get(METRICS)
+        if plan is None or not isinstance(metrics, MetricRecord | dict):
             return  # what is missing is refused by whoever reads it
         said = (metrics.get("steps"), metrics.get("num-examples"))
         if said != plan:
@@ -232,21 +316,20 @@ class Bounds:
                 f"steps with {plan[1]}"
             )
 
-    def _allowed(self, sent: Message) -> Mapping[str, Names] | None:
+    def _allowed(self, sent: Asked) -> Mapping[str, Names] | None:
         """Return the records a reply may have, and their arrays; None for a stranger's message."""
-        kind = sent.metadata.message_type
+        kind = sent.kind
         if kind in REPLIES:
             return self._split(sent, REPLIES[kind].FIELDS)
         if kind == WEIGHTS:
             return {WHOLE_WEIGHTS: self._whole(sent), METRICS: {}}
         if kind == SAMPLES:
-            count = _number(sent, "count")
+            count = sent.number("count")
             return {WHOLE_WEIGHTS: {"images": self._rows_of(count, self.sample_bytes)}, METRICS: {}}
         return _HARNESS.get(kind)
 
-    def _split(self, sent: Message, fields: Mapping[str, Field]) -> Mapping[str, Names]:
+    def _split(self, sent: Asked, fields: Mapping[str, Field]) -> Mapping[str, Names]:
         """Return what the table of a message class allows in the reply to one message."""
-        kind = sent.metadata.message_type
         part: Names = None if self.held is None else self._part
         allowed: dict[str, Names] = {}
         closing = self._closing(sent)
@@ -263,24 +346,23 @@ class Bounds:
             elif isinstance(each, Found):
                 allowed[ALARMS] = {}
         # Wherever a step is asked for, a node may stop instead.
-        return allowed | ({STOPPED: {}, ALARMS: {}} if kind in _MAY_STOP else {})
+        return allowed | ({STOPPED: {}, ALARMS: {}} if sent.kind in MAY_STOP else {})
 
-    def _closing(self, sent: Message) -> bool | None:
+    def _closing(self, sent: Asked) -> bool | None:
         """Say whether a bottom is asked for, and no batch; None where the steps are not known."""
-        if sent.metadata.message_type != SPLIT_STEP:
+        if sent.kind != SPLIT_STEP:
             return False
-        plan = self.plan(sent.metadata.dst_node_id)
-        return None if plan is None else _number(sent, "step") == plan[0]
+        plan = self.plan(sent.node)
+        return None if plan is None else sent.number("step") == plan[0]
 
-    def _limit(self, sent: Message, each: Tensor) -> Limit:
+    def _limit(self, sent: Asked, each: Tensor) -> Limit:
         """Return what an array of the table may be in the reply to one message."""
-        kind = sent.metadata.message_type
-        if kind == HEAD_STEP:  # as many bytes as the features that the server sent
-            features = sent.content.array_records[FEATURES]["features"]
-            return Limit(len(buffer_of(features)) + _HEADER, kinds=each.kinds)
+        if sent.kind == HEAD_STEP:  # as many bytes as the features that the server sent
+            features = sent.arrays[FEATURES]["features"]
+            return Limit(wire_bytes(features) + _HEADER, kinds=each.kinds)
         rows = self.batch_size
-        if kind == SPLIT_EVALUATE:
-            rows = _number(sent, "stop") - _number(sent, "start")
+        if sent.kind == SPLIT_EVALUATE:
+            rows = sent.number("stop") - sent.number("start")
         if each.rank is not None:
             limit = self._rows_of(rows, _LABEL_BYTES)
             return limit._replace(kinds=each.kinds, rank=each.rank)
@@ -296,10 +378,10 @@ class Bounds:
     def _part(self) -> Mapping[str, Limit]:
         return {name: Limit(bytes=size + _HEADER) for name, size in (self.held or {}).items()}
 
-    def _whole(self, sent: Message) -> Mapping[str, Limit]:
+    def _whole(self, sent: Asked) -> Mapping[str, Limit]:
         """Return what an update may be: the arrays that were sent, trained."""
         allowed = {}
-        for name, array in sent.content.array_records[WHOLE_WEIGHTS].items():
+        for name, array in sent.arrays[WHOLE_WEIGHTS].items():
             shape, dtype = described(name, array)
             # Where the first type is not known, a counter may be behind a single float.
             first = self.weights.get(name, dtype if shape else np.dtype(np.int64))
@@ -334,7 +416,12 @@ def _weight(allowed: Mapping[str, Names]) -> Weight | None:
     return Weight(size + _SLACK, len(limits) + len(allowed))
 
 
-def _refuse_arrays(key: str, record: ArrayRecord, names: Names) -> None:
+def _is_arrays(key: str, record: Mapping[str, Any]) -> bool:
+    """Say whether a record is one of arrays; a message's says so itself, a group by its key."""
+    return isinstance(record, ArrayRecord) or (isinstance(record, dict) and key not in PLAIN)
+
+
+def _refuse_arrays(key: str, record: Mapping[str, Any], names: Names) -> None:
     if names is None:
         return
     for name, array in record.items():
@@ -344,19 +431,14 @@ def _refuse_arrays(key: str, record: ArrayRecord, names: Names) -> None:
         names[name].refuse(key, name, array)
 
 
-def _number(sent: Message, key: str) -> int:
-    """Return a whole number of the server's own message."""
-    return int_field(sent, config_of(sent), key)
-
-
-def _size_of(record: ArrayRecord | ConfigRecord | MetricRecord) -> int:
+def _size_of(record: Mapping[str, Any]) -> int:
     """Return the bytes of a record's names and values."""
-    if isinstance(record, ArrayRecord):
-        return sum(_text_bytes(name) + len(buffer_of(array)) for name, array in record.items())
     return sum(_text_bytes(name) + _value_size(value) for name, value in record.items())
 
 
 def _value_size(value: object) -> int:
+    if isinstance(value, WireArray | np.ndarray):
+        return wire_bytes(value)
     if isinstance(value, list):
         return (
             sum(map(_value_size, value))

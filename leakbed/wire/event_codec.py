@@ -9,8 +9,10 @@ An event's arrays are read-only views of the message's own bytes; who wants to w
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 from flwr.app import ArrayRecord, Message, RecordDict
 
@@ -33,6 +35,8 @@ from leakbed.events import (
     UpperGradientUp,
     WeightsDown,
 )
+from leakbed.wire.calls import Failure
+from leakbed.wire.fields import Carried
 from leakbed.wire.messages import (
     BACKWARD_STEP,
     HARNESS,
@@ -46,6 +50,7 @@ from leakbed.wire.messages import (
 from leakbed.wire.records import (
     BOTTOM_GRADIENT,
     BOTTOMS,
+    CONFIG,
     FEATURES,
     GRADIENT,
     ROUND,
@@ -63,6 +68,7 @@ from leakbed.wire.records import (
     shortened,
     sole_arrays,
     weights_key,
+    wire_bytes,
 )
 
 SPLIT = frozenset({SPLIT_STEP, SPLIT_EVALUATE, HEAD_STEP, HEAD_EVALUATE, BACKWARD_STEP})
@@ -83,7 +89,7 @@ def events_down(message: Message, node: int) -> list[Event]:
     if kind in HARNESS:
         return []
     if kind in SPLIT:
-        return _split_down(message, node)
+        return _split_down(_said(message), node)
     found = _weights(message, kind)
     if found is None:
         return [_gradients(message, node, up=False) or _foreign(message, node, up=False)]
@@ -110,7 +116,7 @@ def events_up(sent: Message, reply: Message, node: int) -> list[Event]:
     if reply.has_error():
         return [_failed(sent, node, shortened(reply.error.reason))]
     if kind in SPLIT:
-        return _split_up(sent, reply, node)
+        return _split_up(_said(sent), _said(reply), node)
     before = _weights(sent, kind)
     if before is not None and kind.split(".")[0] == WEIGHTS:
         asked = sent.content.array_records[before[0]]
@@ -221,22 +227,130 @@ def _repacked(
     return {str(key): arrays}
 
 
-def _split_down(message: Message, node: int) -> list[Event]:
-    config = config_of(message)
-    round_ = int_field(message, config, ROUND)
-    kind = message.metadata.message_type
-    events = _bottom_events(message, node, round_, up=False)
-    if (arrays := _own(message, GRADIENT, "gradient")) is not None:
+class _Said(NamedTuple):
+    """What a message of ours says, whether it travels as one or goes from hand to hand.
+
+    Attributes:
+        kind: Its type.
+        number: Returns one of its whole numbers by name.
+        arrays: Returns the arrays under a key, of which one may be needed; None if there are none.
+        bottom: The node's part: its bytes where it passes sealed, else a way to read its arrays;
+            None where it is not there.
+    """
+
+    kind: str
+    number: Callable[[str], int]
+    arrays: Callable[..., Arrays | None]
+    bottom: int | Callable[[], Arrays] | None
+
+
+def _said(message: Message) -> _Said:
+    sealed = message.content.get(BOTTOMS["sealed"])
+    relayed = message.content.get(BOTTOMS["relayed"])
+    bottom: int | Callable[[], Arrays] | None = None
+    if isinstance(sealed, ArrayRecord):
+        bottom = sealed.count_bytes()
+    elif isinstance(relayed, ArrayRecord):
+        bottom = partial(as_arrays, relayed)
+    return _Said(
+        message.metadata.message_type,
+        lambda key: int_field(message, config_of(message), key),
+        partial(as_arrays_under, message),
+        bottom,
+    )
+
+
+def _called(kind: str, carried: Carried) -> _Said:
+    groups = carried.groups()
+    sealed, relayed = (groups.get(BOTTOMS[policy]) for policy in ("sealed", "relayed"))
+    bottom: int | Callable[[], Arrays] | None = None
+    if sealed is not None:
+        bottom = sum(len(name) + wire_bytes(array) for name, array in sealed.items())
+    elif relayed is not None:
+        bottom = partial(dict, relayed)
+    return _Said(
+        kind,
+        lambda key: int(groups[CONFIG][key]),
+        lambda key, needs=None: groups.get(key),  # noqa: ARG005  a table knows no record without it
+        bottom,
+    )
+
+
+def request_events(kind: str, request: Carried, node: int) -> list[Event]:
+    """Return the events of a typed call's request, as :func:`events_down` of its message would.
+
+    Args:
+        kind: Type of the message it would travel in.
+        request: As handed over.
+        node: The receiving node, by partition id where known.
+
+    Returns:
+        Its events; their arrays are the request's own, which nobody may write to.
+    """
+    return _split_down(_called(kind, request), node)
+
+
+def reply_events(kind: str, request: Carried, reply: Carried | Failure, node: int) -> list[Event]:
+    """Return the events of a typed call's reply, as :func:`events_up` of its message would.
+
+    Args:
+        kind: Type of the message the request would travel in.
+        request: What it answers.
+        reply: As handed over.
+        node: The sending node, by partition id where known.
+
+    Returns:
+        Its events, as for :func:`request_events`.
+    """
+    asked = _called(kind, request)
+    if isinstance(reply, Failure):
+        why = shortened(reply.reason)
+        return [Failed(node=node, round=asked.number(ROUND), message_type=kind, reason=why)]
+    return _split_up(asked, _called(kind, reply), node)
+
+
+def replaced(carried: Carried, event: Event) -> Carried:
+    """Return a request or reply of a typed call with an event's arrays in place of its own.
+
+    Args:
+        carried: What the event tells of; never changed.
+        event: The event as an active hook wants it on the wire.
+
+    Returns:
+        As handed over.
+
+    Raises:
+        WireError: If events of this kind cannot be written back.
+    """
+    for kind, name in _REPLACED.items():
+        if isinstance(event, kind):
+            changed: Any = replace(carried, **{name: getattr(event, name)})  # type: ignore[type-var]
+            return cast("Carried", changed.handed_over())
+    raise WireError(f"{type(event).__name__} cannot be rewritten")
+
+
+_REPLACED: Mapping[type[Event], str] = {
+    CutGradientDown: "gradient",
+    FeaturesDown: "features",
+    UpperGradientUp: "gradient",
+    SmashedUp: "smashed",
+}
+
+
+def _split_down(said: _Said, node: int) -> list[Event]:
+    round_, kind = said.number(ROUND), said.kind
+    events = _bottom_events(said, node, round_, up=False)
+    if (arrays := said.arrays(GRADIENT, needs="gradient")) is not None:
         # The message of the next step brings the gradient of the batch before.
-        step = int_field(message, config, "step") - (kind == SPLIT_STEP)
+        step = said.number("step") - (kind == SPLIT_STEP)
         gradient = arrays["gradient"]
         events.append(CutGradientDown(node=node, round=round_, step=step, gradient=gradient))
-    if (arrays := _own(message, FEATURES, "features")) is not None:
+    if (arrays := said.arrays(FEATURES, needs="features")) is not None:
         training = kind == HEAD_STEP
         features = FeaturesDown(
             node=node,
             round=round_,
-            step=int_field(message, config, "step" if training else "start"),
+            step=said.number("step" if training else "start"),
             features=arrays["features"],
             phase=Phase.TRAIN if training else Phase.EVALUATE,
         )
@@ -244,13 +358,12 @@ def _split_down(message: Message, node: int) -> list[Event]:
     return events
 
 
-def _split_up(sent: Message, reply: Message, node: int) -> list[Event]:
-    config = config_of(sent)
-    training = sent.metadata.message_type.startswith(WEIGHTS)
-    round_ = int_field(sent, config, ROUND)
-    step = int_field(sent, config, "step" if training else "start")
+def _split_up(asked: _Said, reply: _Said, node: int) -> list[Event]:
+    training = asked.kind.startswith(WEIGHTS)
+    round_ = asked.number(ROUND)
+    step = asked.number("step" if training else "start")
     events = _bottom_events(reply, node, round_, up=True)
-    if (batch := _own(reply, SMASHED, "smashed")) is not None:
+    if (batch := reply.arrays(SMASHED, needs="smashed")) is not None:
         smashed = SmashedUp(
             node=node,
             round=round_,
@@ -261,26 +374,20 @@ def _split_up(sent: Message, reply: Message, node: int) -> list[Event]:
             phase=Phase.TRAIN if training else Phase.EVALUATE,
         )
         events.append(smashed)
-    if (upper := _own(reply, UPPER_GRADIENT, "gradient")) is not None:
+    if (upper := reply.arrays(UPPER_GRADIENT, needs="gradient")) is not None:
         gradient = upper["gradient"]
         events.append(UpperGradientUp(node=node, round=round_, step=step, gradient=gradient))
-    if (own := _own(reply, BOTTOM_GRADIENT)) is not None:
+    if (own := reply.arrays(BOTTOM_GRADIENT)) is not None:
         events.append(BottomGradientUp(node=node, round=round_, step=step, arrays=own))
     return events
 
 
-def _own(message: Message, key: str, needs: str | None = None) -> Arrays | None:
-    return as_arrays_under(message, key, needs=needs)
-
-
-def _bottom_events(message: Message, node: int, round_: int, *, up: bool) -> list[Event]:
-    sealed = message.content.get(BOTTOMS["sealed"])
-    relayed = message.content.get(BOTTOMS["relayed"])
-    if isinstance(sealed, ArrayRecord):
-        return [Sealed(node=node, round=round_, size=sealed.count_bytes(), up=up)]
-    if isinstance(relayed, ArrayRecord):
-        return [Bottom(node=node, round=round_, arrays=as_arrays(relayed), up=up)]
-    return []
+def _bottom_events(said: _Said, node: int, round_: int, *, up: bool) -> list[Event]:
+    if said.bottom is None:
+        return []
+    if isinstance(said.bottom, int):
+        return [Sealed(node=node, round=round_, size=said.bottom, up=up)]
+    return [Bottom(node=node, round=round_, arrays=said.bottom(), up=up)]
 
 
 def _weights(

@@ -29,9 +29,11 @@ from leakbed.wire.records import (
     bottom_of,
     config_of,
     describe,
+    handed_over,
     int_field,
     pack,
     view_under,
+    wire_bytes,
 )
 
 ALARMS, STOPPED = f"{SEALED}alarms", "stopped"
@@ -98,19 +100,6 @@ def alarms_of(message: Message) -> Alarms | None:
     return {name: Finding(**found) for name, found in fields.items()}
 
 
-def pack_stop(by: str, alarms: Alarms) -> RecordDict:
-    """Return the records by which a node says that it trains no further.
-
-    Args:
-        by: The detector that stopped it.
-        alarms: What all its detectors found.
-
-    Returns:
-        No smashed data, no bottom.
-    """
-    return RecordDict({STOPPED: ConfigRecord({"by": by}), ALARMS: pack_alarms(alarms)})
-
-
 def stop_of(message: Message) -> str | None:
     """Return which detector stopped the sender of a reply, or None where it goes on.
 
@@ -147,6 +136,19 @@ class Field(ABC):
     def read(self, message: Message) -> Any:  # noqa: ANN401  the attribute's
         """Return the value a message carries."""
 
+    def hand_over(self, value: Any, message: "Carried") -> Any:  # noqa: ANN401  the attribute's
+        """Return what :meth:`read` would of a message into which :meth:`write` put a value.
+
+        Args:
+            value: Not None.
+            message: Whose attribute it is.
+
+        Returns:
+            The value itself, where it is none that its sender could change later.
+        """
+        del message
+        return value
+
 
 @dataclass(frozen=True)
 class Whole(Field):
@@ -169,6 +171,24 @@ class Whole(Field):
         """Return the number; one that is missing is a ``WireError``."""
         record = config_of(message) if self.record == CONFIG else _metrics(message)
         return int_field(message, record, self.key)
+
+    def hand_over(self, value: int, message: "Carried") -> int:
+        """Return the number, or refuse what is none.
+
+        Args:
+            value: The attribute's.
+            message: Whose it is.
+
+        Returns:
+            The same.
+
+        Raises:
+            WireError: If it is no whole number.
+        """
+        if not isinstance(value, int):
+            kind = type(message).__name__
+            raise WireError(f"a {kind} needs a whole number {self.key!r}, got {value!r}")
+        return value
 
 
 @dataclass(frozen=True)
@@ -252,6 +272,20 @@ class Tensor(Field):
             raise WireError(f"{describe(message)} needs {self.missing}")
         return array
 
+    def hand_over(self, value: Array, message: "Carried") -> Array | None:
+        """Return a read-only copy; None of an array that would not travel."""
+        if not self.sent or (self.optional and not self._accompanied(message)):
+            return None
+        return handed_over(self.name, value)
+
+    def _accompanied(self, message: "Carried") -> bool:
+        """Say whether the record, which an optional array does not make, is there."""
+        return any(
+            getattr(message, name) is not None
+            for name, each in message.FIELDS.items()
+            if isinstance(each, Tensor) and each.record == self.record and not each.optional
+        )
+
 
 @dataclass(frozen=True)
 class Named(Field):
@@ -286,6 +320,11 @@ class Named(Field):
             raise WireError(f"{describe(message)} needs {self.missing}")
         return arrays
 
+    def hand_over(self, value: Arrays, message: "Carried") -> Arrays:
+        """Return read-only copies."""
+        del message
+        return {name: handed_over(name, array) for name, array in value.items()}
+
 
 @dataclass(frozen=True)
 class Bottom(Field):
@@ -318,6 +357,11 @@ class Bottom(Field):
             raise WireError(f"{describe(message)} needs {self.missing}")
         return bottom
 
+    def hand_over(self, value: Arrays, message: "Carried") -> Arrays:
+        """Return read-only copies."""
+        del message
+        return {name: handed_over(name, array) for name, array in value.items()}
+
 
 class Policy(Field):
     """Whether the bottom is ``"sealed"`` or ``"relayed"``, which its key says."""
@@ -329,6 +373,23 @@ class Policy(Field):
         """Return it; ``"sealed"`` where there is no bottom."""
         relayed = BOTTOMS["sealed"] not in message.content
         return "relayed" if relayed and BOTTOMS["relayed"] in message.content else "sealed"
+
+    def hand_over(self, value: str, message: "Carried") -> str:
+        """Return it; ``"sealed"`` where there is no bottom."""
+        return "sealed" if getattr(message, "bottom", None) is None else value
+
+
+class StoppedBy(Field):
+    """The detector that stopped the node."""
+
+    def write(self, value: str, groups: Groups, message: "Carried") -> None:
+        """Put its name into the record that says so."""
+        del message
+        groups[STOPPED] = {"by": value}
+
+    def read(self, message: Message) -> str | None:
+        """Return its name; None where the node goes on."""
+        return stop_of(message)
 
 
 class Found(Field):
@@ -344,6 +405,11 @@ class Found(Field):
         """Return the findings, by detector; None where there are none."""
         return alarms_of(message)
 
+    def hand_over(self, value: Alarms, message: "Carried") -> Alarms | None:
+        """Return the findings; None where there are none."""
+        del message
+        return dict(value) or None
+
 
 class Carried:
     """What travels in a message; subclasses are dataclasses.
@@ -354,13 +420,40 @@ class Carried:
 
     FIELDS: ClassVar[Mapping[str, Field]] = {}
 
-    def records(self) -> RecordDict:
-        """Return the records that carry this message."""
+    def groups(self) -> Groups:
+        """Return what each record holds, by name, before anything is made bytes."""
         groups: Groups = {}
         for name, field in self.FIELDS.items():
             if (value := getattr(self, name)) is not None:
                 field.write(value, groups, self)
-        return RecordDict({key: _record(key, held) for key, held in groups.items()})
+        return groups
+
+    def records(self) -> RecordDict:
+        """Return the records that carry this message."""
+        return RecordDict({key: _record(key, held) for key, held in self.groups().items()})
+
+    def handed_over(self) -> Self:
+        """Return this message as its receiver would read it, without making it bytes.
+
+        What cannot travel is a :class:`~leakbed.wire.records.WireError`.
+
+        Returns:
+            Of the same class; arrays are read-only copies.
+        """
+        values = {}
+        for name, field in self.FIELDS.items():
+            value = getattr(self, name)
+            values[name] = None if value is None else field.hand_over(value, self)
+        return type(self)(**values)
+
+    def array_bytes(self) -> int:
+        """Return the bytes of its arrays as they travel, their names among them."""
+        return sum(
+            len(name) + wire_bytes(value)
+            for key, held in self.groups().items()
+            if key not in PLAIN
+            for name, value in held.items()
+        )
 
     @classmethod
     def of(cls, message: Message) -> Self:
@@ -378,10 +471,17 @@ class Carried:
         return cls(**{name: field.read(message) for name, field in cls.FIELDS.items()})
 
 
+PLAIN: Mapping[str, type[ConfigRecord | MetricRecord]] = {
+    CONFIG: ConfigRecord,
+    STOPPED: ConfigRecord,
+    METRICS: MetricRecord,
+    ALARMS: MetricRecord,
+}
+"""Records of numbers and names, by key; all others are of arrays."""
+
+
 def _record(key: str, held: dict[str, Any]) -> ArrayRecord | ConfigRecord | MetricRecord:
-    if key == CONFIG:
-        return ConfigRecord(held)
-    return MetricRecord(held) if key in (METRICS, ALARMS) else pack(held)
+    return PLAIN[key](held) if key in PLAIN else pack(held)
 
 
 def _metrics(message: Message) -> MetricRecord:

@@ -24,7 +24,7 @@ from leakbed.grids import LocalGrid
 from leakbed.oracle.truth import AnswerKey
 from leakbed.tap.trace import Trace
 from strategies import PROTOCOLS, Protocol
-from strategies.node_session import NodeChannel, NodeSession
+from strategies.node_session import NodeSession
 from strategies.protocol import BuiltProtocol, ProtocolSetup
 from strategies.server_model import TopTrainer
 from strategies.vanilla_split import VanillaSplit
@@ -196,7 +196,7 @@ def test_dp_sgd_changes_the_top_and_not_the_message(tmp_path: Path) -> None:
 class Cached(VanillaSplit):
     """Steps once more on the batch before after each fresh one, and throws that gradient away."""
 
-    def train_round(self, lanes: Sequence[NodeSession], post: NodeChannel) -> None:
+    def train_round(self, lanes: Sequence[NodeSession]) -> None:
         for lane in lanes:
             lane.open(self.bottom)
             while not lane.done:
@@ -205,7 +205,7 @@ class Cached(VanillaSplit):
                 self.part.train(*batch.labelled)
                 lane.answer(gradient)
             if lane is not lanes[-1]:
-                self.close_round([self.closed(post.exchange(lane.closing()))])
+                self.close_round([self.close_session(lane)])
 
 
 def cached(setup: ProtocolSetup) -> BuiltProtocol:

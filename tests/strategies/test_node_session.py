@@ -53,7 +53,7 @@ def turn(grid: LocalGrid, **settings: Any) -> NodeSession:
 
 def test_a_turn_ends_with_the_last_gradient_still_to_be_sent() -> None:
     done = turn(node(batch(), batch(1)))
-    request = SplitRequest.of(done.closing())
+    request = done.closing()
     assert (request.round, request.step, done.steps, done.examples) == (3, 2, 2, 8)
     assert np.array_equal(request.gradient, GRADIENT)
     assert request.bottom is None
@@ -189,4 +189,4 @@ def test_a_bottom_may_answer_with_its_gradient_and_go_on_from_given_weights() ->
     begun.resume({"w": SMASHED})
     assert begun.receive().labelled[1].tolist() == LABELS.tolist()
     begun.resume({"w": SMASHED})
-    assert SplitRequest.of(begun.closing()).bottom is not None
+    assert begun.closing().bottom is not None

@@ -5,11 +5,15 @@ from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from leakbed.grids import LocalGrid, NodeFailed
-from leakbed.wire.fields import STOPPED, Finding, pack_stop
+from leakbed.wire.fields import STOPPED, Finding
+from leakbed.wire.messages import SPLIT_STEP, SplitReply, SplitRequest, Stopped
 from strategies.node_session import NodeChannel, NodeStopped, checked, partition, refuse_stopped
 from tests.support import tiny
 
 pytestmark = pytest.mark.usefixtures("identity")
+
+
+ASKED = SplitRequest(round=1, step=0)
 
 
 def numbered(count: int) -> list[Message]:
@@ -48,7 +52,8 @@ class Arriving(LocalGrid):
 
         @app.train("split")
         def step(message: Message, context: Context) -> Message:
-            return Message(RecordDict(), reply_to=message)
+            step = message.metadata.dst_node_id
+            return Message(SplitReply(steps=9, examples=9, step=step).records(), reply_to=message)
 
         super().__init__(app, nodes=2)
         self.looked, self._copies, self._looks = 0, copies, looks
@@ -64,29 +69,32 @@ class Arriving(LocalGrid):
 def test_a_reply_is_waited_for() -> None:
     grid = Arriving(copies=1)
     channel = NodeChannel(grid, timeout=None)
-    channel.send(2, "train.split", RecordDict())
-    assert channel.receive(2).metadata.src_node_id == 2
+    channel.send(2, SPLIT_STEP, ASKED)
+    reply = channel.receive(2)
+    assert isinstance(reply, SplitReply)
+    assert reply.step == 2
     assert grid.looked == 3
 
 
 def test_a_reply_that_comes_twice_stops_the_run() -> None:
     channel = NodeChannel(Arriving(copies=2), timeout=None)
-    channel.send(2, "train.split", RecordDict())
+    channel.send(2, SPLIT_STEP, ASKED)
     with pytest.raises(NodeFailed, match=r"node 1 failed on .train\.split.: answered 2 times"):
         channel.receive(2)
 
 
 def test_a_reply_that_never_comes_stops_the_run_in_time() -> None:
     channel = NodeChannel(Arriving(copies=1, looks=10**9), timeout=0.05)
-    channel.send(1, "train.split", RecordDict())
+    channel.send(1, SPLIT_STEP, ASKED)
     with pytest.raises(NodeFailed, match=r"no reply within 0\.05 s; raise protocol\.timeout"):
         channel.receive(1)
 
 
-def test_an_exchange_returns_the_reply_to_a_finished_message() -> None:
+def test_an_exchange_sends_and_waits() -> None:
     channel = NodeChannel(Arriving(copies=1), timeout=10.0)
-    message = numbered(1)[0]
-    assert channel.exchange(message).metadata.src_node_id == 1
+    reply = channel.exchange(1, SPLIT_STEP, ASKED)
+    assert isinstance(reply, SplitReply)
+    assert reply.step == 1
 
 
 def test_a_node_is_called_by_its_partition_where_the_grid_knows_it() -> None:
@@ -99,10 +107,10 @@ def test_a_node_s_word_that_it_stopped_ends_the_exchange_with_what_it_found() ->
 
     @app.train("split")
     def step(message: Message, context: Context) -> Message:
-        return Message(pack_stop("splitout", alarms), reply_to=message)
+        return Message(Stopped(by="splitout", alarms=alarms).records(), reply_to=message)
 
     channel = NodeChannel(LocalGrid(app, nodes=2), timeout=None)
-    channel.send(2, "train.split", RecordDict())
+    channel.send(2, SPLIT_STEP, ASKED)
     with pytest.raises(NodeStopped, match=r"node 1 .*splitout takes the server for a") as caught:
         channel.receive(2)
     assert (caught.value.by, caught.value.alarms) == ("splitout", alarms)

@@ -30,6 +30,7 @@ from leakbed.grids.ray.calls import PendingMessage
 from leakbed.grids.ray.parcels import INLINE_BYTES, outlined, prepared
 from leakbed.grids.ray.pool import Pool
 from leakbed.grids.ray.shelf import make_shelf, remove_shelf
+from leakbed.wire.bounds import Asked
 
 # How long a pull waits for a first reply: a caller that pulls in a loop then waits for events.
 _PULL_SECONDS = 0.005
@@ -164,7 +165,7 @@ class RayGrid(ResidentGrid):
         for message in sent:
             message_id = self._ids.stamp(message)
             common = shared.get(id(message.content))
-            most = self.bounds.weight(message)
+            most = self.bounds.weight(Asked.by_message(message))
             sealed = prepared(message, content=common is None, most=most)
             errands[message_id] = PendingMessage(message, sealed, common)
             if message.metadata.dst_node_id not in self.roster:

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-from leakbed.wire.bounds import REPLIES, Bounds, Weight, bind
+from leakbed.wire.bounds import Asked, Bounds, Weight, bind
 from leakbed.wire.messages import (
     BACKWARD_STEP,
     HEAD_STEP,
+    REPLIES,
     ROSTER,
     SAMPLES,
     SETUP,
@@ -68,7 +69,7 @@ def test_errors_and_messages_of_strangers_pass() -> None:
     message = sent()
     BOUNDS.refuse(message, Message(Error(1, "x" * 10**6), reply_to=message))
     BOUNDS.refuse(sent("train.other"), reply(RecordDict({"any": MetricRecord({"x": 1})})))
-    assert BOUNDS.weight(sent("train.other")) is None
+    assert BOUNDS.weight(Asked.by_message(sent("train.other"))) is None
 
 
 @pytest.mark.parametrize(
@@ -185,7 +186,7 @@ def test_whatever_passes_weighs_no_more_than_the_plan_allows(seed: int) -> None:
     if draw.random() < 0.3:
         records["metrics"]["x" * draw.choice([1, 10**5])] = 1  # type: ignore[call-overload]
     asked = sent(kind, step)
-    most = BOUNDS.weight(asked)
+    most = BOUNDS.weight(Asked.by_message(asked))
     assert most is not None
     assert most.bytes < 100_000
     try:

@@ -5,8 +5,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 
 from leakbed.events import Sealed
 from leakbed.wire.event_codec import events_up
-from leakbed.wire.fields import ALARMS, STOPPED, Finding, alarms_of, pack_alarms, pack_stop, stop_of
-from leakbed.wire.messages import SPLIT_STEP, SplitReply, SplitRequest
+from leakbed.wire.fields import ALARMS, STOPPED, Finding, alarms_of, pack_alarms, stop_of
+from leakbed.wire.messages import SPLIT_STEP, SplitReply, SplitRequest, Stopped
 from leakbed.wire.records import SEALED, WireError, pack
 from tests.support import tiny
 
@@ -50,7 +50,7 @@ def test_a_whole_record_is_read() -> None:
 
 def test_a_node_s_word_that_it_stopped_survives_the_wire_and_findings_stay_sealed() -> None:
     sent = Message(SplitRequest(round=1, step=1).records(), dst_node_id=1, message_type=SPLIT_STEP)
-    answer = Message(pack_stop("splitout", FOUND), reply_to=sent)
+    answer = Message(Stopped(by="splitout", alarms=FOUND).records(), reply_to=sent)
     assert stop_of(answer) == "splitout"
     assert alarms_of(answer) == FOUND
     assert events_up(sent, answer, 0) == []  # nothing an adversary could read, no tensor at all
