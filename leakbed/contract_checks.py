@@ -127,6 +127,23 @@ def sent_breach(sent: object, given: "Tensor") -> str | None:
     return None
 
 
+def values_breach(values: object, count: int) -> str | None:
+    """Return in what a metric's answer is not one number per image, or None if it is.
+
+    Args:
+        values: What it returned.
+        count: How many images it was given.
+
+    Returns:
+        A phrase that follows "returned".
+    """
+    if said := _tensor_breach(values, (count,)):
+        return said
+    if not _finite(values):
+        return "values that are not finite, for images that are"
+    return None
+
+
 def refuse_unsent(
     defense: object, sent: Mapping[str, "Tensor"], given: Mapping[str, "Tensor"]
 ) -> None:
@@ -148,6 +165,26 @@ def refuse_unsent(
         if (breach := sent_breach(sent[name], value)) is not None:
             said = f"returned {breach} as {name}"
             raise BrokenPluginError(blame(defense, "defence", said))
+
+
+def refuse_penalty(defense: object, term: object, smashed: "Tensor") -> None:
+    """Refuse what a defence adds to a node's loss where it is no number to minimise.
+
+    Args:
+        defense: Whose it is.
+        term: What it returned; None adds nothing.
+        smashed: Of which it was made.
+
+    Raises:
+        BrokenPluginError: It is no tensor of one number, or not finite for finite smashed data.
+    """
+    if term is None:
+        return
+    said = _tensor_breach(term, ())
+    if said is None and _finite(smashed) and not _finite(term):
+        said = "a value that is not finite"
+    if said is not None:
+        raise BrokenPluginError(blame(defense, "defence", f"returned {said} as penalty"))
 
 
 def _finite(tensor: Any) -> bool:  # noqa: ANN401  a tensor, by what was asked before

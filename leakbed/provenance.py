@@ -138,17 +138,17 @@ def code_digest(modules: tuple[str, ...]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def with_code(source: str, name: str) -> str:
-    """Return a hash of code with that of one plug-in beside it, for a key.
+def with_code(source: str, *names: str) -> str:
+    """Return a hash of code with that of some plug-ins beside it, for a key.
 
     Args:
         source: Of the code that is in the key anyhow.
-        name: Of the plug-in; a catalogue key adds nothing, since ``source`` has it.
+        *names: Of the plug-ins; a catalogue key adds nothing, since ``source`` has it.
 
     Returns:
         Both, joined.
     """
-    return ":".join(part for part in (source, code_digest(own_modules([name]))) if part)
+    return ":".join(part for part in (source, code_digest(own_modules(names))) if part)
 
 
 _FIRST: dict[str, str] = {}  # by module: the checksum of its file when it was first asked for

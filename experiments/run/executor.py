@@ -187,7 +187,7 @@ class TrainingGroup:
     def keyed(self, group: Sequence[CellSettings]) -> dict[str, CellSettings]:
         """Return the cells by the keys of their cards."""
         return {
-            card_key(cell.as_json(), with_code(self._ran_on, cell.attack.name)): cell
+            card_key(cell.as_json(), with_code(self._ran_on, *cell.judged_by())): cell
             for cell in group
         }
 
@@ -322,7 +322,8 @@ class TrainingGroup:
     ) -> Card:
         """Keep a guess, score it, and say what the run came to; the last two stand beside that."""
         keep_guess(attacked, self._folder / "guesses" / f"{key}.safetensors")
-        answers = AnswerKey.read(trained.answers)
+        measures = tuple(own_class(e.name, "metric")(**e.own) for e in cell.metrics)
+        answers = replace(AnswerKey.read(trained.answers), measures=measures)
         stream = derive(cell.training.seed, "oracle")
         verdict, truth = judge(attacked, answers, self._trace(trained), stream=stream)
         keep_truth(truth, self._folder / "truths" / f"{key}.safetensors")

@@ -90,7 +90,13 @@ def _adapter(written: str) -> TypeAdapter[Any]:
 _ROOT = Path(__file__).resolve().parents[2]
 _ADVERSARIES, _INTRUDERS = "ADVERSARIES", "INTRUDERS"
 _KNOWN = "Knowledge.KNOWN_LABELS"
-_CONTRACTS: Mapping[str, Contract] = {"attacks": "attack", "defenses": "defence"}
+_Listed = Literal["attacks", "defenses"]
+Package = Literal["attacks", "defenses", "metrics"]
+_CONTRACTS: Mapping[Package, Contract] = {
+    "attacks": "attack",
+    "defenses": "defence",
+    "metrics": "metric",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,13 +133,13 @@ def plugin_fields(package: str) -> dict[str, PluginFields]:
 
 
 @cache
-def own_fields(package: str, path: str) -> PluginFields:
+def own_fields(package: Package, path: str) -> PluginFields:
     """Return what a settings file may say of a class of one's own, which is imported for it.
 
     What cannot be imported is an :class:`~leakbed.lookup.ImportPathError`.
 
     Args:
-        package: As for :func:`plugin_fields`.
+        package: Where the catalogue has its like.
         path: ``package.module:Class``.
 
     Returns:
@@ -143,7 +149,7 @@ def own_fields(package: str, path: str) -> PluginFields:
         PluginError: It breaks the contract, or has the name of a catalogue's.
     """
     kind = own_class(path, _CONTRACTS[package])
-    if kind.name in plugin_fields(package):
+    if kind.name in _listed(package):
         raise PluginError(
             f"{path} has the name {kind.name!r}, which is the catalogue's own; give it another"
         )
@@ -186,6 +192,8 @@ def _listed(group: Group) -> Collection[str]:
         return frozenset(vars(import_module("leakbed.models"))["MODELS"])
     if group == "data":
         return frozenset(vars(import_module("leakbed.data"))["DATASETS"])
+    if group == "metrics":
+        return frozenset(vars(import_module("leakbed.oracle.metrics"))["HIGHER_LEAKS_MORE"])
     return plugin_fields(group)
 
 
@@ -550,7 +558,7 @@ def _one(table: object) -> tuple[str, JsonObject]:
     return str(name), own
 
 
-def _plugin(package: str, kind: str, name: object, *also: str) -> PluginFields:
+def _plugin(package: _Listed, kind: str, name: object, *also: str) -> PluginFields:
     known = plugin_fields(package)
     if name is None:
         raise ValueError(f"every {kind} needs a name; legal: {', '.join(sorted([*known, *also]))}")

@@ -21,12 +21,15 @@ from experiments.settings.plugins import (
     DefenseSettings,
     JsonObject,
     attack_table,
+    checked_value,
     common_keys,
     defense_table,
     import_path,
+    own_fields,
 )
 from experiments.settings.protocol import ProtocolSettings, Strict
 from leakbed.lookup import unknown_name
+from leakbed.plugins import is_own, own_class
 
 __all__ = [
     "CHOICES",
@@ -109,6 +112,13 @@ class CeilingSettings(Strict):
     draws: int = Field(default=4, ge=1)
 
 
+class MetricSettings(Strict):
+    """One metric of one's own, with its settings."""
+
+    name: str
+    own: JsonObject = Field(default_factory=dict)
+
+
 class Settings(Strict):
     """A whole experiment, as its file has it.
 
@@ -141,6 +151,7 @@ class Settings(Strict):
             by name the only ones tried in it.
         attack: The attacks.
         defense: The alternatives.
+        metric: Metrics of one's own, by which guessed images are scored besides.
         sweep: Dotted key to the values it takes.
         ceiling: What to compute beside the cards, the success of the best possible guess; None for
             nothing.
@@ -166,6 +177,7 @@ class Settings(Strict):
     case: tuple[JsonObject, ...] = ()
     attack: tuple[AttackSettings, ...] = Field(min_length=1)
     defense: tuple[DefenseSettings, ...] = (DefenseSettings(),)
+    metric: tuple[MetricSettings, ...] = ()
     sweep: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     ceiling: CeilingSettings | None = None
 
@@ -196,9 +208,23 @@ class Settings(Strict):
             tables["attack"] = [attack_table(table) for table in attacks]
         if isinstance(defenses := tables.get("defense"), Sequence):
             tables["defense"] = [defense_table(table) for table in defenses]
+        if isinstance(metrics := tables.get("metric"), Sequence):
+            tables["metric"] = [_metric_table(table) for table in metrics]
         if isinstance(cases := tables.get("case"), Sequence):
             tables["case"] = [_flat(table) for table in cases]
         return tables
+
+    @field_validator("metric")
+    @classmethod
+    def _apart(cls, metrics: tuple[MetricSettings, ...]) -> tuple[MetricSettings, ...]:
+        """Refuse two metrics under one name, of whose scores a card would keep the last."""
+        names = [own_class(each.name, "metric").name for each in metrics]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(
+                f"two [[metric]] are called {twice[0]!r}, and a card has one score of a name; "
+                "write a second class with another `name`"
+            )
+        return metrics
 
     @model_validator(mode="after")
     def _legal_devices(self) -> "Settings":
@@ -240,6 +266,38 @@ class Settings(Strict):
                 _check_chosen(place, key, value, offered=getattr(self, CHOICES[key]))
             elif key != "name":
                 _check_dotted(place, key, value)
+
+
+def _metric_table(table: object) -> object:
+    """Return a metric's table with its settings apart; what is no table is left as it is.
+
+    Args:
+        table: As a settings file has it, or a checked one as it was dumped.
+
+    Returns:
+        What :class:`MetricSettings` reads.
+
+    Raises:
+        ValueError: If a name, a key or a value is not legal.
+    """
+    if not isinstance(table, Mapping):
+        return table
+    given = dict(table)
+    if isinstance(given.get("own"), Mapping):  # settings that were checked before
+        given |= given.pop("own")
+    name = given.pop("name", None)
+    name = import_path("metrics", name) if isinstance(name, str) else name
+    if not isinstance(name, str) or not is_own(name):
+        raise ValueError(
+            f"metric {name!r}: every score has the oracle's own metrics anyhow; a [[metric]] names "
+            "one of your own, 'package.module:Class'"
+        )
+    legal = own_fields("metrics", name).settings
+    for key, value in given.items():
+        if key not in legal:
+            raise ValueError(unknown_name(f"key of metric {name}", key, legal))
+        given[key] = checked_value(f"metric {name}", key, value, written=legal[key])
+    return {"name": name, "own": given}
 
 
 def _flat(table: object) -> object:

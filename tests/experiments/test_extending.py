@@ -36,6 +36,7 @@ def test_the_page_works_as_it_stands(tmp_path: Path) -> None:
         for attack in ("grey:Grey", "nearest:NearestGradient")
         for defense in ("none", "mask:RandomMask", "shown:NoisyInputs")
     }
+    assert "far-pixels" in (tmp_path / "results" / "report.html").read_text()
     assert _results(tmp_path / "updates") == {("constant-image", "halved:Shrunk"): "done"}
 
 
