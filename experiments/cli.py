@@ -255,6 +255,13 @@ def audit(
     attacks: Annotated[
         list[str] | None, typer.Option("--with", help="Only this attack; may be repeated.")
     ] = None,
+    node_config: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Of every node; {partition} in it stands for the node's partition id.",
+        ),
+    ] = None,
     iterations: Annotated[int, typer.Option(min=1, help="Of each search for images.")] = 300,
     out: Out = None,
     verbose: Verbose = False,
@@ -276,6 +283,7 @@ def audit(
                 about=dict(map(_pair, about)) if about else None,
                 attacks=tuple(attacks or ()),
                 iterations=iterations,
+                node_config=dict(map(_pair, node_config)) if node_config else None,
             )
         for heading, lines in (("Assumed", found.assumed), ("Seen", found.leaks)):
             for line in lines:

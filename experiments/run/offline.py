@@ -29,7 +29,13 @@ from leakbed import __version__
 from leakbed.oracle.truth import AnswerKey
 from leakbed.provenance import with_code
 from leakbed.seeds import derive
-from leakbed.tap.facts import UnpermittedModelError, amended, refuse_import, require
+from leakbed.tap.facts import (
+    UNKNOWN_DEFENSE,
+    UnpermittedModelError,
+    amended,
+    refuse_import,
+    require,
+)
 from leakbed.tap.trace import Trace
 from leakbed.tensors import configure_torch, describe_device, peak_gpu_memory, resolve_device
 
@@ -208,7 +214,7 @@ def _card(
         cut=about["architecture"]["cut"],
         nodes=about["nodes"],
         attack=attack.name,
-        defense=about.get("defense", "unknown"),
+        defense=about.get("defense", UNKNOWN_DEFENSE),
         seed=seeds.oracle,
         attack_seed=seeds.attack,
         threat=Threat.of(attacked.attack.threat),

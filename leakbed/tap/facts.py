@@ -20,6 +20,9 @@ _CALL = (
     'num_classes=10, batch_size=8, nodes=2, data="name")) with about from leakbed.tap.facts'
 )
 
+UNKNOWN_DEFENSE = "defence not known"
+"""What a run's defence is called where nobody said it: a stranger's client may have one."""
+
 
 class UnpermittedModelError(ValueError):
     """A trace names a network of somebody's own, which its reader did not permit to be imported."""
@@ -38,7 +41,7 @@ def about(
     protocol: str = "fedavg",
     labels: str = "shared",
     bottoms: str = "sealed",
-    defense: str = "none",
+    defense: str = UNKNOWN_DEFENSE,
     cut: int | None = None,
     upper_cut: int | None = None,
     activation: str | None = None,
@@ -67,7 +70,7 @@ def about(
         protocol: Catalogue key of the protocol.
         labels: Who has the labels: ``"shared"`` or ``"server"``.
         bottoms: How bottoms pass the server: ``"sealed"`` or ``"relayed"``.
-        defense: Name of the defence.
+        defense: Name of the defence; ``"none"`` where you know that there is none.
         cut: Index of the last layer of the bottom; None where the model is not cut.
         upper_cut: Index of the last layer of the middle; None where the node holds no head.
         activation: Catalogue key of the activation that replaces the model's own.
