@@ -255,49 +255,45 @@ def test_a_defense_that_breaks_is_blamed_by_name(
 
 
 @pytest.mark.parametrize(
-    ("protects", "hook", "answer", "said"),
+    ("hook", "answer", "said"),
     [
         (
-            "TRAINING",
-            "alter_images(self, state, images, rows)",
+            "TRAINING alter_images(self, state, images, rows)",
             "images[:, :, :2]",
             r"\(5, 1, 2, 6\)",
         ),
-        ("TRAINING", "alter_images(self, state, images, rows)", "images / 0", "not finite"),
-        ("TRAINING", "alter_images(self, state, images, rows)", "images.turn", "AttributeError"),
+        ("TRAINING alter_images(self, state, images, rows)", "images / 0", "not finite"),
+        ("TRAINING alter_images(self, state, images, rows)", "images.turn", "AttributeError"),
         (
-            "TRAINING",
-            "penalty(self, state, images, smashed)",
+            "TRAINING penalty(self, state, images, smashed)",
             "(state, smashed)",
             r"\(5, 4, 4, 4\)",
         ),
-        ("TRAINING", "penalty(self, state, images, smashed)", "(state, 0.5)", "builtins.float"),
+        ("TRAINING penalty(self, state, images, smashed)", "(state, 0.5)", "builtins.float"),
         (
-            "TRAINING",
-            "penalty(self, state, images, smashed)",
+            "TRAINING penalty(self, state, images, smashed)",
             "(state, smashed.sum() / 0)",
             "finite",
         ),
         (
-            "CUT_GRADIENT",
-            "protect_cut_gradient(self, state, gradient)",
+            "CUT_GRADIENT protect_cut_gradient(self, state, gradient)",
             "(state, gradient[:1])",
             "1,",
         ),
         (
-            "CUT_GRADIENT",
-            "protect_cut_gradient(self, state, gradient)",
+            "CUT_GRADIENT protect_cut_gradient(self, state, gradient)",
             "(state, gradient / 0)",
             "fin",
         ),
     ],
 )
 def test_a_defense_in_training_or_at_the_server_that_breaks_is_blamed_by_name(
-    mine: Path, tmp_path: Path, protects: str, hook: str, answer: str, said: str
+    mine: Path, tmp_path: Path, hook: str, answer: str, said: str
 ) -> None:
+    protects, _, method = hook.partition(" ")
     head = DEFENSE.replace("Protects.SMASHED", f"Protects.{protects}")
     head = head[: head.index("    def protect_smashed")]
-    (mine / "mask_of_mine.py").write_text(f"{head}    def {hook}:\n        return {answer}\n")
+    (mine / "mask_of_mine.py").write_text(f"{head}    def {method}:\n        return {answer}\n")
     (card,) = run({**TABLE, "defense": [{"name": "mask_of_mine:RandomMask"}]}, out=tmp_path / "out")
     assert card.status == "failed"
     assert str(card.why).startswith("the code of defence random-mask (RandomMask) ")
