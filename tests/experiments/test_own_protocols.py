@@ -29,9 +29,9 @@ from strategies.vanilla_split import VanillaSplit
 class Backwards(VanillaSplit):
     """Vanilla split learning, the last node first."""
 
-    def train_round(self, sessions, channel):
+    def train_round(self, sessions):
         """Train with every node in turn."""
-        super().train_round(sessions[::-1], channel)
+        super().train_round(sessions[::-1])
 
     def closing_sessions(self):
         """Return the session of the node that trained last."""
@@ -150,7 +150,7 @@ def test_a_module_that_raises_says_so_with_its_line(mine: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("super().train_round(sessions[::-1], channel)", "raise KeyError('turn')"),
+        ("super().train_round(sessions[::-1])", "raise KeyError('turn')"),
         ("parts = setup.architecture", "raise KeyError('turn')  # "),
     ],
 )
