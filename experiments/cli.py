@@ -395,7 +395,7 @@ def audit_defense(
 def check(
     name: Annotated[str, typer.Argument(help="PACKAGE.MODULE:CLASS.", show_default=False)],
 ) -> None:
-    """Say whether an attack or a defence of one's own keeps its contract."""
+    """Say whether an attack, a defence or a metric of one's own keeps its contract."""
     from experiments.catalogue import check_plugin
 
     with expected():

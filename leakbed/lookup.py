@@ -27,8 +27,9 @@ def unknown_name(kind: str, name: str, legal: Iterable[str]) -> str:
         One line.
     """
     names = sorted(legal)
-    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    lower = {each.lower(): each for each in names}
+    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
+    hint = f"did you mean {lower[near[0]]!r}? " if near else ""
     legal_names = f"legal: {', '.join(names)}" if names else "there is none to set"
     return f"unknown {kind} {name!r}; {hint}{legal_names}"
 

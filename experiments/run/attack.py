@@ -51,13 +51,14 @@ from leakbed.contracts import (
 from leakbed.contracts.attack import MaliciousClient
 from leakbed.errors import naming_folder
 from leakbed.events import Phase
+from leakbed.lookup import ImportPathError
 from leakbed.models import Architecture, ModelMismatchError, UnknownModelError
 from leakbed.oracle.truth import AnswerKey, Target
 from leakbed.plugins import is_own, picked
 from leakbed.seeds import derive, generator, scoped
 from leakbed.tap.trace import Trace
 from leakbed.tensors import resolve_device
-from strategies import PROTOCOLS
+from strategies import Protocol, find_protocol
 
 _ANSWERS = ("images", "labels", "clusters", "attributes", "scores", "adversarial", "clones")
 
@@ -477,7 +478,7 @@ def met(
     Returns:
         When and from how many rows the messages were made, and notes for the card.
     """
-    entry = PROTOCOLS.get(str(trace.about.get("protocol")))
+    entry = _protocol(str(trace.about.get("protocol")))
     in_turn = entry is not None and entry.in_turn
     exposed = exposure(evidences, targets, trace.about, in_turn=in_turn)
     notes = []
@@ -496,6 +497,14 @@ def met(
             "are smaller than those of a network that ends in a linear layer"
         )
     return exposed, tuple(notes)
+
+
+def _protocol(name: str) -> Protocol | None:
+    """Return the protocol of a trace, which may be another's and not be importable here."""
+    try:
+        return find_protocol(name)
+    except (KeyError, ImportPathError):
+        return None
 
 
 def _returns_probabilities(architecture: Architecture) -> bool:

@@ -50,7 +50,7 @@ from leakbed.provenance import RanOn
 from leakbed.seeds import derive
 from leakbed.tap.trace import Trace
 from leakbed.tensors import describe_device, peak_gpu_memory, resolve_device
-from strategies import PROTOCOLS
+from strategies import find_protocol
 
 
 class Progress(Protocol):
@@ -80,7 +80,7 @@ def card_fields(cell: CellSettings, key: str) -> dict[str, Any]:
         Fields of a :class:`~experiments.results.cards.Card`.
     """
     training = cell.training
-    exchanges = PROTOCOLS[training.protocol.name].exchanges
+    exchanges = find_protocol(training.protocol.name).exchanges
     return {
         "key": key,
         "case": cell.case,
@@ -318,7 +318,8 @@ class TrainingGroup:
                 utility = {f"honest_{name}": value for name, value in honest.utility.items()}
             verdict, truth = judge_samples(attacked, trained, self._prepared)
         else:
-            answers = AnswerKey.read(trained.answers)
+            measures = tuple(own_class(e.name, "metric")(**e.own) for e in cell.metrics)
+            answers = replace(AnswerKey.read(trained.answers), measures=measures)
             stream = derive(cell.training.seed, "oracle")
             verdict, truth = judge(attacked, answers, self._trace(trained), stream=stream)
             if cell.training.adversary is not None:

@@ -46,12 +46,12 @@ def score_key(cell: CellSettings, prepared: Prepared) -> str:
     Returns:
         Its key.
     """
-    return card_key(cell.as_json(), _source(cell, prepared, (_SCORES,)))
+    return card_key(cell.as_json(), _source(cell, prepared, (_SCORES,), cell.judged_by()))
 
 
 def score_code(cell: CellSettings) -> str:
     """Return the digest of all code that a cell's result depends on."""
-    return _code((_SCORES,), cell.training, cell.attack.name)
+    return _code((_SCORES,), cell.training, *cell.judged_by())
 
 
 def attack_code(module: str, attack: str) -> str:
@@ -68,9 +68,11 @@ def attack_code(module: str, attack: str) -> str:
     return ":".join(filter(None, (digest((module, *own), frozenset({attack})), code_digest(own))))
 
 
-def _source(cell: CellSettings, prepared: Prepared, modules: tuple[str, ...]) -> str:
-    code = _code(modules, cell.training, cell.attack.name)
-    own = code_digest(own_modules([cell.attack.name]))
+def _source(
+    cell: CellSettings, prepared: Prepared, modules: tuple[str, ...], names: tuple[str, ...] = ()
+) -> str:
+    code = _code(modules, cell.training, cell.attack.name, *names)
+    own = code_digest(own_modules([cell.attack.name, *names]))
     return ":".join(filter(None, (code, prepared.fingerprint, own)))
 
 

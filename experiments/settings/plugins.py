@@ -13,9 +13,10 @@ own, named by import path, is imported: it may lie anywhere and be written in an
 
 import ast
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
+from importlib import import_module
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -31,13 +32,19 @@ from pydantic import (
 
 from experiments.settings.values import checked_value, is_scalar
 from leakbed.lookup import unknown_name
-from leakbed.plugins import Contract, PluginError, installed, is_own, own_class, role_of
+from leakbed.plugins import Contract, Group, PluginError, installed, is_own, own_class, role_of
 
 JsonObject = dict[str, Any]
 _ROOT = Path(__file__).resolve().parents[2]
 _ADVERSARIES, _INTRUDERS = "ADVERSARIES", "INTRUDERS"
 _KNOWN = "Knowledge.KNOWN_LABELS"
-_CONTRACTS: Mapping[str, Contract] = {"attacks": "attack", "defenses": "defence"}
+_Listed = Literal["attacks", "defenses"]
+Package = Literal["attacks", "defenses", "metrics"]
+_CONTRACTS: Mapping[Package, Contract] = {
+    "attacks": "attack",
+    "defenses": "defence",
+    "metrics": "metric",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +81,13 @@ def plugin_fields(package: str) -> dict[str, PluginFields]:
 
 
 @cache
-def own_fields(package: str, path: str) -> PluginFields:
+def own_fields(package: Package, path: str) -> PluginFields:
     """Return what a settings file may say of a class of one's own, which is imported for it.
 
     What cannot be imported is an :class:`~leakbed.lookup.ImportPathError`.
 
     Args:
-        package: As for :func:`plugin_fields`.
+        package: Where the catalogue has its like.
         path: ``package.module:Class``.
 
     Returns:
@@ -90,7 +97,7 @@ def own_fields(package: str, path: str) -> PluginFields:
         PluginError: It breaks the contract, or has the name of a catalogue's.
     """
     kind = own_class(path, _CONTRACTS[package])
-    if kind.name in plugin_fields(package):
+    if kind.name in _listed(package):
         raise PluginError(
             f"{path} has the name {kind.name!r}, which is the catalogue's own; give it another"
         )
@@ -100,11 +107,11 @@ def own_fields(package: str, path: str) -> PluginFields:
     return PluginFields(settings=written, told=_KNOWN in text)
 
 
-def import_path(package: str, name: str) -> str:
-    """Return the import path behind the short name of an installed package's method.
+def import_path(group: Group, name: str) -> str:
+    """Return the import path behind the short name of what an installed package offers.
 
     Args:
-        package: As for :func:`plugin_fields`.
+        group: What is named.
         name: As a settings file has it.
 
     Returns:
@@ -113,16 +120,29 @@ def import_path(package: str, name: str) -> str:
     Raises:
         PluginError: An installed package offers a name that is the catalogue's.
     """
-    if is_own(name) or name not in (offered := installed(_CONTRACTS[package])):
+    if is_own(name) or name not in (offered := installed(group)):
         return name
     found = offered[name]
-    if name in plugin_fields(package):
+    if name in _listed(group):
         source = found.dist.name if found.dist else "an installed package"
         raise PluginError(
             f"{source} offers {name!r}, which is the catalogue's own; give it another name in its "
             "entry points, or uninstall it"
         )
     return found.value
+
+
+def _listed(group: Group) -> Collection[str]:
+    """Return the catalogue's own keys; those of models and data are read by importing them."""
+    if group == "protocols":
+        return protocol_names()
+    if group == "models":
+        return frozenset(vars(import_module("leakbed.models"))["MODELS"])
+    if group == "data":
+        return frozenset(vars(import_module("leakbed.data"))["DATASETS"])
+    if group == "metrics":
+        return frozenset(vars(import_module("leakbed.oracle.metrics"))["HIGHER_LEAKS_MORE"])
+    return plugin_fields(group)
 
 
 def is_adversary(name: object) -> bool:
@@ -402,7 +422,7 @@ def refuse_reserved(kind: str, name: str) -> None:
             )
 
 
-def strengths(package: str, table: object) -> list[object]:
+def strengths(package: Package, table: object) -> list[object]:
     """Return a table for every combination of the values that lists give to scalar settings.
 
     ``share = [0.1, 0.5]`` of a defence whose share is a number stands for two defences.
@@ -500,7 +520,7 @@ def defense_table(table: object) -> object:
     return {**common, "stack": [_one(each) for each in own["stack"]]}
 
 
-def _by_path(package: str, table: Mapping[str, Any]) -> JsonObject:
+def _by_path(package: Group, table: Mapping[str, Any]) -> JsonObject:
     """Return a table with the import path behind the short name that a package gave to a method."""
     given, short = dict(table), table.get("name")
     if isinstance(short, str) and (path := import_path(package, short)) != short:
@@ -531,7 +551,7 @@ def _one(table: object) -> tuple[str, JsonObject]:
     return str(name), own
 
 
-def _plugin(package: str, kind: str, name: object, *also: str) -> PluginFields:
+def _plugin(package: _Listed, kind: str, name: object, *also: str) -> PluginFields:
     known = plugin_fields(package)
     if name is None:
         raise ValueError(f"every {kind} needs a name; legal: {', '.join(sorted([*known, *also]))}")

@@ -1,12 +1,14 @@
 """How the nodes train, as a settings file says it; and what all strict settings share."""
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from experiments.settings.plugins import protocol_names
+from experiments.settings.plugins import import_path, protocol_names
 from leakbed.lookup import unknown_name
+from leakbed.plugins import is_own
 
 OPTIONS = ("sync", "gradient_scale", "merge")  # settings of some protocols alone
 _MOST = 1_000_000  # steps or rounds; the order of batches is laid out before training starts
@@ -72,6 +74,15 @@ class ProtocolSettings(Strict):
     @field_validator("name")
     @classmethod
     def _known_name(cls, name: str) -> str:
-        if name not in protocol_names():
-            raise ValueError(unknown_name("protocol", name, protocol_names()))
-        return name
+        if is_own(path := import_path("protocols", name)):
+            options = import_module("strategies").find_protocol(path).options
+            if unknown := sorted(set(options) - set(OPTIONS)):
+                raise ValueError(
+                    f"{path} has the option {unknown[0]!r}, for which [protocol] has no key; "
+                    f"legal: {', '.join(OPTIONS)}. Make one Protocol for each of its values, with "
+                    "build = functools.partial(build, ...)"
+                )
+        elif name not in protocol_names():
+            message = unknown_name("protocol", name, protocol_names())
+            raise ValueError(f"{message}; or 'package.module:name' for your own")
+        return path

@@ -23,10 +23,14 @@ from experiments.settings.plugins import (
     attack_table,
     common_keys,
     defense_table,
+    import_path,
+    own_fields,
     strengths,
 )
 from experiments.settings.protocol import ProtocolSettings, Strict
+from experiments.settings.values import checked_value
 from leakbed.lookup import unknown_name
+from leakbed.plugins import is_own, own_class
 
 __all__ = [
     "CHOICES",
@@ -101,6 +105,12 @@ class DataSettings(Strict):
     def _plain_settings(cls, settings: JsonObject) -> JsonObject:
         return _plain("data", settings)
 
+    @field_validator("name", "public_from")
+    @classmethod
+    def _by_path(cls, name: str | None) -> str | None:
+        """Return the import path behind the short name that an installed package gave to data."""
+        return None if name is None else import_path("data", name)
+
 
 class ModelSettings(Strict):
     """Which network, cut where; see :class:`leakbed.models.Architecture`.
@@ -130,6 +140,12 @@ class ModelSettings(Strict):
     def _plain_settings(cls, settings: JsonObject) -> JsonObject:
         return _plain("model", settings)
 
+    @field_validator("name")
+    @classmethod
+    def _by_path(cls, name: str) -> str:
+        """Return the import path behind the short name that an installed package gave a model."""
+        return import_path("models", name)
+
 
 class CeilingSettings(Strict):
     """The ceiling beside every card, computed once for each training run and kind of message.
@@ -143,6 +159,13 @@ class CeilingSettings(Strict):
     candidates: int = Field(default=1000, ge=2)
     messages: int = Field(default=8, ge=1)
     draws: int = Field(default=4, ge=1)
+
+
+class MetricSettings(Strict):
+    """One metric of one's own, with its settings."""
+
+    name: str
+    own: JsonObject = Field(default_factory=dict)
 
 
 class Settings(Strict):
@@ -178,6 +201,7 @@ class Settings(Strict):
             by name the only ones tried in it.
         attack: The attacks.
         defense: The alternatives.
+        metric: Metrics of one's own, by which guessed images are scored besides.
         sweep: Dotted key to the values it takes.
         ceiling: What to compute beside the cards, the success of the best possible guess; None for
             nothing.
@@ -203,6 +227,7 @@ class Settings(Strict):
     case: tuple[JsonObject, ...] = ()
     attack: tuple[AttackSettings, ...] = Field(min_length=1)
     defense: tuple[DefenseSettings, ...] = (DefenseSettings(),)
+    metric: tuple[MetricSettings, ...] = ()
     sweep: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     ceiling: CeilingSettings | None = None
 
@@ -237,9 +262,23 @@ class Settings(Strict):
             tables["defense"] = [
                 defense_table(one) for table in defenses for one in strengths("defenses", table)
             ]
+        if isinstance(metrics := tables.get("metric"), Sequence):
+            tables["metric"] = [_metric_table(table) for table in metrics]
         if isinstance(cases := tables.get("case"), Sequence):
             tables["case"] = [_flat(table) for table in cases]
         return tables
+
+    @field_validator("metric")
+    @classmethod
+    def _apart(cls, metrics: tuple[MetricSettings, ...]) -> tuple[MetricSettings, ...]:
+        """Refuse two metrics under one name, of whose scores a card would keep the last."""
+        names = [own_class(each.name, "metric").name for each in metrics]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(
+                f"two [[metric]] are called {twice[0]!r}, and a card has one score of a name; "
+                "write a second class with another `name`"
+            )
+        return metrics
 
     @model_validator(mode="after")
     def _legal_devices(self) -> "Settings":
@@ -281,6 +320,38 @@ class Settings(Strict):
                 _check_chosen(place, key, value, offered=getattr(self, CHOICES[key]))
             elif key != "name":
                 _check_dotted(place, key, value)
+
+
+def _metric_table(table: object) -> object:
+    """Return a metric's table with its settings apart; what is no table is left as it is.
+
+    Args:
+        table: As a settings file has it, or a checked one as it was dumped.
+
+    Returns:
+        What :class:`MetricSettings` reads.
+
+    Raises:
+        ValueError: If a name, a key or a value is not legal.
+    """
+    if not isinstance(table, Mapping):
+        return table
+    given = dict(table)
+    if isinstance(given.get("own"), Mapping):  # settings that were checked before
+        given |= given.pop("own")
+    name = given.pop("name", None)
+    name = import_path("metrics", name) if isinstance(name, str) else name
+    if not isinstance(name, str) or not is_own(name):
+        raise ValueError(
+            f"metric {name!r}: every score has the oracle's own metrics anyhow; a [[metric]] names "
+            "one of your own, 'package.module:Class'"
+        )
+    legal = own_fields("metrics", name).settings
+    for key, value in given.items():
+        if key not in legal:
+            raise ValueError(unknown_name(f"key of metric {name}", key, legal))
+        given[key] = checked_value(f"metric {name}", key, value, written=legal[key])
+    return {"name": name, "own": given}
 
 
 def _flat(table: object) -> object:

@@ -255,6 +255,76 @@ def test_a_defense_that_breaks_is_blamed_by_name(
 
 
 @pytest.mark.parametrize(
+    ("hook", "answer", "said"),
+    [
+        (
+            "TRAINING alter_images(self, state, images, rows)",
+            "images[:, :, :2]",
+            r"\(5, 1, 2, 6\)",
+        ),
+        ("TRAINING alter_images(self, state, images, rows)", "images / 0", "not finite"),
+        ("TRAINING alter_images(self, state, images, rows)", "images.turn", "AttributeError"),
+        (
+            "TRAINING penalty(self, state, images, smashed)",
+            "(state, smashed)",
+            r"\(5, 4, 4, 4\)",
+        ),
+        ("TRAINING penalty(self, state, images, smashed)", "(state, 0.5)", "builtins.float"),
+        (
+            "TRAINING penalty(self, state, images, smashed)",
+            "(state, smashed.sum() / 0)",
+            "finite",
+        ),
+        (
+            "CUT_GRADIENT protect_cut_gradient(self, state, gradient)",
+            "(state, gradient[:1])",
+            "1,",
+        ),
+        (
+            "CUT_GRADIENT protect_cut_gradient(self, state, gradient)",
+            "(state, gradient / 0)",
+            "fin",
+        ),
+    ],
+)
+def test_a_defense_in_training_or_at_the_server_that_breaks_is_blamed_by_name(
+    mine: Path, tmp_path: Path, hook: str, answer: str, said: str
+) -> None:
+    protects, _, method = hook.partition(" ")
+    head = DEFENSE.replace("Protects.SMASHED", f"Protects.{protects}")
+    head = head[: head.index("    def protect_smashed")]
+    (mine / "mask_of_mine.py").write_text(f"{head}    def {method}:\n        return {answer}\n")
+    (card,) = run({**TABLE, "defense": [{"name": "mask_of_mine:RandomMask"}]}, out=tmp_path / "out")
+    assert card.status == "failed"
+    assert str(card.why).startswith("the code of defence random-mask (RandomMask) ")
+    assert re.search(said, str(card.why))
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("{}", r"returned \[\] where \["),
+        ("{name: each / 0 for name, each in after.items()}", "returned values that are not finite"),
+        ("{name: each[:1] for name, each in after.items()}", "returned a tensor of shape"),
+    ],
+)
+def test_a_defense_of_updates_that_breaks_is_blamed_by_name(
+    mine: Path, tmp_path: Path, answer: str, said: str
+) -> None:
+    head = DEFENSE.replace("Protects.SMASHED", "Protects.UPDATE")
+    head = head[: head.index("    def protect_smashed")]
+    hook = "protect_update(self, state, before, after)"
+    text = f"{head}    def {hook}:\n        return state, {answer}\n"
+    (mine / "mask_of_mine.py").write_text(text)
+    table = {**TABLE, "attack": [{"name": "constant-image", "targets": 2}]}
+    table |= {"protocol": {"name": "fedavg", "batch_size": 5, "local_steps": 1}}
+    (card,) = run({**table, "defense": [{"name": "mask_of_mine:RandomMask"}]}, out=tmp_path / "out")
+    assert card.status == "failed"
+    assert str(card.why).startswith("the code of defence random-mask (RandomMask) ")
+    assert re.search(said, str(card.why))
+
+
+@pytest.mark.parametrize(
     ("name", "old", "new", "said"),
     [
         ("grey", "self.grey)", "self.grey) + view.smashed.zero_().sum()", "changes smashed"),
