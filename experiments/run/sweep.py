@@ -428,6 +428,8 @@ def _other(ref: Any, source: str) -> str | None:  # noqa: ANN401  Ray is untyped
         there = ray.get(ref)
     except ray.exceptions.RayTaskError as error:
         return f"lacks Leakbed ({error.cause})"
+    except (ray.exceptions.TaskUnschedulableError, ray.exceptions.NodeDiedError):
+        return None  # the machine was lost meanwhile, which Ray may take a while to notice
     except ray.exceptions.RayError as error:
         return f"could not be asked ({type(error).__name__})"
     return None if there == source else f"has other sources of Leakbed ({there}, here {source})"
