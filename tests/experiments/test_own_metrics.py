@@ -101,7 +101,7 @@ def test_a_metric_changes_no_key_of_others_and_an_edit_of_it_scores_again(
     (plain,) = run(TABLE, out=tmp_path / "out")
     monkeypatch.setattr(executor, "train", pytest.fail)  # the same run serves every metric
     (before,) = run(MEASURED, out=tmp_path / "out")
-    mine.write_text(METRIC + "# a comment\n")
+    mine.write_text(METRIC + "EDITED = True\n")
     _as_in_a_new_process()
     (after,) = run(MEASURED, out=tmp_path / "out")
     (again,) = run(TABLE, out=tmp_path / "out")

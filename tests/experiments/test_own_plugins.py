@@ -127,7 +127,7 @@ def test_an_edit_of_an_attack_or_of_what_it_imports_attacks_again_and_trains_not
     other = {"name": "smashed-as-image", "targets": 2}
     table = {**TABLE, "attack": [*TABLE["attack"], other]}
     before = run(table, out=tmp_path / "out")
-    (mine / edited).write_text((mine / edited).read_text() + "# a comment\n")
+    (mine / edited).write_text((mine / edited).read_text() + "EDITED = True\n")
     _as_in_a_new_process()
     monkeypatch.setattr(executor, "train", pytest.fail)
     after = run(table, out=tmp_path / "out")
@@ -137,7 +137,7 @@ def test_an_edit_of_an_attack_or_of_what_it_imports_attacks_again_and_trains_not
 def test_an_edit_of_a_defense_trains_again(mine: Path, tmp_path: Path) -> None:
     table = {**TABLE, "defense": [{"name": "mask_of_mine:RandomMask"}]}
     run(table, out=tmp_path / "out")
-    (mine / "mask_of_mine.py").write_text(DEFENSE + "# a comment\n")
+    (mine / "mask_of_mine.py").write_text(DEFENSE + "EDITED = True\n")
     _as_in_a_new_process()
     run(table, out=tmp_path / "out")
     assert len(list((tmp_path / "out" / "runs").iterdir())) == 2

@@ -102,7 +102,7 @@ def test_a_protocol_runs_by_import_path_and_is_another_than_the_catalogues(
 
 def test_an_edit_of_a_protocol_trains_again(mine: Path, tmp_path: Path) -> None:
     run(TABLE, out=tmp_path / "out")
-    mine.write_text(RING + "# a comment\n")
+    mine.write_text(RING + "EDITED = True\n")
     _as_in_a_new_process()
     run(TABLE, out=tmp_path / "out")
     assert len(list((tmp_path / "out" / "runs").iterdir())) == 2
@@ -113,7 +113,7 @@ def test_a_protocol_of_ones_own_leaves_the_keys_of_others_alone(
 ) -> None:
     vanilla = {**TABLE, "protocol": {**TABLE["protocol"], "name": "vanilla-split"}}
     (before,) = run(vanilla, out=tmp_path / "out")
-    mine.write_text(RING + "# a comment\n")
+    mine.write_text(RING + "EDITED = True\n")
     _as_in_a_new_process()
     monkeypatch.setattr(executor, "train", pytest.fail)
     (after,) = run(vanilla, out=tmp_path / "out")

@@ -85,7 +85,7 @@ def test_an_attack_that_reads_the_answer_key_is_marked(
 ) -> None:
     def cheating(trace: Path, *given: Any, answers: Path, **more: Any) -> Attacked:
         honest = attack_run(trace, *given, answers=answers, **more)
-        truth = AnswerKey.read(answers, trace=trace).truth(honest.targets)
+        truth = AnswerKey.read(answers).truth(honest.targets)
         return replace(honest, guess=replace(honest.guess, images=truth.images))
 
     monkeypatch.setattr(experiments.run.attack, "attack_run", cheating)
