@@ -137,7 +137,7 @@ def attack_trace(
         **({"about": json.loads(json.dumps(facts))} if facts else {}),
         "attack": attack.model_dump(mode="json"),
         "device": where.type,
-        **asdict(seeds),
+        "seeds": asdict(seeds),
     }
     key = card_key(asked, with_code(source_hash(), attack.name))
     keep_guess(attacked, folder / "guesses" / f"{key}.safetensors")
