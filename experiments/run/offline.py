@@ -138,7 +138,7 @@ def attack_trace(
         **({"about": json.loads(json.dumps(facts))} if facts else {}),
         "attack": attack.model_dump(mode="json"),
         "device": where.type,
-        **asdict(seeds),
+        "seeds": asdict(seeds),
     }
     key = card_key(asked, attack_code(__name__, attack.name))
     if key_given is not None:
