@@ -76,7 +76,7 @@ def test_a_page_without_markers_is_refused(page: str) -> None:
 def test_show_save_and_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines, page = tmp_path / "lines", tmp_path / "docs/speed.md"
+    lines, page = tmp_path / "lines", tmp_path / "speed.md"
     lines.write_text(json.dumps(printed("a")) + "\n")
     page.write_text(f"above\n{BEGIN}\nstale\n{END}\nbelow\n")
     monkeypatch.setattr(module, "SAVED", tmp_path / "saved")
