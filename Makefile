@@ -80,9 +80,10 @@ bench: setup  ## measure speed, memory and bytes on the wire; prints a table (6 
 	cat $(BENCHMARKS:%=runs/bench/%.jsonl) > runs/bench.jsonl
 	$(BIN)/python -m benchmarks.table show runs/bench.jsonl
 
-readme: setup  ## write the tables of README.md again
+readme: setup  ## write the tables of README.md, docs/settings.md and docs/speed.md again
 	$(BIN)/python -m experiments.catalogue README.md
-	$(BIN)/python -m benchmarks.table write README.md
+	$(BIN)/python -m experiments.reference docs/settings.md
+	$(BIN)/python -m benchmarks.table write docs/speed.md
 
 clean:  ## remove the environment, caches and runs
 	rm -rf .venv .flowers runs .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -114,6 +114,35 @@ def run(
 
 
 @app.command()
+def schema() -> None:
+    """Print the JSON schema of a settings file, for editors."""
+    with expected():
+        from experiments.reference import schema as made
+
+        typer.echo(json.dumps(made(), indent=1))
+
+
+@app.command()
+def rescore(
+    results: Annotated[Path, typer.Argument(help="A results folder.", show_default=False)],
+    *,
+    verbose: Verbose = False,
+) -> None:
+    """Score the kept guesses of a folder's last run again, without training or attacking."""
+    with expected():
+        _quiet_flower(verbose=verbose)
+        from experiments.console import Bars
+        from experiments.run.rescore import rescore as again
+
+        with Bars(_console(stderr=True)) as bars:
+            found = again(results, progress=bars)
+        for label, why in found.lacking.items():
+            typer.echo(f"not scored again: {label}: {why}; `leakbed run` does it anew", err=True)
+        typer.echo(f"{found.changed} of {len(found.cards)} results scored again")
+        _show(found.cards, results)
+
+
+@app.command()
 def attack(
     trace: Annotated[Path, typer.Argument(help="A recorded trace.", show_default=False)],
     *,
@@ -370,7 +399,7 @@ def audit_defense(
 def check(
     name: Annotated[str, typer.Argument(help="PACKAGE.MODULE:CLASS.", show_default=False)],
 ) -> None:
-    """Say whether an attack or a defence of one's own keeps its contract."""
+    """Say whether an attack, a defence or a metric of one's own keeps its contract."""
     from experiments.catalogue import check_plugin
 
     with expected():

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from attacks import ATTACKS
 from experiments.app_audit.app_run import FED, SEEN, TRACES, AppError, components
-from experiments.app_audit.protections import Summed, defense_of, of_gradients, summed
+from experiments.app_audit.protections import defense_of, of_gradients, summed
 from experiments.app_audit.truth import OwnedTruthError, answers_of
 from experiments.results.cards import Card
 from experiments.run.offline import attack_trace
@@ -140,20 +140,13 @@ def audit_app(
     found = Audit(app=app.resolve().name, trace=folder)
     index = hashlib.sha256((folder / "index.jsonl").read_bytes()).hexdigest()
     found.hashes = {"app": digest, "trace": index}
-    trace, fed = Trace(folder, partial=True), load_file(out / FED)
+    trace = Trace(folder, partial=True)
     found.assumed.append(f"the app ran on {nodes} nodes in one process, one after another")
-    updates: list[Any] = list(trace.events(UpdateUp))
-    _refuse_failed(trace, updates)
+    _refuse_failed(trace)
     defense = defense_of(bundle, seen["imported"], found.assumed)
-    said: dict[str, Any] = {"defense": defense, **(about or {})}
-    if summary(trace).masked and (whole := summed(trace, seen, fed, out / "summed")):
-        trace, fed, said = _of_the_sum(whole, found, said)
-        updates = list(trace.events(UpdateUp))
-    elif not updates and (made := of_gradients(trace, seen, out / "gradients")):
-        found.assumed.append("gradients that nodes sent are attacked as updates by steps of size 1")
-        trace, updates = made, list(made.events(UpdateUp))
-    else:
-        found.leaks += unsearched(updates)
+    said: Mapping[str, Any] = {"defense": defense, **(about or {})}
+    trace, fed, said = _evidence(trace, seen, load_file(out / FED), said, out, found)
+    updates: list[Any] = list(trace.events(UpdateUp))
     refused = unattackable(trace, updates, seen, said=said)
     facts: dict[str, Any] = {}
     if refused is None:
@@ -210,12 +203,24 @@ def _attack(
         found.cards.append(card)
 
 
-def _of_the_sum(
-    whole: Summed, found: Audit, said: Mapping[str, Any]
-) -> tuple[Trace, dict[str, Tensor], dict[str, Any]]:
-    """Return the sum's trace, what it was made of, and what is to be said of it."""
-    found.assumed.append(whole.assumed)
-    return whole.trace, dict(whole.fed), {**whole.facts, **said}
+def _evidence(  # noqa: PLR0917  what one run showed
+    trace: Trace,
+    seen: Mapping[str, Any],
+    fed: Mapping[str, Tensor],
+    said: Mapping[str, Any],
+    out: Path,
+    found: Audit,
+) -> tuple[Trace, Mapping[str, Tensor], Mapping[str, Any]]:
+    """Return the updates to attack, what they were made of, and what is to be said of them."""
+    updates: list[Any] = list(trace.events(UpdateUp))
+    if summary(trace).masked and (whole := summed(trace, seen, fed, out / "summed")):
+        found.assumed.append(whole.assumed)
+        return whole.trace, whole.fed, {**whole.facts, **said}
+    if not updates and (made := of_gradients(trace, seen, out / "gradients")):
+        found.assumed.append("gradients that nodes sent are attacked as updates by steps of size 1")
+        return made, fed, said
+    found.leaks += unsearched(updates)
+    return trace, fed, said
 
 
 def _copied(app: Path, to: Path) -> Path:
@@ -268,10 +273,10 @@ def _run(
         raise AppError(f"{reason} (the app's log: {out / 'app.log'})")
 
 
-def _refuse_failed(trace: Trace, updates: list[Any]) -> None:
+def _refuse_failed(trace: Trace) -> None:
     """Refuse a run in which every node failed; its first reason is the app's own."""
     failed: list[Any] = list(trace.events(Failed))
-    if failed and not updates:
+    if failed and not any(trace.events(UpdateUp)):
         raise AppError(f"no node of the app trained; the first said: {failed[0].reason}")
 
 

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from types import SimpleNamespace
 from typing import Any
 
@@ -77,6 +78,7 @@ class Watched(ClientApp):
         self.inner: ClientApp = self
         self._config = config
         self._node_config = dict(node_config or {})
+        self._one = Lock()  # the older strategies call their nodes from threads of their own
         self._place: tuple[int, int] | None = None
         self._depth = 0
         self._inputs: Tensor | None = None
@@ -97,7 +99,11 @@ class Watched(ClientApp):
             self._undo.append(partial(setattr, nn.functional, name, loss))
 
     def __call__(self, message: Message, context: Context) -> Message:
-        """Run the app on one message."""
+        """Run the app on one message, one at a time."""
+        with self._one:
+            return self._answered(message, context)
+
+    def _answered(self, message: Message, context: Context) -> Message:
         node = context.node_id
         context.run_config = dict(self._config)
         if "partition-id" in context.node_config:

@@ -193,13 +193,23 @@ class Row:
         found = {name: pooled([card.scores for card in self.cards], name) for name in names}
         return {name: measure for name, measure in found.items() if measure is not None}
 
+    @cached_property
+    def own_metrics(self) -> dict[str, bool]:
+        """The metrics of the user's own, and whether more of each is a greater leak."""
+        return {
+            name: bool(entry["higher_leaks_more"])
+            for card in self.cards
+            for name, entry in card.scores.items()
+            if isinstance(entry, dict) and "higher_leaks_more" in entry
+        }
+
     def baseline(self, metric: str) -> tuple[str, float] | None:
         """Return the best evidence-free baseline of a metric: its name and value."""
         known = self.baselines(metric)
         free = {name: known[name] for name in known if name not in NEEDS_TRUTH}
         if not free:
             return None
-        choose = max if HIGHER_LEAKS_MORE.get(metric, True) else min
+        choose = max if ({**self.own_metrics, **HIGHER_LEAKS_MORE}).get(metric, True) else min
         best = choose(free, key=lambda name: free[name])
         return best, free[best]
 

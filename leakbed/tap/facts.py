@@ -267,6 +267,23 @@ def _are_numbers(value: object) -> bool:
     )
 
 
+def _are_pairs(value: object) -> bool:
+    """Say whether a value is a list of names with what each is set to, no tables among it."""
+    if not isinstance(value, list | tuple) or not all(_is_pair(each) for each in value):
+        return False
+    return all(_is_plain(each[1]) for each in value)
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and _is_text(value[0])  # noqa: PLR2004
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return isinstance(value, bool | int | float | str)
+
+
 _LAYERS: Mapping[str, Callable[[object], bool]] = {
     "name": _is_text,
     "image_shape": _is_shape,
@@ -278,6 +295,7 @@ _LAYERS: Mapping[str, Callable[[object], bool]] = {
     "cut": _or_none(_is_index),
     "upper_cut": _or_none(_is_index),
     "linear_top": lambda value: isinstance(value, bool),
+    "settings": _are_pairs,
 }
 
 _TYPES: Mapping[str, Callable[[object], bool]] = {

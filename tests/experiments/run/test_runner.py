@@ -71,7 +71,7 @@ def test_writes_a_card_per_cell_and_keeps_what_it_needs(tmp_path: Path) -> None:
         written = json.loads((tmp_path / "cards" / f"{card.key}.json").read_text())
         assert written["attack"] == card.attack
         for folder in ("guesses", "truths"):
-            assert (tmp_path / folder / f"{card.key}.safetensors").stat().st_mode & 0o077 == 0
+            assert (tmp_path / folder / f"{card.guess_key}.safetensors").stat().st_mode & 0o077 == 0
     assert len(list((tmp_path / "runs").iterdir())) == 1, "both attacks share one run"
 
 
@@ -94,7 +94,7 @@ def test_a_trace_is_verified_once_for_all_attacks_on_it(
 def test_a_finished_cell_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = run(TABLE, out=tmp_path)
     monkeypatch.setattr(executor, "train", pytest.fail)
-    monkeypatch.setattr(executor, "attack_run", pytest.fail)
+    monkeypatch.setattr(executor, "answer", pytest.fail)
     assert run(TABLE, out=tmp_path) == before
 
 
@@ -454,7 +454,7 @@ def test_code_of_the_users_own_that_changes_in_mid_process_is_refused_then_anoth
     with pytest.raises(IllegalCutError, match="the bottom nothing to train"):
         run(table, out=tmp_path / "out", overrides=["model.cut=0"])
     first = run(table, out=tmp_path / "out")
-    module.write_text(text + "# the same, yet another\n")
+    module.write_text(text + "OTHER = 1\n")
     with pytest.raises(EditedCodeError, match=r"own_network_of_a_test\.py was changed after"):
         run(table, out=tmp_path / "out")
     monkeypatch.setattr(provenance, "_FIRST", {})  # as in a new process
@@ -465,4 +465,6 @@ def test_code_of_the_users_own_that_changes_in_mid_process_is_refused_then_anoth
 def test_the_last_run_says_which_cards_are_its_own(tmp_path: Path) -> None:
     cards = run(TABLE, out=tmp_path)
     last = json.loads((tmp_path / "last-run.json").read_text())
+    told = last.pop("settings")
     assert last == {"name": "small", "keys": [card.key for card in cards], "left_out": 0}
+    assert load_settings(told) == load_settings(TABLE)
