@@ -213,6 +213,9 @@ def test_the_command_prints_text_or_json(split: Path, tmp_path: Path) -> None:
         refused = CliRunner().invoke(app, ["ceiling", str(split), *wrong])
         assert refused.exit_code == 2
         assert wrong[1] in refused.output
+    summed = CliRunner().invoke(app, ["ceiling", str(split), *few, "--summed"])
+    assert summed.exit_code == 2
+    assert "nothing sums" in summed.output
     missing = CliRunner().invoke(app, ["ceiling", str(tmp_path)])
     assert missing.exit_code == 2
     assert "has no recorded messages" in missing.output
