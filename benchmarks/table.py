@@ -135,9 +135,7 @@ def main(arguments: Sequence[str]) -> None:
             page = Path(path)
             page.write_text(current(page.read_text(), read(SAVED)))
         case _:
-            raise SystemExit(
-                "python -m benchmarks.table show LINES | save LINES | write docs/speed.md"
-            )
+            raise SystemExit("python -m benchmarks.table show LINES | save LINES | write docs/speed.md")
 
 
 if __name__ == "__main__":

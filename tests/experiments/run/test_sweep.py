@@ -281,11 +281,16 @@ def test_ctrl_c_keeps_what_is_finished_and_leaves_nothing_half_done(
         until(lambda: bool(list(tmp_path.glob("defence-*"))) and len(cards_in(out)) == 1)
         os.kill(os.getpid(), signal.SIGINT)
 
-    with ThreadPoolExecutor(1) as beside:
-        told = beside.submit(interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            run(table, out=out)
-        told.result()
+    # Started in the background of a script, Python leaves Ctrl-C ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with ThreadPoolExecutor(1) as beside:
+            told = beside.submit(interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                run(table, out=out)
+            told.result()
+    finally:
+        signal.signal(signal.SIGINT, before)
     (kept,) = cards_in(out)
     written = kept.stat().st_mtime_ns
     assert len(list((out / "runs").iterdir())) == 1, "the finished run, and no other"
