@@ -238,6 +238,9 @@ def ceiling(
     later: Annotated[
         bool, typer.Option("--later", help="With the node's later batches of the round.")
     ] = False,
+    summed: Annotated[
+        bool, typer.Option("--summed", help="The sum of a round's updates alone.")
+    ] = False,
     model: Model = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, by message.")] = False,
 ) -> None:
@@ -255,6 +258,7 @@ def ceiling(
             candidates=candidates,
             draws=draws,
             later=later,
+            summed=summed,
             model=model,
         )
         typer.echo(json.dumps(found.table(), indent=1) if as_json else "\n".join(found.lines()))

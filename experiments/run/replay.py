@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from experiments.run.recorded import Recorded
 from leakbed.contracts import Defense, Protects, select
 from leakbed.contracts.noise_laws import Channel, Clean, Law, NoCeilingError, sent_law, together
 from leakbed.events import Array, CutGradientDown, Phase, SmashedUp
@@ -19,9 +19,6 @@ from leakbed.seeds import derive, scoped
 from leakbed.tensors import as_tensor, load
 from strategies import find_protocol
 from strategies.averaging import average
-
-if TYPE_CHECKING:
-    from experiments.run.ceilings import Recorded
 
 _SMASHED = Protects.SMASHED
 
