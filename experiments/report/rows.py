@@ -368,10 +368,31 @@ def _name(card: Card) -> tuple[object, ...]:
     )
 
 
+def versions(cards: Iterable[Card]) -> int:
+    """Return of how many cells the seeds were computed by several versions of the code.
+
+    A card's ``source`` is of the code that its own cell reaches, so two cells differ in it anyhow.
+
+    Args:
+        cards: Of one folder.
+
+    Returns:
+        How many.
+    """
+    sources: dict[str, set[str]] = {}
+    for card in cards:
+        sources.setdefault(_unversioned(card), set()).add(card.source)
+    return sum(len(each) > 1 for each in sources.values())
+
+
+def _unversioned(card: Card) -> str:
+    settings = {name: value for name, value in card.settings.items() if name not in SEEDED}
+    return json.dumps([_name(card), settings], sort_keys=True)
+
+
 def _settings(card: Card) -> str:
     """Return all that seeds of one cell have in common, whatever became of them."""
-    settings = {name: value for name, value in card.settings.items() if name not in SEEDED}
-    return json.dumps([_name(card), settings, card.source], sort_keys=True)
+    return json.dumps([_unversioned(card), card.source])
 
 
 def _identity(card: Card) -> str:
