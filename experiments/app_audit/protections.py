@@ -50,12 +50,20 @@ def defenses_in(bundle: Path, imported: Iterable[str]) -> list[str]:
     """
     named = set(imported)
     for file in bundle.rglob("*.py"):
+        inside = file.relative_to(bundle).parts
+        if not file.is_file() or any(_is_foreign(part) for part in inside[:-1]):
+            continue
         try:
-            named |= set(_names(ast.parse(file.read_text())))
-        except (SyntaxError, UnicodeDecodeError):  # a file that Python cannot run defends nothing
+            named |= set(_names(ast.parse(file.read_bytes())))
+        except (SyntaxError, ValueError):  # a file that Python cannot run defends nothing
             continue
     found = {_SIGNS[name] for name in named if name in _SIGNS}
     return sorted(found | {name for name in named if _WRAPPERS.fullmatch(name)})
+
+
+def _is_foreign(folder: str) -> bool:
+    """Say whether a folder holds an environment or a tool's files, not the app's own."""
+    return folder.startswith(".") or folder in {"site-packages", "node_modules"}
 
 
 def defense_of(bundle: Path, imported: Iterable[str], assumed: list[str]) -> str:

@@ -169,7 +169,7 @@ def _worst(weights: _Met, scored: Sequence[Row]) -> str:
     worst = max(rivals, key=lambda cell: cell.measures["identification"].mean)
     utility = worst.utility()
     return (
-        f" Of all updates most is read of “{worst.case}”: {worst.first.attack} names "
+        f" Of the other updates most is read of “{worst.case}”: {worst.first.attack} names "
         f"{_percent(worst.measures['identification'].mean)} there, at "
         f"{_percent(utility[1].mean if utility else 0.0)} accuracy."
     )

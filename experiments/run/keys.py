@@ -4,7 +4,9 @@ A cell has three stages, and each has a digest of the code that is reached from 
 training (:mod:`experiments.run.train` and the protocol, defences and adversary of the run), the
 answer (that, :mod:`experiments.run.attack` and the attack) and the scores (all that
 :mod:`experiments.run.executor` reaches, the oracle among it). So an edit of one attack trains
-nothing again, and an edit of the oracle attacks nothing again.
+nothing again, and an edit of a metric or of scoring attacks nothing again. Two parts of the oracle
+are read earlier: training reaches the answer key (:mod:`leakbed.oracle.truth`), label attacks their
+rivals. A hijacker or a live watcher is scored while it trains, so its training reaches metrics too.
 """
 
 from experiments.results.cards import card_key

@@ -1,14 +1,10 @@
-"""The tables of a settings file that name a plug-in: attacks and defences, with their own settings.
+"""The tables of a settings file that name a plug-in: attacks, defences and metrics, with settings.
 
-Read strictly and, but for classes of one's own, without torch: what a plug-in of the catalogue may
-be told is read from its source.
-
-The names and settings of the plug-ins, read from their source without importing it.
-
-Importing an attack imports torch, which takes seconds; a typing mistake in a settings file should
-be answered at once. Catalogues are plain dicts, one class per file, so their source says
-all there is to know; a test compares this reading with the classes themselves. A class of one's
-own, named by import path, is imported: it may lie anywhere and be written in any way.
+Importing an attack imports torch, which takes seconds, and a typing mistake in a settings file
+should be answered at once. So names and settings of the catalogue's plug-ins are read from their
+source: catalogues are plain dicts of classes, and a test compares this reading with the classes.
+A class of one's own, named by import path, is imported: it may lie anywhere and be written in any
+way.
 """
 
 import ast

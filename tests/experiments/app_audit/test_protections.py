@@ -50,6 +50,17 @@ def test_defences_are_found_in_code_and_not_in_comments(
     assert ("may be others" if names else "may defend") in assumed[0]
 
 
+def test_only_the_apps_own_files_are_read(tmp_path: Path) -> None:
+    """A folder may be called like a file, and an environment in the bundle is not the app."""
+    (tmp_path / "folder.py").mkdir()
+    for place in (".venv", "venv/lib/site-packages"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "a.py").write_text("import opacus")
+    assert defenses_in(tmp_path, ()) == []
+    (tmp_path / "client.py").write_bytes("# coding: latin-1\nimport opacus  # é".encode("latin-1"))
+    assert defenses_in(tmp_path, ()) == ["opacus (DP-SGD)"]
+
+
 def recorded(folder: Path, *rounds: float, phase: Phase = Phase.TRAIN) -> Trace:
     """Record the models that two nodes are sent in each round."""
     with Recorder(folder) as recorder:

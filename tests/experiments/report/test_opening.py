@@ -238,7 +238,7 @@ def test_the_worst_case_of_updates_is_named_as_such(make_card: MakeCard) -> None
     )
     _, whom, _ = opening([*compared(make_card), worst])
     assert whom.endswith(
-        "Of all updates most is read of “one step on one image”: dlm names 88% there, at 18% "
+        "Of the other updates most is read of “one step on one image”: dlm names 88% there, at 18% "
         "accuracy."
     )
     _, whom, _ = opening([*compared(make_card), worst.model_copy(update={"model": "other"})])
