@@ -296,12 +296,8 @@ def refuse_misfit(threat: ThreatModel, *, updates: bool, bottoms: str | None = N
     _refuse_unseen(threat)
     of_weights = threat.evidence & {Evidence.UPDATE, Evidence.HEAD_WEIGHT_GRADIENT}
     of_cut = threat.evidence & _OF_CUT
-    if not updates and of_weights == {Evidence.UPDATE} and sees(threat.seat, "bottom"):
-        if threat.seat == Seat.CLIENT:
-            raise MisfitError(
-                "the attack reads its node's update, but this protocol exchanges smashed data and "
-                "cut gradients; use seat = 'fed-server' for relayed bottoms, or 'fedavg'"
-            )
+    hears = threat.seat in {Seat.FED_SERVER, Seat.EAVESDROPPER}
+    if not updates and of_weights == {Evidence.UPDATE} and hears:
         if bottoms == "sealed":
             raise MisfitError(SEALED)
         of_weights = frozenset()
@@ -309,6 +305,12 @@ def refuse_misfit(threat: ThreatModel, *, updates: bool, bottoms: str | None = N
         has = "updates (weights)" if updates else "smashed data and cut gradients"
         wants = ", ".join(sorted(map(str, threat.evidence)))
         other = "'vanilla-split'" if updates else "'fedavg'"
+        if of_weights == {Evidence.UPDATE}:
+            other += (
+                f"; a {threat.seat} is granted no bottom either: relayed ones are the fed-server's "
+                "(seat = 'fed-server'), and an experiment tells one to who needs "
+                "leakbed.contracts.BOTTOM"
+            )
         raise MisfitError(
             f"the attack reads {wants} but this protocol exchanges {has}; use {other}"
         )
