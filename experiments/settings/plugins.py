@@ -27,6 +27,7 @@ from pydantic import (
 )
 
 from experiments.settings.values import checked_value, is_known, is_scalar
+from leakbed.contracts import ThreatModel
 from leakbed.lookup import unknown_name
 from leakbed.plugins import Contract, Group, PluginError, installed, is_own, own_class, role_of
 
@@ -146,6 +147,21 @@ def _listed(group: Group) -> Collection[str]:
     return plugin_fields(group)
 
 
+def reads_rounds(attack: "AttackSettings") -> bool:
+    """Say whether an attack reads messages of several rounds, which none of the catalogue does.
+
+    Args:
+        attack: Its settings; values out of range raise the attack's own errors.
+
+    Returns:
+        Whether one of its own kinds of evidence does.
+    """
+    if not is_own(attack.name):
+        return False
+    threat: ThreatModel = own_class(attack.name, "attack")(**attack.own).threat
+    return any(kind.rounds == "until" for kind in threat.evidence_kinds)
+
+
 def is_adversary(name: object) -> bool:
     """Say whether an attack rewrites messages at the server while a run trains."""
     return name in adversary_names() or _plays(name, "adversary")
@@ -258,7 +274,7 @@ def _parsed(path: Path) -> ast.Module:
 
 
 Round = Annotated[int, Field(ge=1, strict=True)]
-_PASSIVE = {"restarts", "when", "collect", "live"}
+_PASSIVE = {"restarts", "when", "collect", "live", "grants"}
 _ACTIVE = {"checkpoint_every", "when", "control"}
 _INTRUDING = {"nodes", "control"}
 _TOLD, KNOWN_PER_CLASS = {"known_per_class"}, 1
@@ -311,6 +327,8 @@ class AttackSettings(BaseModel):
         checkpoint_every: Of adversaries: gradients between two measures of what it can decode.
         control: Of adversaries and malicious clients: whether a control run stands beside it.
         nodes: Of malicious clients: the partitions that are one.
+        grants: Of passive attacks: what it is told of its own kinds of knowledge, by name, with
+            their settings; a list of names takes the defaults.
         tuned_on: What its settings were chosen on: nothing for this experiment (``"default"``: the
             catalogue's, but for those that the table has), its source (``"published"``), or runs on
             other targets. It changes no number, and the card says it.
@@ -332,6 +350,7 @@ class AttackSettings(BaseModel):
     checkpoint_every: int | None = Field(default=None, ge=1, strict=True)
     control: bool | None = Field(default=None, strict=True)
     nodes: tuple[int, ...] | None = Field(default=None, min_length=1)
+    grants: dict[str, JsonObject] = Field(default_factory=dict)
     tuned_on: Literal["default", "published"] | TunedOn = "default"
     reported: Any = None
     everywhere: bool = Field(default=True, strict=True)
@@ -352,6 +371,14 @@ class AttackSettings(BaseModel):
                 'settings were chosen on, such as { seeds = [100, 101], rows = "private" }, '
                 f"where rows is one of {', '.join(get_args(Rows))}"
             ) from None
+
+    @field_validator("grants", mode="before")
+    @classmethod
+    def _by_name(cls, given: object) -> object:
+        """Read a list of names as a table with every default."""
+        if isinstance(given, list | tuple) and all(isinstance(each, str) for each in given):
+            return {name: {} for name in given}
+        return given
 
     @model_validator(mode="after")
     def _has_one_training(self) -> "AttackSettings":
