@@ -17,6 +17,7 @@ import logging
 import math
 import os
 import platform
+import re
 import secrets
 import socket
 import sys
@@ -28,6 +29,7 @@ from typing import Any
 import ray
 from flwr.clientapp import ClientApp
 
+from leakbed.errors import OURS
 from leakbed.grids.ray.parcels import Parcel
 
 LOCAL, AUTO = "local", "auto"
@@ -353,8 +355,17 @@ def start_workers(recipe: Recipe, *, workers: int) -> list[tuple[Any, str | None
         ) from error
     except ray.exceptions.RayError as error:
         stop(actors)
-        raise NoWorkersError(f"a worker could not start with {recipe.app!r}: {error}") from error
+        raise NoWorkersError(
+            f"a worker could not start with {recipe.app!r}: {_own_words(error)}"
+        ) from error
     return list(zip(actors, addresses, strict=True))
+
+
+def _own_words(error: Exception) -> str:
+    """Return what an error of ours says, which needs no traceback; of another all that Ray says."""
+    ours = rf"^(?:{'|'.join(sorted(OURS))})\.[\w.]+: (.*)"
+    found = re.search(ours, str(error), re.MULTILINE | re.DOTALL)
+    return found[1].strip() if found else str(error)
 
 
 def stop(actors: list[Any]) -> None:

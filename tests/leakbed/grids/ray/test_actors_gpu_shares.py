@@ -11,6 +11,7 @@ import torch
 from leakbed.flower_internals import task_identity
 from leakbed.grids.ray.actors import (
     NoRoomError,
+    NoWorkersError,
     equal_share,
     hide_gpus,
     start_ray,
@@ -68,6 +69,17 @@ def test_a_whole_gpu_has_no_cap(two_gpus: None) -> None:
 def test_without_a_share_auto_is_the_cpu(two_gpus: None) -> None:
     (worker,) = workers(0.0, count=1)
     assert (worker["visible"], worker["device"], worker["caps"]) == ("", "cpu", [])
+
+
+@pytest.mark.runtime
+def test_a_worker_whose_gpu_vanished_is_refused_as_it_starts(
+    two_gpus: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LEAKBED_PRETEND_GPUS")  # Ray gives shares of what torch does not see
+    one_line = r"^a worker could not start with '[\w.:]+': Ray gave this process 0\.5 of a GPU .*$"
+    with pytest.raises(NoWorkersError, match=one_line) as refused:
+        workers(0.5, count=1)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.runtime
