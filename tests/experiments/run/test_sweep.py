@@ -485,10 +485,8 @@ def test_a_cluster_without_room_is_named_and_nothing_waits_for_it(
 @pytest.mark.parametrize(
     ("overrides", "there", "share"),
     [
-        (["device=cpu"], {"CPU": 8.0, "GPU": 2.0}, 0.0),
         (["gpus_per_worker=0.3"], {"CPU": 8.0, "GPU": 2.0}, 0.3),
         (["jobs=4"], {"CPU": 8.0, "GPU": 2.0}, 0.5),
-        (["jobs=4"], {"CPU": 8.0}, 0.0),
         (["jobs=4", "ray_address=auto"], {"CPU": 8.0, "GPU": 2.0}, 0.25),
         (["jobs=1", "ray_address=auto"], {"CPU": 2.0, "GPU": 8.0}, 1.0),
     ],
@@ -497,7 +495,33 @@ def test_gpus_are_shared_equally(
     monkeypatch: pytest.MonkeyPatch, overrides: list[str], there: dict[str, float], share: float
 ) -> None:
     monkeypatch.setattr("ray.cluster_resources", lambda: there)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     assert sweep._gpu_share(load_settings(TABLE, overrides)) == share
+
+
+@pytest.mark.parametrize("override", ["device=cpu", "gpus_per_worker=0.5"])
+def test_a_task_takes_no_gpu_where_the_keys_say_cpu(
+    monkeypatch: pytest.MonkeyPatch, override: str
+) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0, "GPU": 2.0})
+    monkeypatch.setattr("torch.cuda.is_available", lambda: override == "device=cpu")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert sweep._gpu_share(load_settings(TABLE, [override])) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [("gpus_per_worker=0", r"'auto' is a GPU here; leave"), ("jobs=2", r"Ray counts none; set")],
+)
+def test_a_task_without_a_gpu_is_refused_where_the_keys_say_cuda(
+    monkeypatch: pytest.MonkeyPatch, override: str, said: str
+) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0})
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises((sweep.UnsharedError, NoRoomError), match=said):
+        sweep._gpu_share(load_settings(TABLE, [override]))
 
 
 @pytest.mark.parametrize(
