@@ -42,6 +42,7 @@ from leakbed.data.config import DataConfig
 from leakbed.data.partitioning import ALIGNED, strip_architecture
 from leakbed.events import Arrays
 from leakbed.models import Architecture
+from leakbed.objects import steady
 from leakbed.oracle.truth import AnswerKey
 from leakbed.plugins import picked
 from leakbed.provenance import RanOn
@@ -311,7 +312,7 @@ class Prepared:
         chosen = self.settings.intruder
         if chosen is None or partition not in chosen.nodes:
             return {"defenses": self.defenses}
-        stream = self.stream(f"adversary/{chosen.name}/{partition}")
+        stream = self.stream(f"adversary/{steady(chosen.name)}/{partition}")
         return {"intruder": (chosen.name, chosen.own), "intruder_stream": stream}
 
 

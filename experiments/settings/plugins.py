@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 from experiments.settings.values import checked_value, is_known, is_scalar
-from leakbed.contracts import ThreatModel
+from leakbed.contracts import Knowledge, ThreatModel
 from leakbed.lookup import unknown_name
 from leakbed.plugins import Contract, Group, PluginError, installed, is_own, own_class, role_of
 
@@ -99,9 +99,19 @@ def own_fields(package: Package, path: str) -> PluginFields:
         raise PluginError(
             f"{path} has the name {kind.name!r}, which is the catalogue's own; give it another"
         )
+    return PluginFields(settings=_types(kind), told=_may_know(kind))
+
+
+def _may_know(kind: type[Any]) -> bool:
+    """Say whether a class names known labels: in its module, or, of a cell, in its own threat."""
+    threat = getattr(kind(), "threat", None)
+    if isinstance(threat, ThreatModel) and Knowledge.KNOWN_LABELS in threat.needs:
+        return True
     module = inspect.getmodule(kind)
-    text = inspect.getsource(module) if getattr(module, "__file__", None) and module else ""
-    return PluginFields(settings=_types(kind), told=_names_known(text))
+    try:
+        return module is not None and _names_known(inspect.getsource(module))
+    except (OSError, TypeError):  # of a notebook's cell, or of a program read from a pipe
+        return False
 
 
 def import_path(group: Group, name: str) -> str:
