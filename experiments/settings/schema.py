@@ -16,17 +16,15 @@ from pydantic import (
     model_validator,
 )
 
-from experiments.settings.plugins import (
+from experiments.settings.plugin_tables import (
     AttackSettings,
     DefenseSettings,
-    JsonObject,
     attack_table,
     common_keys,
     defense_table,
-    import_path,
-    own_fields,
     strengths,
 )
+from experiments.settings.plugins import JsonObject, import_path, own_fields
 from experiments.settings.protocol import ProtocolSettings, Strict
 from experiments.settings.values import checked_value
 from leakbed.lookup import unknown_name
