@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from experiments.run.guesses import picked
 from experiments.run.targets import MisfitError
 from experiments.run.view import ADVERSARY, PUBLIC, attacked_architecture, public_images
-from experiments.settings.plugin_tables import KNOWN_PER_CLASS, AttackSettings
+from experiments.settings.plugins import KNOWN_PER_CLASS, AttackSettings
 from leakbed.contracts import Evidence, Guess, Knowledge, Seat, ThreatModel, UnfitViewError, View
 from leakbed.events import Phase, Target
 from leakbed.oracle.rivals import (

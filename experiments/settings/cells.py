@@ -8,13 +8,15 @@ from itertools import product
 from typing import Any, TypeVar
 
 from experiments.run.targets import round_number
-from experiments.settings.plugin_tables import (
+from experiments.settings.plugins import (
     AttackSettings,
     DefenseSettings,
+    JsonObject,
     TunedOn,
+    is_adversary,
+    is_intruder,
     reads_rounds,
 )
-from experiments.settings.plugins import JsonObject, is_adversary, is_intruder
 from experiments.settings.protocol import ProtocolSettings
 from experiments.settings.schema import (
     CHOICES,

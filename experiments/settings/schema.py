@@ -16,15 +16,17 @@ from pydantic import (
     model_validator,
 )
 
-from experiments.settings.plugin_tables import (
+from experiments.settings.plugins import (
     AttackSettings,
     DefenseSettings,
+    JsonObject,
     attack_table,
     common_keys,
     defense_table,
+    import_path,
+    own_fields,
     strengths,
 )
-from experiments.settings.plugins import JsonObject, import_path, own_fields
 from experiments.settings.protocol import ProtocolSettings, Strict
 from experiments.settings.values import checked_value
 from leakbed.lookup import unknown_name

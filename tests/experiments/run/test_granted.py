@@ -12,7 +12,7 @@ import torch
 from experiments.run.granted import grant_kinds, refuse_grants
 from experiments.run.targets import Evidences, MisfitError, pick_targets, refuse_misfit
 from experiments.run.view import build_view
-from experiments.settings.plugin_tables import AttackSettings
+from experiments.settings.plugins import AttackSettings
 from leakbed.contract_checks import read_evidence
 from leakbed.contracts import (
     BOTTOM,
