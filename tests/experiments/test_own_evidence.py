@@ -84,8 +84,10 @@ def test_what_an_experiment_tells_is_granted_and_named_on_the_card(tmp_path: Pat
 
 def test_evidence_that_is_not_declared_is_refused_by_name(tmp_path: Path) -> None:
     unseen = {"name": "RowReader", "seat": "fed-server"}
-    cards = _run(tmp_path, {"name": "RowReader"}, {"name": "RowReader", "reads": "bottom"}, unseen)
+    labels = {"name": "RowReader", "guesses": "labels"}
+    cards = _run(tmp_path, labels, {"name": "RowReader", "reads": "bottom"}, unseen)
     assert [card.status for card in cards] == ["done", "unfit", "unfit"]
+    assert "no untrained-bottom baseline: no untrained network has rows" in cards[0].unreliable
     assert "does not grant 'bottom': the threat model declares rows" in cards[1].why
     assert "'rows' is made of messages that a fed-server does not see: smashed-up" in cards[2].why
 
