@@ -63,7 +63,7 @@ _SEED = 3
 _DRAW = "draw from state.generator()"
 _SHAPE, _TARGETS, _KNOWN = (1, 8, 8), 3, 2
 _LAST, _PRIVATE = 2, 64
-_TRIED: dict[str, list[str]] = {}
+_TRIED: dict[tuple[type, str], list[str]] = {}
 
 
 def attack_breaches(attack: Attack, view: View) -> list[str]:
@@ -174,7 +174,7 @@ def refuse_breaches(plugin: object) -> None:
     Raises:
         BrokenPluginError: It breaks its contract; the message has each breach.
     """
-    asked = f"{type(plugin).__module__}:{plugin!r}"
+    asked = type(plugin), repr(plugin)  # a cell that is run again makes another type
     if asked not in _TRIED:
         try:
             _TRIED[asked] = breaches(plugin)

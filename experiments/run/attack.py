@@ -56,6 +56,7 @@ from leakbed.errors import naming_folder
 from leakbed.events import Phase, Target
 from leakbed.lookup import ImportPathError
 from leakbed.models import Architecture, ModelMismatchError, UnknownModelError
+from leakbed.objects import steady
 from leakbed.oracle.truth import AnswerKey
 from leakbed.plugins import is_own, picked
 from leakbed.seeds import derive, generator, scoped
@@ -158,7 +159,7 @@ def attack_run(
     *,
     stream: int,
     device: str,
-    answers: Path | None = None,
+    answers: Path | AnswerKey | None = None,
 ) -> Attacked:
     """Attack a recorded run.
 
@@ -244,14 +245,13 @@ def answer(run: TrainingRun, cell: CellSettings, *, trace: Trace) -> Attacked:
     attacked = attack_run(
         trace,
         cell.attack,
-        stream=derive(seed, f"adversary/{name}"),
+        stream=derive(seed, f"adversary/{steady(name)}"),
         device=cell.training.device,
-        answers=run.answers,
+        answers=run.answers if run.held is None else run.answer_key(),
     )
     if attacked.rivalry is None:
         return attacked
-    answers = AnswerKey.read(run.answers)
-    return with_rivals(attacked, answers, trace, stream=derive(seed, "oracle"))
+    return with_rivals(attacked, run.answer_key(), trace, stream=derive(seed, "oracle"))
 
 
 def with_rivals(

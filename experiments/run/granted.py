@@ -92,7 +92,7 @@ def grant_kinds(
     trace: Trace,
     targets: Sequence[Target],
     *,
-    answers: Path | None,
+    answers: Path | AnswerKey | None,
     device: torch.device,
     stream: int,
 ) -> tuple[Granted, tuple[str, ...]]:
@@ -106,7 +106,7 @@ def grant_kinds(
         settings: Its settings, with what the experiment grants.
         trace: Of the run.
         targets: The attacked messages.
-        answers: The answer key, opened where something is to be told.
+        answers: The answer key, or its folder; looked at where something is to be told.
         device: Where the attack computes.
         stream: Of what is drawn for it.
 
@@ -124,7 +124,8 @@ def grant_kinds(
     if answers is None:
         names = ", ".join(kind.name for kind in threat.knowledge_kinds)
         raise MisfitError(f"the attack is told {names}, which needs the answer key of the run")
-    secrets = _secrets(trace, AnswerKey.read(answers), targets, device)
+    key = answers if isinstance(answers, AnswerKey) else AnswerKey.read(answers)
+    secrets = _secrets(trace, key, targets, device)
     notes = []
     for each in threat.knowledge_kinds:
         own = {**each.settings, **settings.grants.get(each.name, {})}

@@ -68,7 +68,7 @@ class GrantedLabels:
 def grant_labels(
     threat: ThreatModel,
     targets: Sequence[Target],
-    answers: Path | None,
+    answers: Path | AnswerKey | None,
     *,
     known_per_class: int | None,
 ) -> GrantedLabels:
@@ -77,7 +77,7 @@ def grant_labels(
     Args:
         threat: The attack's.
         targets: Its targets.
-        answers: The answer key; None where there is none, and then nothing is told.
+        answers: The answer key, or its folder; None where there is none, and then nothing is told.
         known_per_class: How many targets of each class are known; None is 1.
 
     Returns:
@@ -95,7 +95,7 @@ def grant_labels(
         known = torch.full((len(targets), 1), -1)
     if answers is None or needed <= ({Knowledge.KNOWN_LABELS} if count == 0 else set()):
         return GrantedLabels(known_labels=known)
-    key = AnswerKey.read(answers)
+    key = answers if isinstance(answers, AnswerKey) else AnswerKey.read(answers)
     labels = key.labels_of(targets)
     if Knowledge.KNOWN_LABELS in needed and count > 0:
         known = first_of_each_class(labels, count)

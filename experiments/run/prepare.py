@@ -42,6 +42,7 @@ from leakbed.data.config import DataConfig
 from leakbed.data.partitioning import ALIGNED, strip_architecture
 from leakbed.events import Arrays
 from leakbed.models import Architecture
+from leakbed.objects import steady
 from leakbed.oracle.truth import AnswerKey
 from leakbed.plugins import picked
 from leakbed.provenance import RanOn
@@ -297,15 +298,21 @@ class Prepared:
             defense_stream=self.stream(f"defence/{partition}"),
             device=self.settings.device,
             order_stream=order,
+            protocol=self._asking(),
             **self._intruder(partition),
         )
+
+    def _asking(self) -> str:
+        """Return the import path of a protocol with requests of its own, which nodes import."""
+        name = self.settings.protocol.name
+        return name if find_protocol(name).requests else ""
 
     def _intruder(self, partition: int) -> dict[str, Any]:
         """Return what makes a node malicious; it does not defend itself against anybody."""
         chosen = self.settings.intruder
         if chosen is None or partition not in chosen.nodes:
             return {"defenses": self.defenses}
-        stream = self.stream(f"adversary/{chosen.name}/{partition}")
+        stream = self.stream(f"adversary/{steady(chosen.name)}/{partition}")
         return {"intruder": (chosen.name, chosen.own), "intruder_stream": stream}
 
 
