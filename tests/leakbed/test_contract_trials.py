@@ -1,7 +1,7 @@
 """Attacks and defences are tried on small tensors, twice."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import pytest
 import torch
@@ -23,7 +23,12 @@ def test_a_view_has_what_the_threat_model_names_and_sound_classes_break_nothing(
 
 
 def test_kinds_of_ones_own_are_tried_for_every_seat_and_asked_twice() -> None:
-    for seat, per in ((Seat.CLIENT, "row"), (Seat.CLIENT, "node"), (Seat.EAVESDROPPER, "node")):
+    tried: tuple[tuple[Seat, Literal["row", "node"]], ...] = (
+        (Seat.CLIENT, "row"),
+        (Seat.CLIENT, "node"),
+        (Seat.EAVESDROPPER, "node"),
+    )
+    for seat, per in tried:
         kind = replace(ROWS, per=per, tensors=lambda seen: torch.arange(len(seen.targets)))
         view = small_view(ThreatModel(seat=seat, evidence=frozenset({kind})))
         assert view.granted["rows"].tolist() == [0, 1, 2]
