@@ -186,6 +186,25 @@ def test_an_attack_that_breaks_is_told_with_its_line(run: Run) -> None:
         run.attack(Broken)
 
 
+def test_a_cell_that_is_run_again_draws_the_same(run: Run) -> None:
+    def cell() -> type:
+        @dataclass(frozen=True, kw_only=True)
+        class Noise(Looking):
+            name: ClassVar[str] = "noise"
+
+            def run(self, view: View, *, seed: int) -> Guess:
+                drawn = torch.Generator().manual_seed(seed)
+                shape = (view.targets, view.rows, *view.image_shape)
+                return Guess(images=torch.rand(shape, generator=drawn))
+
+        return Noise
+
+    first, again = (run.attack(cell(), targets=3) for _ in range(2))
+    assert first.attack != again.attack
+    assert first.scores == again.scores
+    assert any("this card alone does not tell how" in note for note in first.notes)
+
+
 def test_a_class_of_a_cell_that_is_mended_is_tried_anew(run: Run) -> None:
     def cell(*, careless: bool) -> type:
         @dataclass(frozen=True, kw_only=True)
