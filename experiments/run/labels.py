@@ -30,9 +30,9 @@ from torch import Tensor, nn
 from experiments.run.guesses import picked
 from experiments.run.targets import MisfitError
 from experiments.run.view import ADVERSARY, PUBLIC, attacked_architecture, public_images
-from experiments.settings.plugins import KNOWN_PER_CLASS, AttackSettings
+from experiments.settings.plugin_tables import KNOWN_PER_CLASS, AttackSettings
 from leakbed.contracts import Evidence, Guess, Knowledge, Seat, ThreatModel, UnfitViewError, View
-from leakbed.events import Phase
+from leakbed.events import Phase, Target
 from leakbed.oracle.rivals import (
     OWN_CLASSIFIER,
     OWN_NEAREST,
@@ -40,7 +40,7 @@ from leakbed.oracle.rivals import (
     PUBLIC_NEAREST,
     UNTRAINED,
 )
-from leakbed.oracle.truth import AnswerKey, Target
+from leakbed.oracle.truth import AnswerKey
 from leakbed.seeds import derive, scoped
 
 if TYPE_CHECKING:
@@ -315,6 +315,9 @@ class Rivalry:
             images, labels = held["public_images"][:_MOST], held["public_labels"][:_MOST].long()
             found[PUBLIC_CLASSIFIER] = classified(images, labels, inputs)
             found[PUBLIC_NEAREST] = nearest(images, labels, inputs)
+        if UNTRAINED in names and self.threat.kinds:
+            said = ", ".join(self.threat.kinds)
+            return found, [f"there is no {UNTRAINED} baseline: no untrained network has {said}"]
         if UNTRAINED in names:
             network = attacked_architecture(trace.about, self.threat, self.targets[0])
             training = self.targets[0].phase == Phase.TRAIN

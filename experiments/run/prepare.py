@@ -431,7 +431,8 @@ def unread(threat: ThreatModel, training: Training) -> str | None:
             f"adversary here {does} of strips; use 'vanilla-split'"
         )
     try:
-        refuse_misfit(threat, updates=entry.exchanges == "weights")
+        bottoms = resolve_protocol(training.protocol).bottoms
+        refuse_misfit(threat, updates=entry.exchanges == "weights", bottoms=bottoms)
         if Knowledge.NATURAL_IMAGES in threat.needs:
             held = training.model.upper_cut if entry.parts == _U_SHAPE else None
             refuse_more_than_middle(training.protocol.name, held)
