@@ -27,8 +27,10 @@ from leakbed.contracts.attack import (
 from leakbed.contracts.defense import (
     Defense,
     DefenseState,
+    Holdings,
     IllegalCombinationError,
     Protects,
+    TrainingStep,
     select,
 )
 
@@ -41,6 +43,7 @@ __all__ = [
     "DefenseState",
     "Evidence",
     "Guess",
+    "Holdings",
     "IllegalCombinationError",
     "Knowledge",
     "Metric",
@@ -49,6 +52,7 @@ __all__ = [
     "Seat",
     "State",
     "ThreatModel",
+    "TrainingStep",
     "UnfitViewError",
     "View",
     "Watcher",

@@ -45,12 +45,15 @@ TABLE: dict[str, Any] = {
     },
     "attack": [{"name": "constant-image"}],
 }
-# A clip that is differentiated, noise, and a penalty that weighs a node's share of the rows.
+# A clip that is differentiated, noise, a penalty that weighs a node's share of the rows, and own
+# plug-ins in the training step, one of them with weights that it trains.
 DEFENDED = [
     {
         "stack": [
             {"name": "smashed-noise", "sigma": 0.1, "clip": 1.0},
             {"name": "nopeek", "alpha": 1.0},
+            {"name": "tests.support.stepping:Proximal"},
+            {"name": "tests.support.stepping:AuxiliaryHead"},
         ]
     }
 ]
@@ -60,6 +63,28 @@ OWN: dict[str, dict[str, dict[str, Any]]] = {
         "data": {"partition": "iid"},
         "model": {"name": "tests.support.slow_nodes:dense"},
         "protocol": {"fraction": 1.0, "merge": "sum"},
+    },
+    "fedavg defended": {
+        "protocol": {"name": "fedavg"},
+        "defense": [
+            {
+                "stack": [
+                    {"name": "tests.support.stepping:Mixup"},
+                    {"name": "tests.support.stepping:Proximal"},
+                ]
+            }
+        ],
+    },
+    "splitfed-v2 defended": {
+        "model": {"name": "tests.support.slow_nodes:apart"},
+        "protocol": {"name": "splitfed-v2"},
+        "defense": DEFENDED,
+    },
+    "vertical-split defended": {
+        "data": {"partition": "iid"},
+        "model": {"name": "tests.support.slow_nodes:dense"},
+        "protocol": {"name": "vertical-split", "fraction": 1.0, "merge": "sum"},
+        "defense": [{"name": "tests.support.stepping:Proximal"}],
     },
     "parallel-split step": {"protocol": {"name": "parallel-split", "sync": "step"}},
     "vanilla-split defended": {
@@ -180,6 +205,8 @@ def test_layers_that_work_in_place_change_no_bit(case: str, kind: str, tmp_path:
         "u-shaped": ["model.upper_cut=2"],
         "u-shaped defended": ["model.upper_cut=2"],
         "vertical-split": ["data.nodes=1", "protocol.merge=concat"],
+        "vertical-split defended": ["data.nodes=1", "protocol.merge=concat"],
+        "fedavg defended": ["model.cut=0"],
     }
     found = []
     for network in ("in_place", "apart"):
