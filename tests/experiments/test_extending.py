@@ -42,6 +42,7 @@ def test_the_page_works_as_it_stands(tmp_path: Path) -> None:
         ("constant-image", defense): "done"
         for defense in ("halved:Shrunk", "near:FedProx", "mixed:Mixup + near:FedProx")
     }
+    assert _results(tmp_path / "local") == {("grey:Grey", "none"): "done"}
 
 
 def _results(folder: Path) -> dict[tuple[str, str], str]:
