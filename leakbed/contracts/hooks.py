@@ -54,7 +54,7 @@ def untrained(kind: type[Defense], exchanges: str) -> str | None:
         fitting = " or ".join(map(repr, sorted(kind.exchanges))) or "nothing"
         return (
             f"{kind.name} takes part in training where nodes exchange {fitting}, and this protocol "
-            f"exchanges {exchanges!r}; choose a protocol that does, or add it to `exchanges`"
+            f"exchanges {exchanges!r}; choose one that does, or say in `exchanges` that it fits"
         )
     for hook in _OF_CUTS if exchanges == "weights" else ():
         if getattr(kind, hook) is not getattr(Defense, hook):
