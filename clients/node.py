@@ -291,6 +291,15 @@ class NodeConfig:
         acting = () if self.intruder is None else (self.intruder[0],)
         return (*(name for name, _ in self.defenses), *acting)
 
+    def decided(self) -> "NodeConfig":
+        """Return the same cell with ``"auto"`` replaced by the type of device that is there now.
+
+        A GPU that vanishes later is then an error, and not a CPU that goes on in its place.
+        """
+        if self.device != "auto":
+            return self
+        return replace(self, device=self.torch_device().type)
+
     def torch_device(self) -> torch.device:
         """Return where this node computes; nodes are dealt over the GPUs that a process sees."""
         return resolve_device(self.device, turn=self.partition)
@@ -435,7 +444,7 @@ def register(app: ClientApp) -> None:
             del context.state[key]
         if (memory := live(context)) is not None:
             memory.clear()
-        context.state[_CELL] = cell.record()
+        context.state[_CELL] = cell.decided().record()
         _, labels = cell.rows()
         cell.batches(1, len(labels))
         ready = MetricRecord({"rows": len(labels)})

@@ -8,14 +8,13 @@ from itertools import product
 from typing import Any, TypeVar
 
 from experiments.run.targets import round_number
-from experiments.settings.plugins import (
+from experiments.settings.plugin_tables import (
     AttackSettings,
     DefenseSettings,
-    JsonObject,
     TunedOn,
-    is_adversary,
-    is_intruder,
+    reads_rounds,
 )
+from experiments.settings.plugins import JsonObject, is_adversary, is_intruder
 from experiments.settings.protocol import ProtocolSettings
 from experiments.settings.schema import (
     CHOICES,
@@ -180,6 +179,7 @@ class CellSettings:
     def as_json(self) -> JsonObject:
         """Return every setting a result depends on as JSON values."""
         unread = {"reported", "everywhere", "called", "tuned_on"}
+        unread |= set() if self.attack.grants else {"grants"}
         attack = self.attack.model_dump(mode="json", exclude=unread)
         measured = [each.model_dump(mode="json") for each in self.metrics]
         return {
@@ -318,7 +318,7 @@ def _kept(training: Training, attacks: Sequence[AttackSettings]) -> Training:
                 f"after the last round only; collect = {attack.collect!r} is round {number} of "
                 f"{last}"
             )
-        wanted.add(number)
+        wanted |= set(range(1, number + 1)) if reads_rounds(attack) else {number}
     if training.keep_rounds == "all" or wanted == {last}:
         return training
     return replace(training, keep_rounds=tuple(sorted(wanted)))

@@ -6,7 +6,7 @@ in apps built on it alone. Importing this module needs neither torch nor Flower.
 
 A :class:`DefenseState` is what a defence carries from message to message: its random stream, its
 count, its verdicts, and weights of its own that it trains. One hook takes part in a training step,
-:meth:`Defense.train_step`; see ``docs/decisions/0026-one-hook-in-the-training-step.md``.
+:meth:`Defense.train_step`; see ``docs/decisions/0028-one-hook-in-the-training-step.md``.
 """
 
 from __future__ import annotations

@@ -44,6 +44,8 @@ def test_the_page_works_as_it_stands(tmp_path: Path) -> None:
     assert _results(tmp_path / "local") == {
         ("grey:Grey", defense): "done" for defense in ("none", "head:AuxiliaryHead")
     }
+    own = ("relayed:LinearInput", "history:WhiteBox", "means:PrivateMean")
+    assert _results(tmp_path / "evidence") == {(name, "none"): "done" for name in own}
 
 
 def _results(folder: Path) -> dict[tuple[str, str], str]:

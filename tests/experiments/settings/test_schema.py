@@ -11,9 +11,10 @@ import pytest
 from pydantic import ValidationError
 
 from experiments.catalogue import catalogue
-from experiments.settings import plugins
+from experiments.settings import plugin_tables
 from experiments.settings.load import load_settings
-from experiments.settings.plugins import ReservedSettingError, plugin_fields
+from experiments.settings.plugin_tables import ReservedSettingError
+from experiments.settings.plugins import plugin_fields
 from experiments.settings.schema import Settings
 
 ATTACK = {"name": "constant-image"}
@@ -126,7 +127,8 @@ def test_a_plug_in_whose_setting_a_common_key_would_take_is_refused(
     wider = replace(known, settings={**known.settings, key: "int"})
     everyone = {**plugin_fields(package), attack: wider}
     other = {name: plugin_fields(name) for name in ("attacks", "defenses")}
-    monkeypatch.setattr(plugins, "plugin_fields", lambda name: {**other, package: everyone}[name])
+    known_then = {**other, package: everyone}
+    monkeypatch.setattr(plugin_tables, "plugin_fields", lambda name: known_then[name])
     kind = "defense" if package == "defenses" else "attack"
     with pytest.raises(ValidationError) as error:
         settings(**{kind: [{"name": attack}]})

@@ -1,0 +1,383 @@
+"""The tables of a settings file that name a plug-in: attacks and defences, with settings."""
+
+from collections.abc import Mapping
+from itertools import product
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from experiments.settings.plugins import (
+    JsonObject,
+    Package,
+    PluginFields,
+    import_path,
+    is_adversary,
+    is_intruder,
+    own_fields,
+    plugin_fields,
+)
+from experiments.settings.values import checked_value, is_scalar
+from leakbed.contracts import ThreatModel
+from leakbed.lookup import unknown_name
+from leakbed.plugins import Group, is_own, own_class
+
+_Listed = Literal["attacks", "defenses"]
+Round = Annotated[int, Field(ge=1, strict=True)]
+_PASSIVE = {"restarts", "when", "collect", "live", "grants"}
+_ACTIVE = {"checkpoint_every", "when", "control"}
+_INTRUDING = {"nodes", "control"}
+_TOLD, KNOWN_PER_CLASS = {"known_per_class"}, 1
+_SOME = _PASSIVE | _ACTIVE | _INTRUDING | _TOLD
+_COMMON = {"everywhere", "called"}
+
+
+class ReservedSettingError(ValueError):
+    """A plug-in has a setting that would never get its value, since a common key takes it."""
+
+
+Rows = Literal["private", "public", "test", "elsewhere"]
+
+
+class TunedOn(BaseModel):
+    """The runs that an attack's settings were chosen on.
+
+    ``seeds`` are those of the runs, ``rows`` the part of their data that scores were looked at:
+    ``private``, ``test``, the adversary's own ``public`` rows, or images ``elsewhere``, which are
+    not among the experiment's data and need no seed. Another seed draws the parts of one data
+    set anew, so that single images may be in both draws.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seeds: tuple[Annotated[int, Field(ge=0, strict=True)], ...] = ()
+    rows: Rows
+
+    @model_validator(mode="after")
+    def _needs_seeds(self) -> "TunedOn":
+        if not self.seeds and self.rows != "elsewhere":
+            raise ValueError(f"{self.rows} rows are those of a seed; name the seeds")
+        return self
+
+
+class AttackSettings(BaseModel):
+    """One attack: keys every attack has, and its own in ``own``.
+
+    Attributes:
+        name: A key of the catalogue, or ``package.module:Class``.
+        targets: How many messages it attacks; of a malicious client, how many samples it is asked
+            for.
+        restarts: Of passive attacks: how often it tries, and keeps the best by its own objective.
+        when: Whether it reads messages of training or of the evaluation.
+        collect: Of passive attacks: the round whose messages are attacked.
+        known_per_class: Of attacks that know a few true labels: the first so many targets of each
+            class.
+        live: Of passive attacks that can: whether it learns beside the training, from every batch
+            as it is sent, and not from a round that is over.
+        checkpoint_every: Of adversaries: gradients between two measures of what it can decode.
+        control: Of adversaries and malicious clients: whether a control run stands beside it.
+        nodes: Of malicious clients: the partitions that are one.
+        grants: Of passive attacks: what it is told of its own kinds of knowledge, by name, with
+            their settings; a list of names takes the defaults.
+        tuned_on: What its settings were chosen on: nothing for this experiment (``"default"``: the
+            catalogue's, but for those that the table has), its source (``"published"``), or runs on
+            other targets. It changes no number, and the card says it.
+        reported: The source's own figure.
+        everywhere: Whether it is tried in every case, or only in those that name it.
+        called: By what a case names it, in place of its name.
+        own: Its own settings, which a settings file writes beside the others.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    targets: int = Field(default=8, ge=1, strict=True)
+    restarts: int | None = Field(default=None, ge=1, strict=True)
+    when: Literal["training", "inference"] = "training"
+    collect: Literal["first", "middle", "last"] | Round = "last"
+    known_per_class: int | None = Field(default=None, ge=0, strict=True)
+    live: bool = Field(default=False, strict=True)
+    checkpoint_every: int | None = Field(default=None, ge=1, strict=True)
+    control: bool | None = Field(default=None, strict=True)
+    nodes: tuple[int, ...] | None = Field(default=None, min_length=1)
+    grants: dict[str, JsonObject] = Field(default_factory=dict)
+    tuned_on: Literal["default", "published"] | TunedOn = "default"
+    reported: Any = None
+    everywhere: bool = Field(default=True, strict=True)
+    called: str | None = None
+    own: JsonObject = Field(default_factory=dict)
+
+    @field_validator("tuned_on", mode="before")
+    @classmethod
+    def _says_what_on(cls, given: object) -> object:
+        """Refuse what names neither a source nor runs, in one line."""
+        if given in ("default", "published") or isinstance(given, TunedOn):
+            return given
+        try:
+            return TunedOn.model_validate(given)
+        except ValidationError:
+            raise ValueError(
+                f'{given!r} says nothing; write "default", "published", or the runs that the '
+                'settings were chosen on, such as { seeds = [100, 101], rows = "private" }, '
+                f"where rows is one of {', '.join(get_args(Rows))}"
+            ) from None
+
+    @field_validator("grants", mode="before")
+    @classmethod
+    def _by_name(cls, given: object) -> object:
+        """Read a list of names as a table with every default."""
+        if isinstance(given, list | tuple) and all(isinstance(each, str) for each in given):
+            return {name: {} for name in given}
+        return given
+
+    @model_validator(mode="after")
+    def _has_one_training(self) -> "AttackSettings":
+        """Refuse of a live attack what needs a round that is over."""
+        if not self.live:
+            return self
+        for key, value, only in (
+            ("restarts", self.restarts, None),
+            ("collect", self.collect, "last"),
+        ):
+            if value != only:
+                raise ValueError(
+                    f"{key} = {value!r} beside live = true: a live attack learns from the one "
+                    f"training there is, and reads its last round; leave {key} out, or live"
+                )
+        return self
+
+    @property
+    def choice(self) -> str:
+        """What a case chooses it by."""
+        return self.called or self.name
+
+
+class DefenseSettings(BaseModel):
+    """One alternative: nothing, one defence, or several applied in order.
+
+    Attributes:
+        stack: Name and settings of each.
+        everywhere: Whether it is tried in every case, or only in those that name it.
+        called: By what a case names it, in place of its name.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stack: tuple[tuple[str, JsonObject], ...] = ()
+    everywhere: bool = Field(default=True, strict=True)
+    called: str | None = None
+
+    @property
+    def choice(self) -> str:
+        """What a case chooses it by."""
+        return self.called or self.name
+
+    @property
+    def name(self) -> str:
+        """The catalogue keys joined by ``+``, or ``none``."""
+        return "+".join(name for name, _ in self.stack) or "none"
+
+
+def reads_rounds(attack: AttackSettings) -> bool:
+    """Say whether an attack reads messages of several rounds, which none of the catalogue does.
+
+    Args:
+        attack: Its settings; values out of range raise the attack's own errors.
+
+    Returns:
+        Whether one of its own kinds of evidence does.
+    """
+    if not is_own(attack.name):
+        return False
+    threat: ThreatModel = own_class(attack.name, "attack")(**attack.own).threat
+    return any(kind.rounds == "until" for kind in threat.evidence_kinds)
+
+
+def common_keys(attack: object) -> frozenset[str]:
+    """Return the keys that an attack shares with others.
+
+    Args:
+        attack: Its name. No other gradients can be forged once a run is over, so an adversary has
+            no restarts; a passive attack changes nothing while the run trains; an intruder attacks
+            no message of its own choosing.
+
+    Returns:
+        Legal keys of its table, beside its own.
+    """
+    everyones = set(AttackSettings.model_fields) - {"own"} - _SOME
+    if is_intruder(attack):
+        return frozenset(everyones | _INTRUDING)
+    if is_adversary(attack):
+        return frozenset(everyones | _ACTIVE)
+    return frozenset(everyones | _PASSIVE | (_TOLD if _told(attack) else set()))
+
+
+def refuse_reserved(kind: str, name: str) -> None:
+    """Refuse a plug-in with a setting that would never get its value, since a common key takes it.
+
+    Args:
+        kind: ``"attack"`` or ``"defence"``.
+        name: Its catalogue key.
+
+    Raises:
+        ReservedSettingError: If it has one.
+    """
+    if kind == "attack":
+        own = _plugin("attacks", kind, name).settings
+        # An attack that chooses among its tries has restarts of its own, and is told their number.
+        reserved = {*common_keys(name), "own"} - {"restarts"}
+    else:
+        own, reserved = _plugin("defenses", kind, name).settings, {*_COMMON, "name", "stack"}
+    for setting in own:
+        if setting in reserved:
+            raise ReservedSettingError(
+                f"{name} has a setting `{setting}`, which is a key of every {kind}"
+                f"{' of its kind' if setting in _SOME else ''}; call it otherwise"
+            )
+
+
+def strengths(package: Package, table: object) -> list[object]:
+    """Return a table for every combination of the values that lists give to scalar settings.
+
+    ``share = [0.1, 0.5]`` of a defence whose share is a number stands for two defences.
+
+    Args:
+        package: As for :func:`plugin_fields`.
+        table: As a settings file has it; what cannot be told apart is left as it is.
+
+    Returns:
+        At least one table, in the order of the lists.
+
+    Raises:
+        ValueError: A list is empty.
+    """
+    if not isinstance(table, Mapping):
+        return [table]
+    if isinstance(stack := table.get("stack"), list):
+        parts = [strengths(package, each) for each in stack]
+        return [{**table, "stack": list(each)} for each in product(*parts)]
+    name = table.get("name")
+    path = import_path(package, name) if isinstance(name, str) else ""
+    known = own_fields(package, path) if is_own(path) else plugin_fields(package).get(path)
+    written = {} if known is None else known.settings
+    lists = {
+        key: value
+        for key, value in table.items()
+        if isinstance(value, list) and is_scalar(written.get(key, ""))
+    }
+    for key, value in lists.items():
+        if not value:
+            raise ValueError(f"{name}: {key} = [] has no values; give one, or a list of several")
+    return [{**table, **dict(zip(lists, each, strict=True))} for each in product(*lists.values())]
+
+
+def attack_table(table: object) -> object:
+    """Return an attack's table with its own settings apart; what is no table is left as it is.
+
+    Args:
+        table: As a settings file has it, or a checked one as it was dumped.
+
+    Returns:
+        What :class:`AttackSettings` reads.
+
+    Raises:
+        ValueError: If a name, a key or a value is not legal.
+    """
+    if not isinstance(table, Mapping):
+        return table
+    given = _by_path("attacks", table)
+    if isinstance(given.get("own"), Mapping):  # settings that were checked before
+        given |= given.pop("own")
+    legal = _plugin("attacks", "attack", given.get("name")).settings
+    refuse_reserved("attack", given["name"])
+    common = common_keys(given.get("name"))
+    own: JsonObject = {}
+    kept: JsonObject = {}
+    for key, value in given.items():
+        if key not in common and key not in legal:
+            raise ValueError(unknown_name(f"key of attack {given['name']}", key, {*common, *legal}))
+        if key in common:
+            kept[key] = value
+        else:
+            owner = f"attack {given['name']}"
+            own[key] = checked_value(owner, key, value, written=legal[key])
+    if _told(given["name"]):
+        kept.setdefault("known_per_class", KNOWN_PER_CLASS)
+    return {**kept, "own": own}
+
+
+def defense_table(table: object) -> object:
+    """Return a defence's table as a stack; what is no table is left as it is.
+
+    Args:
+        table: As a settings file has it, or a checked one as it was dumped.
+
+    Returns:
+        What :class:`DefenseSettings` reads.
+
+    Raises:
+        ValueError: If a name, a key or a value is not legal.
+    """
+    if not isinstance(table, Mapping):
+        return table
+    given = _by_path("defenses", table)
+    common = {key: value for key, value in given.items() if key in _COMMON}
+    own = {key: value for key, value in given.items() if key not in _COMMON}
+    if "stack" not in own:
+        return {**common, "stack": [] if own == {"name": "none"} else [_one(own)]}
+    if set(own) != {"stack"}:
+        raise ValueError("a [[defense]] with `stack` has no settings beside it")
+    if not isinstance(own["stack"], list | tuple):
+        raise ValueError(  # noqa: TRY004  pydantic reads ValueErrors alone
+            f'stack is {own["stack"]!r}; write a list such as [{{ name = "weight-noise" }}]'
+        )
+    return {**common, "stack": [_one(each) for each in own["stack"]]}
+
+
+def _by_path(package: Group, table: Mapping[str, Any]) -> JsonObject:
+    """Return a table with the import path behind the short name that a package gave to a method."""
+    given, short = dict(table), table.get("name")
+    if isinstance(short, str) and (path := import_path(package, short)) != short:
+        return {"called": short, **given, "name": path}
+    return given
+
+
+def _told(attack: object) -> bool:
+    """Say whether an attack may know labels."""
+    name = str(attack)
+    fields = own_fields("attacks", name) if is_own(name) else plugin_fields("attacks").get(name)
+    return fields is not None and fields.told
+
+
+def _one(table: object) -> tuple[str, JsonObject]:
+    if isinstance(table, list | tuple):  # settings that were checked before
+        return table[0], table[1]
+    if not isinstance(table, Mapping):
+        raise ValueError(f'{table!r} is no defence; write {{ name = "weight-noise" }}')  # noqa: TRY004
+    own = {key: value for key, value in table.items() if key != "name"}
+    name = _by_path("defenses", table).get("name")
+    legal = _plugin("defenses", "defence", name, "none").settings
+    refuse_reserved("defence", str(name))
+    for key, value in own.items():
+        if key not in legal:
+            raise ValueError(unknown_name(f"key of defence {name}", key, legal))
+        own[key] = checked_value(f"defence {name}", key, value, written=legal[key])
+    return str(name), own
+
+
+def _plugin(package: _Listed, kind: str, name: object, *also: str) -> PluginFields:
+    known = plugin_fields(package)
+    if name is None:
+        raise ValueError(f"every {kind} needs a name; legal: {', '.join(sorted([*known, *also]))}")
+    if isinstance(name, str) and is_own(name):
+        return own_fields(package, name)
+    if not isinstance(name, str) or name not in known:
+        message = unknown_name(kind, str(name), [*known, *also])
+        raise ValueError(f"{message}; or 'package.module:Class' for your own")
+    return known[str(name)]
