@@ -1,4 +1,4 @@
-"""The door to the testbed: ``leakbed.run``, ``leakbed.check``, and its modules by name.
+"""The door to the testbed: ``leakbed.run``, ``check`` and ``results``, and its modules by name.
 
 The package ``leakbed`` is the lowest layer and is also shipped alone. So the packages above it are
 loaded by name when a function needs them; where they are missing, the error says how to get them.
@@ -12,9 +12,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leakbed.errors import OURS
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -63,6 +66,24 @@ def check(plugin: str | type) -> list[str]:
     """
     found: list[str] = testbed("experiments.catalogue").check_plugin(plugin)
     return found
+
+
+def results(folder: str | Path, *, by_seed: bool = False) -> DataFrame:
+    """Return the results of a folder's last run as a pandas data frame.
+
+    A folder without results, or of cards that this version does not read, is a ``ValueError`` that
+    says what to do; a missing package raises :class:`MissingTestbedError`.
+
+    Args:
+        folder: The results folder, the ``out`` of a run.
+        by_seed: Whether each seed has a row of its own; by default seeds are pooled.
+
+    Returns:
+        A row for each row of the report, a column for each setting that differs between them, and
+        for each score with its interval and the best guess that read no message.
+    """
+    records = testbed("experiments.report.export").records(Path(folder), by_seed=by_seed)
+    return testbed("pandas").DataFrame.from_records(records)
 
 
 def testbed(name: str) -> ModuleType:
