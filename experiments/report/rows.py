@@ -319,7 +319,8 @@ def family(card: Card) -> Family:
     if card.protocol in PROTOCOLS:
         return PROTOCOLS[card.protocol].exchanges
     evidence = card.threat.evidence if card.threat else ()
-    return "weights" if "update" in evidence or card.cut is None else "split"
+    whole = "update" in evidence and card.threat is not None and card.threat.seat != "fed-server"
+    return "weights" if whole or card.cut is None else "split"
 
 
 def unseeded(case: str) -> str:

@@ -35,12 +35,11 @@ from leakbed.contracts.noise_laws import (
     sent_law,
     weighted_sum,
 )
-from leakbed.events import Phase, SmashedUp, UpdateUp
+from leakbed.events import Phase, SmashedUp, Target, UpdateUp
 from leakbed.models import DETERMINISTIC
 from leakbed.oracle.ceiling import Messages, beliefs, ceiling, flat, label_ceiling
 from leakbed.oracle.local_training import LocalTraining
 from leakbed.oracle.noise_checks import Finding, check_hits, check_noise
-from leakbed.oracle.truth import Target
 from leakbed.seeds import derive, generator, scoped
 
 _MEMORY = 2**33  # bytes of candidates' messages, with room for what is computed from them

@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
     from leakbed.contracts import View
-    from leakbed.events import Arrays
+    from leakbed.events import Arrays, Target
     from leakbed.models import Architecture
-    from leakbed.oracle.truth import AnswerKey, Target
+    from leakbed.oracle.truth import AnswerKey
     from leakbed.tap.trace import Trace
 
 _PASSES, _RATE, _BATCH = 20, 1e-3, 64

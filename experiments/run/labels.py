@@ -32,7 +32,7 @@ from experiments.run.targets import MisfitError
 from experiments.run.view import ADVERSARY, PUBLIC, attacked_architecture, public_images
 from experiments.settings.plugins import KNOWN_PER_CLASS, AttackSettings
 from leakbed.contracts import Evidence, Guess, Knowledge, Seat, ThreatModel, UnfitViewError, View
-from leakbed.events import Phase
+from leakbed.events import Phase, Target
 from leakbed.oracle.rivals import (
     OWN_CLASSIFIER,
     OWN_NEAREST,
@@ -40,7 +40,7 @@ from leakbed.oracle.rivals import (
     PUBLIC_NEAREST,
     UNTRAINED,
 )
-from leakbed.oracle.truth import AnswerKey, Target
+from leakbed.oracle.truth import AnswerKey
 from leakbed.seeds import derive, scoped
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class GrantedLabels:
 def grant_labels(
     threat: ThreatModel,
     targets: Sequence[Target],
-    answers: Path | None,
+    answers: Path | AnswerKey | None,
     *,
     known_per_class: int | None,
 ) -> GrantedLabels:
@@ -77,7 +77,7 @@ def grant_labels(
     Args:
         threat: The attack's.
         targets: Its targets.
-        answers: The answer key; None where there is none, and then nothing is told.
+        answers: The answer key, or its folder; None where there is none, and then nothing is told.
         known_per_class: How many targets of each class are known; None is 1.
 
     Returns:
@@ -95,7 +95,7 @@ def grant_labels(
         known = torch.full((len(targets), 1), -1)
     if answers is None or needed <= ({Knowledge.KNOWN_LABELS} if count == 0 else set()):
         return GrantedLabels(known_labels=known)
-    key = AnswerKey.read(answers)
+    key = answers if isinstance(answers, AnswerKey) else AnswerKey.read(answers)
     labels = key.labels_of(targets)
     if Knowledge.KNOWN_LABELS in needed and count > 0:
         known = first_of_each_class(labels, count)
@@ -315,6 +315,9 @@ class Rivalry:
             images, labels = held["public_images"][:_MOST], held["public_labels"][:_MOST].long()
             found[PUBLIC_CLASSIFIER] = classified(images, labels, inputs)
             found[PUBLIC_NEAREST] = nearest(images, labels, inputs)
+        if UNTRAINED in names and self.threat.kinds:
+            said = ", ".join(self.threat.kinds)
+            return found, [f"there is no {UNTRAINED} baseline: no untrained network has {said}"]
         if UNTRAINED in names:
             network = attacked_architecture(trace.about, self.threat, self.targets[0])
             training = self.targets[0].phase == Phase.TRAIN

@@ -42,6 +42,7 @@ from leakbed.data.config import DataConfig
 from leakbed.data.partitioning import ALIGNED, strip_architecture
 from leakbed.events import Arrays
 from leakbed.models import Architecture
+from leakbed.objects import steady
 from leakbed.oracle.truth import AnswerKey
 from leakbed.plugins import picked
 from leakbed.provenance import RanOn
@@ -297,15 +298,21 @@ class Prepared:
             defense_stream=self.stream(f"defence/{partition}"),
             device=self.settings.device,
             order_stream=order,
+            protocol=self._asking(),
             **self._intruder(partition),
         )
+
+    def _asking(self) -> str:
+        """Return the import path of a protocol with requests of its own, which nodes import."""
+        name = self.settings.protocol.name
+        return name if find_protocol(name).requests else ""
 
     def _intruder(self, partition: int) -> dict[str, Any]:
         """Return what makes a node malicious; it does not defend itself against anybody."""
         chosen = self.settings.intruder
         if chosen is None or partition not in chosen.nodes:
             return {"defenses": self.defenses}
-        stream = self.stream(f"adversary/{chosen.name}/{partition}")
+        stream = self.stream(f"adversary/{steady(chosen.name)}/{partition}")
         return {"intruder": (chosen.name, chosen.own), "intruder_stream": stream}
 
 
@@ -424,7 +431,8 @@ def unread(threat: ThreatModel, training: Training) -> str | None:
             f"adversary here {does} of strips; use 'vanilla-split'"
         )
     try:
-        refuse_misfit(threat, updates=entry.exchanges == "weights")
+        bottoms = resolve_protocol(training.protocol).bottoms
+        refuse_misfit(threat, updates=entry.exchanges == "weights", bottoms=bottoms)
         if Knowledge.NATURAL_IMAGES in threat.needs:
             held = training.model.upper_cut if entry.parts == _U_SHAPE else None
             refuse_more_than_middle(training.protocol.name, held)

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from experiments.run.recorded import Recorded
 from leakbed.contracts import Defense, Protects, select
 from leakbed.contracts.noise_laws import Channel, Clean, Law, NoCeilingError, sent_law, together
-from leakbed.events import Array, CutGradientDown, Phase, SmashedUp
-from leakbed.oracle.truth import Target
+from leakbed.events import Array, CutGradientDown, Phase, SmashedUp, Target
 from leakbed.plugins import is_own
 from leakbed.seeds import derive, scoped
 from leakbed.tensors import as_tensor, load

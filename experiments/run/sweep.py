@@ -39,7 +39,7 @@ from leakbed.errors import naming_folder
 from leakbed.flower_internals import task_identity
 from leakbed.grids.ray.actors import (
     NoRoomError,
-    cap_memory,
+    counted_gpus,
     here,
     hide_gpus,
     moving,
@@ -47,9 +47,10 @@ from leakbed.grids.ray.actors import (
     room,
     start_ray,
     stop_ray,
+    take_share,
 )
 from leakbed.provenance import EditedCodeError, RanOn
-from leakbed.tensors import configure_torch
+from leakbed.tensors import configure_torch, resolve_device
 
 _log = logging.getLogger(__name__)
 
@@ -364,16 +365,24 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _gpu_share(settings: Settings) -> float:
-    """Return the share of a GPU that each task takes; Ray is started."""
-    if settings.device == "cpu":
+    """Return the share of a GPU that each task takes, 0 where this process computes on a CPU.
+
+    A task computes on the type of device that the keys of its cells name. Ray is started.
+    """
+    if resolve_device(settings.device).type == "cpu":
         return 0.0
+    if settings.gpus_per_worker == 0:
+        raise UnsharedError(
+            f"gpus_per_worker = 0 leaves training runs that are shared out no GPU, but device = "
+            f"{settings.device!r} is a GPU here; leave gpus_per_worker out for equal shares, or "
+            "set device = 'cpu'"
+        )
     if settings.gpus_per_worker is not None:
         return settings.gpus_per_worker
-    at_once, there = room(0.0)
-    gpus = int(there.get("GPU", 0))
+    at_once, _ = room(0.0)
     if settings.ray_address is None:
         at_once = min(at_once, settings.jobs)
-    return 1 / math.ceil(at_once / gpus) if gpus and at_once else 0.0
+    return 1 / math.ceil(max(1, at_once) / counted_gpus())
 
 
 def _refuse_unfit(settings: Settings) -> None:
@@ -479,12 +488,12 @@ def worked(task: Task, mark: tuple[int, int] | None, share: float) -> Iterator[F
     Yields:
         Each cell's card as it is there; last, where one ends the task, an error.
     """
-    if share:
-        cap_memory(share)
-    else:
+    if not share:
         hide_gpus()
-    configure_torch()
     try:
+        if share:
+            take_share(share)
+        configure_torch()
         with _results(task, mark) as (folder, is_askers), task_identity():
             for card in _cards(task, folder):
                 yield Finished(card, {} if is_askers else _taken(folder, card.guess_key))

@@ -15,6 +15,7 @@ from experiments.settings.plugins import (
     TunedOn,
     is_adversary,
     is_intruder,
+    reads_rounds,
 )
 from experiments.settings.protocol import ProtocolSettings
 from experiments.settings.schema import (
@@ -180,6 +181,7 @@ class CellSettings:
     def as_json(self) -> JsonObject:
         """Return every setting a result depends on as JSON values."""
         unread = {"reported", "everywhere", "called", "tuned_on"}
+        unread |= set() if self.attack.grants else {"grants"}
         attack = self.attack.model_dump(mode="json", exclude=unread)
         measured = [each.model_dump(mode="json") for each in self.metrics]
         return {
@@ -318,7 +320,7 @@ def _kept(training: Training, attacks: Sequence[AttackSettings]) -> Training:
                 f"after the last round only; collect = {attack.collect!r} is round {number} of "
                 f"{last}"
             )
-        wanted.add(number)
+        wanted |= set(range(1, number + 1)) if reads_rounds(attack) else {number}
     if training.keep_rounds == "all" or wanted == {last}:
         return training
     return replace(training, keep_rounds=tuple(sorted(wanted)))

@@ -4,7 +4,7 @@ Importing an attack imports torch, which takes seconds, and a typing mistake in 
 should be answered at once. So names and settings of the catalogue's plug-ins are read from their
 source: catalogues are plain dicts of classes, and a test compares this reading with the classes.
 A class of one's own, named by import path, is imported: it may lie anywhere and be written in any
-way.
+way, and the types of its fields are checked as they are.
 """
 
 import ast
@@ -15,7 +15,7 @@ from functools import cache
 from importlib import import_module
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from pydantic import (
     BaseModel,
@@ -26,7 +26,8 @@ from pydantic import (
     model_validator,
 )
 
-from experiments.settings.values import checked_value, is_scalar
+from experiments.settings.values import checked_value, is_known, is_scalar
+from leakbed.contracts import Knowledge, ThreatModel
 from leakbed.lookup import unknown_name
 from leakbed.plugins import Contract, Group, PluginError, installed, is_own, own_class, role_of
 
@@ -48,11 +49,12 @@ class PluginFields:
     """What a settings file may say of one plug-in.
 
     Attributes:
-        settings: Names of its dataclass fields, each with its type as written.
+        settings: Names of its dataclass fields, each with its type: as written, or itself where
+            the class was imported and the text alone does not say it.
         told: Whether its threat model may name labels that the adversary knows.
     """
 
-    settings: Mapping[str, str]
+    settings: Mapping[str, Any]
     told: bool = False
 
 
@@ -69,7 +71,7 @@ def plugin_fields(package: str) -> dict[str, PluginFields]:
     catalogue = _parsed(_ROOT / package / "__init__.py")
     return {
         name: PluginFields(
-            settings=_fields(catalogue, value.id), told=_KNOWN in _source(catalogue, value.id)
+            settings=_fields(catalogue, value.id), told=_names_known(_source(catalogue, value.id))
         )
         for name, value in _entries(catalogue).items()
         if isinstance(value, ast.Name)
@@ -97,10 +99,19 @@ def own_fields(package: Package, path: str) -> PluginFields:
         raise PluginError(
             f"{path} has the name {kind.name!r}, which is the catalogue's own; give it another"
         )
+    return PluginFields(settings=_types(kind), told=_may_know(kind))
+
+
+def _may_know(kind: type[Any]) -> bool:
+    """Say whether a class names known labels: in its module, or, of a cell, in its own threat."""
+    threat = getattr(kind(), "threat", None)
+    if isinstance(threat, ThreatModel) and Knowledge.KNOWN_LABELS in threat.needs:
+        return True
     module = inspect.getmodule(kind)
-    text = inspect.getsource(module) if getattr(module, "__file__", None) and module else ""
-    written = {each.name: _written(each.type) for each in fields(kind)}
-    return PluginFields(settings=written, told=_KNOWN in text)
+    try:
+        return module is not None and _names_known(inspect.getsource(module))
+    except (OSError, TypeError):  # of a notebook's cell, or of a program read from a pipe
+        return False
 
 
 def import_path(group: Group, name: str) -> str:
@@ -146,6 +157,21 @@ def _listed(group: Group) -> Collection[str]:
     return plugin_fields(group)
 
 
+def reads_rounds(attack: "AttackSettings") -> bool:
+    """Say whether an attack reads messages of several rounds, which none of the catalogue does.
+
+    Args:
+        attack: Its settings; values out of range raise the attack's own errors.
+
+    Returns:
+        Whether one of its own kinds of evidence does.
+    """
+    if not is_own(attack.name):
+        return False
+    threat: ThreatModel = own_class(attack.name, "attack")(**attack.own).threat
+    return any(kind.rounds == "until" for kind in threat.evidence_kinds)
+
+
 def is_adversary(name: object) -> bool:
     """Say whether an attack rewrites messages at the server while a run trains."""
     return name in adversary_names() or _plays(name, "adversary")
@@ -160,8 +186,29 @@ def _plays(name: object, role: str) -> bool:
     return isinstance(name, str) and is_own(name) and role_of(own_class(name, "attack")) == role
 
 
-def _written(kind: Any) -> str:  # noqa: ANN401  a type, or its text
-    return kind if isinstance(kind, str) else getattr(kind, "__name__", "") or str(kind)
+def _types(kind: type[Any]) -> dict[str, object]:
+    """Return the type of each field of an imported dataclass: its text if known, else itself."""
+    try:
+        hints = get_type_hints(kind)
+    except NameError:  # it names what it imports for type checkers alone
+        hints = {}
+    found: dict[str, object] = {}
+    for each in fields(kind):
+        written = each.type if isinstance(each.type, str) else _text(each.type)
+        found[each.name] = written if is_known(written) else hints.get(each.name, written)
+    return found
+
+
+def _text(kind: object) -> str:
+    return kind.__name__ if type(kind) is type else str(kind)
+
+
+def _names_known(source: str) -> bool:
+    """Say whether code names the knowledge of labels; a comment or a docstring is no code."""
+    return any(
+        isinstance(node, ast.Attribute) and ast.unparse(node) == _KNOWN
+        for node in ast.walk(ast.parse(source))
+    )
 
 
 @cache
@@ -237,7 +284,7 @@ def _parsed(path: Path) -> ast.Module:
 
 
 Round = Annotated[int, Field(ge=1, strict=True)]
-_PASSIVE = {"restarts", "when", "collect", "live"}
+_PASSIVE = {"restarts", "when", "collect", "live", "grants"}
 _ACTIVE = {"checkpoint_every", "when", "control"}
 _INTRUDING = {"nodes", "control"}
 _TOLD, KNOWN_PER_CLASS = {"known_per_class"}, 1
@@ -290,6 +337,8 @@ class AttackSettings(BaseModel):
         checkpoint_every: Of adversaries: gradients between two measures of what it can decode.
         control: Of adversaries and malicious clients: whether a control run stands beside it.
         nodes: Of malicious clients: the partitions that are one.
+        grants: Of passive attacks: what it is told of its own kinds of knowledge, by name, with
+            their settings; a list of names takes the defaults.
         tuned_on: What its settings were chosen on: nothing for this experiment (``"default"``: the
             catalogue's, but for those that the table has), its source (``"published"``), or runs on
             other targets. It changes no number, and the card says it.
@@ -311,6 +360,7 @@ class AttackSettings(BaseModel):
     checkpoint_every: int | None = Field(default=None, ge=1, strict=True)
     control: bool | None = Field(default=None, strict=True)
     nodes: tuple[int, ...] | None = Field(default=None, min_length=1)
+    grants: dict[str, JsonObject] = Field(default_factory=dict)
     tuned_on: Literal["default", "published"] | TunedOn = "default"
     reported: Any = None
     everywhere: bool = Field(default=True, strict=True)
@@ -331,6 +381,14 @@ class AttackSettings(BaseModel):
                 'settings were chosen on, such as { seeds = [100, 101], rows = "private" }, '
                 f"where rows is one of {', '.join(get_args(Rows))}"
             ) from None
+
+    @field_validator("grants", mode="before")
+    @classmethod
+    def _by_name(cls, given: object) -> object:
+        """Read a list of names as a table with every default."""
+        if isinstance(given, list | tuple) and all(isinstance(each, str) for each in given):
+            return {name: {} for name in given}
+        return given
 
     @model_validator(mode="after")
     def _has_one_training(self) -> "AttackSettings":

@@ -176,7 +176,8 @@ class Settings(Strict):
         name: Of the experiment.
         seed: From which every stream of a cell is derived; may be swept.
         demo: Whether the budget is cut for a demonstration; every card says so.
-        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``. ``"auto"`` is what the process that is started
+            has; processes of Ray's are then held to it.
         grid: ``"local"`` or ``"ray"``; under ``flwr run`` Flower's own.
         workers: Processes of the Ray grid; None for one per core.
         gpus_per_worker: Share of a GPU each of them takes, or each training run that is shared out.

@@ -38,6 +38,9 @@ def test_the_page_works_as_it_stands(tmp_path: Path) -> None:
     }
     assert "far-pixels" in (tmp_path / "results" / "report.html").read_text()
     assert _results(tmp_path / "updates") == {("constant-image", "halved:Shrunk"): "done"}
+    assert _results(tmp_path / "local") == {("grey:Grey", "none"): "done"}
+    own = ("relayed:LinearInput", "history:WhiteBox", "means:PrivateMean")
+    assert _results(tmp_path / "evidence") == {(name, "none"): "done" for name in own}
 
 
 def _results(folder: Path) -> dict[tuple[str, str], str]:

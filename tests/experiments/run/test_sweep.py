@@ -118,6 +118,15 @@ def two_processes() -> Iterator[None]:
     stop_ray()
 
 
+@pytest.fixture
+def worked_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let a task without a share of a GPU be done in this process, which goes on seeing its own."""
+    hidden: list[bool] = []
+    monkeypatch.setattr(sweep, "hide_gpus", lambda: hidden.append(True))
+    yield
+    assert hidden == [True]
+
+
 def busy(folder: Path, does: str) -> dict[str, Any]:
     return {"name": "busy_of_mine:Busy", "folder": str(folder), "does": does, "targets": 2}
 
@@ -161,6 +170,7 @@ def a_sweep(folder: Path, *overrides: str) -> tuple[sweep.Sweep, sweep.Task]:
     return made, sweep.Task(sweep=made, cells=keyed, ran_on=prepared.ran_on)
 
 
+@pytest.mark.usefixtures("worked_here")
 def test_code_that_was_edited_since_the_run_began_is_refused(tmp_path: Path) -> None:
     _, task = a_sweep(tmp_path)
     stale = dict(zip(("a" * 16, "b" * 16), task.cells.values(), strict=True))
@@ -393,6 +403,7 @@ class TwoPartsError(ValueError):
         super().__init__(f"{name} is {value}")
 
 
+@pytest.mark.usefixtures("worked_here")
 @pytest.mark.parametrize(
     ("raised", "seen", "said"),
     [
@@ -418,6 +429,7 @@ def test_an_error_of_a_task_can_be_read_elsewhere(
     assert said in str(there)
 
 
+@pytest.mark.usefixtures("worked_here")
 @pytest.mark.parametrize("keep", [True, False], ids=["kept", "removed"])
 def test_a_machine_with_a_disk_of_its_own_hands_over_pictures_and_keeps_or_removes_runs(
     tmp_path: Path, *, keep: bool
@@ -473,10 +485,8 @@ def test_a_cluster_without_room_is_named_and_nothing_waits_for_it(
 @pytest.mark.parametrize(
     ("overrides", "there", "share"),
     [
-        (["device=cpu"], {"CPU": 8.0, "GPU": 2.0}, 0.0),
         (["gpus_per_worker=0.3"], {"CPU": 8.0, "GPU": 2.0}, 0.3),
         (["jobs=4"], {"CPU": 8.0, "GPU": 2.0}, 0.5),
-        (["jobs=4"], {"CPU": 8.0}, 0.0),
         (["jobs=4", "ray_address=auto"], {"CPU": 8.0, "GPU": 2.0}, 0.25),
         (["jobs=1", "ray_address=auto"], {"CPU": 2.0, "GPU": 8.0}, 1.0),
     ],
@@ -485,7 +495,33 @@ def test_gpus_are_shared_equally(
     monkeypatch: pytest.MonkeyPatch, overrides: list[str], there: dict[str, float], share: float
 ) -> None:
     monkeypatch.setattr("ray.cluster_resources", lambda: there)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     assert sweep._gpu_share(load_settings(TABLE, overrides)) == share
+
+
+@pytest.mark.parametrize("override", ["device=cpu", "gpus_per_worker=0.5"])
+def test_a_task_takes_no_gpu_where_the_keys_say_cpu(
+    monkeypatch: pytest.MonkeyPatch, override: str
+) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0, "GPU": 2.0})
+    monkeypatch.setattr("torch.cuda.is_available", lambda: override == "device=cpu")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert sweep._gpu_share(load_settings(TABLE, [override])) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [("gpus_per_worker=0", r"'auto' is a GPU here; leave"), ("jobs=2", r"Ray counts none; set")],
+)
+def test_a_task_without_a_gpu_is_refused_where_the_keys_say_cuda(
+    monkeypatch: pytest.MonkeyPatch, override: str, said: str
+) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0})
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises((sweep.UnsharedError, NoRoomError), match=said):
+        sweep._gpu_share(load_settings(TABLE, [override]))
 
 
 @pytest.mark.parametrize(
