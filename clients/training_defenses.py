@@ -289,9 +289,9 @@ class TrainingDefenses:
                 said = f"drove its own weight {name!r} out of the finite numbers"
                 raise BrokenPluginError(blame(defense, "defence", said))
         momenta = dict(state.momenta)
-        for key, value in momenta_of(optimiser).items():
+        for key, array in momenta_of(optimiser).items():
             place, _, what = key.partition("/")
-            momenta[f"{names[int(place)]}/{what}"] = torch.from_numpy(value)
+            momenta[f"{names[int(place)]}/{what}"] = torch.from_numpy(array)
         return replace(state, trained={**state.trained, **moved}, momenta=momenta)
 
 
