@@ -426,7 +426,7 @@ def list_() -> None:
 def _defense(name: str, settings: Mapping[str, Any]) -> Defense:
     """Return a defense by its catalogue key or ``package.module:Class``."""
     from defenses import DEFENSES
-    from leakbed.contracts.defense import refuse_uncalled
+    from leakbed.contracts.hooks import refuse_uncalled
     from leakbed.lookup import unknown_name
     from leakbed.oracle.audit import NoAuditError
     from leakbed.plugins import is_own, picked

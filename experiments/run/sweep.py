@@ -232,12 +232,10 @@ class _Scheduler:
             except NoRoomError:
                 raise
             except Exception:
-                self._await_end(math.inf)
+                self._await_end()
                 raise
         except (KeyboardInterrupt, NoRoomError):
-            for generator in self._under_way:
-                ray.cancel(generator)  # which raises the same there: it removes what is half done
-            self._await_end(_END_SECONDS)
+            self._cut_short()
             raise
 
     def _work(self) -> None:
@@ -334,16 +332,38 @@ class _Scheduler:
         self._store(run)
         run.lost = 0
 
-    def _await_end(self, seconds: float) -> None:
+    def _await_end(self) -> None:
         """Keep what tasks under way still finish, and begin nothing more."""
-        self._ending, deadline = True, monotonic() + seconds
-        while self._under_way and (left := deadline - monotonic()) > 0:
-            ready, _ = ray.wait(list(self._under_way), timeout=min(left, _LOOK_SECONDS))
+        self._ending = True
+        while self._under_way:
+            ready, _ = ray.wait(list(self._under_way), timeout=_LOOK_SECONDS)
             for generator in ready:
-                try:
-                    self._receive(generator)
-                except Exception as error:  # noqa: BLE001  another has ended the experiment already
-                    _log.warning("a task ended as well: %s", error)
+                self._receive_late(generator)
+
+    def _cut_short(self) -> None:
+        """Interrupt tasks under way, which then remove what is half done; end those that go on.
+
+        Of a task that was interrupted but goes on, the next card would be waited for without end:
+        so what came is taken in only once a task has ended.
+        """
+        self._ending = True
+        for force in (False, True):
+            for generator in self._under_way:
+                ray.cancel(generator, force=force)
+            ends = {generator.completed(): generator for generator in self._under_way}
+            if not ends:
+                return
+            ended, _ = ray.wait(list(ends), num_returns=len(ends), timeout=_END_SECONDS)
+            for ref in ended:
+                while ends[ref] in self._under_way:
+                    self._receive_late(ends[ref])
+
+    def _receive_late(self, generator: Any) -> None:  # noqa: ANN401  Ray is untyped
+        """Take in what a task has come to when another has ended the experiment already."""
+        try:
+            self._receive(generator)
+        except Exception as error:  # noqa: BLE001
+            _log.warning("a task ended as well: %s", error)
 
 
 def _mark(folder: Path) -> tuple[int, int] | None:
@@ -476,7 +496,11 @@ def _task() -> Callable[
     ) -> Iterator[Finished | Trained | Ended]:
         import os  # noqa: PLC0415  this code arrives before its imports can be found
         import pickle  # noqa: PLC0415
+        import signal  # noqa: PLC0415
 
+        # Where the command was started with Ctrl-C ignored, as a script's background is, Ray could
+        # not interrupt this either. On a terminal Ray has Ctrl-C blocked here.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         move(path, environment)
         if os.path.isdir(folder):  # noqa: PTH112
             os.chdir(folder)  # what a user's code opens by a relative path

@@ -62,8 +62,12 @@ def act(folder, who, does):
     Path(folder, f"{who}-{os.getpid()}").touch()
     if does == "fail":
         raise ValueError("as asked")
-    if does == "wait":
-        until(Path(folder, "go").exists, within=200)
+    while does in ("wait", "go on") and not Path(folder, "go").exists():
+        try:
+            until(Path(folder, "go").exists, within=200)
+        except KeyboardInterrupt:
+            if does == "wait":
+                raise
     if does.startswith("end") and before < int(does[3:]):
         os._exit(1)
 
@@ -112,8 +116,12 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def two_processes() -> Iterator[None]:
-    """Let sweeps use a Ray that was started once."""
-    assert start_ray(None, cpus=2)
+    """Let sweeps use a Ray that was started once, as in the background of a script: no Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert start_ray(None, cpus=2)
+    finally:
+        signal.signal(signal.SIGINT, before)
     yield
     stop_ray()
 
@@ -306,12 +314,35 @@ def test_an_error_ends_the_run_and_nothing_more_is_begun(tmp_path: Path, mine: P
 def test_ctrl_c_keeps_what_is_finished_and_leaves_nothing_half_done(
     tmp_path: Path, mine: Path
 ) -> None:
+    table, out = interrupted(tmp_path, "wait")
+    (kept,) = cards_in(out)
+    written = kept.stat().st_mtime_ns
+    assert len(list((out / "runs").iterdir())) == 1, "the finished run, and no other"
+    (tmp_path / "go").touch()
+    assert [card.status for card in run(table, out=out)] == ["done", "done"]
+    assert kept.stat().st_mtime_ns == written
+
+
+@pytest.mark.runtime
+@pytest.mark.usefixtures("two_processes")
+def test_ctrl_c_ends_by_force_what_goes_on(
+    tmp_path: Path, mine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "_END_SECONDS", 1.0)
+    _, out = interrupted(tmp_path, "go on")
+    assert len(cards_in(out)) == 1
+    (process,) = (int(each.name.rpartition("-")[2]) for each in tmp_path.glob("defence-*"))
+    until(lambda: not running(process))
+
+
+def interrupted(folder: Path, does: str) -> tuple[dict[str, Any], Path]:
+    """Press Ctrl-C when one cell is finished and one is under way; return settings and results."""
     table = {**TABLE, "attack": [CONSTANT], "sweep": {}}
-    table["defense"] = [{"name": "none"}, slow(tmp_path, "wait")]
-    out = tmp_path / "out"
+    table["defense"] = [{"name": "none"}, slow(folder, does)]
+    out = folder / "out"
 
     def interrupt() -> None:
-        until(lambda: bool(list(tmp_path.glob("defence-*"))) and len(cards_in(out)) == 1)
+        until(lambda: bool(list(folder.glob("defence-*"))) and len(cards_in(out)) == 1)
         os.kill(os.getpid(), signal.SIGINT)
 
     # Started in the background of a script, Python leaves Ctrl-C ignored.
@@ -324,12 +355,7 @@ def test_ctrl_c_keeps_what_is_finished_and_leaves_nothing_half_done(
             told.result()
     finally:
         signal.signal(signal.SIGINT, before)
-    (kept,) = cards_in(out)
-    written = kept.stat().st_mtime_ns
-    assert len(list((out / "runs").iterdir())) == 1, "the finished run, and no other"
-    (tmp_path / "go").touch()
-    assert [card.status for card in run(table, out=out)] == ["done", "done"]
-    assert kept.stat().st_mtime_ns == written
+    return table, out
 
 
 def cards_in(folder: Path) -> list[Path]:
