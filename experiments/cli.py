@@ -49,6 +49,14 @@ Model = Annotated[
         show_default=False,
     ),
 ]
+Cut = Annotated[
+    str | None,
+    typer.Option(
+        metavar="INDEX|PATH",
+        help="The bottom's last layer, by index or path (features.3), in place of the trace's.",
+        show_default=False,
+    ),
+]
 RayAddress = Annotated[
     str | None,
     typer.Option(
@@ -157,6 +165,7 @@ def attack(
         str, typer.Option(help="Where it computes: auto, cpu, cuda, cuda:0, ...")
     ] = "auto",
     model: Model = None,
+    cut: Cut = None,
     about: Annotated[
         list[str] | None,
         typer.Option(
@@ -199,7 +208,7 @@ def attack(
             seed=seed,
             device=device,
             model=model,
-            about=dict(map(_pair, about)) if about else None,
+            about=_facts(about, cut),
             truth=truth,
         )
         _show([card], folder)
@@ -277,6 +286,7 @@ def audit(
             show_default=False,
         ),
     ] = None,
+    cut: Cut = None,
     about: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="A fact of the run, in place of what is seen."),
@@ -309,7 +319,7 @@ def audit(
                 nodes=nodes,
                 limit=limit,
                 model=model,
-                about=dict(map(_pair, about)) if about else None,
+                about=_facts(about, cut),
                 attacks=tuple(attacks or ()),
                 iterations=iterations,
                 node_config=dict(map(_pair, node_config)) if node_config else None,
@@ -511,6 +521,14 @@ def _quiet_flower(*, verbose: bool) -> None:
 
     if not verbose:
         logging.getLogger("flwr").setLevel(logging.WARNING)
+
+
+def _facts(about: Sequence[str] | None, cut: str | None) -> dict[str, Any] | None:
+    """Return what is said of a run by ``--about`` and ``--cut``; None for nothing."""
+    facts = dict(map(_pair, about or ()))
+    if cut is not None:
+        facts["cut"] = int(cut) if cut.isdecimal() else cut
+    return facts or None
 
 
 def _pair(override: str) -> tuple[str, Any]:

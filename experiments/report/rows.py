@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import sqrt
+from math import inf, sqrt
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Literal, TypeVar
@@ -150,7 +150,7 @@ class Row:
         return family(self.first)
 
     @property
-    def cut(self) -> int | None:
+    def cut(self) -> int | str | None:
         """Where its network is cut; ``None`` for a protocol that does not cut."""
         return None if self.family == "weights" else self.first.cut
 
@@ -414,7 +414,8 @@ def _order(card: Card) -> tuple[object, ...]:
         card.model,
         card.data,
         family(card) == "split",
-        card.cut if card.cut is not None else -1,
+        -1 if card.cut is None else card.cut if isinstance(card.cut, int) else inf,
+        str(card.cut),  # paths, after all indices
         unseeded(card.case),
         card.defense != "none",
         card.defense,

@@ -5,7 +5,7 @@ case x sweep x defence x attack; see :mod:`experiments.settings.cells`.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -117,7 +117,8 @@ class ModelSettings(Strict):
 
     Attributes:
         name: A network of the catalogue, or ``package.module:Class``.
-        cut: Index of the last layer of the bottom, from 0.
+        cut: The last layer of the bottom: its index, from 0, or its path in the network, such as
+            ``"features.3"``.
         upper_cut: Index of the last layer of the middle, where the node holds the head too.
         activation: Replaces the published activation everywhere.
         initialisation: How fresh weights are drawn.
@@ -127,7 +128,7 @@ class ModelSettings(Strict):
     """
 
     name: str = "mnistnet"
-    cut: int | None = Field(default=None, ge=0)
+    cut: Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)] | None = None
     upper_cut: int | None = Field(default=None, ge=1)
     activation: str | None = None
     initialisation: Literal["default", "uniform"] = "default"

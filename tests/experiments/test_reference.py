@@ -68,7 +68,7 @@ def test_every_key_of_every_settings_file_is_one_of_the_schema(file: Path) -> No
         {"rounds": 3},
         {"protocol": {"round": 3}},
         {"protocol": {"rounds": 0}},
-        {"model": {"cut": "last"}},
+        {"model": {"cut": ""}},
         {"attack": [{"name": "constant-image", "step": 3}]},
         {"attack": [{"name": "no-such"}]},
         {"attack": []},
