@@ -1,20 +1,16 @@
 """The tables of a settings file that name a plug-in: attacks, defences and metrics, with settings.
 
-Importing an attack imports torch, which takes seconds, and a typing mistake in a settings file
-should be answered at once. So names and settings of the catalogue's plug-ins are read from their
-source: catalogues are plain dicts of classes, and a test compares this reading with the classes.
+Names and settings of the catalogue's plug-ins are those of :mod:`experiments.settings.catalogues`.
 A class of one's own, named by import path, is imported: it may lie anywhere and be written in any
 way, and the types of its fields are checked as they are.
 """
 
-import ast
 import inspect
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import cache
 from importlib import import_module
 from itertools import product
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from pydantic import (
@@ -26,15 +22,21 @@ from pydantic import (
     model_validator,
 )
 
+from experiments.settings.catalogues import (
+    PluginFields,
+    adversary_names,
+    intruder_names,
+    metric_names,
+    names_known,
+    plugin_fields,
+    protocol_names,
+)
 from experiments.settings.values import checked_value, is_known, is_scalar
 from leakbed.contracts import Knowledge, ThreatModel
 from leakbed.lookup import unknown_name
 from leakbed.plugins import Contract, Group, PluginError, installed, is_own, own_class, role_of
 
 JsonObject = dict[str, Any]
-_ROOT = Path(__file__).resolve().parents[2]
-_ADVERSARIES, _INTRUDERS = "ADVERSARIES", "INTRUDERS"
-_KNOWN = "Knowledge.KNOWN_LABELS"
 _Listed = Literal["attacks", "defenses"]
 Package = Literal["attacks", "defenses", "metrics"]
 _CONTRACTS: Mapping[Package, Contract] = {
@@ -42,40 +44,6 @@ _CONTRACTS: Mapping[Package, Contract] = {
     "defenses": "defence",
     "metrics": "metric",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class PluginFields:
-    """What a settings file may say of one plug-in.
-
-    Attributes:
-        settings: Names of its dataclass fields, each with its type: as written, or itself where
-            the class was imported and the text alone does not say it.
-        told: Whether its threat model may name labels that the adversary knows.
-    """
-
-    settings: Mapping[str, Any]
-    told: bool = False
-
-
-@cache
-def plugin_fields(package: str) -> dict[str, PluginFields]:
-    """Return the catalogues of a package by key.
-
-    Args:
-        package: ``"attacks"`` (passive ones, adversaries, intruders) or ``"defenses"``.
-
-    Returns:
-        What a settings file may say of each plug-in.
-    """
-    catalogue = _parsed(_ROOT / package / "__init__.py")
-    return {
-        name: PluginFields(
-            settings=_fields(catalogue, value.id), told=_names_known(_source(catalogue, value.id))
-        )
-        for name, value in _entries(catalogue).items()
-        if isinstance(value, ast.Name)
-    }
 
 
 @cache
@@ -109,7 +77,7 @@ def _may_know(kind: type[Any]) -> bool:
         return True
     module = inspect.getmodule(kind)
     try:
-        return module is not None and _names_known(inspect.getsource(module))
+        return module is not None and names_known(inspect.getsource(module))
     except (OSError, TypeError):  # of a notebook's cell, or of a program read from a pipe
         return False
 
@@ -140,11 +108,7 @@ def import_path(group: Group, name: str) -> str:
 
 
 def _listed(group: Group) -> Collection[str]:
-    """Return the catalogue's own keys; those of models and data are read by importing them.
-
-    Metrics are read from their source: settings are read by code that trains, which must not
-    depend on the oracle's.
-    """
+    """Return the catalogue's own keys; those of models and data are read by importing them."""
     if group == "protocols":
         return protocol_names()
     if group == "models":
@@ -152,24 +116,8 @@ def _listed(group: Group) -> Collection[str]:
     if group == "data":
         return frozenset(vars(import_module("leakbed.data"))["DATASETS"])
     if group == "metrics":
-        source = _parsed(_ROOT / "leakbed" / "oracle" / "metrics.py")
-        return frozenset(_entries(source, only="HIGHER_LEAKS_MORE"))
+        return metric_names()
     return plugin_fields(group)
-
-
-def reads_rounds(attack: "AttackSettings") -> bool:
-    """Say whether an attack reads messages of several rounds, which none of the catalogue does.
-
-    Args:
-        attack: Its settings; values out of range raise the attack's own errors.
-
-    Returns:
-        Whether one of its own kinds of evidence does.
-    """
-    if not is_own(attack.name):
-        return False
-    threat: ThreatModel = own_class(attack.name, "attack")(**attack.own).threat
-    return any(kind.rounds == "until" for kind in threat.evidence_kinds)
 
 
 def is_adversary(name: object) -> bool:
@@ -201,86 +149,6 @@ def _types(kind: type[Any]) -> dict[str, object]:
 
 def _text(kind: object) -> str:
     return kind.__name__ if type(kind) is type else str(kind)
-
-
-def _names_known(source: str) -> bool:
-    """Say whether code names the knowledge of labels; a comment or a docstring is no code."""
-    return any(
-        isinstance(node, ast.Attribute) and ast.unparse(node) == _KNOWN
-        for node in ast.walk(ast.parse(source))
-    )
-
-
-@cache
-def adversary_names() -> tuple[str, ...]:
-    """Return the keys of the catalogue of active adversaries."""
-    return tuple(_entries(_parsed(_ROOT / "attacks" / "__init__.py"), only=_ADVERSARIES))
-
-
-@cache
-def intruder_names() -> tuple[str, ...]:
-    """Return the keys of the catalogue of malicious clients."""
-    return tuple(_entries(_parsed(_ROOT / "attacks" / "__init__.py"), only=_INTRUDERS))
-
-
-@cache
-def protocol_names() -> tuple[str, ...]:
-    """Return the keys of the catalogue of protocols."""
-    return tuple(_entries(_parsed(_ROOT / "strategies" / "__init__.py")))
-
-
-def _entries(catalogue: ast.Module, *, only: str | None = None) -> dict[str, ast.expr]:
-    """Return the entries of the dicts a catalogue's module defines, or of the one of a name."""
-    return {
-        str(key.value): value
-        for node in catalogue.body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict)
-        if only is None or ast.unparse(node.target) == only
-        for key, value in zip(node.value.keys, node.value.values, strict=True)
-        if isinstance(key, ast.Constant)
-    }
-
-
-def _fields(module: ast.Module, name: str) -> dict[str, str]:
-    """Return the annotated fields of a class, its bases' first, class variables excepted."""
-    for node in module.body:
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            inherited = {
-                field: written
-                for base in node.bases
-                if isinstance(base, ast.Name)
-                for field, written in _fields(module, base.id).items()
-            }
-            return inherited | _annotated(node)
-        if isinstance(node, ast.ImportFrom) and name in {alias.name for alias in node.names}:
-            path = _ROOT / f"{str(node.module).replace('.', '/')}.py"
-            return _fields(_parsed(path), name) if path.is_file() else {}
-    return {}
-
-
-def _source(catalogue: ast.Module, name: str) -> str:
-    """Return the text of the file that a catalogue imports a class from."""
-    for node in catalogue.body:
-        if isinstance(node, ast.ImportFrom) and name in {alias.name for alias in node.names}:
-            return (_ROOT / f"{str(node.module).replace('.', '/')}.py").read_text("utf-8")
-    return ""
-
-
-def _annotated(node: ast.ClassDef) -> dict[str, str]:
-    """Return the fields a class itself adds; one that is no dataclass adds none."""
-    if not any("dataclass" in ast.unparse(each) for each in node.decorator_list):
-        return {}
-    return {
-        statement.target.id: ast.unparse(statement.annotation)
-        for statement in node.body
-        if isinstance(statement, ast.AnnAssign)
-        and isinstance(statement.target, ast.Name)
-        and "ClassVar" not in ast.unparse(statement.annotation)
-    }
-
-
-def _parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text("utf-8"), str(path))
 
 
 Round = Annotated[int, Field(ge=1, strict=True)]

@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from experiments.cli import app
 from experiments.reference import page, schema
+from experiments.settings.catalogues import plugin_fields
 from experiments.settings.cells import cells
 from experiments.settings.load import load_settings
-from experiments.settings.plugins import plugin_fields
 from experiments.settings.schema import Settings, SettingsError
 
 ROOT = Path(__file__).resolve().parents[2]

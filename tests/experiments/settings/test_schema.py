@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from experiments.catalogue import catalogue
 from experiments.settings import plugins
+from experiments.settings.catalogues import plugin_fields
 from experiments.settings.load import load_settings
-from experiments.settings.plugins import ReservedSettingError, plugin_fields
+from experiments.settings.plugins import ReservedSettingError
 from experiments.settings.schema import Settings
 
 ATTACK = {"name": "constant-image"}

@@ -349,3 +349,22 @@ def test_equal_arrays_are_hashed_once(tmp_path: Path, monkeypatch: pytest.Monkey
     extents = [r.arrays["arrays"] for r in Trace(tmp_path / "trace").records[13:]]
     assert extents[3] == extents[0]
     assert len(set(extents)) == 4
+
+
+def test_a_trace_that_was_held_outlives_its_folder(trace: Path) -> None:
+    held, told = Trace(trace), Trace(trace)
+    events, weights = list(told.events()), told.holding("server", "top/round-1")
+    held.hold()
+    shutil.rmtree(trace)
+    for event, known in zip(held.events(), events, strict=True):
+        assert type(event) is type(known)
+        for name in (each.name for each in fields(event)):
+            np.testing.assert_equal(getattr(event, name), getattr(known, name))
+    assert weights is not None
+    np.testing.assert_equal(held.holding("server", "top/round-1"), weights)
+    first = next(held.events(SmashedUp))
+    assert isinstance(first, SmashedUp)
+    first.smashed[:] = 9  # arrays of its own
+    np.testing.assert_equal(next(held.events(SmashedUp)).smashed, events[0].smashed)  # type: ignore[attr-defined]
+    with pytest.raises(TraceError):
+        list(told.events())
