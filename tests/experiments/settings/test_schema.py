@@ -11,10 +11,10 @@ import pytest
 from pydantic import ValidationError
 
 from experiments.catalogue import catalogue
-from experiments.settings import plugin_tables
+from experiments.settings import plugins
+from experiments.settings.catalogues import plugin_fields
 from experiments.settings.load import load_settings
-from experiments.settings.plugin_tables import ReservedSettingError
-from experiments.settings.plugins import plugin_fields
+from experiments.settings.plugins import ReservedSettingError
 from experiments.settings.schema import Settings
 
 ATTACK = {"name": "constant-image"}
@@ -89,7 +89,8 @@ def test_defaults_are_one_undefended_case() -> None:
         ({"defense": [{"stack": [3]}]}, "3 is no defence"),
         ({"defense": [{"name": "smashed-noise", "sigma": "x"}]}, "sigma: Input should be a valid"),
         ({"sweep": {"seed": [0, -1]}}, "sweep: seed: Input should be greater than or equal to 0"),
-        ({"sweep": {"model.cut": ["a"]}}, "sweep: model.cut: Input should be a valid integer"),
+        ({"sweep": {"model.cut": [1.5]}}, "sweep: model.cut: Input should be a valid integer"),
+        ({"model": {"cut": ""}}, "String should have at least 1 character"),
         ({"sweep": {"attack.targets": [1]}}, "write one [[attack]] for each value"),
         ({"case": [{"name": "a", "data.nodes": 0}]}, "case 'a': data.nodes: Input should be gre"),
         ({"data": {"nodes": "2"}}, "Input should be a valid integer"),
@@ -127,8 +128,7 @@ def test_a_plug_in_whose_setting_a_common_key_would_take_is_refused(
     wider = replace(known, settings={**known.settings, key: "int"})
     everyone = {**plugin_fields(package), attack: wider}
     other = {name: plugin_fields(name) for name in ("attacks", "defenses")}
-    known_then = {**other, package: everyone}
-    monkeypatch.setattr(plugin_tables, "plugin_fields", lambda name: known_then[name])
+    monkeypatch.setattr(plugins, "plugin_fields", lambda name: {**other, package: everyone}[name])
     kind = "defense" if package == "defenses" else "attack"
     with pytest.raises(ValidationError) as error:
         settings(**{kind: [{"name": attack}]})
