@@ -23,7 +23,7 @@ from torch import Tensor
 
 from defenses import DEFENSES
 from leakbed.contracts import Defense, Protects, select
-from leakbed.contracts.defense import refuse_uncalled
+from leakbed.contracts.hooks import refuse_uncalled
 from leakbed.data.config import DataConfig
 from leakbed.flower_internals import is_simulated
 from leakbed.lookup import import_object, unknown_name
@@ -279,7 +279,7 @@ class NodeConfig:
         """Return all of the node's defences, those of its training step among them.
 
         One with a hook that nobody would call is a
-        :class:`~leakbed.contracts.defense.UncalledHookError`.
+        :class:`~leakbed.contracts.hooks.UncalledHookError`.
         """
         kinds = [picked(name, DEFENSES, "defence") for name, _ in self.defenses]
         for kind in kinds:

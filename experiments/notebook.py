@@ -18,9 +18,11 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from pydantic import BaseModel
+from safetensors.torch import load_file
 from torch import Tensor
 
 from experiments.results.cards import Card
+from experiments.run.attack import kept_answer
 from experiments.run.defaults import resolve_defaults
 from experiments.run.executor import TrainingGroup
 from experiments.run.keys import training_key
@@ -33,6 +35,7 @@ from experiments.settings.objects import method, named, refuse_elsewhere
 from experiments.settings.plugins import JsonObject
 from experiments.settings.protocol import ProtocolSettings
 from experiments.settings.schema import DataSettings, ModelSettings, Settings, SettingsError
+from leakbed.contracts import Guess
 from leakbed.events import CutGradientDown, Event, Phase, SmashedUp, UpdateUp
 from leakbed.flower_internals import flower_log, task_identity
 from leakbed.lookup import unknown_name
@@ -54,15 +57,15 @@ class NoScoresError(RuntimeError):
 
 
 class Samples(NamedTuple):
-    """Private rows behind one message.
+    """Private rows behind one message, or behind every target of an attack.
 
     Attributes:
         images: Pixel values in [0, 1].
         labels: Their classes.
     """
 
-    images: Float[Tensor, " rows channels height width"]
-    labels: Int[Tensor, " rows"]
+    images: Float[Tensor, "*rows channels height width"]
+    labels: Int[Tensor, "*rows"]
 
 
 class Update(NamedTuple):
@@ -75,6 +78,46 @@ class Update(NamedTuple):
 
     before: Mapping[str, Tensor]
     after: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scored:
+    """What an attack guessed, and what the oracle says of it.
+
+    Attributes:
+        card: As of every cell of an experiment, with the threat model in words.
+        guess: Images, labels and the like of every target; None of one above 256 MiB.
+        truth: The private samples behind the targets; None where they are more than 1,000.
+    """
+
+    card: Card
+    guess: Guess | None
+    truth: Samples | None
+
+    @property
+    def scores(self) -> Mapping[str, Any]:
+        """Every metric of the guess: its mean, spread and values by target."""
+        return self.card.scores
+
+    @property
+    def baselines(self) -> Mapping[str, Mapping[str, float | None]]:
+        """Means of the same metrics without evidence, by baseline."""
+        return self.card.baselines
+
+    def __repr__(self) -> str:
+        """Show each metric beside its baselines, one line each."""
+        threat = "" if self.card.threat is None else f": {self.card.threat.in_words}"
+        lines = [f"{self.card.attack} on {self.card.protocol}{threat}"]
+        for name, found in self.scores.items():
+            if isinstance(found, dict) and isinstance(found.get("mean"), float):
+                beside = [
+                    f"{baseline} {means[name]:.3f}"
+                    for baseline, means in self.baselines.items()
+                    if means.get(name) is not None
+                ]
+                without = f" (without evidence: {', '.join(beside)})" if beside else ""
+                lines.append(f"  {name} {found['mean']:.3f}{without}")
+        return "\n".join([*lines, *([f"  {doubt}"] if (doubt := self.card.unreliable) else [])])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -146,7 +189,7 @@ class Run:
         places = self.smashed or self.updates
         return {each: Samples(key.images[rows[each]], key.labels[rows[each]]) for each in places}
 
-    def attack(self, attack: object, *, metrics: Sequence[object] = (), **settings: Any) -> Card:  # noqa: ANN401  JSON's
+    def attack(self, attack: object, *, metrics: Sequence[object] = (), **settings: Any) -> Scored:  # noqa: ANN401  JSON's
         """Attack the run as its threat model allows, and score the guess.
 
         An attack that acts while a run trains (a malicious server or client, ``live=True``) gets a
@@ -160,7 +203,7 @@ class Run:
                 and the attack's own.
 
         Returns:
-            The card: ``scores``, ``baselines``, ``control`` and the threat model in words.
+            Scores with baselines, the guess, and the truth behind it.
 
         Raises:
             NoScoresError: The attack does not fit the run, or its own training diverged; says why.
@@ -178,9 +221,16 @@ class Run:
             group = self._group(cell, folder)
             ((key, _),) = group.keyed([cell]).items()
             (card,) = group.cards({key: cell}, {})
-        if card.status != "done":
-            raise NoScoresError(f"{card.attack} came to no scores ({card.status}): {card.why}")
-        return card
+            if card.status != "done":
+                raise NoScoresError(f"{card.attack} came to no scores ({card.status}): {card.why}")
+            file = f"{card.guess_key}.safetensors"
+            kept = kept_answer(folder / "guesses" / file, cell.attack)
+            truth = load_file(folder / "truths" / file)
+        return Scored(
+            card=card,
+            guess=None if kept is None else kept.guess,
+            truth=Samples(truth["images"], truth["labels"]) if "images" in truth else None,
+        )
 
     def _group(self, cell: CellSettings, folder: Path) -> TrainingGroup:
         """Return what attacks a cell: on this run, or on a training that the attack acts in."""

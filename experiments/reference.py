@@ -17,8 +17,13 @@ from pydantic import BaseModel
 
 from attacks import ADVERSARIES, ATTACKS, INTRUDERS
 from defenses import DEFENSES
-from experiments.settings.plugin_tables import AttackSettings, DefenseSettings, common_keys
-from experiments.settings.plugins import JsonObject, plugin_fields
+from experiments.settings.catalogues import plugin_fields
+from experiments.settings.plugins import (
+    AttackSettings,
+    DefenseSettings,
+    JsonObject,
+    common_keys,
+)
 from experiments.settings.protocol import ProtocolSettings
 from experiments.settings.schema import CeilingSettings, DataSettings, ModelSettings, Settings
 from experiments.settings.values import is_scalar, schema_of

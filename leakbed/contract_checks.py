@@ -224,24 +224,27 @@ def refuse_unsent(
             raise BrokenPluginError(blame(defense, "defence", said))
 
 
-def refuse_penalty(defense: object, term: object, smashed: "Tensor") -> None:
+def refuse_loss(defense: object, loss: object, output: "Tensor") -> None:
     """Refuse what a defence adds to a node's loss where it is no number to minimise.
 
     Args:
         defense: Whose it is.
-        term: What it returned; None adds nothing.
-        smashed: Of which it was made.
+        loss: What it returned; None adds nothing.
+        output: What the node's part made of the batch.
 
     Raises:
-        BrokenPluginError: It is no tensor of one number, or not finite for finite smashed data.
+        BrokenPluginError: It is no tensor of one number, depends on nothing that is trained, or is
+            not finite for a finite output.
     """
-    if term is None:
+    if loss is None:
         return
-    said = _tensor_breach(term, ())
-    if said is None and _finite(smashed) and not _finite(term):
+    said = _tensor_breach(loss, ())
+    if said is None and not getattr(loss, "requires_grad", False):
+        said = "a number that depends on nothing that is trained"
+    if said is None and _finite(output) and not _finite(loss):
         said = "a value that is not finite"
     if said is not None:
-        raise BrokenPluginError(blame(defense, "defence", f"returned {said} as penalty"))
+        raise BrokenPluginError(blame(defense, "defence", f"returned {said} as loss"))
 
 
 def _finite(tensor: Any) -> bool:  # noqa: ANN401  a tensor, by what was asked before

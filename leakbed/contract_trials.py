@@ -6,6 +6,8 @@ run holds every answer to.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ from leakbed.contracts import (
     DefenseState,
     Evidence,
     EvidenceKind,
+    Holdings,
     Knowledge,
     Metric,
     Protects,
@@ -35,11 +38,14 @@ from leakbed.contracts import (
     Secrets,
     Seen,
     ThreatModel,
+    TrainingStep,
     UnfitViewError,
     View,
 )
+from leakbed.contracts.hooks import untrained
 from leakbed.contracts.kinds import renewed
 from leakbed.contracts.threat import Granted, sees
+from leakbed.contracts.training_steps import Answered, ask, takes_part
 from leakbed.events import (
     EVENT_TYPES,
     Bottom,
@@ -62,6 +68,7 @@ Hook = Callable[[DefenseState, Tensor], Any]
 _SEED = 3
 _DRAW = "draw from state.generator()"
 _SHAPE, _TARGETS, _KNOWN = (1, 8, 8), 3, 2
+_BATCH = 8  # rows of a training step
 _LAST, _PRIVATE = 2, 64
 _TRIED: dict[tuple[type, str], list[str]] = {}
 
@@ -101,7 +108,10 @@ def attack_breaches(attack: Attack, view: View) -> list[str]:
 
 
 def defense_breaches(defense: Defense) -> list[str]:
-    """Return in what a defence's hooks on messages break their contract, by calling each twice.
+    """Return in what a defence's hooks break their contract, by calling each twice.
+
+    Of hooks in training those that change images or take part in a step are tried, at a bottom and
+    at FedAvg's whole network; verdicts of detectors are not.
 
     What they raise is raised on, as :func:`blamed` has it, and so is an answer that is none.
 
@@ -132,7 +142,81 @@ def defense_breaches(defense: Defense) -> list[str]:
                 found.append(f"changes the {kind} it is given; work on a clone")
             elif not torch.equal(first, hooks[kind](state, given)):
                 found.append(f"answers twice with another {kind} from one state; {_DRAW}")
+    if Protects.TRAINING in defense.protects:
+        for exchanges in ("split", "weights"):
+            if untrained(type(defense), exchanges) is None:
+                found += _training_breaches(defense, exchanges)
+    return list(dict.fromkeys(found))
+
+
+def _training_breaches(defense: Defense, exchanges: str) -> list[str]:
+    """Return in what a defence's part in a training step breaks its contract."""
+    alters = type(defense).alter_images is not Defense.alter_images
+    if not alters and not takes_part(defense):
+        return []  # a detector, whose verdicts need a training
+    held = _small_holdings(exchanges)
+    with blamed(defense, "defence"):
+        state = defense.prepare(defense.begin(_SEED), held)
+    rows = torch.arange(len(held.labels))
+    images, found = held.images.clone(), []
+    with scoped(_SEED), blamed(defense, "defence"):
+        shown = [defense.alter_images(state, images, rows) for _ in range(2)]
+        refuse_unsent(defense, {"images": shown[0]}, {"images": held.images})
+    if not torch.equal(images, held.images):
+        found.append("changes the images it is given; work on a clone")
+    elif not torch.equal(*shown):
+        found.append(f"answers twice with other images from one state; {_DRAW}")
+    if takes_part(defense):
+        step = _small_step(held, shown[0].detach(), exchanges)
+        first, second = (_told(ask(defense, state, step)) for _ in range(2))
+        if first.keys() != second.keys() or not all(_same(v, second[k]) for k, v in first.items()):
+            found.append(f"answers twice otherwise in train_step from one state; {_DRAW}")
     return found
+
+
+def _told(answered: Answered) -> dict[str, Tensor]:
+    """Return what two answers to one step are compared by."""
+    loss = {} if answered.loss is None else {"loss": answered.loss.detach()}
+    return loss | _tensors(answered.state) | dict(answered.gradients or {})
+
+
+def _small_holdings(exchanges: str) -> Holdings:
+    """Return what a node of a small network holds: its bottom, or in FedAvg all of it."""
+    split = exchanges == "split"
+    architecture = _small_network(4) if split else replace(_small_network(4), cut=None)
+    part = architecture.bottom(11) if split else architecture.build(11)
+    stream = torch.Generator().manual_seed(_SEED)
+    return Holdings(
+        images=torch.rand(_BATCH, *_SHAPE, generator=stream),
+        labels=torch.arange(_BATCH) % 4,
+        architecture=architecture,
+        bottom={name: value.clone() for name, value in part.state_dict().items()},
+        batch_size=_BATCH,
+        optimiser=partial(torch.optim.SGD, lr=0.1),
+    )
+
+
+def _small_step(held: Holdings, shown: Tensor, exchanges: str) -> TrainingStep:
+    """Return a step of that node's, the gradient of a cross-entropy behind it."""
+    split, architecture = exchanges == "split", held.architecture
+    module = architecture.bottom(11) if split else architecture.build(11)
+    output = module(shown)
+    logits = architecture.top(11)(output) if split else output
+    loss = torch.nn.functional.cross_entropy(logits, held.labels)
+    weights = dict(module.named_parameters())
+    behind, *made = torch.autograd.grad(loss, [output, *weights.values()], retain_graph=True)
+    return TrainingStep(
+        round=1,
+        step=0,
+        rows=torch.arange(len(held.labels)),
+        images=held.images,
+        shown=shown,
+        labels=held.labels,
+        module=module,
+        output=output,
+        output_gradient=behind,
+        gradients=dict(zip(weights, made, strict=True)),
+    )
 
 
 def metric_breaches(metric: Metric) -> list[str]:

@@ -15,7 +15,8 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, TypeVar
 
 from leakbed.contracts import ThreatModel
-from leakbed.contracts.defense import Defense, refuse_uncalled
+from leakbed.contracts.defense import Defense
+from leakbed.contracts.hooks import refuse_uncalled
 from leakbed.lookup import format_error, import_object
 
 Contract = Literal["attack", "defence", "metric"]

@@ -1,4 +1,4 @@
-"""The door to the testbed: ``run``, ``train`` and ``check`` of ``leakbed``, its modules by name.
+"""The door to the testbed: ``run``, ``train``, ``check`` and ``results``; its modules by name.
 
 The package ``leakbed`` is the lowest layer and is also shipped alone. So the packages above it are
 loaded by name when a function needs them; where they are missing, the error says how to get them.
@@ -13,10 +13,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leakbed.errors import OURS
 from leakbed.flower_internals import flower_log
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -89,6 +92,24 @@ def check(plugin: str | type) -> list[str]:
     """
     found: list[str] = testbed("experiments.catalogue").check_plugin(plugin)
     return found
+
+
+def results(folder: str | Path, *, by_seed: bool = False) -> DataFrame:
+    """Return the results of a folder's last run as a pandas data frame.
+
+    A folder without results, or of cards that this version does not read, is a ``ValueError`` that
+    says what to do; a missing package raises :class:`MissingTestbedError`.
+
+    Args:
+        folder: The results folder, the ``out`` of a run.
+        by_seed: Whether each seed has a row of its own; by default seeds are pooled.
+
+    Returns:
+        A row for each row of the report, a column for each setting that differs between them, and
+        for each score with its interval and the best guess that read no message.
+    """
+    records = testbed("experiments.report.export").records(Path(folder), by_seed=by_seed)
+    return testbed("pandas").DataFrame.from_records(records)
 
 
 def testbed(name: str) -> ModuleType:

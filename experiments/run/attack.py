@@ -36,7 +36,7 @@ from experiments.run.targets import Evidences, MisfitError, exposure, left_out, 
 from experiments.run.training_run import TrainingRun
 from experiments.run.view import architecture_of, build_view
 from experiments.settings.cells import CellSettings
-from experiments.settings.plugin_tables import AttackSettings
+from experiments.settings.plugins import AttackSettings
 from experiments.settings.schema import SettingsError
 from leakbed.contract_checks import blame, blamed, guess_breaches
 from leakbed.contract_trials import refuse_breaches

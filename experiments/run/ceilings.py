@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from experiments.run.ceiling_results import Message, RunCeiling
 from experiments.run.recorded import Recorded
-from experiments.run.replay import bottom_before, following
+from experiments.run.replay import bottom_before, following, refuse_other_steps
 from experiments.run.targets import Evidences, pick_targets
 from leakbed.contracts import Defense, Evidence, Protects, Seat, ThreatModel, select
 from leakbed.contracts.noise_laws import (
@@ -180,6 +180,7 @@ class _Game:
     ) -> tuple[list[Law], Tensor]:
         """Return the laws of a node's update, and its losses, with candidates in a row's place."""
         run, key = self._run, self._run.key
+        refuse_other_steps(run.defenses)
         before = {name: torch.from_numpy(value) for name, value in event.before.items()}
         network = run.architecture.build(0)
         self._refuse_names(before, network.state_dict())

@@ -233,6 +233,11 @@ class TrainingGroup:
         return self._prepared.ran_on
 
     @property
+    def is_trained(self) -> bool:
+        """Whether the training run is there already, finished."""
+        return TrainingRun.read(self._run(self._prepared)) is not None
+
+    @property
     def runs(self) -> set[Path]:
         """The folders of the training runs that the cells may need; other groups may as well."""
         own = self._prepared

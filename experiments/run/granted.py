@@ -40,7 +40,7 @@ from leakbed.tap.trace_index import TYPES
 from leakbed.tensors import load
 
 if TYPE_CHECKING:
-    from experiments.settings.plugin_tables import AttackSettings
+    from experiments.settings.plugins import AttackSettings
     from leakbed.events import Event, Target
     from leakbed.tap.trace import Trace
 

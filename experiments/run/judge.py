@@ -24,7 +24,7 @@ from experiments.run.malicious_server import decoded_attack
 from experiments.run.prepare import Prepared
 from experiments.run.targets import Evidences, MisfitError, pick_targets
 from experiments.run.training_run import TrainingRun
-from experiments.settings.plugin_tables import AttackSettings
+from experiments.settings.plugins import AttackSettings
 from leakbed.contracts import Guess
 from leakbed.contracts.attack import MaliciousClient
 from leakbed.events import Phase, Target

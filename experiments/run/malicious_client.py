@@ -19,7 +19,7 @@ from experiments.run.attack import Attacked, make_attack
 from experiments.run.prepare import Prepared
 from experiments.run.targets import MisfitError
 from experiments.run.training_run import SAMPLES, TrainingRun
-from experiments.settings.plugin_tables import AttackSettings
+from experiments.settings.plugins import AttackSettings
 from leakbed.contracts import Guess
 from leakbed.grids import DeterministicGrid
 from leakbed.tensors import finite

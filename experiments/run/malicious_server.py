@@ -29,8 +29,7 @@ from experiments.run.targets import Evidences, pick_targets
 from experiments.run.training_run import DECODED, TrainingRun
 from experiments.run.view import initial_view
 from experiments.settings.cells import Hijacking
-from experiments.settings.plugin_tables import AttackSettings
-from experiments.settings.plugins import JsonObject
+from experiments.settings.plugins import AttackSettings, JsonObject
 from leakbed.contracts import Adversary, Guess, Knowledge, Watcher
 from leakbed.events import CutGradientDown, Event, Phase, SmashedUp, Target
 from leakbed.hijack import Hijack, HijackError, Watch

@@ -26,7 +26,7 @@ from experiments.run.targets import Evidences
 from experiments.run.training_run import TrainingRun
 from experiments.run.view import refuse_uncounted
 from experiments.settings.load import load_settings
-from experiments.settings.plugin_tables import AttackSettings
+from experiments.settings.plugins import AttackSettings
 from leakbed import __version__
 from leakbed.oracle.truth import AnswerKey
 from leakbed.seeds import derive

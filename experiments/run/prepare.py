@@ -36,8 +36,9 @@ from leakbed.contracts import (
     View,
     select,
 )
-from leakbed.contracts.defense import Run, refuse_uncalled
+from leakbed.contracts.defense import Run
 from leakbed.contracts.gradient_defenses import refuse_order
+from leakbed.contracts.hooks import refuse_uncalled, untrained
 from leakbed.data.config import DataConfig
 from leakbed.data.partitioning import ALIGNED, strip_architecture
 from leakbed.events import Arrays
@@ -412,7 +413,7 @@ def make_defenses(training: Training) -> tuple[Defense, ...]:
     """Return a run's defences; values out of range raise the defence's own errors.
 
     One with a hook that nobody would call is a
-    :class:`~leakbed.contracts.defense.UncalledHookError`.
+    :class:`~leakbed.contracts.hooks.UncalledHookError`.
     """
     kinds = [picked(name, DEFENSES, "defence") for name, _ in training.defense.stack]
     for kind in kinds:
@@ -477,7 +478,7 @@ def unfit(attack: object, prepared: Prepared) -> str | None:
 def misfit(training: Training) -> str | None:
     """Return why a defence or an intruder does not fit a protocol, or None if all do."""
     exchanges = find_protocol(training.protocol.name).exchanges
-    sent = {Protects.UPDATE} if exchanges == "weights" else _SPLIT
+    sent = {Protects.UPDATE, Protects.TRAINING} if exchanges == "weights" else _SPLIT
     labels = resolve_protocol(training.protocol).labels
     if (why := misplaced(training, exchanges=exchanges, labels=str(labels))) is not None:
         return why
@@ -486,8 +487,14 @@ def misfit(training: Training) -> str | None:
         protects = kind.protects
         if exchanges == "split" and labels not in kind.labels:
             return unlabelled(kind(), str(labels))
+        if Protects.TRAINING in protects and (why := untrained(kind, exchanges)) is not None:
+            return why
         if not protects & sent:
-            fitting = [key for key, other in DEFENSES.items() if other.protects & sent]
+            fitting = [
+                key
+                for key, other in DEFENSES.items()
+                if other.protects & sent and untrained(other, exchanges) is None
+            ]
             return (
                 f"{name} protects {', '.join(sorted(protects))} messages but "
                 f"{training.protocol.name} sends {', '.join(sorted(sent))}; "

@@ -48,6 +48,22 @@ def bottom_before(run: Recorded, target: Target) -> nn.Module:
     return _Replay(run, target).reached[0]
 
 
+def refuse_other_steps(defenses: Sequence[Defense], *, instead: str = "") -> None:
+    """Refuse to repeat training in which defences took part.
+
+    Args:
+        defenses: Of the run.
+        instead: What to do, if anything.
+
+    Raises:
+        NoCeilingError: If one hooks into training.
+    """
+    if select(defenses, Protects.TRAINING):
+        raise NoCeilingError(
+            f"no ceiling: a defence changes the node's own training steps{instead}"
+        )
+
+
 def following(
     run: Recorded, target: Target, candidates: Int[Tensor, " candidates"]
 ) -> tuple[list[Law], Float[Tensor, " entries"]]:
@@ -107,11 +123,7 @@ class _Replay:
         if run.key.seed is None:
             raise NoCeilingError("the answer key does not say the run's seed; record it again")
         protocol = str(run.trace.about["protocol"])
-        if select(run.defenses, Protects.TRAINING):
-            raise NoCeilingError(
-                "no ceiling: a defence changes the node's own training steps; attack test rows "
-                "(when = 'inference')"
-            )
+        refuse_other_steps(run.defenses, instead="; attack test rows (when = 'inference')")
         self._run, self._target = run, target
         entry = find_protocol(protocol)
         in_step = "sync" in entry.options and run.key.training.get("sync") != "round"

@@ -124,6 +124,11 @@ class Finished:
 
 
 @dataclass(frozen=True)
+class Trained:
+    """What is said before the first cell where the training run was finished earlier."""
+
+
+@dataclass(frozen=True)
 class Ended:
     """An error that ended a task, and with it the experiment."""
 
@@ -136,7 +141,7 @@ class _Run:
 
     number: int
     task: Task
-    came: bool = False  # whether a cell of it has a card since it was first begun
+    trained: bool = False  # whether it is known that the training does not end the process
     lost: int = 0  # processes in a row that ended before a card
     arrived: deque[Finished] = field(default_factory=deque)
 
@@ -278,9 +283,11 @@ class _Scheduler:
         if isinstance(found, Ended):
             del self._under_way[generator]
             raise found.error
-        run.arrived.append(found)
-        self._store(run)
-        run.came, run.lost = True, 0
+        run.trained = True
+        if isinstance(found, Finished):
+            run.arrived.append(found)
+            self._store(run)
+            run.lost = 0
 
     def _store(self, run: _Run) -> None:
         """Keep what has arrived."""
@@ -308,9 +315,10 @@ class _Scheduler:
             self._tidy(run.number)
 
     def _give_up(self, run: _Run, why: str) -> None:
-        """Make failed cards: of the cell that was under way, or, before any was done, of all.
+        """Make failed cards: of the cell that was under way, or, before the training was, of all.
 
-        Until a cell has its card, it may be the training that ends the process.
+        Until a cell has its card, or the run is found finished, it may be the training that ends
+        the process.
         """
         said = (
             f"{_ATTEMPTS} processes were lost over it ({why}): killed, perhaps for want of memory, "
@@ -318,7 +326,7 @@ class _Scheduler:
         )
         if self._settings.on_error == "stop":
             raise JobGoneError(f"{said}; finished cells stay")
-        for key, cell in list(run.task.cells.items())[: 1 if run.came else None]:
+        for key, cell in list(run.task.cells.items())[: 1 if run.trained else None]:
             card = empty_card(cell, key, status="failed", why=said)
             run.arrived.append(Finished(card, {}))
         self._store(run)
@@ -477,13 +485,15 @@ def _probe() -> Callable[[list[str], dict[str, str]], str]:
     return probe
 
 
-def _task() -> Callable[[list[str], dict[str, str], str, bytes], Iterator[Finished | Ended]]:
+def _task() -> Callable[
+    [list[str], dict[str, str], str, bytes], Iterator[Finished | Trained | Ended]
+]:
     """Return what a process of Ray's does with a packed task; sent by value as well."""
     move = moving()
 
     def task(
         path: list[str], environment: dict[str, str], folder: str, packed: bytes
-    ) -> Iterator[Finished | Ended]:
+    ) -> Iterator[Finished | Trained | Ended]:
         import os  # noqa: PLC0415  this code arrives before its imports can be found
         import pickle  # noqa: PLC0415
         import signal  # noqa: PLC0415
@@ -501,7 +511,9 @@ def _task() -> Callable[[list[str], dict[str, str], str, bytes], Iterator[Finish
     return task
 
 
-def worked(task: Task, mark: tuple[int, int] | None, share: float) -> Iterator[Finished | Ended]:
+def worked(
+    task: Task, mark: tuple[int, int] | None, share: float
+) -> Iterator[Finished | Trained | Ended]:
     """Train and attack, in a process of Ray's.
 
     Args:
@@ -510,7 +522,8 @@ def worked(task: Task, mark: tuple[int, int] | None, share: float) -> Iterator[F
         share: Of a GPU; of 0, none is seen.
 
     Yields:
-        Each cell's card as it is there; last, where one ends the task, an error.
+        That the training run is there, if it is; each cell's card as it is there; last, where one
+        ends the task, an error.
     """
     if not share:
         hide_gpus()
@@ -519,13 +532,17 @@ def worked(task: Task, mark: tuple[int, int] | None, share: float) -> Iterator[F
             take_share(share)
         configure_torch()
         with _results(task, mark) as (folder, is_askers), task_identity():
-            for card in _cards(task, folder):
+            group = _group(task, folder)
+            if group.is_trained:
+                yield Trained()
+            for card in group.cards(task.cells, {}):
                 yield Finished(card, {} if is_askers else _taken(folder, card.guess_key))
     except Exception as error:  # noqa: BLE001  the asker raises it
         yield Ended(_readable(error))
 
 
-def _cards(task: Task, folder: Path) -> Iterator[Card]:
+def _group(task: Task, folder: Path) -> TrainingGroup:
+    """Return the training run of a task, which this process has the same code for."""
     (first, *_) = task.cells.values()
     prepared = prepare(first.training, root=task.sweep.root)
     task.ran_on.check("another process", prepared.ran_on)
@@ -541,7 +558,7 @@ def _cards(task: Task, folder: Path) -> Iterator[Card]:
             "the code was edited after the run began, and another process would train or attack "
             "with the new one; start the run anew"
         )
-    yield from group.cards(task.cells, {})
+    return group
 
 
 @contextmanager

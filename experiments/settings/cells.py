@@ -8,13 +8,14 @@ from itertools import product
 from typing import Any, TypeVar
 
 from experiments.run.targets import round_number
-from experiments.settings.plugin_tables import (
+from experiments.settings.plugins import (
     AttackSettings,
     DefenseSettings,
+    JsonObject,
     TunedOn,
-    reads_rounds,
+    is_adversary,
+    is_intruder,
 )
-from experiments.settings.plugins import JsonObject, is_adversary, is_intruder
 from experiments.settings.protocol import ProtocolSettings
 from experiments.settings.schema import (
     CHOICES,
@@ -26,7 +27,8 @@ from experiments.settings.schema import (
     Settings,
     SettingsError,
 )
-from leakbed.plugins import is_own
+from leakbed.contracts import ThreatModel
+from leakbed.plugins import is_own, own_class
 from leakbed.tensors import resolve_device
 
 CHECKPOINT_EVERY = 100
@@ -318,10 +320,18 @@ def _kept(training: Training, attacks: Sequence[AttackSettings]) -> Training:
                 f"after the last round only; collect = {attack.collect!r} is round {number} of "
                 f"{last}"
             )
-        wanted |= set(range(1, number + 1)) if reads_rounds(attack) else {number}
+        wanted |= set(range(1, number + 1)) if _reads_rounds(attack) else {number}
     if training.keep_rounds == "all" or wanted == {last}:
         return training
     return replace(training, keep_rounds=tuple(sorted(wanted)))
+
+
+def _reads_rounds(attack: AttackSettings) -> bool:
+    """Say whether an attack reads messages of several rounds; none of the catalogue does."""
+    if not is_own(attack.name):
+        return False
+    threat: ThreatModel = own_class(attack.name, "attack")(**attack.own).threat
+    return any(kind.rounds == "until" for kind in threat.evidence_kinds)
 
 
 def _label(case: str, swept: Mapping[str, Any]) -> str:

@@ -7,9 +7,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
+from experiments.settings.catalogues import plugin_fields
 from experiments.settings.objects import named
-from experiments.settings.plugin_tables import common_keys
-from experiments.settings.plugins import JsonObject, import_path, own_fields, plugin_fields
+from experiments.settings.plugins import (
+    JsonObject,
+    common_keys,
+    import_path,
+    own_fields,
+)
 from experiments.settings.schema import Settings, SettingsError
 from leakbed.plugins import is_own
 

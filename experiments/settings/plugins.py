@@ -1,29 +1,42 @@
-"""Which settings a plug-in has: what a settings file may say of an attack, a defence or a metric.
+"""The tables of a settings file that name a plug-in: attacks, defences and metrics, with settings.
 
-Importing an attack imports torch, which takes seconds, and a typing mistake in a settings file
-should be answered at once. So names and settings of the catalogue's plug-ins are read from their
-source: catalogues are plain dicts of classes, and a test compares this reading with the classes.
+Names and settings of the catalogue's plug-ins are those of :mod:`experiments.settings.catalogues`.
 A class of one's own, named by import path, is imported: it may lie anywhere and be written in any
 way, and the types of its fields are checked as they are.
 """
 
-import ast
 import inspect
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import cache
 from importlib import import_module
-from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from itertools import product
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
-from experiments.settings.values import is_known
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from experiments.settings.catalogues import (
+    PluginFields,
+    adversary_names,
+    intruder_names,
+    metric_names,
+    names_known,
+    plugin_fields,
+    protocol_names,
+)
+from experiments.settings.values import checked_value, is_known, is_scalar
 from leakbed.contracts import Knowledge, ThreatModel
+from leakbed.lookup import unknown_name
 from leakbed.plugins import Contract, Group, PluginError, installed, is_own, own_class, role_of
 
 JsonObject = dict[str, Any]
-_ROOT = Path(__file__).resolve().parents[2]
-_ADVERSARIES, _INTRUDERS = "ADVERSARIES", "INTRUDERS"
-_KNOWN = "Knowledge.KNOWN_LABELS"
 _Listed = Literal["attacks", "defenses"]
 Package = Literal["attacks", "defenses", "metrics"]
 _CONTRACTS: Mapping[Package, Contract] = {
@@ -31,40 +44,6 @@ _CONTRACTS: Mapping[Package, Contract] = {
     "defenses": "defence",
     "metrics": "metric",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class PluginFields:
-    """What a settings file may say of one plug-in.
-
-    Attributes:
-        settings: Names of its dataclass fields, each with its type: as written, or itself where
-            the class was imported and the text alone does not say it.
-        told: Whether its threat model may name labels that the adversary knows.
-    """
-
-    settings: Mapping[str, Any]
-    told: bool = False
-
-
-@cache
-def plugin_fields(package: str) -> dict[str, PluginFields]:
-    """Return the catalogues of a package by key.
-
-    Args:
-        package: ``"attacks"`` (passive ones, adversaries, intruders) or ``"defenses"``.
-
-    Returns:
-        What a settings file may say of each plug-in.
-    """
-    catalogue = _parsed(_ROOT / package / "__init__.py")
-    return {
-        name: PluginFields(
-            settings=_fields(catalogue, value.id), told=_names_known(_source(catalogue, value.id))
-        )
-        for name, value in _entries(catalogue).items()
-        if isinstance(value, ast.Name)
-    }
 
 
 @cache
@@ -98,7 +77,7 @@ def _may_know(kind: type[Any]) -> bool:
         return True
     module = inspect.getmodule(kind)
     try:
-        return module is not None and _names_known(inspect.getsource(module))
+        return module is not None and names_known(inspect.getsource(module))
     except (OSError, TypeError):  # of a notebook's cell, or of a program read from a pipe
         return False
 
@@ -129,11 +108,7 @@ def import_path(group: Group, name: str) -> str:
 
 
 def _listed(group: Group) -> Collection[str]:
-    """Return the catalogue's own keys; those of models and data are read by importing them.
-
-    Metrics are read from their source: settings are read by code that trains, which must not
-    depend on the oracle's.
-    """
+    """Return the catalogue's own keys; those of models and data are read by importing them."""
     if group == "protocols":
         return protocol_names()
     if group == "models":
@@ -141,8 +116,7 @@ def _listed(group: Group) -> Collection[str]:
     if group == "data":
         return frozenset(vars(import_module("leakbed.data"))["DATASETS"])
     if group == "metrics":
-        source = _parsed(_ROOT / "leakbed" / "oracle" / "metrics.py")
-        return frozenset(_entries(source, only="HIGHER_LEAKS_MORE"))
+        return metric_names()
     return plugin_fields(group)
 
 
@@ -177,81 +151,340 @@ def _text(kind: object) -> str:
     return kind.__name__ if type(kind) is type else str(kind)
 
 
-def _names_known(source: str) -> bool:
-    """Say whether code names the knowledge of labels; a comment or a docstring is no code."""
-    return any(
-        isinstance(node, ast.Attribute) and ast.unparse(node) == _KNOWN
-        for node in ast.walk(ast.parse(source))
-    )
+Round = Annotated[int, Field(ge=1, strict=True)]
+_PASSIVE = {"restarts", "when", "collect", "live", "grants"}
+_ACTIVE = {"checkpoint_every", "when", "control"}
+_INTRUDING = {"nodes", "control"}
+_TOLD, KNOWN_PER_CLASS = {"known_per_class"}, 1
+_SOME = _PASSIVE | _ACTIVE | _INTRUDING | _TOLD
+_COMMON = {"everywhere", "called"}
 
 
-@cache
-def adversary_names() -> tuple[str, ...]:
-    """Return the keys of the catalogue of active adversaries."""
-    return tuple(_entries(_parsed(_ROOT / "attacks" / "__init__.py"), only=_ADVERSARIES))
+class ReservedSettingError(ValueError):
+    """A plug-in has a setting that would never get its value, since a common key takes it."""
 
 
-@cache
-def intruder_names() -> tuple[str, ...]:
-    """Return the keys of the catalogue of malicious clients."""
-    return tuple(_entries(_parsed(_ROOT / "attacks" / "__init__.py"), only=_INTRUDERS))
+Rows = Literal["private", "public", "test", "elsewhere"]
 
 
-@cache
-def protocol_names() -> tuple[str, ...]:
-    """Return the keys of the catalogue of protocols."""
-    return tuple(_entries(_parsed(_ROOT / "strategies" / "__init__.py")))
+class TunedOn(BaseModel):
+    """The runs that an attack's settings were chosen on.
+
+    ``seeds`` are those of the runs, ``rows`` the part of their data that scores were looked at:
+    ``private``, ``test``, the adversary's own ``public`` rows, or images ``elsewhere``, which are
+    not among the experiment's data and need no seed. Another seed draws the parts of one data
+    set anew, so that single images may be in both draws.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seeds: tuple[Annotated[int, Field(ge=0, strict=True)], ...] = ()
+    rows: Rows
+
+    @model_validator(mode="after")
+    def _needs_seeds(self) -> "TunedOn":
+        if not self.seeds and self.rows != "elsewhere":
+            raise ValueError(f"{self.rows} rows are those of a seed; name the seeds")
+        return self
 
 
-def _entries(catalogue: ast.Module, *, only: str | None = None) -> dict[str, ast.expr]:
-    """Return the entries of the dicts a catalogue's module defines, or of the one of a name."""
-    return {
-        str(key.value): value
-        for node in catalogue.body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict)
-        if only is None or ast.unparse(node.target) == only
-        for key, value in zip(node.value.keys, node.value.values, strict=True)
-        if isinstance(key, ast.Constant)
+class AttackSettings(BaseModel):
+    """One attack: keys every attack has, and its own in ``own``.
+
+    Attributes:
+        name: A key of the catalogue, or ``package.module:Class``.
+        targets: How many messages it attacks; of a malicious client, how many samples it is asked
+            for.
+        restarts: Of passive attacks: how often it tries, and keeps the best by its own objective.
+        when: Whether it reads messages of training or of the evaluation.
+        collect: Of passive attacks: the round whose messages are attacked.
+        known_per_class: Of attacks that know a few true labels: the first so many targets of each
+            class.
+        live: Of passive attacks that can: whether it learns beside the training, from every batch
+            as it is sent, and not from a round that is over.
+        checkpoint_every: Of adversaries: gradients between two measures of what it can decode.
+        control: Of adversaries and malicious clients: whether a control run stands beside it.
+        nodes: Of malicious clients: the partitions that are one.
+        grants: Of passive attacks: what it is told of its own kinds of knowledge, by name, with
+            their settings; a list of names takes the defaults.
+        tuned_on: What its settings were chosen on: nothing for this experiment (``"default"``: the
+            catalogue's, but for those that the table has), its source (``"published"``), or runs on
+            other targets. It changes no number, and the card says it.
+        reported: The source's own figure.
+        everywhere: Whether it is tried in every case, or only in those that name it.
+        called: By what a case names it, in place of its name.
+        own: Its own settings, which a settings file writes beside the others.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    targets: int = Field(default=8, ge=1, strict=True)
+    restarts: int | None = Field(default=None, ge=1, strict=True)
+    when: Literal["training", "inference"] = "training"
+    collect: Literal["first", "middle", "last"] | Round = "last"
+    known_per_class: int | None = Field(default=None, ge=0, strict=True)
+    live: bool = Field(default=False, strict=True)
+    checkpoint_every: int | None = Field(default=None, ge=1, strict=True)
+    control: bool | None = Field(default=None, strict=True)
+    nodes: tuple[int, ...] | None = Field(default=None, min_length=1)
+    grants: dict[str, JsonObject] = Field(default_factory=dict)
+    tuned_on: Literal["default", "published"] | TunedOn = "default"
+    reported: Any = None
+    everywhere: bool = Field(default=True, strict=True)
+    called: str | None = None
+    own: JsonObject = Field(default_factory=dict)
+
+    @field_validator("tuned_on", mode="before")
+    @classmethod
+    def _says_what_on(cls, given: object) -> object:
+        """Refuse what names neither a source nor runs, in one line."""
+        if given in ("default", "published") or isinstance(given, TunedOn):
+            return given
+        try:
+            return TunedOn.model_validate(given)
+        except ValidationError:
+            raise ValueError(
+                f'{given!r} says nothing; write "default", "published", or the runs that the '
+                'settings were chosen on, such as { seeds = [100, 101], rows = "private" }, '
+                f"where rows is one of {', '.join(get_args(Rows))}"
+            ) from None
+
+    @field_validator("grants", mode="before")
+    @classmethod
+    def _by_name(cls, given: object) -> object:
+        """Read a list of names as a table with every default."""
+        if isinstance(given, list | tuple) and all(isinstance(each, str) for each in given):
+            return {name: {} for name in given}
+        return given
+
+    @model_validator(mode="after")
+    def _has_one_training(self) -> "AttackSettings":
+        """Refuse of a live attack what needs a round that is over."""
+        if not self.live:
+            return self
+        for key, value, only in (
+            ("restarts", self.restarts, None),
+            ("collect", self.collect, "last"),
+        ):
+            if value != only:
+                raise ValueError(
+                    f"{key} = {value!r} beside live = true: a live attack learns from the one "
+                    f"training there is, and reads its last round; leave {key} out, or live"
+                )
+        return self
+
+    @property
+    def choice(self) -> str:
+        """What a case chooses it by."""
+        return self.called or self.name
+
+
+class DefenseSettings(BaseModel):
+    """One alternative: nothing, one defence, or several applied in order.
+
+    Attributes:
+        stack: Name and settings of each.
+        everywhere: Whether it is tried in every case, or only in those that name it.
+        called: By what a case names it, in place of its name.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stack: tuple[tuple[str, JsonObject], ...] = ()
+    everywhere: bool = Field(default=True, strict=True)
+    called: str | None = None
+
+    @property
+    def choice(self) -> str:
+        """What a case chooses it by."""
+        return self.called or self.name
+
+    @property
+    def name(self) -> str:
+        """The catalogue keys joined by ``+``, or ``none``."""
+        return "+".join(name for name, _ in self.stack) or "none"
+
+
+def common_keys(attack: object) -> frozenset[str]:
+    """Return the keys that an attack shares with others.
+
+    Args:
+        attack: Its name. No other gradients can be forged once a run is over, so an adversary has
+            no restarts; a passive attack changes nothing while the run trains; an intruder attacks
+            no message of its own choosing.
+
+    Returns:
+        Legal keys of its table, beside its own.
+    """
+    everyones = set(AttackSettings.model_fields) - {"own"} - _SOME
+    if is_intruder(attack):
+        return frozenset(everyones | _INTRUDING)
+    if is_adversary(attack):
+        return frozenset(everyones | _ACTIVE)
+    return frozenset(everyones | _PASSIVE | (_TOLD if _told(attack) else set()))
+
+
+def refuse_reserved(kind: str, name: str) -> None:
+    """Refuse a plug-in with a setting that would never get its value, since a common key takes it.
+
+    Args:
+        kind: ``"attack"`` or ``"defence"``.
+        name: Its catalogue key.
+
+    Raises:
+        ReservedSettingError: If it has one.
+    """
+    if kind == "attack":
+        own = _plugin("attacks", kind, name).settings
+        # An attack that chooses among its tries has restarts of its own, and is told their number.
+        reserved = {*common_keys(name), "own"} - {"restarts"}
+    else:
+        own, reserved = _plugin("defenses", kind, name).settings, {*_COMMON, "name", "stack"}
+    for setting in own:
+        if setting in reserved:
+            raise ReservedSettingError(
+                f"{name} has a setting `{setting}`, which is a key of every {kind}"
+                f"{' of its kind' if setting in _SOME else ''}; call it otherwise"
+            )
+
+
+def strengths(package: Package, table: object) -> list[object]:
+    """Return a table for every combination of the values that lists give to scalar settings.
+
+    ``share = [0.1, 0.5]`` of a defence whose share is a number stands for two defences.
+
+    Args:
+        package: As for :func:`plugin_fields`.
+        table: As a settings file has it; what cannot be told apart is left as it is.
+
+    Returns:
+        At least one table, in the order of the lists.
+
+    Raises:
+        ValueError: A list is empty.
+    """
+    if not isinstance(table, Mapping):
+        return [table]
+    if isinstance(stack := table.get("stack"), list):
+        parts = [strengths(package, each) for each in stack]
+        return [{**table, "stack": list(each)} for each in product(*parts)]
+    name = table.get("name")
+    path = import_path(package, name) if isinstance(name, str) else ""
+    known = own_fields(package, path) if is_own(path) else plugin_fields(package).get(path)
+    written = {} if known is None else known.settings
+    lists = {
+        key: value
+        for key, value in table.items()
+        if isinstance(value, list) and is_scalar(written.get(key, ""))
     }
+    for key, value in lists.items():
+        if not value:
+            raise ValueError(f"{name}: {key} = [] has no values; give one, or a list of several")
+    return [{**table, **dict(zip(lists, each, strict=True))} for each in product(*lists.values())]
 
 
-def _fields(module: ast.Module, name: str) -> dict[str, str]:
-    """Return the annotated fields of a class, its bases' first, class variables excepted."""
-    for node in module.body:
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            inherited = {
-                field: written
-                for base in node.bases
-                if isinstance(base, ast.Name)
-                for field, written in _fields(module, base.id).items()
-            }
-            return inherited | _annotated(node)
-        if isinstance(node, ast.ImportFrom) and name in {alias.name for alias in node.names}:
-            path = _ROOT / f"{str(node.module).replace('.', '/')}.py"
-            return _fields(_parsed(path), name) if path.is_file() else {}
-    return {}
+def attack_table(table: object) -> object:
+    """Return an attack's table with its own settings apart; what is no table is left as it is.
+
+    Args:
+        table: As a settings file has it, or a checked one as it was dumped.
+
+    Returns:
+        What :class:`AttackSettings` reads.
+
+    Raises:
+        ValueError: If a name, a key or a value is not legal.
+    """
+    if not isinstance(table, Mapping):
+        return table
+    given = _by_path("attacks", table)
+    if isinstance(given.get("own"), Mapping):  # settings that were checked before
+        given |= given.pop("own")
+    legal = _plugin("attacks", "attack", given.get("name")).settings
+    refuse_reserved("attack", given["name"])
+    common = common_keys(given.get("name"))
+    own: JsonObject = {}
+    kept: JsonObject = {}
+    for key, value in given.items():
+        if key not in common and key not in legal:
+            raise ValueError(unknown_name(f"key of attack {given['name']}", key, {*common, *legal}))
+        if key in common:
+            kept[key] = value
+        else:
+            owner = f"attack {given['name']}"
+            own[key] = checked_value(owner, key, value, written=legal[key])
+    if _told(given["name"]):
+        kept.setdefault("known_per_class", KNOWN_PER_CLASS)
+    return {**kept, "own": own}
 
 
-def _source(catalogue: ast.Module, name: str) -> str:
-    """Return the text of the file that a catalogue imports a class from."""
-    for node in catalogue.body:
-        if isinstance(node, ast.ImportFrom) and name in {alias.name for alias in node.names}:
-            return (_ROOT / f"{str(node.module).replace('.', '/')}.py").read_text("utf-8")
-    return ""
+def defense_table(table: object) -> object:
+    """Return a defence's table as a stack; what is no table is left as it is.
+
+    Args:
+        table: As a settings file has it, or a checked one as it was dumped.
+
+    Returns:
+        What :class:`DefenseSettings` reads.
+
+    Raises:
+        ValueError: If a name, a key or a value is not legal.
+    """
+    if not isinstance(table, Mapping):
+        return table
+    given = _by_path("defenses", table)
+    common = {key: value for key, value in given.items() if key in _COMMON}
+    own = {key: value for key, value in given.items() if key not in _COMMON}
+    if "stack" not in own:
+        return {**common, "stack": [] if own == {"name": "none"} else [_one(own)]}
+    if set(own) != {"stack"}:
+        raise ValueError("a [[defense]] with `stack` has no settings beside it")
+    if not isinstance(own["stack"], list | tuple):
+        raise ValueError(  # noqa: TRY004  pydantic reads ValueErrors alone
+            f'stack is {own["stack"]!r}; write a list such as [{{ name = "weight-noise" }}]'
+        )
+    return {**common, "stack": [_one(each) for each in own["stack"]]}
 
 
-def _annotated(node: ast.ClassDef) -> dict[str, str]:
-    """Return the fields a class itself adds; one that is no dataclass adds none."""
-    if not any("dataclass" in ast.unparse(each) for each in node.decorator_list):
-        return {}
-    return {
-        statement.target.id: ast.unparse(statement.annotation)
-        for statement in node.body
-        if isinstance(statement, ast.AnnAssign)
-        and isinstance(statement.target, ast.Name)
-        and "ClassVar" not in ast.unparse(statement.annotation)
-    }
+def _by_path(package: Group, table: Mapping[str, Any]) -> JsonObject:
+    """Return a table with the import path behind the short name that a package gave to a method."""
+    given, short = dict(table), table.get("name")
+    if isinstance(short, str) and (path := import_path(package, short)) != short:
+        return {"called": short, **given, "name": path}
+    return given
 
 
-def _parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text("utf-8"), str(path))
+def _told(attack: object) -> bool:
+    """Say whether an attack may know labels."""
+    name = str(attack)
+    fields = own_fields("attacks", name) if is_own(name) else plugin_fields("attacks").get(name)
+    return fields is not None and fields.told
+
+
+def _one(table: object) -> tuple[str, JsonObject]:
+    if isinstance(table, list | tuple):  # settings that were checked before
+        return table[0], table[1]
+    if not isinstance(table, Mapping):
+        raise ValueError(f'{table!r} is no defence; write {{ name = "weight-noise" }}')  # noqa: TRY004
+    own = {key: value for key, value in table.items() if key != "name"}
+    name = _by_path("defenses", table).get("name")
+    legal = _plugin("defenses", "defence", name, "none").settings
+    refuse_reserved("defence", str(name))
+    for key, value in own.items():
+        if key not in legal:
+            raise ValueError(unknown_name(f"key of defence {name}", key, legal))
+        own[key] = checked_value(f"defence {name}", key, value, written=legal[key])
+    return str(name), own
+
+
+def _plugin(package: _Listed, kind: str, name: object, *also: str) -> PluginFields:
+    known = plugin_fields(package)
+    if name is None:
+        raise ValueError(f"every {kind} needs a name; legal: {', '.join(sorted([*known, *also]))}")
+    if isinstance(name, str) and is_own(name):
+        return own_fields(package, name)
+    if not isinstance(name, str) or name not in known:
+        message = unknown_name(kind, str(name), [*known, *also])
+        raise ValueError(f"{message}; or 'package.module:Class' for your own")
+    return known[str(name)]

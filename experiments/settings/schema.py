@@ -5,7 +5,7 @@ case x sweep x defence x attack; see :mod:`experiments.settings.cells`.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -16,15 +16,17 @@ from pydantic import (
     model_validator,
 )
 
-from experiments.settings.plugin_tables import (
+from experiments.settings.plugins import (
     AttackSettings,
     DefenseSettings,
+    JsonObject,
     attack_table,
     common_keys,
     defense_table,
+    import_path,
+    own_fields,
     strengths,
 )
-from experiments.settings.plugins import JsonObject, import_path, own_fields
 from experiments.settings.protocol import ProtocolSettings, Strict
 from experiments.settings.values import checked_value
 from leakbed.lookup import unknown_name
@@ -115,7 +117,8 @@ class ModelSettings(Strict):
 
     Attributes:
         name: A network of the catalogue, or ``package.module:Class``.
-        cut: Index of the last layer of the bottom, from 0.
+        cut: The last layer of the bottom: its index, from 0, or its path in the network, such as
+            ``"features.3"``.
         upper_cut: Index of the last layer of the middle, where the node holds the head too.
         activation: Replaces the published activation everywhere.
         initialisation: How fresh weights are drawn.
@@ -125,7 +128,7 @@ class ModelSettings(Strict):
     """
 
     name: str = "mnistnet"
-    cut: int | None = Field(default=None, ge=0)
+    cut: Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)] | None = None
     upper_cut: int | None = Field(default=None, ge=1)
     activation: str | None = None
     initialisation: Literal["default", "uniform"] = "default"

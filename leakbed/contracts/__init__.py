@@ -21,8 +21,10 @@ from leakbed.contracts.attack import (
 from leakbed.contracts.defense import (
     Defense,
     DefenseState,
+    Holdings,
     IllegalCombinationError,
     Protects,
+    TrainingStep,
     select,
 )
 from leakbed.contracts.kinds import (
@@ -62,6 +64,7 @@ __all__ = [
     "Evidence",
     "EvidenceKind",
     "Guess",
+    "Holdings",
     "IllegalCombinationError",
     "Knowledge",
     "KnowledgeKind",
@@ -73,6 +76,7 @@ __all__ = [
     "Seen",
     "State",
     "ThreatModel",
+    "TrainingStep",
     "UnfitViewError",
     "View",
     "Watcher",

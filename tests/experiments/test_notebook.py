@@ -91,10 +91,10 @@ def test_objects_score_as_the_names_of_an_experiment_do(run: Run, tmp_path: Path
         },
         out=tmp_path,
     )
-    card = run.attack(SHORT, targets=4)
-    assert card.scores == named.scores
-    assert (card.baselines, card.control) == (named.baselines, named.control)
-    assert (card.attack, card.utility) == ("unsplit", named.utility)
+    found = run.attack(SHORT, targets=4)
+    assert found.scores == named.scores
+    assert (found.baselines, found.card.control) == (named.baselines, named.control)
+    assert (found.card.attack, found.card.utility) == ("unsplit", named.utility)
     assert run.attack("unsplit", targets=4, **steps).scores == named.scores
 
 
@@ -123,6 +123,23 @@ def test_what_was_sent_stands_beside_what_was_behind_it(run: Run) -> None:
     assert torch.equal(bright.argmax(0), private.labels)
 
 
+def test_the_guess_and_the_truth_behind_it_stand_beside_the_scores(run: Run) -> None:
+    found = run.attack(Looking, targets=4)
+    assert found.guess is not None
+    assert found.truth is not None
+    guessed, private = found.guess.images, found.truth.images
+    assert guessed is not None
+    assert private.shape == guessed.shape == (4, 1, 1, 6, 6)
+    mse = (guessed - private).square().flatten(1).mean(1)
+    assert found.scores["mse"]["values"] == pytest.approx(mse.tolist())
+    last = [place for place in run.truth if place[1] == 1]
+    sent = torch.cat([run.truth[place].images for place in last])
+    assert all(any(torch.equal(one, other) for other in sent) for one in private[:, 0])
+    lines = repr(found).splitlines()
+    assert "reads the activations a node sends at the cut" in lines[0]
+    assert any("mse" in line and "mean-public" in line for line in lines)
+
+
 def test_updates_stand_beside_all_rows_of_a_round() -> None:
     run: Run = leakbed.train(
         model=plain(), data=images(), protocol="fedavg", rounds=2, learning_rate=0.5, **SETTINGS
@@ -133,11 +150,11 @@ def test_updates_stand_beside_all_rows_of_a_round() -> None:
     assert not torch.equal(before["0.weight"], after["0.weight"])
     assert run.truth[0, 1].images.shape == (10, 1, 6, 6)
     assert (run.smashed, run.cut_gradients) == ({}, {})
-    assert run.attack("constant-image", targets=2).protocol == "fedavg"
+    assert run.attack("constant-image", targets=2).card.protocol == "fedavg"
 
 
 def test_an_attack_sees_what_its_threat_model_names_alone(run: Run) -> None:
-    card = run.attack(Looking, targets=3)
+    card = run.attack(Looking, targets=3).card
     view = Looking.seen[-1]
     assert card.threat is not None
     assert "server" in card.threat.in_words
@@ -169,7 +186,7 @@ def test_a_seat_that_has_no_such_knowledge_is_refused(run: Run) -> None:
 
 
 def test_an_active_attack_gets_a_training_of_its_own_with_a_control(run: Run) -> None:
-    card = run.attack(Doubling, targets=4, checkpoint_every=2)
+    card = run.attack(Doubling, targets=4, checkpoint_every=2).card
     assert card.control is not None
     assert "never_hijacked" in card.control
 
@@ -184,6 +201,25 @@ def test_an_attack_that_breaks_is_told_with_its_line(run: Run) -> None:
 
     with pytest.raises(BrokenPluginError, match=r"Broken.*ZeroDivisionError: by nothing.*line"):
         run.attack(Broken)
+
+
+def test_a_cell_that_is_run_again_draws_the_same(run: Run) -> None:
+    def cell() -> type:
+        @dataclass(frozen=True, kw_only=True)
+        class Noise(Looking):
+            name: ClassVar[str] = "noise"
+
+            def run(self, view: View, *, seed: int) -> Guess:
+                drawn = torch.Generator().manual_seed(seed)
+                shape = (view.targets, view.rows, *view.image_shape)
+                return Guess(images=torch.rand(shape, generator=drawn))
+
+        return Noise
+
+    first, again = (run.attack(cell(), targets=3) for _ in range(2))
+    assert first.card.attack != again.card.attack
+    assert first.scores == again.scores
+    assert any("this card alone does not tell how" in note for note in first.card.notes)
 
 
 def test_a_class_of_a_cell_that_is_mended_is_tried_anew(run: Run) -> None:
@@ -202,7 +238,7 @@ def test_a_class_of_a_cell_that_is_mended_is_tried_anew(run: Run) -> None:
 
     with pytest.raises(BrokenPluginError, match="answers twice with other images"):
         run.attack(cell(careless=True), targets=2)
-    assert run.attack(cell(careless=False), targets=2).status == "done"
+    assert run.attack(cell(careless=False), targets=2).scores["mse"]["mean"] > 0
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,15 @@ from typing import Any
 
 import pytest
 
+import leakbed
 from experiments.catalogue import check_plugin
 from experiments.run import executor
 from experiments.run.offline import attack_trace
 from experiments.run.runner import run
 from experiments.run.targets import MisfitError
 from tests.experiments.test_own_plugins import _as_in_a_new_process
+from tests.support.own_evidence import Historian, Insider
+from tests.support.tiny import images
 
 OWN = "tests.support.own_evidence"
 TABLE: dict[str, Any] = {
@@ -41,6 +44,18 @@ def test_a_fed_server_reads_the_relayed_bottoms_as_the_docs_promise(tmp_path: Pa
         folder / "trace", f"{OWN}:FedReader", answers=folder / "answers", out=tmp_path / "offline"
     )
     assert again.scores["mse"] == cards[0].scores["mse"]
+
+
+def test_a_run_in_memory_grants_the_same() -> None:
+    trained = leakbed.train(
+        model="mlp2", data=images, protocol="splitfed-v1", cut=1, nodes=2, rounds=2, batch_size=4
+    )
+    card = trained.attack(Historian()).card
+    assert card.threat is not None
+    assert card.threat.evidence == ("round-bottoms",)
+    grants = {"bottom": {}, "bottom-queries": {}, "pairs": {"count": 9}, "class-means": {}}
+    told = trained.attack(Insider(asks=2), targets=2, grants=grants)
+    assert "told it class-means" in " ".join(told.card.notes)
 
 
 def test_sealed_bottoms_are_refused_before_training(
@@ -84,8 +99,10 @@ def test_what_an_experiment_tells_is_granted_and_named_on_the_card(tmp_path: Pat
 
 def test_evidence_that_is_not_declared_is_refused_by_name(tmp_path: Path) -> None:
     unseen = {"name": "RowReader", "seat": "fed-server"}
-    cards = _run(tmp_path, {"name": "RowReader"}, {"name": "RowReader", "reads": "bottom"}, unseen)
+    labels = {"name": "RowReader", "guesses": "labels"}
+    cards = _run(tmp_path, labels, {"name": "RowReader", "reads": "bottom"}, unseen)
     assert [card.status for card in cards] == ["done", "unfit", "unfit"]
+    assert "no untrained-bottom baseline: no untrained network has rows" in cards[0].unreliable
     assert "does not grant 'bottom': the threat model declares rows" in cards[1].why
     assert "'rows' is made of messages that a fed-server does not see: smashed-up" in cards[2].why
 

@@ -92,6 +92,7 @@ class RowReader:
     source: ClassVar[str] = "own"
     seat: str = "server"
     reads: str = "rows"
+    guesses: str = "images"
 
     @property
     def threat(self) -> ThreatModel:
@@ -103,6 +104,8 @@ class RowReader:
         del seed
         assert view.smashed is None
         assert len(view.granted[self.reads]) == view.targets
+        if self.guesses == "labels":
+            return Guess(labels=torch.zeros(view.targets, view.rows, dtype=torch.long))
         return _grey(view)
 
 
@@ -153,6 +156,6 @@ class Insider:
         assert isinstance(bottom, nn.Module)
         asked = ask(pairs["images"][: self.asks])
         torch.testing.assert_close(asked, bottom(pairs["images"][: self.asks]))
-        assert torch.equal(asked, pairs["smashed"][: self.asks])
+        torch.testing.assert_close(asked, pairs["smashed"][: self.asks])
         nearest = torch.cdist(view.smashed.flatten(1), pairs["smashed"].flatten(1)).argmin(1)
         return Guess(images=pairs["images"][nearest].unsqueeze(1))

@@ -27,7 +27,7 @@ from experiments.run.train import train
 from experiments.run.training_run import TrainingRun
 from experiments.settings.cells import cells
 from experiments.settings.load import load_settings
-from experiments.settings.plugin_tables import AttackSettings
+from experiments.settings.plugins import AttackSettings
 from leakbed.contracts import Evidence, Guess, Seat, ThreatModel, UnfitViewError, View
 from leakbed.flower_internals import task_identity
 from leakbed.grids import LocalGrid

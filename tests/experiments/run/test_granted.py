@@ -12,7 +12,7 @@ import torch
 from experiments.run.granted import grant_kinds, refuse_grants
 from experiments.run.targets import Evidences, MisfitError, pick_targets, refuse_misfit
 from experiments.run.view import build_view
-from experiments.settings.plugin_tables import AttackSettings
+from experiments.settings.plugins import AttackSettings
 from leakbed.contract_checks import read_evidence
 from leakbed.contracts import (
     BOTTOM,
@@ -41,11 +41,13 @@ def make(tmp_path: Path) -> Make:
 
 
 def _bottoms(node: int, *, round_: int = 2) -> list[Event]:
-    """Return a bottom as a node received it, and one more as it sent it back."""
+    """Return a bottom as a node got it, as it sent it back, and the average as it is evaluated."""
     start = {k: v for k, v in update(node).before.items() if k.startswith("0.")}
-    sent = {k: v + round_ for k, v in start.items()}
-    down = Bottom(node=node, round=round_, arrays=start, up=False)
-    return [down, Bottom(node=node, round=round_, arrays=sent, up=True)]
+    values = ((0, False), (round_, True), (99, False))
+    return [
+        Bottom(node=node, round=round_, arrays={k: v + more for k, v in start.items()}, up=up)
+        for more, up in values
+    ]
 
 
 def _view(trace: Trace, threat: ThreatModel) -> View:
@@ -102,6 +104,7 @@ def test_several_rounds_are_told_apart_and_a_missing_one_is_named(tmp_path: Path
     bias = view.granted["round-bottoms"]["after/0.bias"]
     assert bias.shape == (2, 2, 32)
     assert bias[:, :, 0].tolist() == [[1, 2], [2, 3]]
+    assert view.granted["round-bottoms"]["before/0.bias"][:, :, 0].tolist() == [[0, 0], [1, 1]]
     with pytest.raises(MisfitError, match=r"lacks round 1; record the run with keep_rounds"):
         _view(make_trace(tmp_path / "late", last), threat)
 
@@ -167,7 +170,7 @@ def test_what_is_not_granted_or_not_needed_is_refused(grants: dict[str, Any], sa
     )
     with pytest.raises(ValueError, match=said):
         refuse_grants(threat, AttackSettings(name="mine:Own", grants=grants))
-    refuse_grants(threat, AttackSettings(name="mine:Own", grants=["bottom", "pairs"]))
+    refuse_grants(threat, AttackSettings(name="mine:Own", grants={"bottom": {}, "pairs": {}}))
 
 
 def test_knowledge_needs_the_answer_key(make: Make) -> None:

@@ -22,7 +22,7 @@ from experiments.run.training_run import TrainingRun
 from experiments.run.view import build_view
 from experiments.settings.cells import cells
 from experiments.settings.load import load_settings
-from experiments.settings.plugin_tables import AttackSettings
+from experiments.settings.plugins import AttackSettings
 from experiments.settings.schema import SettingsError
 from leakbed.contracts import Evidence, Guess, Knowledge, Seat, ThreatModel, View
 from leakbed.events import Phase, Target

@@ -16,7 +16,7 @@ from experiments.run.attack import make_attack
 from experiments.run.labels import applicable, classified, infers_labels, nearest, untrained
 from experiments.run.offline import attack_trace
 from experiments.run.runner import run
-from experiments.settings.plugin_tables import AttackSettings
+from experiments.settings.plugins import AttackSettings
 from leakbed.contracts import Evidence, Knowledge, Seat, ThreatModel, View
 from leakbed.models import Architecture
 from leakbed.oracle import SEES_SAMPLES

@@ -246,19 +246,19 @@ def test_a_lost_process_loses_no_finished_cell_and_its_others_are_tried_again(
 def test_what_ends_two_processes_is_a_failed_card_and_the_others_go_on(
     tmp_path: Path, mine: Path
 ) -> None:
-    attacks = [CONSTANT, busy(tmp_path, "end9"), TABLE["attack"][0]]
+    attacks = [busy(tmp_path, "end9"), CONSTANT, TABLE["attack"][0]]
     table = {**TABLE, "attack": attacks, "sweep": {}}
     table["defense"] = [{"name": "none"}, slow(tmp_path, "end9")]
     cards = run(table, out=tmp_path / "out")
     assert statuses(cards) == [
+        ("Busy", "failed"),  # the second process found the training run finished
         ("constant-image", "done"),
-        ("Busy", "failed"),
         ("smashed-as-image", "done"),
-        ("constant-image", "failed"),  # here it is the training that ends its process
-        ("Busy", "failed"),
+        ("Busy", "failed"),  # here it is the training that ends its process
+        ("constant-image", "failed"),
         ("smashed-as-image", "failed"),
     ]
-    assert "2 processes were lost over it (WorkerCrashedError" in str(cards[1].why)
+    assert "2 processes were lost over it (WorkerCrashedError" in str(cards[0].why)
     assert len(list(tmp_path.glob("attack-*"))) == len(list(tmp_path.glob("defence-*"))) == 2
     assert came_to_nothing([card.status for card in cards]) == 1
 
@@ -274,6 +274,29 @@ def test_a_process_lost_twice_ends_the_run_where_that_is_asked_for(tmp_path: Pat
     said = r"^2 processes were lost over it \(RuntimeError: first line\).*finished cells stay"
     with pytest.raises(sweep.JobGoneError, match=said):
         scheduler._lose(lost, RuntimeError("first line\nsecond"))
+
+
+def test_of_a_finished_training_the_cell_under_way_is_given_up_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "hide_gpus", lambda: None)  # of this process, for both tasks
+    made, task = a_sweep(tmp_path)
+    first, _ = sweep.worked(task, None, 0.0)
+    assert isinstance(first, sweep.Finished), "it was not trained before"
+    again = sweep.worked(task, None, 0.0)
+    assert isinstance(next(again), sweep.Trained)
+    assert [each.card.key for each in again] == list(task.cells)  # type: ignore[union-attr]
+
+    kept: list[Card] = []
+    scheduler = object.__new__(sweep._Scheduler)
+    scheduler._settings, scheduler._ending = made.settings, False
+    scheduler._waiting, scheduler._keep = deque(), kept.append
+    lost = sweep._Run(0, task)
+    lost.trained = True
+    for _ in range(2):
+        scheduler._lose(lost, RuntimeError("gone"))
+    assert [card.status for card in kept] == ["failed"]
+    assert list(lost.task.cells) == list(task.cells)[1:], "the others are tried"
 
 
 @pytest.mark.runtime
@@ -448,7 +471,7 @@ def test_an_error_of_a_task_can_be_read_elsewhere(
     def fail(*_: Any) -> None:
         raise raised
 
-    monkeypatch.setattr(sweep, "_cards", fail)
+    monkeypatch.setattr(sweep, "_group", fail)
     (ended,) = sweep.worked(a_sweep(tmp_path)[1], None, 0.0)
     there = pickle.loads(pickle.dumps(ended)).error  # noqa: S301  of its own making
     assert type(there) is seen

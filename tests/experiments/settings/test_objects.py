@@ -14,7 +14,7 @@ import strategies
 from attacks.cosine_score import CosineScore
 from attacks.unsplit import UnSplit
 from defenses.smashed_noise import SmashedNoise
-from experiments.run.runner import run
+from experiments.run.runner import planned, run
 from experiments.settings.load import load_settings
 from experiments.settings.objects import named, refuse_elsewhere
 from experiments.settings.schema import Settings, SettingsError
@@ -173,6 +173,21 @@ def test_other_processes_get_no_objects(
         run({**BASE, **shared, section: value}, out=tmp_path / "never")
     assert not (tmp_path / "never").exists()
     refuse_elsewhere(load_settings({**BASE, section: value}))  # on one process they are welcome
+
+
+def test_cells_of_handed_over_data_are_resumed_and_those_of_networks_are_not(
+    tmp_path: Path,
+) -> None:
+    def keys(**parts: Any) -> set[str]:
+        table = {**BASE, "data": images, "model": plain, "protocol": {"batch_size": 5}, **parts}
+        return set(planned(load_settings(table), folder=tmp_path, root=None).cells)
+
+    assert keys(data=images()) == keys(data=images())
+    brighter = images()[0].sqrt(), images()[1]
+    assert not keys(data=images()) & keys(data=brighter)
+    network = plain()
+    assert not keys(model=network) & keys(model=network)
+    assert keys(attack=[UnSplit(tv=0.2)]) == keys(attack=[{"name": "unsplit", "tv": 0.2}])
 
 
 def test_a_file_that_holds_an_objects_name_says_what_to_do(tmp_path: Path) -> None:

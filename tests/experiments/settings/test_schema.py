@@ -1,14 +1,20 @@
 """Settings refuse what is not legal, and say what would be."""
 
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from experiments.catalogue import catalogue
+from experiments.settings import plugins
+from experiments.settings.catalogues import plugin_fields
 from experiments.settings.load import load_settings
+from experiments.settings.plugins import ReservedSettingError
 from experiments.settings.schema import Settings
 
 ATTACK = {"name": "constant-image"}
@@ -83,7 +89,8 @@ def test_defaults_are_one_undefended_case() -> None:
         ({"defense": [{"stack": [3]}]}, "3 is no defence"),
         ({"defense": [{"name": "smashed-noise", "sigma": "x"}]}, "sigma: Input should be a valid"),
         ({"sweep": {"seed": [0, -1]}}, "sweep: seed: Input should be greater than or equal to 0"),
-        ({"sweep": {"model.cut": ["a"]}}, "sweep: model.cut: Input should be a valid integer"),
+        ({"sweep": {"model.cut": [1.5]}}, "sweep: model.cut: Input should be a valid integer"),
+        ({"model": {"cut": ""}}, "String should have at least 1 character"),
         ({"sweep": {"attack.targets": [1]}}, "write one [[attack]] for each value"),
         ({"case": [{"name": "a", "data.nodes": 0}]}, "case 'a': data.nodes: Input should be gre"),
         ({"data": {"nodes": "2"}}, "Input should be a valid integer"),
@@ -96,6 +103,50 @@ def test_refuses_what_is_not_legal(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(ValidationError) as error:
         settings(**changes)
     assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("attack", "key", "told"),
+    [
+        ("unsplit", "targets", "unsplit has a setting `targets`, which is a key of every attack;"),
+        ("unsplit", "when", "`when`, which is a key of every attack of its kind; call it otherwis"),
+        ("unsplit", "called", "`called`, which is a key of every attack; call it otherwise"),
+        ("unsplit", "name", "`name`, which is a key of every attack; call it otherwise"),
+        ("unsplit", "own", "`own`, which is a key of every attack; call it otherwise"),
+        ("fsha", "control", "`control`, which is a key of every attack of its kind; call it other"),
+        ("client-gan", "nodes", "`nodes`, which is a key of every attack of its kind; call it oth"),
+        ("model-completion", "known_per_class", "`known_per_class`, which is a key of every attac"),
+        ("smashed-noise", "everywhere", "`everywhere`, which is a key of every defence; call it o"),
+        ("smashed-noise", "stack", "`stack`, which is a key of every defence; call it otherwise"),
+    ],
+)
+def test_a_plug_in_whose_setting_a_common_key_would_take_is_refused(
+    monkeypatch: pytest.MonkeyPatch, attack: str, key: str, told: str
+) -> None:
+    package = "defenses" if attack == "smashed-noise" else "attacks"
+    known = plugin_fields(package)[attack]
+    wider = replace(known, settings={**known.settings, key: "int"})
+    everyone = {**plugin_fields(package), attack: wider}
+    other = {name: plugin_fields(name) for name in ("attacks", "defenses")}
+    monkeypatch.setattr(plugins, "plugin_fields", lambda name: {**other, package: everyone}[name])
+    kind = "defense" if package == "defenses" else "attack"
+    with pytest.raises(ValidationError) as error:
+        settings(**{kind: [{"name": attack}]})
+    assert told in str(error.value)
+    with pytest.raises(ReservedSettingError, match=re.escape(told)):  # where everything is listed
+        catalogue()
+
+
+def test_an_attack_keeps_its_own_settings_apart() -> None:
+    (attack,) = settings(attack=[{"name": "unsplit", "targets": 3, "tv": 0.5}]).attack
+    assert (attack.targets, attack.own) == (3, {"tv": 0.5})
+
+
+def test_defenses_stack_in_order() -> None:
+    stack = [{"name": "weight-noise", "scale": 0.1}, {"name": "weight-sparsification"}]
+    (defense,) = settings(defense=[{"stack": stack}]).defense
+    assert defense.name == "weight-noise+weight-sparsification"
+    assert defense.stack[0] == ("weight-noise", {"scale": 0.1})
 
 
 def test_a_case_may_nest_its_overrides() -> None:
