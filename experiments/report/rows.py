@@ -164,8 +164,7 @@ class Row:
     def above_ceiling(self) -> list[str]:
         """Every distinct mark of cards above their ceiling, or of noise that is not as claimed."""
         said = [card.above_ceiling for card in self.cards]
-        noise = [each for card in self.cards for each in card.noise]
-        noise += [each for card in self.cards if card.ceiling for each in card.ceiling.doubts]
+        noise = [each for card in self.cards for each in card.noise_doubts]
         return list(dict.fromkeys([*filter(None, said), *noise]))
 
     @property

@@ -285,6 +285,11 @@ class Card(BaseModel):
         return f"budget-bound: {share:.0%} of the targets stopped on the attack's budget of steps"
 
     @property
+    def noise_doubts(self) -> tuple[str, ...]:
+        """All that is known of recorded noise that is not what the defence says."""
+        return (*self.noise, *(self.ceiling.doubts if self.ceiling else ()))
+
+    @property
     def above_ceiling(self) -> str | None:
         """The mark of a card that identifies more than its seat allows but by chance."""
         bound = self.ceiling

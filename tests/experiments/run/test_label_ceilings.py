@@ -24,13 +24,13 @@ TABLE: dict[str, Any] = {
     "name": "small",
     "keep_rounds": "all",
     "ceiling": {"messages": 3, "draws": 2},
-    "data": {"size": 300, "nodes": 2, "canaries": 60},
+    "data": {"size": 300, "nodes": 2, "canaries": 120},
     "model": {"name": "mnistnet", "cut": 5},
     "protocol": {
         "name": "vanilla-split",
         "labels": "server",
-        "batch_size": 8,
-        "local_steps": 3,
+        "batch_size": 16,
+        "local_steps": 2,
         "rounds": 2,
         "optimizer": "adam",
         "learning_rate": 0.001,
@@ -78,7 +78,7 @@ def test_a_top_stepped_again_makes_the_recorded_gradients(noised: tuple[Path, Ca
 def test_a_canary_that_is_first_used_later_is_reached_with_adams_memory(
     noised: tuple[Path, Card],
 ) -> None:
-    found = label_ceiling_of_run(noised[0], targets=60, draws=2, span="message")
+    found = label_ceiling_of_run(noised[0], targets=24, draws=2, span="message")
     assert {each.round for each in found.messages} == {1, 2}
     assert all(each.sound for each in found.findings), list(map(str, found.findings))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from experiments.run import ceilings, recorded
+from experiments.run import recorded
 from experiments.run.ceilings import ceiling_of_run
 from experiments.run.runner import run
 from experiments.run.targets import Evidences
@@ -105,7 +105,7 @@ def test_arrays_in_another_order_are_taken_by_their_names(
 def test_more_candidates_than_memory_holds_are_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ceilings, "_MEMORY", 2**20)
+    monkeypatch.setattr(candidate_messages, "_MEMORY", 2**20)
     with pytest.raises(NoCeilingError, match=r"candidates' messages of \d+ numbers are .* at most"):
         ceiling_of_run(folder, **FEW)
 
