@@ -119,6 +119,7 @@ def ceiling_of_run(
     )
     messages = [game.update(at) if evidences.updates else game.row(at) for at in chosen]
     found = RunCeiling(messages=messages, findings=game.findings(messages), notes=game.notes)
+    found = replace(found, span=span)
     if summed:
         found = replace(found, seat="server that is given the sum of all nodes' updates alone")
     return replace(found, told=f"{found.told}, the row's label") if labels else found

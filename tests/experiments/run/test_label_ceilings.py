@@ -14,6 +14,7 @@ from experiments.cli import app
 from experiments.report.rows import cells
 from experiments.report.tables import tables
 from experiments.results.cards import Card
+from experiments.run import label_ceilings
 from experiments.run.attack import Attacked, attack_run
 from experiments.run.label_ceilings import label_ceiling_of_run
 from experiments.run.runner import run
@@ -76,10 +77,16 @@ def test_a_top_stepped_again_makes_the_recorded_gradients(noised: tuple[Path, Ca
 
 
 def test_a_canary_that_is_first_used_later_is_reached_with_adams_memory(
-    noised: tuple[Path, Card],
+    noised: tuple[Path, Card], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = label_ceiling_of_run(noised[0], targets=24, draws=2, span="message")
-    assert {each.round for each in found.messages} == {1, 2}
+    honest = label_ceilings._first_uses
+
+    def later(*given: Any, **more: Any) -> list[Any]:
+        return [target for target in honest(*given, **more) if target.round == 2]
+
+    monkeypatch.setattr(label_ceilings, "_first_uses", later)
+    found = label_ceiling_of_run(noised[0], targets=3, draws=2, span="message")
+    assert {each.round for each in found.messages} == {2}
     assert all(each.sound for each in found.findings), list(map(str, found.findings))
 
 

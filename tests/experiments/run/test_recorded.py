@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from experiments.run import recorded
+from experiments.run import candidate_messages, recorded
 from experiments.run.ceilings import ceiling_of_run
 from experiments.run.runner import run
 from experiments.run.targets import Evidences
