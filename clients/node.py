@@ -23,10 +23,10 @@ from torch import Tensor
 
 from defenses import DEFENSES
 from leakbed.contracts import Defense, Protects, select
-from leakbed.contracts.defense import refuse_uncalled
+from leakbed.contracts.hooks import refuse_uncalled
 from leakbed.data.config import DataConfig
 from leakbed.flower_internals import is_simulated
-from leakbed.lookup import unknown_name
+from leakbed.lookup import import_object, unknown_name
 from leakbed.models import Architecture
 from leakbed.mods import live
 from leakbed.plugins import picked
@@ -202,6 +202,8 @@ class NodeConfig:
         intruder: Name and settings of the malicious client that the node is; None for an honest
             node.
         intruder_stream: The intruder's own stream.
+        protocol: Import path of a protocol of one's own, whose module has the requests that the
+            node answers; empty for the catalogue's.
     """
 
     data: DataConfig
@@ -215,6 +217,7 @@ class NodeConfig:
     order_stream: int | None = None
     intruder: tuple[str, Mapping[str, Any]] | None = None
     intruder_stream: int = 0
+    protocol: str = ""
 
     def record(self) -> ConfigRecord:
         """Return the cell as a Flower record."""
@@ -276,7 +279,7 @@ class NodeConfig:
         """Return all of the node's defences, those of its training step among them.
 
         One with a hook that nobody would call is a
-        :class:`~leakbed.contracts.defense.UncalledHookError`.
+        :class:`~leakbed.contracts.hooks.UncalledHookError`.
         """
         kinds = [picked(name, DEFENSES, "defence") for name, _ in self.defenses]
         for kind in kinds:
@@ -287,6 +290,15 @@ class NodeConfig:
         """Return the names of its defences and of the intruder that it is."""
         acting = () if self.intruder is None else (self.intruder[0],)
         return (*(name for name, _ in self.defenses), *acting)
+
+    def decided(self) -> "NodeConfig":
+        """Return the same cell with ``"auto"`` replaced by the type of device that is there now.
+
+        A GPU that vanishes later is then an error, and not a CPU that goes on in its place.
+        """
+        if self.device != "auto":
+            return self
+        return replace(self, device=self.torch_device().type)
 
     def torch_device(self) -> torch.device:
         """Return where this node computes; nodes are dealt over the GPUs that a process sees."""
@@ -353,6 +365,16 @@ def own_code(context: Context) -> None:
         find_first(context.run_config)
 
 
+def own_protocol(context: Context) -> None:
+    """Import the protocol of one's own whose requests a node is to answer.
+
+    Args:
+        context: The node's.
+    """
+    if protocol := NodeConfig.of(context).protocol:
+        import_object(protocol)  # which makes the requests of its module known
+
+
 def allowed(cell: NodeConfig, context: Context) -> NodeConfig:
     """Return a cell as the operator of a node lets a server set it.
 
@@ -383,6 +405,7 @@ def allowed(cell: NodeConfig, context: Context) -> NodeConfig:
     }
     named |= {f"defense.name ({index})": name for index, (name, _) in enumerate(cell.defenses)}
     named |= {} if cell.intruder is None else {"attack.name": cell.intruder[0]}
+    named |= {"protocol.name": cell.protocol}
     for setting, path in named.items():
         if path is not None and ":" in path and path not in listed:
             wanted = f'import-paths="{path}" (several with commas)'
@@ -421,7 +444,7 @@ def register(app: ClientApp) -> None:
             del context.state[key]
         if (memory := live(context)) is not None:
             memory.clear()
-        context.state[_CELL] = cell.record()
+        context.state[_CELL] = cell.decided().record()
         _, labels = cell.rows()
         cell.batches(1, len(labels))
         ready = MetricRecord({"rows": len(labels)})

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from experiments.run.recorded import Recorded
-from experiments.run.replay import Sent, bottom_before
+from experiments.run.replay import Sent, bottom_before, refuse_other_steps
 from experiments.run.targets import Evidences
 from leakbed.contracts import Defense, Protects, select
 from leakbed.contracts.noise_laws import (
@@ -27,13 +27,12 @@ from leakbed.contracts.noise_laws import (
     sent_law,
     weighted_sum,
 )
-from leakbed.events import Phase, SmashedUp, UpdateUp
+from leakbed.events import Phase, SmashedUp, Target, UpdateUp
 from leakbed.models import DETERMINISTIC
 from leakbed.models.networks import FlattenLinear
 from leakbed.oracle.caps import reconstruction_floor
 from leakbed.oracle.ceiling import Messages, flat
 from leakbed.oracle.local_training import LocalTraining
-from leakbed.oracle.truth import Target
 from leakbed.seeds import derive, scoped
 
 _MEMORY = 2**33  # bytes of candidates' messages, with room for what is computed from them
@@ -206,6 +205,7 @@ class CandidateMessages:
     ) -> tuple[list[Law], Tensor]:
         """Return the laws of a node's update, and its losses, with candidates in a row's place."""
         run, key = self._run, self._run.key
+        refuse_other_steps(run.defenses)
         before = {name: torch.from_numpy(value) for name, value in event.before.items()}
         network = run.architecture.build(0)
         self._refuse_names(before, network.state_dict())

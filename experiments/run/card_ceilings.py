@@ -26,8 +26,8 @@ from experiments.settings.cells import CellSettings
 from experiments.settings.schema import CeilingSettings
 from leakbed.contracts import Evidence, Knowledge, Seat, ThreatModel
 from leakbed.contracts.noise_laws import NoCeilingError
+from leakbed.events import Target
 from leakbed.oracle.noise_checks import above
-from leakbed.oracle.truth import Target
 
 _OF_A_MESSAGE = {
     Evidence.UPDATE,
@@ -189,7 +189,7 @@ def _refuse(threat: ThreatModel, scores: Mapping[str, Any], *, when: str) -> Non
         raise NoCeilingError(
             f"no ceiling: it is of single messages; the attack reads {', '.join(more)}"
         )
-    told = threat.needs & _NOT_TOLD
+    told = {*(threat.needs & _NOT_TOLD), *threat.knowledge_kinds}
     if when == "training" and Knowledge.SERVER_PART in threat.needs:
         told |= {Knowledge.SERVER_PART}  # as the row's own message left it
     if told:

@@ -35,13 +35,12 @@ from leakbed.contracts.noise_laws import (
     NoCeilingError,
     of_answers,
 )
-from leakbed.events import Phase
+from leakbed.events import Phase, Target
 from leakbed.lookup import unknown_name
 from leakbed.oracle.caps import budget_cap, budget_of, cap
 from leakbed.oracle.ceiling import beliefs, ceiling, label_ceiling
 from leakbed.oracle.gathered import Gathered
 from leakbed.oracle.noise_checks import Finding, check_hits, check_noise
-from leakbed.oracle.truth import Target
 from leakbed.seeds import derive, generator
 
 SPANS = ("message", "round", "training")

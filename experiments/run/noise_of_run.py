@@ -22,9 +22,9 @@ from experiments.run.recorded import Recorded
 from experiments.run.targets import Evidences, MisfitError, pick_targets
 from leakbed.contracts import Evidence, Protects, Seat, ThreatModel, select
 from leakbed.contracts.noise_laws import NoCeilingError
-from leakbed.events import Phase
+from leakbed.events import Phase, Target
 from leakbed.oracle.noise_checks import Finding, check_noise
-from leakbed.oracle.truth import AnswerKeyError, Target
+from leakbed.oracle.truth import AnswerKeyError
 
 _MOST = 8  # messages of a kind, and batches that are stepped again before one
 _NOISED = (Protects.UPDATE, Protects.SMASHED, Protects.CUT_GRADIENT)

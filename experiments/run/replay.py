@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from experiments.run.recorded import Recorded
 from leakbed.contracts import Defense, Protects, select
 from leakbed.contracts.noise_laws import Channel, Clean, Law, NoCeilingError, sent_law
-from leakbed.events import Array, CutGradientDown, Phase, SmashedUp
-from leakbed.oracle.truth import Target
+from leakbed.events import Array, CutGradientDown, Phase, SmashedUp, Target
 from leakbed.plugins import is_own
 from leakbed.seeds import derive, scoped
 from leakbed.tensors import as_tensor, load
@@ -54,6 +53,22 @@ def bottom_before(run: Recorded, target: Target) -> nn.Module:
         return bottom.eval()
     _refuse_unknown(run, target)
     return _reached(run, target)[0].bottom
+
+
+def refuse_other_steps(defenses: Sequence[Defense], *, instead: str = "") -> None:
+    """Refuse to repeat training in which defences took part.
+
+    Args:
+        defenses: Of the run.
+        instead: What to do, if anything.
+
+    Raises:
+        NoCeilingError: If one hooks into training.
+    """
+    if select(defenses, Protects.TRAINING):
+        raise NoCeilingError(
+            f"no ceiling: a defence changes the node's own training steps{instead}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -183,11 +198,7 @@ def _refuse_unknown(run: Recorded, target: Target, *, later: bool = False) -> No
     """Refuse what cannot be stepped again; of a first message nothing needs to be."""
     if run.key.seed is None:
         raise NoCeilingError("the answer key does not say the run's seed; record it again")
-    if select(run.defenses, Protects.TRAINING):
-        raise NoCeilingError(
-            "no ceiling: a defence changes the node's own training steps; attack test rows "
-            "(when = 'inference')"
-        )
+    refuse_other_steps(run.defenses, instead="; attack test rows (when = 'inference')")
     protocol = str(run.trace.about["protocol"])
     known = not is_own(protocol) and (_merged(run) or find_protocol(protocol).in_turn)
     if not known and (later or (target.round, target.step) != (1, 0)):

@@ -48,7 +48,7 @@ from leakbed.tap.wiretap import PassiveHook, Wiretap
 from leakbed.tensors import as_tensor, finite, load, predicted, resolve_device
 from leakbed.wire.messages import SETUP, SPLIT_STEP
 from strategies import find_protocol
-from strategies.node_session import NodeStopped
+from strategies.node_channel import NodeStopped
 from strategies.protocol import Build, BuiltProtocol, ProtocolSetup
 from strategies.split_strategy import SplitStrategy
 
@@ -458,11 +458,12 @@ def grids_of(settings: Settings) -> Grids:
     def on_ray(nodes: int) -> Iterator[tuple[Grid, Mapping[int, int]]]:
         from leakbed.grids.ray.grid import RayGrid  # noqa: PLC0415  Ray takes seconds to import
 
+        at_cpu = resolve_device(settings.device).type == "cpu"  # as the keys of its cards say
         with RayGrid(
             node_app,
             nodes=nodes,
             workers=settings.workers,
-            num_gpus=0.0 if settings.device == "cpu" else settings.gpus_per_worker,
+            num_gpus=0.0 if at_cpu else settings.gpus_per_worker,
             address=settings.ray_address,
         ) as grid:
             yield grid, grid.roster
