@@ -8,7 +8,7 @@ whenever it is looked up; :mod:`leakbed.contract_checks` runs it. Importing this
 nor Flower.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 from leakbed.contracts import ThreatModel
 from leakbed.contracts.defense import Defense
 from leakbed.contracts.hooks import refuse_uncalled
-from leakbed.lookup import format_error, import_object
+from leakbed.lookup import format_error, import_object, unknown_name
 
 Contract = Literal["attack", "defence", "metric"]
 Role = Literal["attack", "adversary", "intruder", "defence", "metric"]
@@ -37,6 +37,7 @@ _METHODS: Mapping[Role, tuple[str, ...]] = {
     "attack": ("run",),
     "metric": ("measure",),
 }
+_TABLES: Mapping[Role, str] = {"defence": "defense", "metric": "metric"}  # of others "attack"
 Kind = TypeVar("Kind")
 
 
@@ -130,7 +131,8 @@ def form_breaches(kind: type, contract: Contract) -> list[str]:
 
 def _other(role: Role | None, contract: Contract) -> str:
     if role is not None:
-        return f"it is a {role}" if role in {"defence", "metric"} else f"it is an {role}"
+        table = _TABLES.get(role, "attack")
+        return f"it is a{'n' * (role[0] in 'ai')} {role}; name it in a table [[{table}]]"
     if contract == "defence":
         return "it does not inherit leakbed.contracts.Defense"
     if contract == "metric":
@@ -187,3 +189,43 @@ def _defense_breaches(kind: type[Defense]) -> list[str]:
 def installed(group: Group) -> dict[str, EntryPoint]:
     """Return what installed packages offer of a kind, by their short names."""
     return {each.name: each for each in entry_points(group=GROUPS[group])}
+
+
+def offering(group: Group, name: str) -> list[str]:
+    """Return the installed packages that offer a short name, each for another object.
+
+    Args:
+        group: What is named.
+        name: The short name.
+
+    Returns:
+        Their names, in order.
+    """
+    found = {each.value: each for each in entry_points(group=GROUPS[group], name=name)}
+    return sorted(each.dist.name if each.dist else path for path, each in found.items())
+
+
+def unknown_plugin(
+    group: Group, kind: str, name: str, legal: Iterable[str], *, form: str = "package.module:Class"
+) -> str:
+    """Return the error message for a name that is neither a catalogue's nor an installed package's.
+
+    Args:
+        group: What is named.
+        kind: The same in words.
+        name: As a settings file has it.
+        legal: The catalogue's own.
+        form: Of an import path of such a thing.
+
+    Returns:
+        One line.
+    """
+    message = unknown_name(kind, name, {*legal, *installed(group)})
+    if also := [
+        other for each, other in GROUPS.items() if each != group and name in installed(each)
+    ]:
+        return f"{message}; {name!r} is offered as one of {', '.join(also)}"
+    package, _, last = name.rpartition(".")
+    if package and all(part.isidentifier() for part in name.split(".")):
+        return f"{message}; or an import path, with a colon: '{package}:{last}'"
+    return f"{message}; or {form!r} for your own, or install the package that offers it"

@@ -34,7 +34,17 @@ from experiments.settings.catalogues import (
 from experiments.settings.values import checked_value, is_known, is_scalar
 from leakbed.contracts import Knowledge, ThreatModel
 from leakbed.lookup import unknown_name
-from leakbed.plugins import Contract, Group, PluginError, installed, is_own, own_class, role_of
+from leakbed.plugins import (
+    Contract,
+    Group,
+    PluginError,
+    installed,
+    is_own,
+    offering,
+    own_class,
+    role_of,
+    unknown_plugin,
+)
 
 JsonObject = dict[str, Any]
 _Listed = Literal["attacks", "defenses"]
@@ -93,7 +103,7 @@ def import_path(group: Group, name: str) -> str:
         The path; any other name as it is.
 
     Raises:
-        PluginError: An installed package offers a name that is the catalogue's.
+        PluginError: An installed package offers a name that is the catalogue's, or two offer it.
     """
     if is_own(name) or name not in (offered := installed(group)):
         return name
@@ -103,6 +113,11 @@ def import_path(group: Group, name: str) -> str:
         raise PluginError(
             f"{source} offers {name!r}, which is the catalogue's own; give it another name in its "
             "entry points, or uninstall it"
+        )
+    if len(packages := offering(group, name)) > 1:
+        raise PluginError(
+            f"{' and '.join(packages)} both offer {name!r}; uninstall one, or write the import "
+            f"path of what you mean, such as {found.value!r}"
         )
     return found.value
 
@@ -485,6 +500,5 @@ def _plugin(package: _Listed, kind: str, name: object, *also: str) -> PluginFiel
     if isinstance(name, str) and is_own(name):
         return own_fields(package, name)
     if not isinstance(name, str) or name not in known:
-        message = unknown_name(kind, str(name), [*known, *also])
-        raise ValueError(f"{message}; or 'package.module:Class' for your own")
+        raise ValueError(unknown_plugin(package, kind, str(name), [*known, *also]))
     return known[str(name)]

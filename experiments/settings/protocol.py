@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from experiments.settings.catalogues import protocol_names
 from experiments.settings.plugins import import_path
 from leakbed.lookup import unknown_name
-from leakbed.plugins import is_own
+from leakbed.plugins import is_own, unknown_plugin
 
 OPTIONS = ("sync", "gradient_scale", "merge")  # settings of some protocols alone
 _MOST = 1_000_000  # steps or rounds; the order of batches is laid out before training starts
@@ -84,6 +84,8 @@ class ProtocolSettings(Strict):
                     "build = functools.partial(build, ...)"
                 )
         elif name not in protocol_names():
-            message = unknown_name("protocol", name, protocol_names())
-            raise ValueError(f"{message}; or 'package.module:name' for your own")
+            form = "package.module:name"
+            raise ValueError(
+                unknown_plugin("protocols", "protocol", name, protocol_names(), form=form)
+            )
         return path

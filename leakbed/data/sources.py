@@ -49,7 +49,8 @@ from numpy import ndarray
 
 from leakbed.data.dataset import BadDataError, Dataset, Decoded, MissingDataError, finished, fitted
 from leakbed.data.folders import read_folder
-from leakbed.lookup import ImportPathError, format_error, import_object, listed, unknown_name
+from leakbed.lookup import ImportPathError, format_error, import_object, listed
+from leakbed.plugins import unknown_plugin
 
 _DIGITS = tuple(str(digit) for digit in range(10))
 _PHOTOGRAPHS = ("china", "flower")  # a temple under the sky, and a dahlia
@@ -396,8 +397,8 @@ def load(
             "of your own"
         )
     if name not in DATASETS and ":" not in name:
-        message = unknown_name("data set", name, DATASETS)
-        raise UnknownDatasetError(f"{message}; or 'package.module:function' for your own")
+        form = "package.module:function"
+        raise UnknownDatasetError(unknown_plugin("data", "data set", name, DATASETS, form=form))
     if root is None and (variable := os.environ.get("LEAKBED_DATA")):
         root = Path(variable)
     if name in SHIPPED:

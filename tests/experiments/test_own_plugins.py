@@ -172,7 +172,10 @@ def test_an_edit_of_a_defense_trains_again(mine: Path, tmp_path: Path) -> None:
         ({"name": "no_such_module:Grey"}, "No module named 'no_such_module'"),
         ({"name": "grey_of_mine:Grey", "gray": 0.5}, "did you mean 'grey'"),
         ({"name": "grey_of_mine:Grey", "grey": "dark"}, "grey: Input should be a valid number"),
-        ({"name": "mask_of_mine:RandomMask"}, "it is a defence"),
+        (
+            {"name": "mask_of_mine:RandomMask"},
+            r"it is a defence; name it in a table \[\[defense\]\]",
+        ),
         ({"name": "grey_of_mine:View"}, "has the methods of no attack"),
     ],
 )

@@ -79,6 +79,7 @@ def _offer(monkeypatch: pytest.MonkeyPatch, group: str, name: str, value: str) -
     found = {group: {name: offered}}
     monkeypatch.setattr(plugins, "installed", lambda asked: found.get(asked, {}))
     monkeypatch.setattr("experiments.catalogue.installed", lambda asked: found.get(asked, {}))
+    monkeypatch.setattr("leakbed.plugins.installed", lambda asked: found.get(asked, {}))
 
 
 def test_a_protocol_runs_by_import_path_and_is_another_than_the_catalogues(
@@ -200,3 +201,45 @@ def test_an_entry_point_with_a_name_of_the_catalogue_is_refused(
     _offer(monkeypatch, group, name, "ring_of_mine:RING")
     with pytest.raises(SettingsError, match=f"offers '{name}', which is the catalogue's own"):
         load_settings({**TABLE, section: {**TABLE[section], "name": name}})
+
+
+def _install(site: Path, package: str, group: str, value: str) -> None:
+    """Write what pip writes of a package that offers ``shipped-by-two``."""
+    folder = site / f"{package}-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(f"Name: {package}\nVersion: 1.0\n")
+    (folder / "entry_points.txt").write_text(f"[leakbed.{group}]\nshipped-by-two = {value}\n")
+
+
+@pytest.mark.parametrize(("group", "section"), [("protocols", "protocol"), ("models", "model")])
+def test_a_name_that_two_packages_offer_is_refused_and_their_paths_are_not(
+    mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: str, section: str
+) -> None:
+    _install(tmp_path, "first", group, "one_of_mine:IT")
+    _install(tmp_path, "second", group, "ring_of_mine:RING")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    said = "first and second both offer 'shipped-by-two'; uninstall one, or write the import path"
+    with pytest.raises(SettingsError, match=said):
+        load_settings({**TABLE, section: {**TABLE[section], "name": "shipped-by-two"}})
+
+
+@pytest.mark.parametrize("section", ["protocol", "model", "data"])
+def test_a_mistyped_short_name_is_told_those_of_installed_packages(
+    mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: str
+) -> None:
+    group = {"protocol": "protocols", "model": "models"}.get(section, section)
+    _offer(monkeypatch, group, "short", "ring_of_mine:RING")
+    for name, said in (
+        ("shorn", "did you mean 'short'.*legal: .*short.*or install the package that offers it"),
+        ("net.of.mine", r"or an import path, with a colon: 'net\.of:mine'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            run({**TABLE, section: {**TABLE[section], "name": name}}, out=tmp_path / "out")
+
+
+def test_a_short_name_of_another_kind_is_told_its_own(
+    mine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _offer(monkeypatch, "attacks", "short", "ring_of_mine:RING")
+    with pytest.raises(SettingsError, match=r"'short' is offered as one of leakbed\.attacks"):
+        load_settings({**TABLE, "defense": [{"name": "short"}]})
