@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from clients.node import NodeConfig
 from clients.trainer import load_momenta, momenta_of
-from leakbed.contract_checks import blame, blamed, refuse_unsent
+from leakbed.contract_checks import blame, blamed, refuse_state, refuse_unsent
 from leakbed.contracts import (
     BrokenPluginError,
     Defense,
@@ -247,6 +247,7 @@ class TrainingDefenses:
         for defense, state in pairs:
             with blamed(defense, "defence"):
                 states.append(defense.prepare(state, held))
+                refuse_state(defense, states[-1])
         self._states = states
 
     def store(self, context: Context) -> None:

@@ -224,6 +224,42 @@ def refuse_unsent(
             raise BrokenPluginError(blame(defense, "defence", said))
 
 
+def refuse_state(defense: object, state: object) -> None:
+    """Refuse a defence's next state where it could not be kept for the next message.
+
+    A state travels between processes as tensors and numbers, so a lock, a file or a function in it
+    would be lost, or fail in the node.
+
+    Args:
+        defense: Whose it is.
+        state: What it returned.
+
+    Raises:
+        BrokenPluginError: It is no state, or holds what is neither.
+    """
+    from torch import Tensor  # noqa: PLC0415  as the module's first lines say
+
+    from leakbed.contracts.defense import DefenseState  # noqa: PLC0415  which imports this module
+
+    if not isinstance(state, DefenseState):
+        said = f"returned {_kind(state)} where its next DefenseState belongs"
+        raise BrokenPluginError(blame(defense, "defence", said))
+    wrong = [
+        f"{type(value).__name__} {name!r} in its state, where a whole number belongs"
+        for name in ("stream", "messages")
+        if not isinstance(value := getattr(state, name), int)
+    ]
+    wrong += [
+        f"{type(value).__name__} {name!r} in its state, where tensors belong"
+        for tensors in (state.tensors, state.trained, state.momenta)
+        for name, value in tensors.items()
+        if not isinstance(value, Tensor)
+    ]
+    if wrong:
+        said = f"keeps {wrong[0]}: it goes from process to process; make anything else from those"
+        raise BrokenPluginError(blame(defense, "defence", said))
+
+
 def refuse_loss(defense: object, loss: object, output: "Tensor") -> None:
     """Refuse what a defence adds to a node's loss where it is no number to minimise.
 

@@ -19,6 +19,7 @@ from leakbed.contract_checks import (
     blamed,
     guess_breaches,
     read_evidence,
+    refuse_state,
     refuse_unsent,
     tell,
     values_breach,
@@ -64,7 +65,7 @@ from leakbed.events import (
 from leakbed.models import Architecture
 from leakbed.seeds import derive, scoped
 
-Hook = Callable[[DefenseState, Tensor], Any]
+Hook = Callable[[DefenseState, Tensor], tuple[DefenseState, Tensor]]
 _SEED = 3
 _DRAW = "draw from state.generator()"
 _SHAPE, _TARGETS, _KNOWN = (1, 8, 8), 3, 2
@@ -126,27 +127,34 @@ def defense_breaches(defense: Defense) -> list[str]:
     tensor = torch.rand(3, 2, 4, 4, generator=stream)
     labels = torch.tensor([0, 1, 1])
     hooks: Mapping[Protects, Hook] = {
-        Protects.UPDATE: lambda s, t: defense.protect_update(s, {"w": t / 2}, {"w": t})[1]["w"],
-        Protects.SMASHED: lambda s, t: defense.protect_smashed(s, t)[1],
-        Protects.CUT_GRADIENT: lambda s, t: defense.protect_labelled_gradient(s, t, labels)[1],
+        Protects.UPDATE: partial(_updated, defense),
+        Protects.SMASHED: defense.protect_smashed,
+        Protects.CUT_GRADIENT: lambda s, t: defense.protect_labelled_gradient(s, t, labels),
     }
     for kind in sorted(defense.protects & hooks.keys()):
         given, state = tensor.clone(), defense.begin(_SEED)
         with scoped(_SEED), blamed(defense, "defence"):
             generators = torch.get_rng_state()
-            first = hooks[kind](state, given)
+            after, first = hooks[kind](state, given)
             if not torch.equal(generators, torch.get_rng_state()):
                 found.append(f"draws from torch's global generator for {kind}; {_DRAW}")
+            refuse_state(defense, after)
             refuse_unsent(defense, {str(kind): first}, {str(kind): tensor})
             if not torch.equal(given, tensor):
                 found.append(f"changes the {kind} it is given; work on a clone")
-            elif not torch.equal(first, hooks[kind](state, given)):
+            elif not torch.equal(first, hooks[kind](state, given)[1]):
                 found.append(f"answers twice with another {kind} from one state; {_DRAW}")
     if Protects.TRAINING in defense.protects:
         for exchanges in ("split", "weights"):
             if untrained(type(defense), exchanges) is None:
                 found += _training_breaches(defense, exchanges)
     return list(dict.fromkeys(found))
+
+
+def _updated(defense: Defense, state: DefenseState, weight: Tensor) -> tuple[DefenseState, Tensor]:
+    """Return what a defence makes of an update of one weight."""
+    after, sent = defense.protect_update(state, {"w": weight / 2}, {"w": weight})
+    return after, sent["w"]
 
 
 def _training_breaches(defense: Defense, exchanges: str) -> list[str]:
@@ -157,6 +165,7 @@ def _training_breaches(defense: Defense, exchanges: str) -> list[str]:
     held = _small_holdings(exchanges)
     with blamed(defense, "defence"):
         state = defense.prepare(defense.begin(_SEED), held)
+        refuse_state(defense, state)
     rows = torch.arange(len(held.labels))
     images, found = held.images.clone(), []
     with scoped(_SEED), blamed(defense, "defence"):

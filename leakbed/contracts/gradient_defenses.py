@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from leakbed.contract_checks import blamed, refuse_unsent
+from leakbed.contract_checks import blamed, refuse_state, refuse_unsent
 from leakbed.contracts import Defense, DefenseState, IllegalCombinationError
 from leakbed.contracts.defense import Run
 
@@ -172,6 +172,7 @@ class GradientDefenses:
                     after, sent = defense.protect_cut_gradient(state, gradient)
                 else:
                     after, sent = defense.protect_labelled_gradient(state, gradient, labels)
+                refuse_state(defense, after)
                 refuse_unsent(defense, {"gradient": sent}, {"gradient": gradient})
             gradient = sent
             states.append(after.next())

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from leakbed.contract_checks import blame, blamed, refuse_loss, refuse_unsent
+from leakbed.contract_checks import blame, blamed, refuse_loss, refuse_state, refuse_unsent
 from leakbed.contracts import BrokenPluginError, Defense, DefenseState, TrainingStep
 from leakbed.seeds import derive, scoped
 from leakbed.tensors import finite
@@ -104,11 +104,8 @@ def _parts(defense: Defense, answer: Any) -> tuple[DefenseState, Any]:  # noqa: 
 def _refuse_weights(
     defense: Defense, before: DefenseState, after: DefenseState, *, sound: bool
 ) -> None:
-    """Refuse own weights that are no tensors, not those it had, or not finite in sound training."""
-    for name, value in {**after.tensors, **after.trained}.items():
-        if not isinstance(value, Tensor):
-            said = f"keeps {type(value).__name__} {name!r} in its state, where tensors belong"
-            raise BrokenPluginError(blame(defense, "defence", said))
+    """Refuse a state that cannot be kept, and own weights not as before, or not finite."""
+    refuse_state(defense, after)
     if before.trained:
         refuse_unsent(defense, after.trained, before.trained)
     for name, value in after.trained.items():

@@ -1,15 +1,29 @@
 """Attacks and defences are tried on small tensors, twice."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import ClassVar, Literal
 
 import pytest
 import torch
+from torch import Tensor
 
 from attacks import MeanImage
 from defenses import SmashedNoise
+from leakbed.contract_checks import BrokenPluginError
 from leakbed.contract_trials import breaches, small_view
-from leakbed.contracts import Guess, Seat, ThreatModel, UnfitViewError, View
+from leakbed.contracts import (
+    Defense,
+    DefenseState,
+    Guess,
+    Protects,
+    Seat,
+    ThreatModel,
+    UnfitViewError,
+    View,
+)
+from leakbed.mods import applied
 from tests.support.own_evidence import ROWS
 
 
@@ -52,3 +66,55 @@ class _Reads:
         """Attack."""
         del seed
         return Guess(images=torch.zeros(view.targets, view.rows, *view.image_shape))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Keeps(Defense):
+    """A defence that keeps a lock in its state."""
+
+    name: ClassVar[str] = "keeps"
+    source: ClassVar[str] = "own"
+    protects: ClassVar[frozenset[Protects]] = frozenset(
+        {Protects.SMASHED, Protects.UPDATE, Protects.CUT_GRADIENT}
+    )
+
+    def protect_smashed(self, state: DefenseState, smashed: Tensor) -> tuple[DefenseState, Tensor]:
+        """Keep a lock among the tensors."""
+        return replace(state, tensors={"mine": Lock()}), smashed  # type: ignore[dict-item]
+
+    def protect_update(
+        self, state: DefenseState, before: Mapping[str, Tensor], after: Mapping[str, Tensor]
+    ) -> tuple[DefenseState, Mapping[str, Tensor]]:
+        """Keep a lock among the tensors."""
+        return self.protect_smashed(state, torch.zeros(1))[0], after
+
+    protect_cut_gradient = protect_smashed
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Counts(_Keeps):
+    """A defence whose state is no state."""
+
+    def protect_smashed(self, state: DefenseState, smashed: Tensor) -> tuple[DefenseState, Tensor]:
+        """Return a number as state."""
+        return 1, smashed  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("kind", sorted(_Keeps.protects))
+def test_a_state_that_no_other_process_could_be_sent_is_blamed_on_its_defence(
+    kind: Protects,
+) -> None:
+    said = r"defence keeps \(.*_Keeps\) keeps lock 'mine' in its state, where tensors belong"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Keeps, "protects", frozenset({kind}))
+        with pytest.raises(BrokenPluginError, match=said):
+            breaches(_Keeps())
+
+
+def test_a_state_that_becomes_such_while_a_run_trains_is_blamed_too() -> None:
+    smashed = torch.zeros(2, 3)
+    stage = ("0", _Keeps(), _Keeps().begin(1))
+    with pytest.raises(BrokenPluginError, match="keeps lock 'mine' in its state"):
+        applied([stage], smashed)
+    with pytest.raises(BrokenPluginError, match="where its next DefenseState"):
+        applied([("0", _Counts(), _Counts().begin(1))], smashed)
