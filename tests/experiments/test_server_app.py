@@ -154,6 +154,20 @@ def test_a_deployments_superlink_is_its_operators(
     assert len(list((projects / "out" / "cards").iterdir())) == 1
 
 
+def test_an_installed_plugin_is_the_environments(
+    projects: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = (projects / "first").rename(projects / "site-packages")
+    (site / "own-1.0.dist-info").mkdir()
+    (site / "own-1.0.dist-info" / "METADATA").write_text("Name: own\nVersion: 1.0\n")
+    offer = "[leakbed.data]\nown-data = own_images:first\n"
+    (site / "own-1.0.dist-info" / "entry_points.txt").write_text(offer)
+    monkeypatch.syspath_prepend(str(site))
+    (projects / "own.toml").write_text(OWN.format(function="first"))
+    run(told(projects))
+    assert len(list((projects / "out" / "cards").iterdir())) == 1
+
+
 @pytest.mark.parametrize("code", ["second", "/no/such/folder"])
 def test_a_folder_that_is_none_is_refused(projects: Path, code: str) -> None:
     with pytest.raises(CodeFolderError, match="is no folder, or not an absolute path"):
