@@ -7,6 +7,7 @@ attack's table says so (``grants``); a card names it with its settings.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,7 @@ from leakbed.contracts.threat import Granted
 from leakbed.lookup import unknown_name
 from leakbed.mods import applied
 from leakbed.oracle.truth import AnswerKey
-from leakbed.plugins import picked
+from leakbed.plugins import is_own, picked
 from leakbed.seeds import derive
 from leakbed.tap.trace_index import TYPES
 from leakbed.tensors import load
@@ -230,6 +231,13 @@ def _bottom(trace: Trace, key: AnswerKey, targets: Sequence[Target]) -> nn.Modul
 def _defended(key: AnswerKey, smashed: Tensor, stream: int) -> Tensor:
     """Return smashed data as the node's defences let them go."""
     named = key.training.get("defenses", [])
+    for name, _ in named:
+        if is_own(name) and name.partition(":")[0] not in sys.modules:
+            raise MisfitError(
+                f"what the node sends passes its defence, a class of somebody's own, {name!r}, and "
+                "importing it runs the code there; attack in the experiment that has it, or import "
+                "it yourself before you attack"
+            )
     defenses = tuple(picked(name, DEFENSES, "defence")(**own) for name, own in named)
     chosen = select(defenses, Protects.SMASHED)
     stages = [
