@@ -13,6 +13,7 @@ from experiments.run.granted import grant_kinds, refuse_grants
 from experiments.run.targets import Evidences, MisfitError, pick_targets, refuse_misfit
 from experiments.run.view import build_view
 from experiments.settings.plugins import AttackSettings
+from experiments.settings.schema import SettingsError
 from leakbed.contract_checks import read_evidence
 from leakbed.contracts import (
     BOTTOM,
@@ -171,7 +172,7 @@ def test_what_is_not_granted_or_not_needed_is_refused(grants: dict[str, Any], sa
     threat = ThreatModel(
         seat=Seat.SERVER, evidence=frozenset({ROWS}), needs=frozenset({BOTTOM, PAIRS})
     )
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(SettingsError, match=said):
         refuse_grants(threat, AttackSettings(name="mine:Own", grants=grants))
     refuse_grants(threat, AttackSettings(name="mine:Own", grants={"bottom": {}, "pairs": {}}))
 
