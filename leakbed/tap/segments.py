@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -247,6 +248,7 @@ _NAMES = {
         ),
     )
 }
+_REPEATED = 1 << 14  # characters of names; longer headers, of any sender's choice, are not kept
 _ALIGNED = 8  # bytes that a header's end is padded to, as safetensors does
 
 _NO_LINKS = getattr(os, "O_NOFOLLOW", 0)  # 0 on Windows, where links are looked for instead
@@ -264,18 +266,23 @@ def storable(arrays: Arrays) -> tuple[dict[str, Array], list[str]]:
     """
     kept, others = {}, []
     for name, value in arrays.items():
-        if _can_hold(name, value):
+        if _can_hold(name, value.dtype):
             kept[name] = value
         else:
             others.append(f"{name[:60]!r} ({value.dtype}, {value.shape})")
     return kept, others
 
 
-def _can_hold(name: str, value: Array) -> bool:
+def _can_hold(name: str, dtype: np.dtype[Any]) -> bool:
     with suppress(UnicodeEncodeError):
         name.encode()
-        return name != "__metadata__" and value.dtype.newbyteorder("<") in _NAMES
+        return name != "__metadata__" and _has_name(dtype)
     return False
+
+
+@lru_cache(maxsize=64)
+def _has_name(dtype: np.dtype[Any]) -> bool:
+    return dtype.newbyteorder("<") in _NAMES
 
 
 def serialised(arrays: Arrays) -> list[bytes | memoryview]:
@@ -294,19 +301,30 @@ def serialised(arrays: Arrays) -> list[bytes | memoryview]:
         name: np.asarray(value, value.dtype.newbyteorder("<"), order="C")
         for name, value in arrays.items()
     }
-    start, parts = 0, []
-    header: dict[str, Any] = dict.fromkeys(arrays)  # in their order; filled below
-    for name, value in sorted(lying.items(), key=lambda item: -item[1].itemsize):
-        offsets = [start, start := start + value.nbytes]
-        shape = list(value.shape)
-        about: dict[str, Any] = {"dtype": _NAMES[value.dtype], "shape": shape}
-        header[name] = {**about, "data_offsets": offsets}
-        parts.append(value.reshape(-1).view(np.uint8).data)
+    layout = tuple((name, value.dtype, value.shape) for name, value in lying.items())
+    made = _header if sum(map(len, lying)) <= _REPEATED else _header.__wrapped__
+    header = made(layout)
+    if len(header) - 8 > LONGEST_HEADER:
+        raise TraceError(f"{len(arrays)} arrays have a header of {len(header)} bytes, too long")
+    ordered = sorted(lying.values(), key=_by_width)
+    return [header, *(value.reshape(-1).view(np.uint8).data for value in ordered)]
+
+
+@lru_cache(maxsize=64)
+def _header(layout: tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]) -> bytes:
+    """Return what stands before arrays of such names, types and shapes."""
+    start = 0
+    header: dict[str, Any] = dict.fromkeys(name for name, _, _ in layout)  # in their order
+    for name, dtype, shape in sorted(layout, key=lambda each: -each[1].itemsize):
+        offsets = [start, start := start + math.prod(shape) * dtype.itemsize]
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": offsets}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % _ALIGNED)
-    if len(text) > LONGEST_HEADER:
-        raise TraceError(f"{len(arrays)} arrays have a header of {len(text)} bytes, too long")
-    return [len(text).to_bytes(8, "little") + text, *parts]
+    return len(text).to_bytes(8, "little") + text
+
+
+def _by_width(array: Array) -> int:
+    return -array.itemsize
 
 
 def checksum(parts: Sequence[bytes | memoryview]) -> str:
