@@ -24,6 +24,7 @@ from experiments.settings.cells import cells
 from experiments.settings.load import load_settings
 from experiments.settings.plugins import AttackSettings
 from experiments.settings.schema import SettingsError
+from experiments.settings.schema import SettingsError
 from leakbed.contracts import Evidence, Guess, Knowledge, Seat, ThreatModel, View
 from leakbed.events import Phase, Target
 from leakbed.flower_internals import task_identity
@@ -248,5 +249,5 @@ def test_an_attack_that_is_told_nothing_has_no_such_setting() -> None:
 def test_with_settings_that_are_told_nothing_it_is_refused() -> None:
     own = {"reference": "rarer"}
     make_attack(AttackSettings(name="cosine-score", known_per_class=1, own=own))  # the default
-    with pytest.raises(ValueError, match="known_per_class is 5, but with its other settings"):
+    with pytest.raises(SettingsError, match="known_per_class is 5, but with its other settings"):
         make_attack(AttackSettings(name="cosine-score", known_per_class=5, own=own))
