@@ -202,7 +202,7 @@ class TrainingDefenses:
             raise BrokenPluginError(blame(adding, "defence", said))
         for index, each in enumerate(answers):
             if each is not None and any(leaf.grad is not None for leaf in each.leaves.values()):
-                self._states[index] = self._trained(index, each.leaves)
+                self._states[index] = self._trained(index, each.leaves, blaming=sound)
 
     def advance(self) -> None:
         """Count a step on where there is nothing to :meth:`inspect`."""
@@ -270,20 +270,28 @@ class TrainingDefenses:
         defense.check(rows=len(cell.rows()[0]), batch_size=cell.plan.batch_size)
         return defense.begin(derive(cell.defense_stream, f"training/{index}"))
 
-    def _trained(self, index: int, leaves: Mapping[str, Tensor]) -> DefenseState:
+    def _trained(self, index: int, leaves: Mapping[str, Tensor], *, blaming: bool) -> DefenseState:
         """Return a defence's state after one step of the node's optimiser on its weights."""
         defense, state = self._defenses[index], self._states[index]
         names = sorted(leaves)
         optimiser = self._cell.plan.optimiser([leaves[name] for name in names])
-        kept = {key: value.numpy().copy() for key, value in state.momenta.items()}
+        known = (key.rpartition("/") for key in state.momenta)
+        kept = {
+            f"{names.index(name)}/{what}": state.momenta[f"{name}/{what}"].numpy().copy()
+            for name, _, what in known
+            if name in names
+        }
         load_momenta(optimiser, kept)
         optimiser.step()
         moved = {name: leaves[name].detach().cpu() for name in names}
         for name, value in moved.items():
-            if not finite(value):
+            if blaming and not finite(value):
                 said = f"drove its own weight {name!r} out of the finite numbers"
                 raise BrokenPluginError(blame(defense, "defence", said))
-        momenta = {key: torch.from_numpy(value) for key, value in momenta_of(optimiser).items()}
+        momenta = dict(state.momenta)
+        for key, array in momenta_of(optimiser).items():
+            place, _, what = key.partition("/")
+            momenta[f"{names[int(place)]}/{what}"] = torch.from_numpy(array)
         return replace(state, trained={**state.trained, **moved}, momenta=momenta)
 
 

@@ -75,7 +75,7 @@ def ask(defense: Defense, state: DefenseState, step: TrainingStep) -> Answered:
         taught = {name: value.detach() for name, value in taught.items()}
     else:
         refuse_loss(defense, taught, step.output)
-    _refuse_weights(defense, state, after)
+    _refuse_weights(defense, state, after, sound=finite(step.output.detach()))
     kept = {name: leaf for name, leaf in leaves.items() if after.trained[name] is leaf}
     return Answered(
         state=replace(after, tensors=_still(after.tensors), trained=_still(after.trained)),
@@ -101,8 +101,10 @@ def _parts(defense: Defense, answer: Any) -> tuple[DefenseState, Any]:  # noqa: 
     return answer[0], answer[1]
 
 
-def _refuse_weights(defense: Defense, before: DefenseState, after: DefenseState) -> None:
-    """Refuse own weights that are no tensors, not finite, or not those it had."""
+def _refuse_weights(
+    defense: Defense, before: DefenseState, after: DefenseState, *, sound: bool
+) -> None:
+    """Refuse own weights that are no tensors, not those it had, or not finite in sound training."""
     for name, value in {**after.tensors, **after.trained}.items():
         if not isinstance(value, Tensor):
             said = f"keeps {type(value).__name__} {name!r} in its state, where tensors belong"
@@ -110,7 +112,7 @@ def _refuse_weights(defense: Defense, before: DefenseState, after: DefenseState)
     if before.trained:
         refuse_unsent(defense, after.trained, before.trained)
     for name, value in after.trained.items():
-        if not finite(value.detach()):
+        if sound and not finite(value.detach()):
             said = f"returned values that are not finite as its own weight {name!r}"
             raise BrokenPluginError(blame(defense, "defence", said))
 

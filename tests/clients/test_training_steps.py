@@ -14,7 +14,7 @@ from leakbed.distance_correlation import distance_correlation
 from leakbed.grids import DeterministicGrid
 from leakbed.mods import load_state
 from leakbed.seeds import derive, generator, scoped
-from tests.support import tiny
+from tests.support import several_nodes, tiny
 from tests.support.stepping import HERE
 
 pytestmark = pytest.mark.usefixtures("identity")
@@ -258,6 +258,24 @@ def test_row_clipping_at_the_cut_is_the_literal_loop() -> None:
                 w.grad = None
     for name, value in (parts.bottom.state_dict() | parts.top.state_dict()).items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_clipping_norm_means_the_same_in_either_scale_of_a_joint_loss() -> None:
+    """In the global scale each of four nodes is sent a quarter of its own loss's gradient."""
+    ends = []
+    for clip in (0.05, 5.0):
+        for scale in ("global", "local"):
+            found = several_nodes.trained(
+                "parallel-split",
+                several_nodes.plan(local_steps=2, learning_rate=0.1),
+                rounds=1,
+                options={"sync": "step", "gradient_scale": scale},
+                at_nodes=[own("RowClipping", clip=clip, noise=0.0)],
+            )
+            ends.append(found)
+    assert several_nodes.distance(ends[0], ends[1]) < 1e-10
+    assert several_nodes.distance(ends[2], ends[3]) < 1e-10
+    assert several_nodes.distance(ends[0], ends[2]) > 1e-4
 
 
 @pytest.mark.parametrize(

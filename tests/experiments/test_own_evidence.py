@@ -50,12 +50,12 @@ def test_a_run_in_memory_grants_the_same() -> None:
     trained = leakbed.train(
         model="mlp2", data=images, protocol="splitfed-v1", cut=1, nodes=2, rounds=2, batch_size=4
     )
-    card = trained.attack(Historian())
+    card = trained.attack(Historian()).card
     assert card.threat is not None
     assert card.threat.evidence == ("round-bottoms",)
     grants = {"bottom": {}, "bottom-queries": {}, "pairs": {"count": 9}, "class-means": {}}
     told = trained.attack(Insider(asks=2), targets=2, grants=grants)
-    assert "told it class-means" in " ".join(told.notes)
+    assert "told it class-means" in " ".join(told.card.notes)
 
 
 def test_sealed_bottoms_are_refused_before_training(

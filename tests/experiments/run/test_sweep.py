@@ -276,8 +276,10 @@ def test_a_process_lost_twice_ends_the_run_where_that_is_asked_for(tmp_path: Pat
         scheduler._lose(lost, RuntimeError("first line\nsecond"))
 
 
-@pytest.mark.usefixtures("worked_here")
-def test_of_a_finished_training_the_cell_under_way_is_given_up_alone(tmp_path: Path) -> None:
+def test_of_a_finished_training_the_cell_under_way_is_given_up_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "hide_gpus", lambda: None)  # of this process, for both tasks
     made, task = a_sweep(tmp_path)
     first, _ = sweep.worked(task, None, 0.0)
     assert isinstance(first, sweep.Finished), "it was not trained before"
