@@ -16,7 +16,6 @@ import gc
 import logging
 import math
 import os
-import secrets
 import socket
 import sys
 import warnings
@@ -182,6 +181,8 @@ def start_ray(address: str | None, *, cpus: int | None) -> bool:
         address = answering(address)
     # Ray reads this where it starts; a cluster that runs already has made its own choice.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Else workers stand back behind everything on the machine, the waiting driver among it.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     with warnings.catch_warnings():
         # Ray leaves files open while it starts, and announces a default it will change one day.
         warnings.simplefilter("ignore", ResourceWarning)
@@ -275,18 +276,14 @@ def _room(num_gpus: float) -> tuple[int, dict[str, float]]:
 class Recipe:
     """How to start one more actor of a grid; what it starts with is stored in Ray once."""
 
-    def __init__(
-        self, app: ClientApp | str, roster: dict[int, int], *, num_gpus: float, shelf: str | None
-    ) -> None:
+    def __init__(self, app: ClientApp | str, roster: dict[int, int], *, num_gpus: float) -> None:
         """Prepare; nothing starts yet.
 
         Args:
             app: What every node runs.
             roster: Partition id by node id, of all nodes of the grid.
             num_gpus: GPU share of each actor.
-            shelf: Where actors and this process leave each other large arrays; None for Ray's.
         """
-        self.shelf, self.key = shelf, secrets.token_bytes(32)
         self.app = str(app) if isinstance(app, str) else app_path(app)
         self.num_gpus = num_gpus
         environment = {k: v for k, v in os.environ.items() if k.startswith("LEAKBED_")}
@@ -299,11 +296,10 @@ class Recipe:
     def start(self) -> Any:  # noqa: ANN401  Ray is untyped
         """Return a new actor, which may take its time to be there."""
         kind = self._kind.options(num_cpus=1, num_gpus=self.num_gpus)
-        limits = self.num_gpus, self.shelf, self.key
-        return kind.remote(*self._place, self.app, self._roster, limits)
+        return kind.remote(*self._place, self.app, self._roster, self.num_gpus)
 
 
-def start_workers(recipe: Recipe, *, workers: int) -> list[tuple[Any, str | None]]:
+def start_workers(recipe: Recipe, *, workers: int) -> tuple[list[Any], frozenset[str]]:
     """Start the actors and wait until every one has imported the app.
 
     Args:
@@ -311,14 +307,15 @@ def start_workers(recipe: Recipe, *, workers: int) -> list[tuple[Any, str | None
         workers: How many.
 
     Returns:
-        The actors' handles, and where each listens, if its calls are to come over a line.
+        The actors' handles, and the types of messages whose requests the app also takes by
+        themselves.
 
     Raises:
         NoWorkersError: If Ray has no room for them, or one does not start.
     """
     actors = [recipe.start() for _ in range(workers)]
     try:
-        addresses = ray.get([actor.ready.remote() for actor in actors], timeout=START_SECONDS)
+        kinds = ray.get([actor.ready.remote() for actor in actors], timeout=START_SECONDS)
     except ray.exceptions.GetTimeoutError as error:
         stop(actors)
         raise NoWorkersError(
@@ -329,7 +326,7 @@ def start_workers(recipe: Recipe, *, workers: int) -> list[tuple[Any, str | None
     except ray.exceptions.RayError as error:
         stop(actors)
         raise NoWorkersError(f"a worker could not start with {recipe.app!r}: {error}") from error
-    return list(zip(actors, addresses, strict=True))
+    return actors, kinds[0]
 
 
 def stop(actors: list[Any]) -> None:
@@ -352,7 +349,7 @@ def _worker_class() -> type:
             environment: dict[str, str],
             app: str,
             roster: dict[int, int],
-            limits: tuple[float, str | None, bytes],
+            num_gpus: float,
         ) -> None:
             import os  # noqa: PLC0415  all of them: this code arrives before its imports can be found
             import sys  # noqa: PLC0415
@@ -364,35 +361,40 @@ def _worker_class() -> type:
             os.environ.update(environment)
 
             from leakbed.flower_internals import task_identity  # noqa: PLC0415
-            from leakbed.grids.ray.actors import cap_memory, hide_gpus  # noqa: PLC0415  by name
-            from leakbed.grids.ray.lines import listen, one_thread  # noqa: PLC0415
+            from leakbed.grids.ray.actors import (  # noqa: PLC0415  by name
+                cap_memory,
+                hide_gpus,
+                one_thread,
+            )
             from leakbed.grids.ray.parcels import ParcelHost  # noqa: PLC0415
-            from leakbed.grids.ray.shelf import Shelf  # noqa: PLC0415
             from leakbed.lookup import import_object  # noqa: PLC0415
 
-            num_gpus, folder, key = limits
             if not num_gpus:
                 hide_gpus()
-            shelf = Shelf(folder) if folder else None
-            self._host = ParcelHost(import_object(app), roster, shelf=shelf)  # type: ignore[arg-type]
+            self._host = ParcelHost(import_object(app), roster)  # type: ignore[arg-type]
             if num_gpus:
                 cap_memory(num_gpus)
 
             one_thread()
             self._identity = task_identity()
             self._identity.__enter__()  # for good: this process serves one grid
-            self._address: str | None = None
-            if folder:
-                self._address = listen(self._host.handle, folder=folder, key=key)
 
-        def ready(self) -> str | None:
-            """Answer, which proves that the app was imported, and where the line is."""
-            return self._address
+        def ready(self) -> frozenset[str]:
+            """Answer, which proves that the app was imported."""
+            return self._host.kinds
 
-        def handle(self, parcel: Parcel, shared: Parcel | None = None) -> Parcel:
-            return self._host.handle(parcel, shared)
+        def handle(self, sent: list[Any], shared: Parcel | None = None) -> list[Parcel]:
+            return self._host.handle(sent, shared)
 
     return Worker
+
+
+def one_thread() -> None:
+    """Let torch compute in this thread alone, where it is loaded: an app may do without."""
+    if "torch" in sys.modules:
+        from leakbed.tensors import configure_torch  # noqa: PLC0415  likewise
+
+        configure_torch()
 
 
 def hide_gpus() -> None:
