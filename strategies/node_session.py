@@ -21,15 +21,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from flwr.app import ConfigRecord, Message
+from flwr.app import Message
 from flwr.serverapp import Grid
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from leakbed.contracts import IllegalCombinationError
 from leakbed.contracts.gradient_defenses import Origin
 from leakbed.events import Array, Arrays
-from leakbed.flower_internals import CLIPPING_NORM
 from leakbed.grids.base import NodeDiverged, NodeFailed, wait_for
 from leakbed.tensors import as_tensor, finite
 from leakbed.wire.bounds import Bounds, bind
@@ -229,24 +227,6 @@ def refuse_stopped(reply: Message, node: int) -> None:
         raise NodeFailed(node, kind, str(error)) from error
     if by is not None:
         raise NodeStopped(node, kind, by, alarms or {})
-
-
-def refuse_clipping(config: ConfigRecord) -> None:
-    """Refuse to train under Flower's central privacy with clients that clip.
-
-    Args:
-        config: Of the round; Flower's wrapper writes its clipping norm there.
-
-    Raises:
-        IllegalCombinationError: If it did.
-    """
-    if CLIPPING_NORM in config:
-        raise IllegalCombinationError(
-            "Flower's DifferentialPrivacyClientSide... wrappers clip and noise weight updates, and "
-            "a split strategy is sent none: its nodes send smashed data, its server part is no "
-            "average of theirs; use defences of the messages, such as 'smashed-noise' or "
-            "'dp-cut-gradient', and wrap FedAvg instead"
-        )
 
 
 def checked(
