@@ -21,6 +21,7 @@ from flwr.clientapp import ClientApp
 from leakbed.flower_internals import CLIENT_RAISED, NODE_UNAVAILABLE, assembled, filled
 from leakbed.grids.base import NodeHost, describe
 from leakbed.wire.bounds import Weight
+from leakbed.wire.calls import Answer as Answered
 from leakbed.wire.calls import Failure
 from leakbed.wire.fields import Carried
 from leakbed.wire.records import Buffer, ReceivedArray, buffer_of
@@ -293,33 +294,35 @@ class ParcelHost:
             outline, buffers = ([], []) if state is None else opened(state)
             known, before = restored((outline, buffers))
             self._host.settle(node, known)
-        if isinstance(asked, TypedCall):
-            said, error = self._called(asked, limits)
-        else:
-            said, error = self._answered(message, limits)
+        said, error = (
+            (self._called(asked, limits), None)
+            if isinstance(asked, TypedCall)
+            else self._answered(message, limits)
+        )
+        stays, after = False, None
         try:
             left = self._host.depart(node)
-            after = None if left is None else packed(left)
+            stays, after = left is None, None if left is None else packed(left)
             if after is not None and state is not None and _same(after, (outline, before)):
                 after = None
-            return seal((said, error, left is None, after))
+            return seal((said, error, stays, after))
         except Exception as problem:  # noqa: BLE001  reported to the server, as Flower does
             why = describe(problem)
             failure = Failure(why) if isinstance(asked, TypedCall) else None
-            return seal((failure, (CLIENT_RAISED, why), False, None))
+            return seal((failure, (CLIENT_RAISED, why), stays, after))
 
-    def _called(self, call: TypedCall, limits: _Limits) -> tuple[Any, None]:
+    def _called(self, call: TypedCall, limits: _Limits) -> Answered:
         """Return a call's reply or failure."""
         handler = self._host.handler(call.kind)
         if handler is None:
-            return Failure(f"this worker's app serves no {call.kind!r}"), None
+            return Failure(f"this worker's app serves no {call.kind!r}")
         reply = self._host.call(call.node, handler, call.request)
         if limits is not None and isinstance(reply, Carried):
             try:
                 Weight(*limits).refuse(reply.groups())
             except ValueError as problem:
-                return Failure(describe(problem)), None
-        return reply, None
+                return Failure(describe(problem))
+        return reply
 
     def _answered(
         self, message: Message, limits: _Limits
@@ -338,10 +341,9 @@ class ParcelHost:
 
 def _same(after: Packed, before: Packed) -> bool:
     """Return whether a state surely is what it was: its arrays lie where they lay."""
-    return (
-        len(after[1]) == len(before[1])
-        and after[0] == before[0]
-        and all(
-            memoryview(a).obj is memoryview(b).obj for a, b in zip(after[1], before[1], strict=True)
-        )
-    )
+    return after[0] == before[0] and list(map(_place, after[1])) == list(map(_place, before[1]))
+
+
+def _place(buffer: Any) -> tuple[int, int]:  # noqa: ANN401  any buffer
+    seen = np.frombuffer(buffer, np.uint8)
+    return seen.ctypes.data, seen.nbytes

@@ -267,7 +267,6 @@ import json, sys
 sys.path.insert(0, {root!r})
 import ray
 from leakbed.flower_internals import task_identity
-from leakbed.grids.ray.parcels import opened
 from leakbed.grids.ray.grid import RayGrid
 from tests.support.strange_nodes import app, message, said
 
