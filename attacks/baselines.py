@@ -1,25 +1,15 @@
-"""Guesses that look at nothing: a constant image, the mean public image, the majority label.
+"""Baselines that read no message: a constant image, the mean public image, the majority label.
 
-The constant image: what a reconstruction scores that looked at nothing.
+``constant-image``: every guess is the same grey. Its mean squared error is the images' own spread
+around that grey, a figure that published reconstructions do not always beat.
 
-Every guess is the same grey. Its mean squared error is the images' own spread around that grey, a
-figure that published reconstructions do not always beat.
+``mean-image``: every guess is the mean of the adversary's own images, the best single guess in
+squared error. A reconstruction that does not beat it has learnt nothing about its target.
 
-Own baseline.
+``majority-label``: every guess is the most frequent label of the adversary's own images, of equally
+frequent ones the smallest. On balanced data this is chance.
 
-The mean public image: what a reconstruction scores that only knows the kind of image.
-
-Every guess is the mean of the adversary's own images, the best single guess in squared error. A
-reconstruction that does not beat it has learnt nothing about its target.
-
-Own baseline.
-
-The majority label: what label inference scores that looked at nothing.
-
-Every guess is the most frequent label of the adversary's own images, of equally frequent ones the
-smallest. On balanced data this is chance.
-
-Own baseline.
+Own baselines.
 """
 
 from dataclasses import dataclass

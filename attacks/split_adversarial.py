@@ -11,7 +11,10 @@ Attacks", ECAI 2023, https://arxiv.org/abs/2307.07916, and its code,
 https://github.com/fmy266/SplitADV.
 
 Departures: the paper's losses and budgets were not to be had, and its code lacks the attack itself.
-The shadows are the code's, in kernel, stride and padding where it has the same sizes. The rest is
+The shadows are the code's for ResNet-18, MobileNetV2 and DenseNet: of single convolutions kernel,
+stride and padding, of blocks channels and strides. They differ where other splits have the same
+sizes (blocks at ResNet's first and MobileNetV2's fourth) and at MobileNetV2's third, whose single
+convolution has a kernel of 3 and a stride of 4. Its EfficientNet follows no rule. The rest is
 ours, every choice a setting, hence "SPADV-style":
 - Stage 1 matches mean and spread of every channel at the cut and after each layer of the middle.
   Beside or instead of that it makes a critic take its output for what was sent, or makes the kernel
@@ -67,7 +70,7 @@ _TABULATED = {(32, 8): (9, 3), (32, 4): (9, 6)}
 _CHUNK = 256  # images moved at once; bounds memory at the widest layer
 _CRITIC_BETA = 0.5  # Adam's first momentum on a critic, as in FORA and SDAR
 _WEIGHTS = ("moments", "critic", "mmd", "prior")
-_FIRST = 32  # channels of the source's first block
+_FIRST = 32  # the most channels of the source's first block
 _MAPS = 3  # dimensions of one row of feature maps: channels, height, width
 
 
@@ -435,18 +438,24 @@ def _convolution(image: tuple[int, ...], smashed: tuple[int, ...]) -> nn.Module:
 
 
 def _blocks(image: tuple[int, ...], smashed: tuple[int, ...]) -> nn.Module:
-    """Return residual blocks from images to smashed data: 32 channels first, one halving each."""
+    """Return residual blocks from images to smashed data; the last ones halve the side.
+
+    Each has twice the channels of the one before. There is one before the first that halves, and as
+    many more as it takes to begin with 32 channels or fewer: so are most of the source's stacks.
+    """
     if len(smashed) != _MAPS:
         return _flat(image, smashed)
-    channels, side = image[0], image[1]
-    layers: list[nn.Module] = []
+    halvings, side = 0, image[1]
     while side >= 2 * smashed[1]:
-        # The first block keeps the side, as in most of the source's stacks, where another follows.
-        first = not layers and smashed[0] > _FIRST
-        width = _FIRST if first else min(2 * channels if layers else smashed[0], smashed[0])
-        layers.append(BasicBlock(channels, width, stride=1 if first else 2))
-        channels, side = width, side if first else -(-side // 2)
-    layers.append(BasicBlock(channels, smashed[0]))
+        halvings, side = halvings + 1, -(-side // 2)
+    before = halvings
+    while smashed[0] > _FIRST << before:
+        before += 1
+    channels, layers = image[0], list[nn.Module]()
+    for left in range(before, -1, -1):
+        width = max(smashed[0] >> left, 1)
+        layers.append(BasicBlock(channels, width, stride=2 if left < halvings else 1))
+        channels = width
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d((smashed[1], smashed[2])))
 
 

@@ -20,11 +20,12 @@ from tests.support import pretended_cuda
 pretended_cuda.install(1)
 
 import torch  # noqa: E402  after the device is there
-from torch import Tensor, nn  # noqa: E402
+from torch import Tensor  # noqa: E402
 
 from attacks import ADVERSARIES, ATTACKS  # noqa: E402
+from benchmarks.gpu import opening, smashed, updates  # noqa: E402
 from experiments.run.runner import run  # noqa: E402
-from leakbed.contracts import Seat, View  # noqa: E402
+from leakbed.contracts import View  # noqa: E402
 from leakbed.models import Architecture  # noqa: E402
 from leakbed.tensors import configure_torch  # noqa: E402
 
@@ -66,43 +67,14 @@ def count(loop: Loop) -> Count:
     )
 
 
-def rows(architecture: Architecture) -> tuple[Tensor, Tensor]:
-    """Return images of noise, and their labels."""
-    noise = torch.Generator().manual_seed(7)
-    images = torch.rand(TARGETS, *architecture.image_shape, generator=noise)
-    return images, torch.arange(TARGETS) % CLASSES
-
-
-def updates(architecture: Architecture) -> dict[str, Any]:
-    """Return weights before and after a step of each target's own."""
-    model = architecture.build(11).to(CUDA)
-    before = {name: each.detach() for name, each in model.named_parameters()}
-    after: dict[str, list[Tensor]] = {name: [] for name in before}
-    for image, label in zip(*rows(architecture), strict=True):
-        loss = nn.functional.cross_entropy(model(image[None].to(CUDA)), label[None].to(CUDA))
-        gradients = torch.autograd.grad(loss, list(model.parameters()))
-        for name, gradient in zip(before, gradients, strict=True):
-            after[name].append(before[name] - 0.1 * gradient)
-    return {
-        "before": {name: each.expand(TARGETS, *each.shape) for name, each in before.items()},
-        "after": {name: torch.stack(each) for name, each in after.items()},
-        "buffers": {},
-    }
-
-
-def smashed(architecture: Architecture) -> dict[str, Any]:
-    """Return the smashed data of every target."""
-    bottom = architecture.bottom(11).to(CUDA).eval()
-    return {"smashed": bottom(rows(architecture)[0].to(CUDA)).detach()}
-
-
 def attacked(
     name: str, architecture: Architecture, settings: Callable[[int], dict[str, Any]]
 ) -> Callable[[int], object]:
     """Return an attack of as many steps as it is called with."""
 
     def attack(steps: int) -> object:
-        seen = updates(architecture) if name.startswith("dlm") else smashed(architecture)
+        evidence = updates if name.startswith("dlm") else smashed
+        seen = evidence(architecture, targets=TARGETS, device=CUDA, classes=CLASSES)
         chosen = ATTACKS[name](**settings(steps))
         view = View(
             seat=chosen.threat.seat,
@@ -123,24 +95,12 @@ def hijacked(name: str) -> Callable[[int], object]:
     shape = (3, 16, 16)
 
     def hijack(steps: int) -> None:
-        draw = torch.Generator().manual_seed(7)
         adversary = ADVERSARIES[name](nets="paper")
-        view = View(
-            seat=Seat.SERVER,
-            image_shape=shape,
-            num_classes=CLASSES,
-            targets=0,
-            rows=2,
-            public_images=torch.rand(8, *shape, generator=draw).to(CUDA),
-            public_labels=torch.arange(8, device=CUDA) % CLASSES,
-            public_attributes=torch.arange(8, device=CUDA) % CLASSES,
-            attribute_values=CLASSES,
-            smashed_shape=(256, 2, 2),
-            device=CUDA,
-        )
+        view = opening(shape, (256, 2, 2), rows=2, public=8, device=CUDA)
+        draw = torch.Generator().manual_seed(8)
         state = adversary.begin(view, seed=1)
         for _ in range(steps):
-            batch = torch.randn(2, 256, 2, 2, generator=draw)
+            batch = torch.randn(2, 256, 2, 2, generator=draw).to(CUDA)
             state, _ = adversary.forge(state, batch, batch)
 
     return hijack

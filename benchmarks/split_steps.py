@@ -12,6 +12,7 @@ Run alone with ``python -m benchmarks.split_steps``, or by ``make bench``. One J
 import json
 import logging
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from time import perf_counter
@@ -30,6 +31,7 @@ from leakbed.data.config import DataConfig
 from leakbed.flower_internals import task_identity
 from leakbed.grids import LocalGrid
 from leakbed.models import Architecture
+from leakbed.tensors import resolve_device
 from strategies import PROTOCOLS
 from strategies.protocol import ProtocolSetup
 
@@ -57,6 +59,7 @@ class Size:
         optimizer: ``"sgd"`` or ``"adam"``.
         learning_rate: Its step size.
         timeout: Seconds a node may take to answer; None for as long as it takes.
+        device: Where nodes and server compute: ``"cpu"`` or ``"cuda"``.
     """
 
     network: str = "784-256"
@@ -68,6 +71,7 @@ class Size:
     optimizer: str = "sgd"
     learning_rate: float = 0.01
     timeout: float | None = None
+    device: str = "cpu"
 
     @property
     def architecture(self) -> Architecture:
@@ -100,6 +104,7 @@ class Size:
             partition=partition,
             stream=partition,
             defense_stream=partition,
+            device=self.device,
         )
 
 
@@ -126,7 +131,7 @@ def serve(grid: Grid, size: Size, turns: Turns) -> None:
             defenses=(),
             defense_stream=0,
             timeout=size.timeout,
-            device=torch.device("cpu"),
+            device=resolve_device(size.device),
         )
     )
     turns.tell()
@@ -172,12 +177,13 @@ def local(size: Size, turns: Turns) -> None:
         serve(LocalGrid(node_app, nodes=size.nodes), size, turns)
 
 
-def ray(size: Size, turns: Turns) -> None:
-    """Serve from a RayGrid."""
+def ray(size: Size, turns: Turns, *, ended: Callable[[], object] = lambda: None) -> None:
+    """Serve from a RayGrid; ``ended`` is called after the last turn, its workers still there."""
     from leakbed.grids.ray.grid import RayGrid  # noqa: PLC0415  Ray takes seconds to import
 
     with task_identity(), RayGrid(node_app, nodes=size.nodes, workers=size.workers) as grid:
         serve(grid, size, turns)
+        ended()
 
 
 def flower(size: Size, turns: Turns) -> None:

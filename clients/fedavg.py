@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from clients.malicious import MaliciousClientSession
 from clients.node import NodeConfig, UnstableTrainingError
 from leakbed.models import Architecture
-from leakbed.optimizer_steps import take_step, zero_gradients
 from leakbed.seeds import derive, scoped
 from leakbed.tensors import finite, load, placed
 from leakbed.wire.records import ROUND, as_arrays, pack
@@ -71,11 +70,11 @@ def _train(
         for batch in cell.batches(round_, len(images)):
             made = None if intrusion is None else intrusion.local_batch(model, len(batch))
             shown, named = made or (images[batch], labels[batch])
-            zero_gradients(optimizer)
+            optimizer.zero_grad()
             logits = model(placed(shown, device))
             loss = nn.functional.cross_entropy(logits, placed(named, device))
             loss.backward()
-            take_step(optimizer)
+            optimizer.step()
             losses.append(loss.detach())
             examples += len(batch)
     _check_finite(cell, model, torch.stack(losses), round_)

@@ -3,10 +3,9 @@
 The harness sends each node one ``query.setup`` before a cell starts. It says which model, data and
 protocol to use and gives the node its own streams; it resets everything the node kept before.
 
-The order in which a node goes through its data: a pure function of its stream.
-
-So the oracle knows which private row each smashed row came from, and which rows lie behind an
-update, without anything on the wire saying so.
+The order in which a node goes through its data is a pure function of its stream. So the oracle
+knows which private row each smashed row came from, and which rows lie behind an update, without
+anything on the wire saying so.
 """
 
 import json
@@ -23,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from defenses import DEFENSES
-from leakbed.contracts import Defense, Protects
+from leakbed.contracts import Defense, Protects, select
 from leakbed.contracts.defense import refuse_uncalled
 from leakbed.data.config import DataConfig
 from leakbed.flower_internals import is_simulated
@@ -290,8 +289,8 @@ class NodeConfig:
         return (*(name for name, _ in self.defenses), *acting)
 
     def torch_device(self) -> torch.device:
-        """Return where this node computes."""
-        return resolve_device(self.device)
+        """Return where this node computes; nodes are dealt over the GPUs that a process sees."""
+        return resolve_device(self.device, turn=self.partition)
 
 
 @lru_cache(maxsize=64)
@@ -323,9 +322,8 @@ def cell_defenses(context: Context) -> tuple[tuple[Defense, ...], int]:
     if _CELL not in context.state:
         return (), 0
     cell = NodeConfig.of(context)
-    chosen = cell.chosen_defenses()
-    messages = {Protects.UPDATE, Protects.SMASHED}
-    return tuple(d for d in chosen if d.protects & messages), cell.defense_stream
+    chosen = select(cell.chosen_defenses(), Protects.UPDATE, Protects.SMASHED)
+    return chosen, cell.defense_stream
 
 
 @before

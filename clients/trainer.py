@@ -3,7 +3,7 @@
 A trainer lives in memory or in ``context.state``, as the node's runtime allows; see each part's
 file for what else it keeps between messages.
 
-Blank parts of a network for a node to load weights into, and whether a part draws numbers.
+:func:`blank` builds the part that weights are then loaded into.
 """
 
 import copy

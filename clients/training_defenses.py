@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clients.node import NodeConfig
 from leakbed.contract_checks import blamed, refuse_unsent
-from leakbed.contracts import Defense, DefenseState, IllegalCombinationError, Protects
+from leakbed.contracts import Defense, DefenseState, IllegalCombinationError, Protects, select
 from leakbed.contracts.defense import NO_ALARM, Holdings, TrainingStep
 from leakbed.mods import load_state, save_state
 from leakbed.seeds import derive
@@ -49,7 +49,7 @@ class TrainingDefenses:
         Raises:
             IllegalCombinationError: If a defence needs labels that the node does not have.
         """
-        chosen = tuple(d for d in cell.chosen_defenses() if Protects.TRAINING in d.protects)
+        chosen = select(cell.chosen_defenses(), Protects.TRAINING)
         for defense in chosen:
             if cell.plan.labels not in defense.labels:
                 raise IllegalCombinationError(unlabelled(defense, cell.plan.labels))

@@ -21,12 +21,11 @@ from torch import Tensor, nn
 from clients.malicious import MaliciousClientSession
 from clients.node import NodeConfig, OutOfStepError, UnstableTrainingError
 from clients.trainer import PartTrainer, arrays_of, blank, refuse_unfit
-from leakbed.contracts import Protects
+from leakbed.contracts import Protects, select
 from leakbed.contracts.gradient_defenses import GradientDefenses, Origin
 from leakbed.events import Array, Arrays
 from leakbed.models import Architecture
 from leakbed.mods import live, load_state, save_state
-from leakbed.optimizer_steps import take_step, zero_gradients
 from leakbed.seeds import derive
 from leakbed.tensors import as_tensor, finite, placed, predicted
 from leakbed.tensors import load as load_weights
@@ -57,7 +56,7 @@ class HeadTrainer(PartTrainer):
             intrusion: The intruder at this node.
         """
         super().__init__(cell, "head", intrusion=intrusion)
-        chosen = [d for d in cell.chosen_defenses() if Protects.CUT_GRADIENT in d.protects]
+        chosen = select(cell.chosen_defenses(), Protects.CUT_GRADIENT)
         self._defenses = GradientDefenses(
             chosen, stream=derive(cell.defense_stream, "head"), protocol=f"node {cell.partition}"
         )
@@ -80,10 +79,10 @@ class HeadTrainer(PartTrainer):
         own = self.labels_of(round_, step)
         labels = placed(own, self._device)
         logits = self.output(received.clone(), role=f"head/{round_}/{step}")  # may work in place
-        zero_gradients(self.optimiser)
+        self.optimiser.zero_grad()
         nn.functional.cross_entropy(logits, labels).backward()
         if not self.frozen:
-            take_step(self.optimiser)
+            self.optimiser.step()
         gradient = torch.zeros_like(received) if received.grad is None else received.grad
         if self._intrusion is not None:
             gradient = self._intrusion.scaled(gradient)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from leakbed import __version__
-from leakbed.errors import INTERRUPTED, came_to_nothing, verdict
+from leakbed.errors import BAD_INPUT, INTERRUPTED, came_to_nothing, verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,7 +51,10 @@ Model = Annotated[
 ]
 RayAddress = Annotated[
     str | None,
-    typer.Option(help="Run on this Ray cluster; `auto` finds this machine's.", show_default=False),
+    typer.Option(
+        help="Share training runs among this Ray cluster's machines; `auto` finds this machine's.",
+        show_default=False,
+    ),
 ]
 Scale = Annotated[
     str | None,
@@ -352,6 +355,22 @@ def audit_defense(
 
 
 @app.command()
+def check(
+    name: Annotated[str, typer.Argument(help="PACKAGE.MODULE:CLASS.", show_default=False)],
+) -> None:
+    """Say whether an attack or a defence of one's own keeps its contract."""
+    from experiments.catalogue import check_plugin
+
+    with expected():
+        found = check_plugin(name)
+        for each in found:
+            typer.echo(f"{name}: {each}", err=True)
+        if found:
+            raise typer.Exit(BAD_INPUT)
+        typer.echo(f"{name} keeps its contract")
+
+
+@app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="A results folder.", show_default=False)],
 ) -> None:
@@ -428,16 +447,19 @@ def _experiment(source: Path, *, out: Path | None, overrides: Sequence[str], ver
 
 
 def _on_ray(address: str | None) -> list[str]:
-    """Return the overrides that put an experiment on a Ray cluster."""
-    return [] if address is None else ['grid="ray"', f'ray_address="{address}"']
+    """Return the override that shares an experiment among the machines of a Ray cluster."""
+    return [] if address is None else [f'ray_address="{address}"']
 
 
 def _show(cards: Sequence[Card], folder: Path) -> None:
-    """Print the summary, and write the report and say where it is."""
+    """Print what the report opens with and the summary; write the report, say where it is."""
     from experiments.console import summary
+    from experiments.report.opening import opening
     from experiments.report.page import write_report
 
     console = _console()
+    for sentence in opening(cards):
+        console.print(f"{sentence}\n", markup=False)
     for part in summary(cards):
         console.print(part)
     typer.echo(f"Report: {write_report(folder).resolve()}")

@@ -8,8 +8,11 @@ needs neither labels nor a head.
 
 Source: Madry, Makelov, Schmidt, Tsipras, Vladu, "Towards deep learning models resistant to
 adversarial attacks", ICLR 2018, https://arxiv.org/abs/1706.06083 (section 2.1). The order of the
-operations is that of torchattacks 3.5.1, https://github.com/Harry24k/adversarial-attacks-pytorch; a
-test compares the two where that is installed, which was not tried. Its pins clash with Flower's.
+operations is that of torchattacks 3.5.1, https://github.com/Harry24k/adversarial-attacks-pytorch,
+which is no dependency: its pins clash with Flower's. A test compares the bits with a literal
+reading of it, and with the package itself where that can be imported: both agree, the latter with
+the code of that version put on the path (2026-11-29; an earlier version said that this was not
+tried).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The door to the testbed: ``leakbed.run``, and the testbed's modules by name.
+"""The door to the testbed: ``leakbed.run``, ``leakbed.check``, and its modules by name.
 
 The package ``leakbed`` is the lowest layer and is also shipped alone. So the packages above it are
 loaded by name when a function needs them; where they are missing, the error says how to get them.
@@ -48,6 +48,21 @@ def run(
     folder = None if out is None else Path(out)
     cards: list[Any] = testbed("experiments.run.runner").run(checked, out=folder, progress=progress)
     return cards
+
+
+def check(plugin: str | type) -> list[str]:
+    """Say in what an attack or a defence breaks its contract, tried on small tensors.
+
+    A path that cannot be imported is an :class:`~leakbed.lookup.ImportPathError`.
+
+    Args:
+        plugin: ``package.module:Class``, the short name of an installed package's, or a class.
+
+    Returns:
+        One phrase for each breach; empty where it keeps the contract.
+    """
+    found: list[str] = testbed("experiments.catalogue").check_plugin(plugin)
+    return found
 
 
 def testbed(name: str) -> ModuleType:

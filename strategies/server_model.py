@@ -1,10 +1,9 @@
 """The server's part of a split model in training: a top with its loss, or a middle without one.
 
-Steps of the top that a defence may change: each sample's own gradient, by opacus.
-
-Opacus's hooks see every layer's backward pass and leave each sample's gradient beside the batch's;
-what the defence makes of them is what the optimiser steps with. The gradient of what the top
-received is none of their business: it leaves as it is.
+**Defended steps** of the top need each sample's own gradient. Opacus's hooks see every layer's
+backward pass and leave each sample's gradient beside the batch's; what the defence makes of them is
+what the optimiser steps with. The gradient of what the top received is none of their business: it
+leaves as it is.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,10 +14,9 @@ from flwr.app import ArrayRecord
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from leakbed.contracts import Defense, IllegalCombinationError, Protects
+from leakbed.contracts import Defense, IllegalCombinationError, Protects, select
 from leakbed.contracts.defense import refuse_uncalled
 from leakbed.contracts.gradient_defenses import GradientDefenses, Horizon, Origin
-from leakbed.optimizer_steps import take_step, zero_gradients
 from leakbed.seeds import derive
 from leakbed.tensors import load, placed, predicted
 
@@ -77,7 +75,7 @@ class PrivateSteps:
             IllegalCombinationError: If there are several, or samples have no gradients of their
                 own.
         """
-        chosen = [each for each in defenses if Protects.TOP in each.protects]
+        chosen = select(defenses, Protects.TOP)
         if len(chosen) > 1:
             names = " and ".join(defense.name for defense in chosen)
             raise IllegalCombinationError(f"{names} all change the top's steps; keep one of them")
@@ -190,7 +188,8 @@ class ServerPart:
         Args:
             module: Trained in place.
             optimiser: Over its parameters.
-            defenses: Those of the cut gradient are applied, in order, to each before it is sent.
+            defenses: Those of the cut gradient are applied, in order, to each before it is sent;
+                a top's steps may be defended as well.
             defense_stream: The secret seed of their noise.
             protocol: Who trains it, for errors.
             passes: In how many batches a node's row is, at most, in the whole run.
@@ -209,10 +208,11 @@ class ServerPart:
         self.module = module
         self._optimizer = optimiser
         self._fresh = optimiser.state_dict()
-        sent = tuple(d for d in defenses if Protects.CUT_GRADIENT in d.protects)
+        sent = select(defenses, Protects.CUT_GRADIENT)
         self._defenses = GradientDefenses(
             sent, stream=defense_stream, protocol=protocol, passes=passes
         )
+        self._private = PrivateSteps.of(module, defenses, stream=defense_stream, protocol=protocol)
         first = next(module.parameters(), torch.empty(0))
         self._device, self._dtype = first.device, first.dtype
         self.numbers = torch.empty(0, dtype=first.dtype).numpy().dtype  # as they travel
@@ -274,11 +274,11 @@ class ServerPart:
 
     def step(self) -> None:
         """Take one optimiser step with the gradients that backward passes left."""
-        take_step(self._optimizer)
+        self._optimizer.step()
 
     def backward(self, output: Tensor, gradient: Tensor | None = None) -> None:
         """Fill the gradients of this part's weights and of what it received."""
-        zero_gradients(self._optimizer)
+        self._optimizer.zero_grad()
         output.backward(gradient)
 
 
@@ -286,36 +286,6 @@ class TopTrainer(ServerPart):
     """The top with the loss: for protocols whose labels are at the server."""
 
     applies = ServerPart.applies | {Protects.TOP}
-
-    def __init__(
-        self,
-        module: nn.Module,
-        optimiser: torch.optim.Optimizer,
-        *,
-        defenses: tuple[Defense, ...] = (),
-        defense_stream: int = 0,
-        protocol: str = "the protocol",
-        passes: int = 1,
-    ) -> None:
-        """Take the module, as every part does.
-
-        Args:
-            module: Trained in place.
-            optimiser: Over its parameters.
-            defenses: Of the cut gradient, and of the top's own steps.
-            defense_stream: The secret seed of their noise.
-            protocol: Who trains it, for errors.
-            passes: In how many batches a node's row is, at most, in the whole run.
-        """
-        super().__init__(
-            module,
-            optimiser,
-            defenses=defenses,
-            defense_stream=defense_stream,
-            protocol=protocol,
-            passes=passes,
-        )
-        self._private = PrivateSteps.of(module, defenses, stream=defense_stream, protocol=protocol)
 
     def train(
         self,

@@ -1,8 +1,9 @@
 """Every attack, protocol and defence once on a GPU: the same numbers as on the CPU.
 
-Where there is no GPU, one test runs this file in a process of its own on a pretended one, and what
-needs a GPU is skipped here. On a real one the numbers are rounded otherwise, which an optimiser
-may carry far: there the same must be done, without a failure, and the first numbers be near.
+Where there is no GPU, one test runs this file in a process of its own on two pretended ones, and
+what needs a GPU is skipped here. On a real one the numbers are rounded otherwise, which an
+optimiser may carry far: there the same must be done, without a failure, and the first numbers be
+near.
 """
 
 import dataclasses
@@ -15,17 +16,22 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from attacks import ADVERSARIES, ATTACKS, INTRUDERS
+from clients.node import NodeConfig
 from defenses import DEFENSES
 from experiments.results.cards import Card
+from experiments.run.offline import attack_trace
 from experiments.run.runner import run
 from leakbed.contracts import Guess, View
+from leakbed.events import SmashedUp
+from leakbed.hijack import Hijack, Watch
 from strategies import PROTOCOLS
-from tests.support import adversary_views, intruder_views, pretended_cuda
+from tests.support import adversaries, adversary_views, intruder_views, pretended_cuda
 from tests.support.attack_views import quick_attack, view_for
 
 ROOT = Path(__file__).parents[1]
@@ -37,17 +43,18 @@ on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="runs on the p
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this process has a GPU")
-def test_everything_once_on_a_pretended_gpu() -> None:
+def test_everything_once_on_pretended_gpus() -> None:
     environment = {
         **os.environ,
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}",
-        pretended_cuda.GPUS: "1",
+        pretended_cuda.GPUS: "2",
     }
     command = [
         sys.executable,
         "-m",
         "pytest",
         __file__,
+        str(ROOT / "tests" / "support" / "test_pretended_cuda.py"),
         "-q",
         "-m",
         "cuda",
@@ -110,11 +117,64 @@ def test_an_adversary(name: str) -> None:
     for view in (adversary_views.view(), there(adversary_views.view())):
         adversary, made = adversary_views.quick(name), {}
         state = adversary.begin(view, seed=3)
-        for step in range(3):  # batches come from the wire, on the CPU
-            batch = adversary_views.batch(step)
+        for step in range(3):
+            batch = adversary_views.batch(step).to(view.device)
             state, made[f"forged {step}"] = adversary.forge(state, batch, batch)
         found.append(made | parts(adversary.guess(state, batch)))
     assert_near(*found)
+
+
+class Placing(adversaries.Echo):
+    """Writes down where its batches lie, and takes them together with its image as they come."""
+
+    def forge(self, state: Any, smashed: Tensor, cut_gradient: Tensor) -> tuple[Any, Tensor]:
+        seen.extend(str(each.device) for each in (smashed, cut_gradient))
+        return state, cut_gradient * state.image.mean() + smashed
+
+    def guess(self, state: Any, smashed: Tensor) -> Guess:
+        seen.append(str(smashed.device))
+        return Guess(images=state.image * smashed.flatten(1).mean(1)[:, None, None, None, None])
+
+
+class Beside(adversaries.Looking):
+    """The same of a watcher."""
+
+    def watch(
+        self, state: Any, smashed: Tensor, *, labels: Tensor | None, part: nn.Module | None
+    ) -> Any:
+        del part
+        assert labels is not None
+        seen.extend(str(each.device) for each in (smashed, labels))
+        return state
+
+    def guess(self, state: Any, smashed: Tensor) -> Guess:
+        seen.append(str(smashed.device))
+        return super().guess(state, smashed)
+
+
+seen: list[str] = []
+
+
+@on_gpu
+@pytest.mark.parametrize("view_at", ["cpu", "cuda:0"])
+@pytest.mark.parametrize("node_at", ["cpu", "cuda:0"])
+def test_an_adversary_has_batches_where_its_view_lies_and_the_node_its_gradient(
+    view_at: str, node_at: str
+) -> None:
+    view = dataclasses.replace(adversary_views.view(), device=torch.device(view_at))
+    assert view.public_images is not None
+    view = dataclasses.replace(view, public_images=view.public_images.to(view_at))
+    sent = adversary_views.batch(0).to(node_at)
+    seen.clear()
+    hijack = Hijack(Placing(), view, seed=0)
+    assert str(hijack.forge(sent, sent).device) == node_at
+    assert hijack.guess(sent).images is not None
+    batch = adversary_views.batch(0).numpy()
+    came = SmashedUp(node=0, round=1, step=0, smashed=batch, labels=np.zeros(4, int))
+    watch = Watch(Beside(reads_part=False), view, seed=0)
+    watch.show(came)
+    watch.guess(sent)
+    assert seen == [view_at] * 6
 
 
 @on_gpu
@@ -226,6 +286,59 @@ def assert_the_same_on_both(settings: Mapping[str, Any], folder: Path) -> None:
         assert expected.keys() == found.keys()
         gaps = {at: abs(found[at] - value) / max(1, abs(value)) for at, value in expected.items()}
         assert max(gaps.values()) <= ROUNDING, sorted(gaps.items(), key=lambda each: -each[1])[:5]
+
+
+@on_gpu
+def test_a_trace_recorded_on_one_device_is_attacked_on_the_other(tmp_path: Path) -> None:
+    for recorded, attacked in (("cuda", "cpu"), ("cpu", "cuda")):
+        folder = tmp_path / recorded
+        (card,) = run({**table(AT_SERVER), "device": recorded}, out=folder)
+        (work,) = (folder / "runs").iterdir()
+        again = attack_trace(
+            work / "trace",
+            SHOWN["name"],
+            answers=work / "answers",
+            out=folder / "again",
+            settings={"targets": SHOWN["targets"]},
+            device=attacked,
+            model="tests.support.slow_nodes:stateful",
+        )
+        assert (card.device["type"], again.device["type"]) == (recorded, attacked)
+        before, after = card.scores["mse"]["mean"], again.scores["mse"]["mean"]
+        assert after == pytest.approx(before, abs=min(ROUNDING, 1e-3))
+
+
+@pytest.mark.skipif(not PRETENDED, reason="a real one would stay broken")
+def test_a_gpu_that_breaks_down_under_a_run_is_one_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(pretended_cuda.DRIVER, "broken", False)
+    of = NodeConfig.batches
+
+    def breaks(cell: NodeConfig, *args: Any) -> Any:
+        pretended_cuda.DRIVER.broken = pretended_cuda.DRIVER.started and cell.partition == 1
+        return of(cell, *args)
+
+    monkeypatch.setattr(NodeConfig, "batches", breaks)
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        run({**table(AT_SERVER), "device": "cuda"}, out=tmp_path)
+
+
+@on_gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_nodes_of_one_process_are_dealt_over_its_gpus(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked, of = set[tuple[int, str]](), NodeConfig.torch_device
+
+    def told(cell: NodeConfig) -> torch.device:
+        asked.add((cell.partition, str(of(cell))))
+        return of(cell)
+
+    monkeypatch.setattr(NodeConfig, "torch_device", told)
+    (card,) = run({**table(AT_SERVER), "device": "cuda"}, out=tmp_path)
+    assert card.status == "done", card.why
+    assert asked == {(0, "cuda"), (1, "cuda:1")}
 
 
 @on_gpu

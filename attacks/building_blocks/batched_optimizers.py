@@ -1,10 +1,10 @@
 """L-BFGS and Adam over many independent problems at once: one stacked evaluation per iteration.
 
-Every problem keeps its own history, step length and stopping state, so it ends where it would end
-alone; one whose objective stops being finite is frozen where it was last finite and cannot disturb
-the others. `guard = False` is `torch.optim.LBFGS` without a line search (unit steps, the first one
-scaled by the gradient's 1-norm); `guard = True` takes only steps that lower the objective enough
-and shortens the others.
+**L-BFGS.** Every problem keeps its own history, step length and stopping state, so it ends where it
+would end alone; one whose objective stops being finite is frozen where it was last finite and
+cannot disturb the others. `guard = False` is `torch.optim.LBFGS` without a line search (unit steps,
+the first one scaled by the gradient's 1-norm); `guard = True` takes only steps that lower the
+objective enough and shortens the others.
 
 Source: Jorge Nocedal, Stephen Wright, *Numerical Optimization*, 2nd edition, Springer 2006,
 algorithms 7.4 and 3.1, https://doi.org/10.1007/978-0-387-40065-5; for the unguarded form
@@ -26,19 +26,14 @@ Departures:
 - An earlier version (until 2026-11-29) went through the pairs; directions differ from its in the
   last bits, and so may, after many iterations, the points.
 
-Adam over many independent problems at once: one stacked evaluation per iteration.
-
-Adam works entry by entry, so a stack of problems ends exactly where each would end alone; a problem
-whose objective stops being finite is frozen and the lowest point it saw is kept.
+**Adam** works entry by entry, so a stack of problems ends exactly where each would end alone; a
+problem whose objective stops being finite is frozen and the lowest point it saw is kept.
 
 Source: Diederik Kingma, Jimmy Ba, *Adam: A Method for Stochastic Optimization*, ICLR 2015,
 https://arxiv.org/abs/1412.6980
 
 A problem that runs to the end of its budget stopped on it if its best value still fell by more than
-a hundredth during the last tenth.
-
-Departures:
-- The lowest point seen is returned, not the last.
+a hundredth during the last tenth. Departure: the lowest point seen is returned, not the last.
 """
 
 from collections.abc import Callable

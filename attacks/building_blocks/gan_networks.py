@@ -1,8 +1,9 @@
-"""The three networks of feature-space hijacking: pilot, decoder and critic, for any feature maps.
+"""Networks of the GAN attacks: pilot, decoder and critic of a hijack, and an image generator.
 
-The pilot turns images into feature maps of the client's shape, the decoder turns them back, the
-critic tells the client's maps from the pilot's. An attacker knows the shapes of image and maps, so
-the stages between the two follow from them: halvings that pad their input, or that do not.
+**Pilot, decoder, critic**, for feature maps of any shape. The pilot turns images into feature maps
+of the client's shape, the decoder turns them back, the critic tells the client's maps from the
+pilot's. An attacker knows the shapes of image and maps, so the stages between the two follow from
+them: halvings that pad their input, or that do not.
 
 Source: Pasquini, Ateniese, Bernaschi, *Unleashing the Tiger: Inference Attacks on Split Learning*,
 CCS 2021, https://arxiv.org/abs/2012.02670, and its code,
@@ -15,10 +16,9 @@ Departures:
 - ``small`` networks are ours, for grey images on a CPU.
 - The paper's own table has critics that cannot be built; theirs is the code's for either kind.
 
-A generator of images from noise, after DCGAN: dense, then convolutions that keep and double.
-
-Built for any image whose sides have four pixels or more: each doubling goes from exactly one size
-to the next, so 28 pixels grow from 7 and 32 from 8.
+**The generator** makes images from noise, after DCGAN: a dense layer, then convolutions of which
+every second doubles the size. It is built for any image whose sides have four pixels or more: each
+doubling goes from exactly one size to the next, so 28 pixels grow from 7 and 32 from 8.
 
 Source: the generator of Pasquini, Ateniese, Bernaschi, *Unleashing the Tiger: Inference Attacks on
 Split Learning*, CCS 2021, https://arxiv.org/abs/2012.02670, client-side attack, as its code has it;

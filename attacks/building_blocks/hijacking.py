@@ -1,7 +1,7 @@
-"""Steering: what hijackers share, whatever they read of a client that follows them.
+"""Feature-space hijacking: the training of pilot, inverse and critic that its attacks share.
 
-Each trains a pilot on its own images, with an inverse that reads the pilot's feature maps, and a
-critic that tells the client's maps from the pilot's. The client gets the critic's gradient.
+Each attack trains a pilot on its own images, with an inverse that reads the pilot's feature maps,
+and a critic that tells the client's maps from the pilot's. The client gets the critic's gradient.
 
 Source: Pasquini, Ateniese, Bernaschi, *Unleashing the Tiger: Inference Attacks on Split Learning*,
 CCS 2021, https://arxiv.org/abs/2012.02670, and its code,
@@ -15,10 +15,9 @@ Departures:
   (``mask_dead_channels``).
 - Public images are drawn without replacement until too few are left for a batch.
 
-The critic of feature-space hijacking: a Wasserstein loss with gradient penalty, and its forgery.
-
-The critic learns to score the pilot's feature maps low and the client's high; the gradient of its
-score, with respect to what the client sent, is what the client gets to descend on.
+**The critic** has a Wasserstein loss with gradient penalty. It learns to score the pilot's feature
+maps low and the client's high; the gradient of its score, with respect to what the client sent, is
+what the client gets to descend on.
 
 Source: Pasquini, Ateniese, Bernaschi, *Unleashing the Tiger: Inference Attacks on Split Learning*,
 CCS 2021, https://arxiv.org/abs/2012.02670, and its code (whose signs these are),
@@ -49,12 +48,14 @@ from attacks.building_blocks.public_images import BatchSampler
 from leakbed.contracts import MissingKnowledgeError, UnfitViewError, View
 from leakbed.lookup import unknown_name
 from leakbed.seeds import derive, generator
+from leakbed.tensors import placed
 
 PENALTIES = ("channel", "sample")
 EPSILON = 1e-7
 """Keras's, in Adam."""
 
 _FLOOR = 1e-12  # of a squared norm
+_AHEAD = 100  # batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +80,26 @@ class Penalty:
         axes = (2, 3) if self.over == "channel" else (1, 2, 3)
         norm = slope.square().sum(axes).clamp(min=_FLOOR).sqrt()
         return (norm - 1).square().mean() * self.weight
+
+
+class Shares:
+    """Numbers in [0, 1), drawn on the CPU for a hundred batches at once: a GPU waits once for all.
+
+    The numbers are those of a draw for each batch, bit for bit.
+    """
+
+    def __init__(self, *, stream: int) -> None:
+        """Draw nothing yet."""
+        self._draw = generator(stream)
+        self._left = torch.empty(0)
+
+    def next(self, rows: int, *, device: torch.device) -> Float[Tensor, " rows"]:
+        """Return the next numbers, one a row."""
+        if len(self._left) < rows:
+            more = torch.rand(_AHEAD * rows, generator=self._draw)
+            self._left = torch.cat([self._left.to(device), placed(more, device)])
+        taken, self._left = self._left[:rows], self._left[rows:]
+        return taken
 
 
 class Critic:
@@ -106,7 +127,7 @@ class Critic:
         self._adam = Adam(
             network.parameters(), lr=rate, betas=(beta, 0.999), eps=EPSILON, fused=True
         )
-        self._penalty, self._mixing = penalty, generator(stream)
+        self._penalty, self._shares = penalty, Shares(stream=stream)
         self.loss: Float[Tensor, ""] = torch.tensor(torch.nan)
         self.client_loss: Float[Tensor, ""] = torch.tensor(torch.nan)
 
@@ -126,7 +147,7 @@ class Critic:
         """
         sent = private.detach().requires_grad_()
         made = public.detach()
-        share = torch.rand(len(sent), 1, 1, 1, generator=self._mixing).to(made)
+        share = self._shares.next(len(sent), device=made.device).to(made)[:, None, None, None]
         client_loss = self.network(sent).mean()
         loss = self.network(made).mean() - client_loss
         loss = loss + self._penalty(self.network, share * private + (1 - share) * made)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from leakbed.contracts import MissingKnowledgeError, UnfitViewError, View
 from leakbed.seeds import generator
+from leakbed.tensors import placed
 
 
 class BatchSampler:
@@ -46,7 +47,7 @@ class BatchSampler:
         check_rows(self.images, rows)
         if len(self._order) < rows:
             order = torch.randperm(len(self.images), generator=self._generator)
-            self._order = order.to(self.images.device)
+            self._order = placed(order, self.images.device)
         chosen, self._order = self._order[:rows], self._order[rows:]
         return chosen
 

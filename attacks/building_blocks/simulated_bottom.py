@@ -81,6 +81,10 @@ _LEGAL: dict[str, Callable[[float], bool]] = {
     "in [0, 1)": lambda value: 0 <= value < 1,
 }
 _CHUNK = 256  # rows decoded at once
+_UNLABELLED = (
+    "aligns its images with the labels of the batch, which this node does not send; set "
+    'aligned = false, or use a protocol with protocol.labels = "shared"'
+)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -155,7 +159,8 @@ class SimulatedBottom:
 
     Attributes:
         steps: Batches that are learned from on a trace; beside a training, every one sent.
-        batch_rows: Rows of such a batch, fewer where the round has fewer.
+        batch_rows: Rows of such a batch on a trace, fewer where the round, or its own images, are
+            fewer; beside a training it is the nodes' batch, which its own images must fill.
         starts: Batches of a training that are let pass before the first is learned from.
         simulator: ``"architecture"`` takes the node's layers with weights of its own, ``"pilot"`` a
             small network for rows of the same shape, which the attack then needs not know.
@@ -235,8 +240,18 @@ class SimulatedBottom:
         return bool(self.moments) and self.moments_within
 
     def check(self, view: View) -> None:
-        """Refuse, before training, images of its own of another shape or fewer than a batch."""
+        """Refuse before any training what could not work after it.
+
+        Args:
+            view: As it is before the first message; ``round_labels`` is there where nodes will send
+                labels, and holds none.
+
+        Raises:
+            MissingKnowledgeError: If images are to be aligned with labels that no node will send.
+        """
         public_images(view)
+        if self.aligned and view.round_labels is None:
+            raise MissingKnowledgeError(f"{self.name} {_UNLABELLED}")
 
     def run(self, view: View, *, seed: int) -> Guess:
         """Learn from the rows of a finished round, and decode every target.
@@ -262,8 +277,9 @@ class SimulatedBottom:
         if not len(seen):
             raise UnfitViewError(f"{self.name}: none of the round's smashed rows is finite")
         labels = None if view.round_labels is None else view.round_labels[whole]
-        rows = min(self.batch_rows, len(seen))
-        state = self._begun(view, tuple(seen.shape[1:]), rows=rows, seed=seed)
+        owned = self.batch_rows if view.public_images is None else len(view.public_images)
+        rows = min(self.batch_rows, len(seen), owned)
+        state = self._begun(view, tuple(seen.shape[1:]), seed=seed)
         order = BatchSampler(seen, stream=derive(seed, "order"))
         for _ in range(self.steps):
             places = order.places(rows)
@@ -289,7 +305,7 @@ class SimulatedBottom:
                 f"{self.name} builds its networks for one shape of smashed data, and the view says "
                 "none; set smashed_shape"
             )
-        return self._begun(view, view.smashed_shape, rows=view.rows, seed=seed)
+        return self._begun(view, view.smashed_shape, seed=seed)
 
     def watch(
         self,
@@ -317,10 +333,10 @@ class SimulatedBottom:
         whole = smashed.flatten(1).isfinite().all(1)
         if state.turns <= self.starts or not whole.any():
             return state
-        received = state.draws.like(smashed[whole.to(smashed.device)])
+        received = state.draws.like(smashed[whole])
         if state.rectified is None:
             state.rectified = bool((received >= 0).all())
-        places = self._places(state, None if labels is None else labels[whole.to(labels.device)])
+        places = self._places(state, None if labels is None else labels[whole])
         places = state.draws.places(len(received)) if places is None else places
         images = state.draws.images[places]
         with scoped(derive(state.stream, f"step/{state.turns}")):
@@ -339,12 +355,10 @@ class SimulatedBottom:
             if state.head is not None and state.part is not None:
                 above = [state.features(chunk) for chunk in rows.split(_CHUNK)]
                 logits = torch.cat([state.head(chunk) for chunk in above])
-                labels = logits.argmax(1, keepdim=True).to(smashed.device)
-        return Guess(images=images, labels=labels, failed=failed.to(smashed.device))
+                labels = logits.argmax(1, keepdim=True)
+        return Guess(images=images, labels=labels, failed=failed)
 
-    def _begun(
-        self, view: View, smashed_shape: tuple[int, ...], *, rows: int, seed: int
-    ) -> Simulation:
+    def _begun(self, view: View, smashed_shape: tuple[int, ...], *, seed: int) -> Simulation:
         """Return the networks before the first batch."""
         images, labels = public_images(view)
         if self.task and labels is None:
@@ -352,9 +366,6 @@ class SimulatedBottom:
                 f"{self.name} trains on the labels of its own images, and the view has none; set "
                 "task = 0, or give the adversary labels"
             )
-        if rows > len(images):
-            few = f"{len(images)} public images cannot fill a batch of {rows}"
-            raise UnfitViewError(f"{self.name}: {few}; give it more, or lower batch_rows")
         device = images.device
         simulator = self._simulator(view, smashed_shape, seed=seed).to(device).train()
         head = self._head(view, seed=seed)
@@ -421,10 +432,7 @@ class SimulatedBottom:
         if not self.aligned:
             return None
         if labels is None or state.labels is None:
-            raise MissingKnowledgeError(
-                f"{self.name} aligns its images with the labels of the batch, which this node does "
-                'not send; set aligned = false, or protocol.labels = "shared"'
-            )
+            raise MissingKnowledgeError(f"{self.name} {_UNLABELLED}")
         owned = state.labels.cpu()
         same = [torch.nonzero(owned == label).flatten() for label in labels.cpu()]
         everyone = torch.arange(len(owned))

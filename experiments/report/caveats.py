@@ -53,6 +53,8 @@ _HONEST = {
     "never_hijacked": "the same adversary with a client that was never hijacked",
     "honest_probe": "a linear probe of honest smashed data that was told half of the truth",
 }
+_EVASION = "misclassification"
+_ANOTHER_BOTTOM = "the same attack on the messages of another bottom"
 _FEW = 2  # losses that one sentence lists; more are counted
 
 
@@ -80,6 +82,9 @@ def place(cell: Row, among: Sequence[Row]) -> str:
 def shortfall(same: Sequence[Row], scored: Sequence[Row]) -> str:
     """Say where one attack does not beat what needs no attack.
 
+    Altered inputs must be told from their control as well: what the same attack makes of another
+    bottom's messages owes nothing to those that were read.
+
     Args:
         same: Cells of one attack.
         scored: Every scored cell, the ``smashed-as-image`` ones among them.
@@ -102,6 +107,11 @@ def shortfall(same: Sequence[Row], scored: Sequence[Row]) -> str:
     if losses:
         rivals = ", ".join(f"{rival} ({_listed(lost)})" for rival, lost in losses.items())
         return f"It does not beat, by two standard errors, {rivals}."
+    if any(_EVASION in cell.measures and _of_another_bottom(cell) is None for cell in same):
+        return (
+            "What it does on the messages of another bottom is not known, so it is not said to "
+            "beat what needs no attack."
+        )
     return "It beats everything that needs no attack, in every leading score." * (contests > 0)
 
 
@@ -120,6 +130,8 @@ def _contests(cell: Row, scored: Sequence[Row]) -> Iterable[tuple[str, str, Meas
             yield "the smashed map shown as a picture", metric, picture.measures[metric]
         for rival, free in _without_attack(cell, metric):
             yield rival, metric, free
+        if metric == _EVASION and (other := _of_another_bottom(cell)) is not None:
+            yield _ANOTHER_BOTTOM, metric, other
         for name, rival in _HONEST.items():
             if (honest := _beside(cell, name, metric)) is not None:
                 yield rival, metric, honest
@@ -139,6 +151,23 @@ def _beside(cell: Row, name: str, metric: str) -> Measure | None:
     """Return what is read of honest training beside an active adversary, where that was tried."""
     tables = [(card.control or {}).get(name) for card in cell.cards]
     return pooled([table for table in tables if isinstance(table, Mapping)], metric)
+
+
+def _of_another_bottom(cell: Row) -> Measure | None:
+    """Return what the control of altered inputs misclassifies; None unless every seed has one.
+
+    A card keeps its rate alone: of single hits and misses, which have an error, it says how many.
+    """
+    tables = []
+    for card in cell.cards:
+        held, targets = (card.control or {}).get("scores"), number(card.scores.get("targets"))
+        rate = number(held.get(_EVASION)) if isinstance(held, Mapping) else None
+        if rate is None or targets is None:
+            return None
+        wrong = round(rate * targets)
+        hits = [1.0] * wrong + [0.0] * (int(targets) - wrong)
+        tables.append({_EVASION: {"mean": rate, "values": hits}})
+    return pooled(tables, _EVASION)
 
 
 def beats_guessing(cell: Row, metric: str) -> bool:

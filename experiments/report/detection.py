@@ -1,9 +1,7 @@
-"""What detectors are worth, as a report's table and as text.
+"""What detectors are worth: true and false alarms with exact intervals, detection steps, the ROC.
 
 ``python -m experiments.report.detection FOLDER...`` prints the table for results folders, of single
 settings and of all, with the ROC over all and what a calibration on these runs would choose.
-
-True and false alarms over many runs: rates with exact intervals, detection steps, the ROC.
 """
 
 from __future__ import annotations

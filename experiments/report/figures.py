@@ -5,10 +5,8 @@ its text as text.
 
 Which cells a report's scatters show, in which colour and shape, and the legend to them.
 
-The frontier of a report: accuracy against ceiling as noise is swept, and attacks as marks below.
-
-A curve is one case under one kind of defence. First and last rounds have figures of their own,
-since a ceiling of the one says nothing of the other.
+A panel is accuracy against leakage: ceilings as lines, attacks as marks, told apart by letters,
+dashes and shapes, so that it reads without colour.
 """
 
 from __future__ import annotations
@@ -18,16 +16,20 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO, StringIO
+from string import ascii_uppercase
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
 from PIL import Image
 from torch import Tensor
 
-from experiments.report.rows import METRIC_IN_WORDS, Family, Row, grouped
+from experiments.report.rows import METRIC_IN_WORDS, Row
 from experiments.report.statistics import Measure
 
 PALETTE = ("#0a84c6", "#e07b00", "#159b74", "#c8508f", "#7a68c4", "#b3872b", "#d0493c", "#6b7b8c")
@@ -39,7 +41,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 GLYPHS = dict(zip(MARKERS, "●■▲◆▼✚✖★", strict=True))
 """The same shapes as text, for a legend outside the figure."""
 
-_DASHES = ("-", "--", "-.", ":")
+_Dash: TypeAlias = Literal["-", "--", "-.", ":"]
+_DASHES: tuple[_Dash, ...] = ("-", "--", "-.", ":")
 _INK = "#010203"  # stands for the page's own text colour until the SVG is written
 _RGB = 3
 
@@ -67,21 +70,42 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One line in a frontier, with the attacks below it.
+    """One line of ceilings in a panel.
 
     Attributes:
         label: In the legend.
-        style: Number of its colour, dash and marker, the same in every figure of a report.
-        ceilings: Utility, ceiling and two standard errors of it, from point to point.
+        style: Number of its letter, colour and dash.
+        ceilings: Utility, ceiling and two standard errors of it, in the order of the sweep.
         caps: Utility and what the defence's claim allows, where it claims something.
-        attacks: Utility, leakage, and whether no attack is needed.
     """
 
     label: str
     style: int
     ceilings: Sequence[tuple[float, float, float]]
     caps: Sequence[tuple[float, float]] = ()
-    attacks: Sequence[tuple[float, float, bool]] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """One attack in a panel.
+
+    Attributes:
+        utility: What was left of the task.
+        leakage: What was recovered.
+        attack: Its name, in the legend.
+        shape: Number of its shape.
+        hollow: Whether it needs no attack.
+        style: Of the curve whose messages it read; ``None`` where those have no ceiling.
+        ceiling: Of those messages.
+    """
+
+    utility: float
+    leakage: float
+    attack: str
+    shape: int
+    hollow: bool
+    style: int | None = None
+    ceiling: float | None = None
 
 
 def png(image: Float[Tensor, " channels height width"]) -> str:
@@ -124,58 +148,144 @@ def scatter(points: Sequence[Point], *, utility: str, leakage: str) -> str:
     return _inlined(buffer.getvalue(), f"{leakage} against {utility}")
 
 
-def frontier(curves: Sequence[Curve], *, title: str, utility: str) -> str:
-    """Return ceilings against utility as an SVG element, with its legend inside.
-
-    Lines differ in colour, in dash and in marker, so that they are told apart in print as well.
+def panel(
+    curves: Sequence[Curve],
+    marks: Sequence[Mark],
+    *,
+    title: str,
+    aside: str,
+    utility: str,
+    leakage: str,
+) -> str:
+    """Return leakage against utility with its ceilings as an SVG element, the legend inside.
 
     Args:
-        curves: At least one.
+        curves: May be empty.
+        marks: May be empty, but not both.
         title: Above.
+        aside: Below the title, smaller.
         utility: Label of the horizontal axis.
+        leakage: Label of the vertical axis, which runs from 0 to 100%.
 
     Returns:
-        One ``<svg>``; equal curves give equal text.
+        One ``<svg>``; equal curves and marks give equal text.
     """
+    lines = len(curves) + len({mark.attack for mark in marks})
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "leakbed", "font.size": 11}):
-        figure = Figure(figsize=(4.9, 3.6 + 0.21 * len(curves)), layout="constrained")
+        figure = Figure(figsize=(4.9, 3.2 + 0.19 * lines), layout="constrained")
         axes = figure.add_subplot()
         for curve in curves:
             _trace(axes, curve)
-        axes.set(xlabel=utility, ylabel="rows named by the best guess", ylim=(-0.04, 1.04))
-        axes.set_xlim(*_limits([x for curve in curves for x, _, _ in curve.ceilings]))
-        axes.set_title(title, color=_INK, fontsize=11, loc="left")
-        _calm(axes)
-        figure.legend(
-            loc="outside lower left", frameon=False, fontsize=9.5, labelcolor=_INK, handlelength=4.5
+        for mark in marks:
+            _mark(axes, mark)
+        axes.set(xlabel=utility, ylabel=leakage, ylim=(-0.05, 1.09))
+        axes.set_xlim(*_limits(_across(curves, marks)))
+        axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.set_title(title, color=_INK, fontsize=12, loc="left", fontweight="bold", pad=22)
+        axes.annotate(
+            aside, (0, 1), (0, 8), "axes fraction", "offset points", color=_INK, fontsize=10
         )
+        _calm(axes)
+        _legend(figure, curves, marks)
         buffer = StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return _inlined(buffer.getvalue(), f"{title}: ceiling against {utility}")
+    return _inlined(buffer.getvalue(), f"{title}, {aside}: {leakage} against {utility}")
+
+
+def _across(curves: Sequence[Curve], marks: Sequence[Mark]) -> list[float]:
+    return [x for curve in curves for x, _, _ in curve.ceilings] + [m.utility for m in marks]
+
+
+def _look(style: int | None) -> tuple[str, _Dash]:
+    """Return the colour and the dash of a curve, or those of what has none."""
+    if style is None:
+        return _INK, "-"
+    dash = _DASHES[(style + style // len(PALETTE)) % len(_DASHES)]  # a colour that returns differs
+    return PALETTE[style % len(PALETTE)], dash
+
+
+def letter(style: int) -> str:
+    """Return what a curve is called in its panel, of which there are fewer than letters."""
+    return ascii_uppercase[style % len(ascii_uppercase)]
 
 
 def _trace(axes: Axes, curve: Curve) -> None:
-    place = curve.style
-    dash = _DASHES[(place + place // len(PALETTE)) % len(_DASHES)]  # a colour that returns differs
-    color, marker = PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)]
-    across, up, error = zip(*sorted(curve.ceilings), strict=True)
+    color, dash = _look(curve.style)
+    across, up, error = zip(*curve.ceilings, strict=True)
     axes.errorbar(
         across,
         up,
         yerr=error,
         color=color,
-        marker=marker,
+        marker="_",
         linestyle=dash,
-        markersize=6,
+        markersize=13,
+        markeredgewidth=1.8,
         linewidth=1.8,
         elinewidth=1,
-        label=curve.label,
     )
     if curve.caps:
-        axes.plot(*zip(*sorted(curve.caps), strict=True), color=color, linewidth=0.8, alpha=0.6)
-    for x, y, hollow in curve.attacks:
-        face = "none" if hollow else color
-        axes.plot([x], [y], marker=marker, color=color, markerfacecolor=face, markersize=4)
+        axes.plot(*zip(*curve.caps, strict=True), color=color, linewidth=0.8, alpha=0.6)
+    # Curves often meet at the top, so each has its letter at another of its points.
+    place = curve.style % len(across)
+    axes.annotate(
+        letter(curve.style),
+        (across[place], up[place]),
+        xytext=(0, 4),
+        textcoords="offset points",
+        ha="center",
+        va="bottom",
+        color=color,
+        fontsize=11,
+        fontweight="bold",
+    )
+
+
+def _mark(axes: Axes, mark: Mark) -> None:
+    color, _ = _look(mark.style)
+    if mark.ceiling is not None:
+        ends = [mark.leakage, mark.ceiling]
+        axes.plot([mark.utility] * 2, ends, color=color, linewidth=0.8, linestyle=":", alpha=0.7)
+    axes.plot([mark.utility], [mark.leakage], **_shape(mark, color))
+
+
+def _shape(mark: Mark, color: str) -> dict[str, Any]:
+    """Return how a mark is drawn, in the figure and in the legend."""
+    return {
+        "marker": MARKERS[mark.shape % len(MARKERS)],
+        "linestyle": "none",
+        "markeredgecolor": color,
+        "markerfacecolor": "none" if mark.hollow else color,
+        "markersize": 7,
+        "markeredgewidth": 1.3,
+        "clip_on": False,
+    }
+
+
+def _legend(figure: Figure, curves: Sequence[Curve], marks: Sequence[Mark]) -> None:
+    """Put the letters and dashes of curves and the shapes of attacks below a panel."""
+    lines = []
+    for curve in curves:
+        color, dash = _look(curve.style)
+        label = f"{letter(curve.style)}  {curve.label}"
+        lines.append(Line2D([], [], color=color, linestyle=dash, linewidth=1.8, label=label))
+    shapes = {mark.attack: mark for mark in marks}
+    points = [
+        Line2D([], [], **_shape(mark, _INK), label=f"{name}{' (no attack)' * mark.hollow}")
+        for name, mark in shapes.items()
+    ]
+    figure.legend(
+        handles=[*lines, *points],
+        loc="outside lower left",
+        frameon=False,
+        fontsize=10,
+        labelcolor=_INK,
+        handlelength=3.4,
+        labelspacing=0.35,
+        borderaxespad=0.2,
+    )
 
 
 def _draw(axes: Axes, point: Point) -> None:
@@ -323,124 +433,3 @@ def _marker(defense: str, scored: Sequence[Row]) -> str:
 
 def _defense(name: str) -> str:
     return "no defence" if name == "none" else name
-
-
-_NEAR = 0.015  # to either side, so that any two accuracies are within three points
-_MOMENTS = {"first": "First round", "middle": "Middle round", "last": "Last round"}
-
-
-def frontiers(scored: Sequence[Row]) -> list[str]:
-    """Return one SVG for each round whose messages were attacked, last ones first.
-
-    Args:
-        scored: Cells with scores.
-
-    Returns:
-        None at all where no cell has both a ceiling and a utility.
-    """
-    shown = [cell for cell in scored if cell.ceiling is not None and cell.utility() is not None]
-    names = list(dict.fromkeys(_name(cell) for cell in shown))
-    moments = sorted(grouped(shown, _moment), key=lambda group: _moment(group[0]) == "First round")
-    drawn = []
-    for moment in moments:
-        utility = moment[0].utility()
-        drawn.append(
-            frontier(
-                [_curve(group, names.index(_name(group[0]))) for group in grouped(moment, _label)],
-                title=_moment(moment[0]),
-                utility=utility[0] if utility else "utility",
-            )
-        )
-    return drawn
-
-
-def at_equal_accuracy(scored: Sequence[Row]) -> list[str]:
-    """Say who gives away more where both families of protocols learn the same, and to whom.
-
-    Of each family the lowest ceiling counts, of the last round's messages, of all that learn the
-    most that both reach, within three points of each other.
-
-    Args:
-        scored: Cells with scores.
-
-    Returns:
-        Two sentences; none where the families do not meet.
-    """
-    known: dict[Family, list[tuple[float, float, Row]]] = {"weights": [], "split": []}
-    for cell in scored:
-        utility, bound = cell.utility(), cell.ceiling
-        if utility is not None and bound is not None and _moment(cell) == _MOMENTS["last"]:
-            known[cell.family].append((bound[0], utility[1].mean, cell))
-    if not all(known.values()):
-        return []
-    most = min(max(learnt for _, learnt, _ in own) for own in known.values())
-    least = []
-    for own in known.values():
-        near = [each for each in own if abs(each[1] - most) <= _NEAR + 1e-9]
-        if not near:
-            return []
-        least.append(min(near, key=lambda each: each[:2]))
-    (updates, one, of_update), (rows, other, of_row) = least
-    seat, chances = of_row.first.ceiling, [_chance(of_row), _chance(of_update)]
-    return [
-        f"At {_percent(other)} accuracy the best possible guess names the row behind a message at "
-        f"the cut {_percent(rows)} of the time ({_label(of_row)}); at {_percent(one)} accuracy a "
-        f"row behind an update {_percent(updates)} of the time ({_label(of_update)}). These are "
-        "the lowest of each family at that accuracy, of the last round.",
-        f"Both are told to the {seat.seat if seat else 'server'}. Without a message {chances[0]} "
-        f"and {chances[1]} of the rows would be named; all the rest is given away.",
-    ]
-
-
-def _chance(cell: Row) -> str:
-    bound = cell.first.ceiling
-    return _percent((bound.chance if bound else None) or 0.0)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}%" if share < 0.1 else f"{100 * share:.0f}%"  # noqa: PLR2004
-
-
-def _moment(cell: Row) -> str:
-    collect = _attack(cell).get("collect")
-    return _MOMENTS.get(str(collect), f"Round {collect}")
-
-
-def _name(cell: Row) -> str:
-    """Return what a curve is called in every round: its case and its defence."""
-    return cell.case if cell.first.defense == "none" else f"{cell.case}, {cell.first.defense}"
-
-
-def _label(cell: Row) -> str:
-    """Return what a curve is called in one round: test rows are named as such."""
-    test = " (test rows)" if _attack(cell).get("when") == "inference" else ""
-    return f"{_name(cell)}{test}"
-
-
-def _attack(cell: Row) -> dict[str, object]:
-    own = cell.first.settings.get("attack")
-    return dict(own) if isinstance(own, dict) else {}
-
-
-def _curve(group: Sequence[Row], style: int) -> Curve:
-    """Return one point for each setting of the defence; attacks of one setting share it."""
-    points: dict[tuple[float, float], tuple[float, float, float]] = {}
-    caps: dict[float, float] = {}
-    marks = []
-    for cell in group:
-        utility, bound = cell.utility(), cell.ceiling
-        if utility is None or bound is None:
-            continue
-        across = utility[1].mean
-        points[across, bound[0]] = across, bound[0], 2 * bound[1]
-        cap = cell.first.ceiling.cap if cell.first.ceiling is not None else None
-        if cap is not None:
-            caps[across] = cap
-        marks.append((across, cell.measures["identification"].mean, not cell.is_attack))
-    return Curve(
-        label=_label(group[0]),
-        style=style,
-        ceilings=list(points.values()),
-        caps=sorted(caps.items()),
-        attacks=marks,
-    )

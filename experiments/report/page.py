@@ -1,6 +1,7 @@
 """The report of a results folder: one self-contained HTML file for the owner of the private data.
 
-It reads the cards, the guesses and the truths that a run left, and says first what the numbers say.
+It reads the cards, the guesses and the truths that a run left. First come three sentences and one
+figure, of accuracy against leakage; then the pictures; tables and text are folded away below them.
 The file loads nothing, runs nothing and is readable by its owner only.
 """
 
@@ -16,9 +17,11 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from experiments.report.caveats import doubts
 from experiments.report.detection import COLUMNS, detectors
-from experiments.report.figures import at_equal_accuracy, charts, frontiers, legend
+from experiments.report.figures import charts, legend
 from experiments.report.findings import conclusions as say
+from experiments.report.opening import opening, panels
 from experiments.report.pictures import Block, blocks, samples
 from experiments.report.rows import FAMILY_IN_WORDS, Row, cells, family, superseded
 from experiments.report.tables import matrices, setting, stolen, tables
@@ -96,6 +99,9 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
 )
 
 
+_OPENING = 3  # sentences that a report opens with
+
+
 def write_report(folder: Path, *, conclusions: Conclusions = say) -> Path:
     """Write ``report.html`` into a results folder, whole or not at all.
 
@@ -105,7 +111,8 @@ def write_report(folder: Path, *, conclusions: Conclusions = say) -> Path:
 
     Args:
         folder: Holds ``cards``, and beside it ``guesses`` and ``truths``.
-        conclusions: Makes the sentences at the top from the cards and their samples.
+        conclusions: Makes the sentences on single results from the cards and their samples; the
+            first three stand at the top where :func:`experiments.report.opening.opening` has none.
 
     Returns:
         The file, readable by its owner only.
@@ -126,12 +133,14 @@ def write_report(folder: Path, *, conclusions: Conclusions = say) -> Path:
     current = [card for card in found if card not in old]
     page = Environment(autoescape=True, undefined=StrictUndefined).from_string(PAGE)
     said = conclusions(current, samples=samples(folder, current))
+    lead = opening(current)
     text = page.render(
         _content(folder, current),
         title=name,
         ran=_ran(current, [written[card.key] for card in current], left_out(folder)),
         warnings=_warnings(current, old=len(old), others=len(cards) - len(found)),
-        sentences=said,
+        lead=lead or said[:_OPENING],
+        sentences=said if lead else said[_OPENING:],
     )
     return _kept(folder / "report.html", text)
 
@@ -150,9 +159,9 @@ def _content(folder: Path, cards: Sequence[Card]) -> dict[str, Any]:
         "steps. The figures show what a report is, not what the attacks can do.",
         "blocks": [_laid(block) for block in blocks(folder, attacked)],
         "charts": [Markup(chart) for chart in charts(scored)],  # noqa: S704  matplotlib escapes
-        "frontiers": [Markup(each) for each in frontiers(scored)],  # noqa: S704  matplotlib escapes
-        "frontier_sentences": at_equal_accuracy(scored),
+        "panels": [Markup(each) for each in panels(scored)],  # noqa: S704  matplotlib escapes
         "legend": legend(scored),
+        "doubted": _doubted(scored),
         "matrices": matrices([*scored, *diverged]),
         "tables": tables(scored),
         "stolen": stolen(scored),
@@ -167,6 +176,13 @@ def _content(folder: Path, cards: Sequence[Card]) -> dict[str, Any]:
         "glossary": GLOSSARY,
         "made": f"Written by Leakbed {__version__} on {_day(datetime.now(tz=UTC))}.",
     }
+
+
+def _doubted(scored: Sequence[Row]) -> str:
+    """Say how many results should not be believed; why stands with them, folded away."""
+    count = sum(bool(doubts(cell)) for cell in scored)
+    verb = "has a reason" if count == 1 else "have reasons"
+    return f"{count} of {len(scored)} results {verb} not to be trusted" if count else ""
 
 
 def _written_at(folder: Path, card: Card) -> float:

@@ -2,13 +2,9 @@
 
 Cells come in a readable order, and each says by which settings it differs from its namesakes.
 
-In which settings a cell of a report differs from others of the same name.
-
-Imbalanced labels: where the accuracy of guesses flatters, and what a report leads with then.
-
-Where one label is common, always guessing it is often right, and a defence that costs an attack
-half of its accuracy may have changed the guesses of that label alone. Balanced label accuracy then
-stands beside label accuracy.
+**Imbalanced labels.** Where one label is common, always guessing it is often right, and a defence
+that costs an attack half of its accuracy may have changed the guesses of that label alone. Balanced
+label accuracy then stands beside label accuracy.
 """
 
 from __future__ import annotations

@@ -10,6 +10,9 @@ from pathlib import Path
 from experiments.results.cards import Card
 from leakbed.errors import naming_folder
 
+LOCK = ".lock"
+"""The file of a results folder that a run holds locked; made anew, so dated, by each run."""
+
 _NOTE = "last-run.json"
 
 
@@ -62,7 +65,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
     Raises:
         ResultsFolderError: Another run is writing there.
     """
-    with (folder / ".lock").open("w") as lock:
+    with (folder / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

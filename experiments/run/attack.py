@@ -31,6 +31,7 @@ from experiments.run.view import architecture_of, build_view
 from experiments.settings.plugins import AttackSettings
 from experiments.settings.schema import SettingsError
 from leakbed.contract_checks import blame, blamed, guess_breaches
+from leakbed.contract_trials import refuse_breaches
 from leakbed.contracts import (
     Adversary,
     Attack,
@@ -59,7 +60,7 @@ from leakbed.oracle import (
 from leakbed.oracle.metrics import BOUND, SSIM_WINDOW, has_ssim
 from leakbed.oracle.scoring import by_label
 from leakbed.oracle.truth import AnswerKey, Target
-from leakbed.plugins import picked
+from leakbed.plugins import is_own, picked
 from leakbed.seeds import derive, generator, scoped
 from leakbed.tap.trace import Trace
 from leakbed.tensors import load, resolve_device
@@ -196,6 +197,8 @@ def attack_run(
         own_images=told.own_images,
         natural_images=told.natural_images,
     )
+    if is_own(settings.name):
+        refuse_breaches(attack)
     repeats = 1 if "restarts" in _fields(type(attack)) else settings.restarts or 1
     again = partial(_best, attack, repeats)
     started = perf_counter()

@@ -26,7 +26,7 @@ from experiments.run.ceiling_results import Message, RunCeiling
 from experiments.run.replay import bottom_before, following
 from experiments.run.targets import Evidences, pick_targets
 from experiments.run.view import architecture_of
-from leakbed.contracts import Defense, Evidence, Protects, Seat, ThreatModel
+from leakbed.contracts import Defense, Evidence, Protects, Seat, ThreatModel, select
 from leakbed.contracts.noise_laws import (
     Channel,
     Clean,
@@ -348,7 +348,7 @@ class _Game:
         return Messages.of(laws)
 
     def _of_smashed(self) -> tuple[Defense, ...]:
-        return tuple(d for d in self._run.defenses if Protects.SMASHED in d.protects)
+        return select(self._run.defenses, Protects.SMASHED)
 
     def _labelled(
         self, messages: Messages, labels: Tensor, event: SmashedUp, target: Target
@@ -360,7 +360,7 @@ class _Game:
         """
         at_node = self._run.plan.labels == "client"
         hides = {Protects.LABELS, Protects.CUT_GRADIENT} if at_node else {Protects.LABELS}
-        if any(hides & each.protects for each in self._run.defenses):
+        if select(self._run.defenses, *hides):
             raise NoCeilingError(
                 "no ceiling: what tells the labels beside these rows is noised, and the law of "
                 "both together is not known here; attack test rows (when = 'inference')"

@@ -5,12 +5,12 @@ Card fields common to finished, unfit and diverged cells are made here too.
 
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from experiments.results.cards import Card, Threat, card_key, peak_memory, write_card
+from experiments.results.cards import Card, Threat, card_key, peak_memory
 from experiments.run.alarms import detected
 from experiments.run.attack import (
     Attacked,
@@ -32,12 +32,15 @@ from experiments.run.training_run import TrainingRun
 from experiments.settings.cells import CellSettings, Training
 from experiments.settings.plugins import JsonObject
 from leakbed import __version__
+from leakbed.contract_trials import refuse_breaches
 from leakbed.contracts import BrokenPluginError, MissingKnowledgeError, UnfitViewError
 from leakbed.grids.base import NodeFailed
 from leakbed.hijack import HijackDivergedError
 from leakbed.oracle.truth import AnswerKey
+from leakbed.plugins import is_own, own_class
 from leakbed.provenance import with_code
 from leakbed.seeds import derive
+from leakbed.tap.trace import Trace
 from leakbed.tensors import describe_device, peak_gpu_memory, resolve_device
 from strategies import PROTOCOLS
 
@@ -175,6 +178,7 @@ class TrainingGroup:
         self._stops = on_error == "stop"
         self._ended: dict[Path, DivergedError | BrokenPluginError] = {}
         self._bounds = Bounds()
+        self._traces: dict[Path, Trace] = {}
 
     @property
     def _ran_on(self) -> str:
@@ -187,25 +191,28 @@ class TrainingGroup:
             for cell in group
         }
 
-    def cards(self, keyed: Mapping[str, CellSettings], done: Mapping[str, Card]) -> list[Card]:
-        """Return a card per cell; train only if one of them is missing and fits."""
+    def cards(self, keyed: Mapping[str, CellSettings], done: Mapping[str, Card]) -> Iterator[Card]:
+        """Yield a card per cell as it is there; train only if one of them is missing and fits.
+
+        Args:
+            keyed: From :meth:`keyed`.
+            done: Cards that stand; those of these cells are yielded as they are.
+
+        Yields:
+            Cards in the order of the cells; who asked for a new one writes it.
+        """
         training = self._prepared.settings
-        cards = []
         for key, cell in keyed.items():
-            card = done.get(key)
-            if card is None:
-                attack = make_attack(cell.attack)
-                why = misfit(training) or unread(attack.threat, training)
-                why = why or unfit(attack, self._prepared)
-                if why is None:
-                    card = self._attacked(cell, key)
-                else:
-                    card = empty_card(cell, key, self._source, status="unfit", why=why)
-                write_card(card, self._folder)
-            cards.append(card)
-            if self._progress is not None:
-                self._progress.advance(cell.label)
-        return cards
+            if key in done:
+                yield done[key]
+                continue
+            attack = make_attack(cell.attack)
+            why = misfit(training) or unread(attack.threat, training)
+            why = why or unfit(attack, self._prepared)
+            if why is None:
+                yield self._attacked(cell, key)
+            else:
+                yield empty_card(cell, key, self._source, status="unfit", why=why)
 
     @property
     def runs(self) -> set[Path]:
@@ -227,6 +234,9 @@ class TrainingGroup:
             raise self._ended[folder]  # it would end there again
         if self._progress is not None:
             self._progress.note(f"{case}: training {training.protocol.name}{training.attacker()}")
+        for name, own in training.defense.stack:
+            if is_own(name):
+                refuse_breaches(own_class(name, "defence")(**own))
         with self._grids(training.data.nodes) as (grid, roster):
             try:
                 return train(prepared, grid, folder, roster=roster)
@@ -259,12 +269,18 @@ class TrainingGroup:
         if self._progress is not None:
             self._progress.note(f"{cell.case}: attacking with {name}")
         return attack_run(
-            trained.trace,
+            self._trace(trained),
             cell.attack,
             stream=derive(cell.training.seed, f"adversary/{name}"),
             device=cell.training.device,
             answers=trained.answers,
         )
+
+    def _trace(self, trained: TrainingRun) -> Trace:
+        """Return a run's trace, verified once for all attacks; what is read is checked again."""
+        if trained.trace not in self._traces:
+            self._traces[trained.trace] = Trace(trained.trace)
+        return self._traces[trained.trace]
 
     def _attacked_live(self, cell: CellSettings, key: str) -> Card:
         """Train with the adversary and judge what it decoded; of a hijack, a control run beside."""
@@ -308,7 +324,7 @@ class TrainingGroup:
         keep_guess(attacked, self._folder / "guesses" / f"{key}.safetensors")
         answers = AnswerKey.read(trained.answers)
         stream = derive(cell.training.seed, "oracle")
-        verdict, truth = judge(attacked, answers, trained.trace, stream=stream)
+        verdict, truth = judge(attacked, answers, self._trace(trained), stream=stream)
         keep_truth(truth, self._folder / "truths" / f"{key}.safetensors")
         verdict = replace(
             verdict,

@@ -5,9 +5,8 @@ The harness tells them the first targets of each class, in the order the message
 scores the others alone: a label that was given is no leak. A feature party has its own inputs. Who
 alters inputs is given natural ones, which anybody could have: those of the targets, without labels.
 
-What a party tells of labels without the attacked messages: the rivals of every label attack.
-
-A feature party has the inputs whose labels it infers. It may know a few of them, and own public
+**Baselines of label attacks**: what a party could tell of labels without the attacked messages. A
+feature party has the inputs whose labels it infers. It may know a few of them, and own public
 labelled images besides; with these it can classify its inputs before the protocol begins. And what
 an attack reads in smashed data may be what the inputs show through any network: so the attack is
 run once more on one that never trained. A score says what the protocol gives away only as far as it

@@ -6,12 +6,10 @@ knows which private rows a smashed batch hides, measures every so many batches w
 could decode by then; after the run the adversary decodes what it saw last. Neither draws from a
 generator of the training, and the adversary never sees a truth.
 
-What an adversary beside a training is scored by: its answers on the last smashed data, controls.
-
-A passive attack is run on a trace, unless it learns live; an adversary, or one that did, has
-answered by the end of training, and its answers to the targets are picked here. Beside a hijacker's
-stands what the same adversary makes of a client that was never hijacked: in that run it trains as
-ever, but nodes get the gradients of the protocol.
+**What it is scored by.** A passive attack is run on a trace, unless it learns live; an adversary,
+or one that did, has answered by the end of training, and its answers to the targets are picked
+here. Beside a hijacker's stands what the same adversary makes of a client that was never hijacked:
+in that run it trains as ever, but nodes get the gradients of the protocol.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,10 +1,7 @@
 """Prepare a training run: build its parts and check them before anything is sent.
 
-What a protocol divides among nodes, rows or the features of all rows, and what follows.
-
-What defences may know of a run before it starts: enough to refuse one they cannot protect.
-
-Which nodes of a run are malicious, and whether they can be: checked before anything is sent.
+That is: what the protocol divides among nodes (rows, or the features of all rows), what defences
+may know of the run so that they can refuse one they cannot protect, and which nodes are malicious.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -37,6 +34,7 @@ from leakbed.contracts import (
     ThreatModel,
     UnfitViewError,
     View,
+    select,
 )
 from leakbed.contracts.defense import Run, refuse_uncalled
 from leakbed.contracts.gradient_defenses import refuse_order
@@ -158,7 +156,7 @@ def check_defenses(
         return
     size, steps = protocol.batch_size, protocol.local_steps
     for kind in (Protects.SMASHED, Protects.CUT_GRADIENT):
-        refuse_order([each for each in defenses if kind in each.protects])
+        refuse_order(select(defenses, kind))
     parts = architecture.parts(0)
     # Where parties hold strips, each of them is sent a gradient of the same row.
     parties = 1 if PROTOCOLS[protocol.name].divides == "rows" else training.data.nodes
@@ -458,6 +456,7 @@ def unfit(attack: object, prepared: Prepared) -> str | None:
                 public=prepared.public,
                 device=resolve_device("cpu"),
                 part=part,
+                labelled=prepared.plan.labels == "shared",
             )
         )
     except (MisfitError, MissingKnowledgeError, UnfitViewError) as error:

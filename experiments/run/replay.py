@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from leakbed.contracts import Defense, Protects
+from leakbed.contracts import Defense, Protects, select
 from leakbed.contracts.noise_laws import Channel, Clean, Law, NoCeilingError, sent_law, together
 from leakbed.events import Array, CutGradientDown, Phase, SmashedUp
 from leakbed.oracle.truth import Target
@@ -110,7 +110,7 @@ class _Replay:
         if run.key.seed is None:
             raise NoCeilingError("the answer key does not say the run's seed; record it again")
         protocol = str(run.trace.about["protocol"])
-        if any(Protects.TRAINING in each.protects for each in run.defenses):
+        if select(run.defenses, Protects.TRAINING):
             raise NoCeilingError(
                 "no ceiling: a defence changes the node's own training steps; attack test rows "
                 "(when = 'inference')"

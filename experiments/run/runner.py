@@ -7,26 +7,19 @@ that say why.
 ``DIR/cards/<key>.json`` are the results, ``DIR/runs/<key>/`` the training runs they share,
 ``DIR/guesses/`` and ``DIR/truths/`` the reconstructions and what they should be.
 
-Processes that share an experiment: each takes the next training run that nobody has taken.
-
-They are started afresh, as CUDA needs, and compute on one thread each, so that the numbers are
-those of one process that does everything in turn.
+With ``jobs`` or ``ray_address`` the training runs are shared out, by
+:mod:`experiments.run.sweep`, which alone of the two imports Ray. The numbers are those of one
+process that does everything in turn.
 """
 
-import logging
 import os
-import pickle
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
-from itertools import groupby, islice
-from multiprocessing import get_context, parent_process
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
-from experiments.results.cards import Card, read_cards, source_hash
+from experiments.results.cards import Card, read_cards, source_hash, write_card
 from experiments.results.folder import default_folder, lock_folder, make_folder, note_last_run
 from experiments.run.attack import make_attack
 from experiments.run.defaults import resolve_defaults
@@ -37,153 +30,7 @@ from experiments.settings.cells import CellSettings, cells
 from experiments.settings.load import load_settings
 from experiments.settings.schema import Settings
 from leakbed.flower_internals import task_identity
-from leakbed.provenance import RanOn
 from leakbed.tensors import configure_torch
-
-_FLOWER = "flwr"
-
-
-class JobGoneError(RuntimeError):
-    """A process ended before its work did."""
-
-
-class JobError(RuntimeError):
-    """An error of another process that cannot be handed on as it is: its name and message."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """The cells of one training run, as another process is told of them.
-
-    Attributes:
-        settings: Of the experiment.
-        cells: By the keys of their cards.
-        folder: For results.
-        source: Hash of the code.
-        root: Folder of downloaded data sets.
-        ran_on: The run's data and the user's code, as the process that asks has them.
-        done: Cards that are there already, by their keys.
-    """
-
-    settings: Settings
-    cells: Mapping[str, CellSettings]
-    folder: Path
-    source: str
-    root: str | None
-    ran_on: RanOn
-    done: Mapping[str, Card]
-
-    @property
-    def is_done(self) -> bool:
-        """Whether every cell has its card."""
-        return self.cells.keys() <= self.done.keys()
-
-    @property
-    def own(self) -> dict[str, Card]:
-        """The cards of these cells that are there."""
-        return {key: self.done[key] for key in self.cells if key in self.done}
-
-
-def side_by_side(tasks: Sequence[Task]) -> Iterator[tuple[int, dict[str, Card]]]:
-    """Share tasks among processes; of those that are done already, none is started.
-
-    The first error ends it: nothing more is begun, what is under way is waited for.
-
-    Args:
-        tasks: Of one experiment.
-
-    Yields:
-        The place of a task and the cards of all its cells, by their keys, as they are done.
-
-    Raises:
-        JobGoneError: A process ended before its work did.
-    """
-    yield from ((place, task.own) for place, task in enumerate(tasks) if task.is_done)
-    lacking = {place: task for place, task in enumerate(tasks) if not task.is_done}
-    if not lacking:
-        return
-    jobs = tasks[0].settings.jobs
-    level = logging.getLogger(_FLOWER).level
-    pool = ProcessPoolExecutor(
-        min(jobs, len(lacking)),
-        mp_context=get_context("spawn"),
-        initializer=_begin,
-        initargs=(level,),
-    )
-    waiting = iter(lacking.items())
-    under_way: dict[Future[dict[str, Card]], int] = {}
-
-    def begin(most: int) -> None:
-        """Begin some more: the pool itself would begin what it holds even after an error."""
-        for place, task in islice(waiting, most):
-            under_way[pool.submit(_worked, replace(task, done=task.own))] = place
-
-    try:
-        begin(jobs)
-        while under_way:
-            ended, _ = wait(under_way, return_when=FIRST_COMPLETED)
-            found = [(under_way.pop(future), future.result()) for future in ended]
-            begin(len(found))
-            yield from found
-    except BrokenProcessPool as error:
-        raise JobGoneError(
-            f"one of {jobs} processes ended before its work did: killed, perhaps for want of "
-            f"memory, or, started from a script, without `if __name__ == '__main__':` around its "
-            f"call; finished cells stay, and jobs = 1 (-o jobs=1) goes on in one process"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _begin(level: int) -> None:
-    """Make a fresh process compute on one thread, log what its parent logs, and end with it."""
-    configure_torch()
-    logging.getLogger(_FLOWER).setLevel(level)
-    Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """End this process once the one that started it is gone: nobody would read its work."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _worked(task: Task) -> dict[str, Card]:
-    """Do a task, with any error as one that the process which asked can read."""
-    try:
-        return cards_of(task)
-    except Exception as error:
-        try:
-            pickle.loads(pickle.dumps(error))  # noqa: S301  of its own making
-        except Exception:  # noqa: BLE001  whatever a plugin's exception raises on the way
-            raise JobError(f"{type(error).__qualname__}: {error}") from None
-        raise
-
-
-def cards_of(task: Task) -> dict[str, Card]:
-    """Train and attack, in whatever process this is called.
-
-    Args:
-        task: What to do.
-
-    Returns:
-        The cards of its cells, by their keys.
-    """
-    (first, *_) = task.cells.values()
-    prepared = prepare(first.training, root=task.root)
-    task.ran_on.check("another process", prepared.ran_on)
-    group = TrainingGroup(
-        prepared,
-        folder=task.folder,
-        source=task.source,
-        grids=grids_of(task.settings),
-        progress=None,
-        on_error=task.settings.on_error,
-    )
-    with task_identity():
-        return {card.key: card for card in group.cards(task.cells, task.done)}
 
 
 def run(
@@ -239,37 +86,50 @@ def _run(
         for each in prepared
     ]
     keyed = [group.keyed(own) for group, own in zip(trainings, groups, strict=True)]
-    keys_of_all = [key for keys in keyed for key in keys]
-    note_last_run(folder, checked.name, keys_of_all, left_out=left_out)
+    labels = {key: cell.label for keys in keyed for key, cell in keys.items()}
+    note_last_run(folder, checked.name, list(labels), left_out=left_out)
     if progress is not None:
-        progress.start(len(keys_of_all), left_out=left_out)
+        progress.start(len(labels), left_out=left_out)
     tidying = RunCleanup(trainings, keep=checked.keep_runs)
-    if checked.jobs > 1 and grids is None and checked.grid == "local":
-        tasks = [
-            Task(
-                settings=checked,
-                cells=keys,
-                folder=folder,
-                source=source,
-                root=root,
-                ran_on=each.ran_on,
-                done=done,
-            )
-            for keys, each in zip(keyed, prepared, strict=True)
-        ]
+
+    def keep(card: Card) -> None:
+        """Write a card that is new, and say that its cell is done."""
+        if card.key not in done:
+            write_card(card, folder)
+            done[card.key] = card
         if progress is not None:
-            progress.note(f"{checked.jobs} processes share {len(tasks)} training runs")
-        for place, cards in side_by_side(tasks):
-            done |= cards
-            _advance(keyed[place].values(), progress)
-            tidying.after(trainings[place])
-        return [done[key] for keys in keyed for key in keys]
-    found: list[Card] = []
+            progress.advance(labels[card.key])
+
+    lacking = {place for place, keys in enumerate(keyed) if not keys.keys() <= done.keys()}
+    shared = lacking if grids is None and _is_shared(checked, len(lacking)) else set()
     with task_identity():
-        for group, keys in zip(trainings, keyed, strict=True):
-            found += group.cards(keys, done)
-            tidying.after(group)
-    return found
+        for place in sorted(set(range(len(keyed))) - shared):
+            for card in trainings[place].cards(keyed[place], done):
+                keep(card)
+            tidying.after(trainings[place])
+    if shared:
+        from experiments.run import sweep  # noqa: PLC0415  Ray takes seconds to import
+
+        sweep.share(
+            sweep.Sweep(settings=checked, folder=folder.absolute(), source=source, root=root),
+            {place: (keyed[place], prepared[place].ran_on) for place in sorted(shared)},
+            done=dict(done),
+            keep=keep,
+            tidy=lambda place: tidying.after(trainings[place]),
+            note=None if progress is None else progress.note,
+        )
+    return [done[key] for key in labels]
+
+
+def _is_shared(checked: Settings, lacking: int) -> bool:
+    """Say whether training runs that lack cards are shared out; one alone is not, on this machine.
+
+    Nodes on Ray's workers are not: their tasks would wait, each with a CPU of its own, for workers
+    that wait for those CPUs.
+    """
+    if checked.grid != "local" or not lacking:
+        return False
+    return checked.ray_address is not None or min(checked.jobs, lacking) > 1
 
 
 def _done(folder: Path) -> dict[str, Card]:
@@ -314,9 +174,3 @@ def _is_crossed(cell: CellSettings) -> bool:
     threat = make_attack(cell.attack).threat
     why = unread(threat, training) or (misfit(training) if honest is None else None)
     return why is not None and "attacks" not in cell.named
-
-
-def _advance(done: Iterable[CellSettings], progress: Progress | None) -> None:
-    if progress is not None:
-        for cell in done:
-            progress.advance(cell.label)

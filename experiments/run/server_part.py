@@ -4,11 +4,9 @@ Whoever attacks gets a copy: frozen, in evaluation mode, and never the module th
 trace holds the part once a round, as it stood at the round's end; beside a training,
 :class:`Mirror` brings a copy up to date at every batch.
 
-What the server of a U-shaped round reads of the head: features, and the gradient it gets back.
-
-There the server does not make the first gradient it sees: the node's head does, from labels it
-keeps. To an attack on that head the upper cut is the cut, and features are the smashed data, in
-training and of test rows.
+**U-shaped**: the server reads the features and the gradient it gets back. There the server does not
+make the first gradient it sees: the node's head does, from labels it keeps. To an attack on that
+head the upper cut is the cut, and features are the smashed data, in training and of test rows.
 """
 
 from collections.abc import Callable, Mapping

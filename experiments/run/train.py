@@ -3,14 +3,10 @@
 An active adversary stands at the wiretap, on the server's side of everything that is recorded; a
 watcher stands among the hooks, which can change nothing.
 
-A hook that stops a run at the first value on the wire that is not finite.
+Another hook stops a run at the first value on the wire that is not finite.
 
-How much smashed data depend on the images behind them, whoever reads them.
-
-No attack is needed for it, and no attack has to fail for it to be low: it is what NoPeek minimises,
-measured on what a run really sent.
-
-The grid a training run needs, as the experiment's settings name it.
+Beside the training stands how much smashed data depend on the images behind them, whoever reads
+them: the distance correlation that NoPeek minimises, measured on what a run really sent.
 """
 
 import json
@@ -39,7 +35,7 @@ from experiments.run.training_run import SUMMARY, TrainingRun, unfinished
 from experiments.run.view import ADVERSARY, PUBLIC
 from experiments.settings.plugins import JsonObject
 from experiments.settings.schema import Settings
-from leakbed.contracts import Defense, Protects
+from leakbed.contracts import Defense, Protects, select
 from leakbed.distance_correlation import corrected_correlation, distance_correlation
 from leakbed.events import Arrays, Event, Phase, SmashedUp, arrays_of
 from leakbed.grids import DeterministicGrid, LocalGrid, NodeFailed
@@ -352,8 +348,7 @@ def _setup(prepared: Prepared, roster: Mapping[int, int]) -> ProtocolSetup:
 
 
 def _server_defenses(prepared: Prepared) -> tuple[Defense, ...]:
-    chosen = make_defenses(prepared.settings)
-    return tuple(d for d in chosen if d.protects & {Protects.CUT_GRADIENT, Protects.TOP})
+    return select(make_defenses(prepared.settings), Protects.CUT_GRADIENT, Protects.TOP)
 
 
 def _labels_at_server(prepared: Prepared, partition: int) -> Int[Tensor, " rows"]:

@@ -45,6 +45,7 @@ def initial_view(
     device: torch.device,
     classes: Sequence[str] = (),
     part: nn.Module | None = None,
+    labelled: bool = False,
 ) -> View:
     """Grant an adversary's seat what it may read before the first message.
 
@@ -59,11 +60,15 @@ def initial_view(
         device: Where the adversary computes.
         classes: What each label means, which an attribute follows from.
         part: The server's part with its first weights, frozen; granted to a server that names it.
+        labelled: Whether nodes will send labels beside their smashed rows; who reads those of a
+            round has none of them yet, and not ``None``.
 
     Returns:
         A view without targets.
     """
     granted: dict[str, Any] = {}
+    if labelled and Evidence.ROUND_SMASHED in threat.evidence:
+        granted["round_labels"] = torch.empty(0, dtype=torch.long, device=device)
     granted |= owned(threat, public, device)
     if threat.infers is not None and Knowledge.PUBLIC_ATTRIBUTES in threat.needs:
         attribute = attribute_of(threat.infers, classes)

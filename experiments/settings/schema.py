@@ -106,12 +106,16 @@ class Settings(Strict):
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         grid: ``"local"`` or ``"ray"``; under ``flwr run`` Flower's own.
         workers: Processes of the Ray grid; None for one per core.
-        gpus_per_worker: Share of a GPU each of them takes; None for equal shares of the GPUs that
-            Ray counts, one more than there are workers on each, which is left to this process.
-        ray_address: Of a Ray cluster to join, ``"auto"`` for the one this machine belongs to; None
-            starts Ray on this machine alone.
-        jobs: Processes that share the training runs and their attacks, with the same numbers; only
-            of the local grid, since Ray and Flower's runtimes share the work themselves.
+        gpus_per_worker: Share of a GPU each of them takes, or each training run that is shared out.
+            None for equal shares of the GPUs that Ray counts; of workers' shares there is one more
+            on each, which is left to this process.
+        ray_address: Of a Ray cluster to join, ``"auto"`` for the one this machine belongs to. With
+            the local grid its machines share the training runs, as many at once as there are CPUs;
+            with the Ray grid they hold the nodes, and training runs follow one another here.
+        jobs: Training runs, each with its attacks, that Ray's processes on this machine do at
+            once, with the same numbers; of 1, Ray is not even imported. A cluster at
+            ``ray_address`` has its own count. Only of the local grid: a training run on a process
+            of Ray's whose nodes need more of them could wait for ever.
         keep_rounds: Which rounds a trace keeps: the ``"last"``, which is attacked, or ``"all"``.
         keep_runs: Whether training runs stay when their cells are done. Of many cells they are
             gigabytes; without them, a cell with other attack settings trains again.
@@ -151,6 +155,15 @@ class Settings(Strict):
     defense: tuple[DefenseSettings, ...] = (DefenseSettings(),)
     sweep: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     ceiling: CeilingSettings | None = None
+
+    @model_validator(mode="after")
+    def _shares_runs_or_nodes(self) -> "Settings":
+        if self.grid == "ray" and self.jobs > 1:
+            raise ValueError(
+                f"jobs = {self.jobs} shares training runs among Ray's processes, and grid = 'ray' "
+                "the nodes of each run: one of them alone; set jobs = 1, or grid = 'local'"
+            )
+        return self
 
     @field_validator("name")
     @classmethod

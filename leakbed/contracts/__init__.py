@@ -23,7 +23,13 @@ from leakbed.contracts.attack import (
     View,
     Watcher,
 )
-from leakbed.contracts.defense import Defense, DefenseState, IllegalCombinationError, Protects
+from leakbed.contracts.defense import (
+    Defense,
+    DefenseState,
+    IllegalCombinationError,
+    Protects,
+    select,
+)
 
 __all__ = [
     "IN_WORDS",
@@ -44,4 +50,5 @@ __all__ = [
     "UnfitViewError",
     "View",
     "Watcher",
+    "select",
 ]

@@ -4,12 +4,11 @@ An attack declares its :class:`ThreatModel`; the harness grants it exactly that 
 :class:`View`; the attack answers with a :class:`Guess`. An :class:`Adversary` rewrites messages
 besides; a :class:`Watcher` sees them as they come and rewrites none.
 
-A malicious client is one of the nodes, whose batches, labels and steps are its own choice.
-
-A :class:`MaliciousClient` decides batch by batch what its node trains on, whether the node's parts
-learn from it, and by what factor the gradient shrinks that the node sends up; what comes back it
-learns from. The server and the other nodes follow the protocol and cannot tell its messages by
-their number, order or shape. Importing this module needs neither torch nor Flower.
+A :class:`MaliciousClient` is one of the nodes. It decides batch by batch what its node trains on,
+whether the node's parts learn from it, and by what factor the gradient shrinks that the node sends
+up; what comes back it learns from. The server and the other nodes follow the protocol and cannot
+tell its messages by their number, order or shape. Importing this module needs neither torch nor
+Flower.
 """
 
 from __future__ import annotations
@@ -135,7 +134,7 @@ class View:
             statistics.
         smashed: Activations at the cut, one row per target.
         round_smashed: Every smashed row of training of the attacked round, whichever are attacked.
-        round_labels: Their labels, where nodes send them.
+        round_labels: Their labels, where nodes send them; before the first message none of them.
         cut_gradient: The loss gradient with respect to ``smashed``, same shape.
         head_gradient: Weight gradient of the layer that reads ``smashed``; up to a factor.
         labels: True labels, where the protocol or the threat model gives them.
@@ -298,13 +297,12 @@ class Adversary(Protocol[State]):
 
         Args:
             state: From ``begin`` or the previous call; consumed: only the returned one is of use.
-            smashed: As the node sent it; never changed. It lies on the CPU, as it came over the
-                wire, wherever the view lay: move it to where the state computes.
+            smashed: As the node sent it, on the view's device; never changed.
             cut_gradient: What the honest server would send back, likewise; never changed.
 
         Returns:
-            The next state, and the gradient to send: of the shape, type and device of ``smashed``,
-            in memory that later calls do not write.
+            The next state, and the gradient to send: of the shape and type of ``smashed``, in
+            memory that later calls do not write. The node gets it on its own device.
         """
         ...
 
@@ -313,8 +311,7 @@ class Adversary(Protocol[State]):
 
         Args:
             state: As it stands; never changed, nor its random streams.
-            smashed: Of this training or of evaluation, live or from a trace; on the CPU, wherever
-                the view lay.
+            smashed: Of this training or of evaluation, live or from a trace; on the view's device.
 
         Returns:
             One guess per row, of one sample each.
@@ -363,8 +360,8 @@ class Watcher(Protocol[State]):
 
         Args:
             state: From ``begin`` or the previous call; consumed: only the returned one is of use.
-            smashed: As the node sent it; never changed.
-            labels: Of its rows, where the node sent them.
+            smashed: As the node sent it, on the view's device; never changed.
+            labels: Of its rows, likewise, where the node sent them.
             part: The server's own part as it stands now, where the threat model names it: frozen,
                 in evaluation mode, and written over before the next call.
 
@@ -378,8 +375,7 @@ class Watcher(Protocol[State]):
 
         Args:
             state: As it stands; never changed, nor its random streams.
-            smashed: Of this training or of evaluation, live or from a trace; on the CPU, wherever
-                the view lay.
+            smashed: Of this training or of evaluation, live or from a trace; on the view's device.
 
         Returns:
             One guess per row, of one sample each.

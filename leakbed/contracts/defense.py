@@ -4,9 +4,8 @@ A message hook sees one tensor of one message and works in any app, carried by
 :func:`leakbed.mods.defend`. A training hook is called by the client step of ``clients/`` and works
 in apps built on it alone. Importing this module needs neither torch nor Flower.
 
-What a defence carries from message to message: its stream, its count and its verdicts.
-
-Importing this module needs neither torch nor Flower.
+A :class:`DefenseState` is what a defence carries from message to message: its random stream, its
+count and its verdicts.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from math import isnan, nan
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     import torch
     from jaxtyping import Float, Int
@@ -493,6 +492,19 @@ HOOKS: Mapping[Protects, tuple[str, ...]] = {
 
 _PREPARES = {"prepare": Protects.TRAINING}  # is called with those hooks, and protects nothing alone
 _ALIKE = 0.85  # of two names, from which on one is taken for a typing mistake of the other
+
+
+def select(defenses: Iterable[Defense], *kinds: Protects) -> tuple[Defense, ...]:
+    """Return the defences that protect at least one of some kinds, in the order given.
+
+    Args:
+        defenses: To choose from.
+        *kinds: What they should protect.
+
+    Returns:
+        Those, perhaps none.
+    """
+    return tuple(each for each in defenses if each.protects & {*kinds})
 
 
 def refuse_uncalled(kind: type[Defense]) -> None:

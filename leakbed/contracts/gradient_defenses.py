@@ -1,11 +1,12 @@
-"""The defences of the cut gradients that one party sends, in order, each with its state.
+"""The defences of the cut gradients that one party sends, and how far their privacy claims reach.
 
-The horizon of a claim of privacy, kept by who spends it: private steps, or rows that are sent.
+They are applied in order, each with its own state.
 
-A claim such as that of ``dp-sgd`` holds for so many steps of a node, that of ``dp-cut-gradient``
-for so many gradients of a row. Before a run the plan is checked (``Defense.check_run``); but what a
-protocol does is up to it, so the code that takes a private step or protects a gradient counts as
-well, and stops at the horizon. Importing this module needs neither torch nor Flower.
+**The horizon of a privacy claim.** A claim such as that of ``dp-sgd`` holds for so many steps of a
+node, that of ``dp-cut-gradient`` for so many gradients of a row. Before a run the plan is checked
+(``Defense.check_run``); but what a protocol does is up to it, so the code that takes a private step
+or protects a gradient counts as well, and stops at the horizon. Importing this module needs neither
+torch nor Flower.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""The catalogue of data sets, and the one door to them.
+"""The catalogue of data sets: published images, a table, and data from a function of one's own.
 
 A set is decoded once per process and then shared. Training and test parts are pooled, test last,
 with ``Dataset.official_test`` counting the latter, so that every row has one number for good.
 
-Read the published sets: two that ship in a wheel, and four that torchvision knows.
-
-Nothing is fetched unless the caller says so. The four are read from torchvision's own layout, or,
+**Published images**: two sets that ship in a wheel, and four that torchvision knows. Nothing is
+fetched unless the caller says so. The four are read from torchvision's own layout, or,
 when that is absent, from class folders ``<root>/<name>/{train,test}/<class>/<image>``.
 
 Sources: MNIST: LeCun, Bottou, Bengio, Haffner, *Gradient-based learning applied to document
@@ -14,8 +13,7 @@ https://doi.org/10.21105/joss.00638. Fashion-MNIST: Xiao, Rasul, Vollgraf, 2017,
 https://arxiv.org/abs/1708.07747. CIFAR: Krizhevsky, *Learning Multiple Layers of Features from Tiny
 Images*, 2009. Photographs: china.jpg and flower.jpg as scikit-learn ships and credits them.
 
-Read a table as images: every row of features becomes a small picture that networks can cut.
-
+**A table as images**: every row of features becomes a small picture that networks can cut.
 ``breast-cancer``: 30 numbers of each of 569 biopsies, ten measurements of cell nuclei by mean,
 standard error and worst. The table ships with scikit-learn. Label 1 is malignant.
 
@@ -30,7 +28,8 @@ Departures, each for what the set is here for, attacks on rare labels:
   spans [0, 1]: a tenth of the rows would otherwise be squeezed against 0 by a few large values.
 - Rows are 1 x 3 x 10: a column is one measurement, so that strips of columns divide measurements.
 
-Read one's own data from a function of one's own: ``package.module:function``.
+**One's own data** come from a function that is named by its import path,
+``package.module:function``.
 """
 
 import inspect

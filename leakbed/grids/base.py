@@ -29,6 +29,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
+from leakbed.errors import no_memory
 from leakbed.flower_internals import CLIENT_RAISED, NODE_UNAVAILABLE, set_message_id
 from leakbed.wire.bounds import Asked, Bounds
 from leakbed.wire.calls import Answer, Failure, Handler, handler_of, kinds_of
@@ -293,6 +294,10 @@ _WHERE = re.compile(r" \(contract_checks\.py, line \d+\).*$")
 _DIVERGED = "left the finite numbers"  # nodes' own words: each runtime wraps them in its own way
 BROKEN = "the code of defence"  # likewise
 UNFIT_BOTTOM = "the bottom it was sent does not fit"  # likewise
+_LESS_MEMORY = (
+    "; set a smaller protocol.batch_size, smaller images (data.image_size) or, on Ray, fewer "
+    "workers with a larger gpus_per_worker; finished cells stay"
+)
 
 
 class NodeFailed(RuntimeError):  # noqa: N818  the name the design gives it
@@ -313,7 +318,8 @@ class NodeFailed(RuntimeError):  # noqa: N818  the name the design gives it
             cause: What the node or the grid said; None where it gave no reason.
         """
         cause = shortened(cause)
-        super().__init__(f"node {node} failed on {message_type!r}: {cause}")
+        remedy = _LESS_MEMORY if no_memory(cause) else ""
+        super().__init__(f"node {node} failed on {message_type!r}: {cause}{remedy}")
         self.node, self.message_type, self.cause = node, message_type, cause
 
     @property

@@ -1,12 +1,12 @@
-"""How near a guessed image is to the truth: one value per image.
+"""How near guesses are to the truth: image metrics, the matching of rows, unnamed groups.
 
-An image that is not finite has values that are not, and identifies nothing; in a score it counts as
-a failure (:func:`leakbed.oracle.score`). Pixel metrics read intensities in [0, 1]; correlation
-metrics forgive any change of brightness, contrast or polarity, because several attacks recover
-shapes only up to scale. SSIM and PSNR are torchmetrics' with peak and data range 1. Published
-numbers often use other constants: PSNR of unnormalised images with a peak of 1 / (channel std)
-reads 11.485 dB too high, and SSIM with data range 255 on images in [0, 1] is near 1 for any pair of
-images, so neither compares with these.
+**Image metrics** give one value per image. An image that is not finite has values that are not, and
+identifies nothing; in a score it counts as a failure (:func:`leakbed.oracle.score`). Pixel metrics
+read intensities in [0, 1]; correlation metrics forgive any change of brightness, contrast or
+polarity, because several attacks recover shapes only up to scale. SSIM and PSNR are torchmetrics'
+with peak and data range 1. Published numbers often use other constants: PSNR of unnormalised images
+with a peak of 1 / (channel std) reads 11.485 dB too high, and SSIM with data range 255 on images in
+[0, 1] is near 1 for any pair of images, so neither compares with these.
 
 SSIM is the common form: the mean over the windows that lie within the image. Until 2026-11-28 it
 was the mean over the whole map, borders padded by reflection, which reads otherwise where three
@@ -18,19 +18,17 @@ structural similarity", IEEE Transactions on Image Processing 2004,
 https://doi.org/10.1109/TIP.2003.819861; Clopper, Pearson, "The use of confidence or fiducial limits
 illustrated in the case of the binomial", Biometrika 1934, https://doi.org/10.1093/biomet/26.4.404.
 
-Which guessed row stands for which true row: an attack on a batch returns it in any order.
+**Matching**: an attack on a batch returns its rows in any order. Each target is one assignment
+problem (Kuhn, "The Hungarian method for the assignment problem", Naval Research Logistics Quarterly
+1955, https://doi.org/10.1002/nav.3800020109), solved by scipy. The best of all orders flatters a
+random guess, so baselines are matched in the same way.
 
-Each target is one assignment problem (Kuhn, "The Hungarian method for the assignment problem",
-Naval Research Logistics Quarterly 1955, https://doi.org/10.1002/nav.3800020109), solved by scipy.
-The best of all orders flatters a random guess, so baselines are matched in the same way.
-
-Groups without names: which labels they would be if somebody named them as well as can be.
-
-An attack that knows no label at all may still say which samples share one. Its score is the share
-of samples that are right under the one-to-one naming which makes most of them right. No attacker
-has that naming, so the score is an upper bound on what the groups are worth under any other such
-naming; an attacker that gives two groups one label may be right more often. Baselines are named in
-the same way, since the best naming flatters groups that mean nothing too.
+**Groups without names.** An attack that knows no label at all may still say which samples share
+one. Its score is the share of samples that are right under the one-to-one naming which makes most
+of them right. No attacker has that naming, so the score is an upper bound on what the groups are
+worth under any other such naming; an attacker that gives two groups one label may be right more
+often. Baselines are named in the same way, since the best naming flatters groups that mean nothing
+too.
 """
 
 import torch

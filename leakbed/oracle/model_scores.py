@@ -1,17 +1,16 @@
-"""Score stolen models: does a clone of the bottom work under the server's own top?
+"""Scores that need a network: stolen models, inferred attributes, generated images of a class.
 
-The adversary holds the top already, so a stolen bottom is worth what the two do together. Published
-code composes the victim's bottom with the clone's untouched top instead, which measures nothing
-that was stolen, and draws its test images with replacement; here every test image counts once.
+**Stolen bottoms.** The adversary holds the top already, so a stolen bottom is worth what the two do
+together. Published code composes the victim's bottom with the clone's untouched top instead, which
+measures nothing that was stolen, and draws its test images with replacement; here every test image
+counts once.
 
-The honest probe: what a line reads off smashed data, once half of them come with the truth.
+**The probe** is the baseline of inferred attributes. An adversary that infers an attribute is worth
+what it finds beyond this: whoever knew the attribute of some smashed rows of honest training would
+fit a linear head to them and read the others.
 
-An adversary that infers an attribute is worth what it finds beyond this: whoever knew the attribute
-of some smashed rows of honest training would fit a linear head to them and read the others.
-
-Score images that should show a class, not any one private sample: what a generator is worth.
-
-No original stands beside such an image. A judge, a classifier trained on all private rows and
+**Generated images** should show a class, not any one private sample, so no original stands beside
+them. A judge, a classifier trained on all private rows and
 measured on held-out ones, says whether it shows the class; its nearest private image of the class
 by |Pearson| says how real it looks; its mean distance to the other images says whether there is
 more than one of them. Each number stands beside held-out images of the class and of the others.

@@ -13,7 +13,7 @@ from inspect import signature
 from typing import Any
 
 from leakbed.lookup import unknown_name
-from leakbed.tap.trace_index import TraceError
+from leakbed.tap.segments import TraceError
 
 _CALL = (
     'Recorder(folder, about=about(model="package.module:Class", image_shape=(1, 28, 28), '

@@ -1,12 +1,12 @@
 """Traces: recorded events in order, to be attacked later, elsewhere, by anyone they are given to.
 
 A trace is a folder: ``index.jsonl`` (a header, one line per record, a closing line; every line
-carries the checksum of all lines before it), ``blobs/`` (safetensors files named by their SHA-256,
-equal ones stored once) and ``seat/<name>/`` (what that party itself holds). It never holds private
-truth or a seed. Everything is readable by its owner only, and nothing in it is ever unpickled.
+carries the checksum of all lines before it) and ``segments/`` (files that only grow, of safetensors
+one after another; equal ones are stored once). It never holds private truth or a seed. Everything
+is readable by its owner only, and nothing in it is ever unpickled.
 
 A trace may come from a stranger. Reading one opens no file outside of it and follows no link in it,
-reads no file that is longer than its own header says, and refuses all else with a TraceError.
+reads no array that is longer than its own header says, and refuses all else with a TraceError.
 """
 
 import atexit
@@ -26,34 +26,36 @@ from flwr.app import RecordDict
 
 from leakbed.errors import naming_folder
 from leakbed.events import Arrays, Event, Foreign, Phase, Records, arrays_of, scalars_of
+from leakbed.tap.segments import (
+    Extent,
+    Parts,
+    Recent,
+    Segments,
+    TraceError,
+    create,
+    opened,
+    read,
+    serialised,
+    storable,
+)
 from leakbed.tap.trace_index import (
     FORMAT,
+    HELD,
     HOLDING,
     LONGEST_LINE,
     TYPES,
     VERSION,
     ClosedTraceError,
-    Recent,
     Record,
-    TraceError,
-    checked_header,
-    checksum,
-    deserialised,
-    digest_of,
-    held_at,
     lines_of,
-    opened,
     parse,
-    serialised,
-    storable,
 )
 from leakbed.tap.trace_values import LONGEST_TEXT, Stored, restored
 from leakbed.wire.records import buffer_of
 
 __all__ = ["Record", "Recorder", "Trace", "TraceError"]
 
-Parts = list[bytes | memoryview]
-_INDEX, _BLOBS, _SEAT = "index.jsonl", "blobs", "seat"
+_INDEX = "index.jsonl"
 _KINDS = {cls: kind for kind, cls in TYPES.items()}
 # Fields that are one array, not several by name.
 _SINGLE = {"smashed", "labels", "rows", "gradient", "features"}
@@ -96,13 +98,12 @@ class Recorder:
             raise TraceError(f"{self.folder} is not empty; record into a new folder")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o700)
-        for part in (_BLOBS, _SEAT):
-            (self.folder / part).mkdir(mode=0o700)
+        self._segments = Segments(self.folder)
         self._digest = hashlib.sha256()
         self._count = 0
         self._recent = Recent()
         self._lock = Lock()
-        self._index = os.fdopen(_create(self.folder / _INDEX), "wb")
+        self._index = os.fdopen(create(self.folder / _INDEX), "wb")
         said = {"tapped": dict(tapped)} if tapped else {}
         self._write({"format": FORMAT, "version": VERSION, "about": dict(about or {}), **said})
         atexit.register(self.close)
@@ -140,28 +141,22 @@ class Recorder:
             except _UnstorableError as error:
                 event, groups, values, parts = _as_foreign(event, str(error)), {}, {}, {}
             line = {"kind": _KINDS[type(event)], **_shortened(scalars_of(event)), **values}
-            written = {name: self._blob(groups[name], parts[name]) for name in groups}
+            written = {name: self._added(groups[name], parts[name]) for name in groups}
             self._record(line, written)
 
     def hold(self, seat: str, name: str, arrays: Arrays) -> None:
         """Write what a party itself holds, such as its part of the model at a round's end.
 
-        Names that are no path in the trace, and arrays that cannot be stored, are a TraceError.
+        Arrays that cannot be stored are a TraceError.
 
         Args:
             seat: The party; only views of this seat may read it.
             name: What it is, such as ``"top/round-2"``.
             arrays: Its tensors by name.
         """
-        path = held_at(seat, name)
         with self._whole():
-            parts = _saved(arrays)
-            target = self.folder / path
-            for parent in reversed(target.relative_to(self.folder).parents[:-1]):
-                (self.folder / parent).mkdir(mode=0o700, exist_ok=True)
-            _write_private(target, parts)
-            digest = checksum(parts)
-            self._record({"kind": HOLDING, "seat": seat, "name": name}, {path: digest})
+            extent = self._segments.add(_saved(arrays))
+            self._record({"kind": HOLDING, "seat": seat, "name": name}, {HELD: extent})
 
     def close(self) -> None:
         """Write the closing line; a second call does nothing."""
@@ -191,14 +186,17 @@ class Recorder:
             return
         atexit.unregister(self.close)
         self._recent.forget()
+        self._segments.close()
         try:
             with naming_folder(self.folder):
                 self._write(line)
         finally:
             self._index.close()
 
-    def _record(self, line: dict[str, Any], arrays: dict[str, str]) -> None:
-        self._write({"number": self._count, **line, "arrays": arrays})
+    def _record(self, line: dict[str, Any], arrays: Mapping[str, Extent]) -> None:
+        places = {name: extent.line() for name, extent in arrays.items()}
+        self._write({"number": self._count, **line, "arrays": places})
+        self._segments.keep()
         self._count += 1
 
     def _write(self, line: Mapping[str, Any]) -> None:
@@ -208,20 +206,17 @@ class Recorder:
         self._index.write(data)
         self._index.flush()
 
-    def _parts(self, arrays: Arrays) -> Parts | str:
-        """Return arrays as the parts of a file, or the checksum of the one that holds them."""
-        known = self._recent.checksum(arrays)
+    def _parts(self, arrays: Arrays) -> Parts | Extent:
+        """Return arrays as the parts of a file, or where equal ones lie already."""
+        known = self._recent.extent(arrays)
         return _saved(arrays) if known is None else known
 
-    def _blob(self, arrays: Arrays, parts: Parts | str) -> str:
-        if isinstance(parts, str):
+    def _added(self, arrays: Arrays, parts: Parts | Extent) -> Extent:
+        if isinstance(parts, Extent):
             return parts
-        digest = checksum(parts)
-        path = self.folder / _BLOBS / f"{digest}.safetensors"
-        if not path.exists():
-            _write_private(path, parts)
-        self._recent.remember(arrays, digest)
-        return digest
+        extent = self._segments.add(parts)
+        self._recent.remember(arrays, extent)
+        return extent
 
 
 class Trace:
@@ -256,9 +251,12 @@ class Trace:
             raise TraceError(f"{self.folder} holds no trace: there is no {_INDEX}") from error
         self.about: Mapping[str, Any] = header["about"]
         self.tapped: Mapping[str, Any] = header.get("tapped", {})
+        checked: set[Extent] = set()
         for record in self.records:
-            for name, digest in record.arrays.items():
-                self._verified(record, name, digest)
+            for name, extent in record.arrays.items():
+                if extent not in checked:
+                    self._read(record, name)
+                    checked.add(extent)
 
     def events(self, *kinds: type[Event], round_: int | None = None) -> Iterator[Event]:
         """Yield the recorded events in order.
@@ -286,17 +284,16 @@ class Trace:
         Returns:
             Its tensors by name.
         """
-        wanted = f"{_SEAT}/{seat}/{name}.safetensors"
         for record in self.records:
-            if record.kind == HOLDING and wanted in record.arrays:
-                return self._loaded(record, wanted)
+            if record.kind == HOLDING and record.fields == {"seat": seat, "name": name}:
+                return self._read(record, HELD, arrays=True)
         return None
 
     def _event(self, record: Record, event_type: type[Event]) -> Event:
         values: dict[str, Any] = dict(record.fields)
         if "phase" in values:
             values["phase"] = Phase(values["phase"])
-        groups = {name: self._loaded(record, name) for name in record.arrays}
+        groups = {name: self._read(record, name, arrays=True) for name in record.arrays}
         if issubclass(event_type, Records):
             values["content"] = self._records(record, values.pop("values", {}), groups)
         else:
@@ -314,34 +311,18 @@ class Trace:
         except TraceError as error:
             raise TraceError(f"{self.folder}: {record}: {error}") from error
 
-    def _loaded(self, record: Record, name: str) -> Arrays:
-        """Return the arrays of one file of a record, whose checksum holds still."""
-        data = self._verified(record, name, record.arrays[name], read=True)
+    def _read(self, record: Record, name: str, *, arrays: bool = False) -> Arrays:
+        """Check a group of a record's arrays; return them if they are wanted, else none."""
+        extent = record.arrays[name]
         try:
-            arrays: Arrays = deserialised(data)
-        except Exception as error:  # safetensors raises classes of several libraries
-            raise TraceError(f"{self.folder}: {record}: {name} is damaged: {error}") from error
-        return arrays
-
-    def _verified(self, record: Record, name: str, digest: str, *, read: bool = False) -> bytes:
-        """Check a file of a record; return its bytes if they are to be read, else none."""
-        inside = name if record.kind == HOLDING else f"{_BLOBS}/{digest}.safetensors"
-        altered = f"{self.folder}: {record} was altered: {name}"
-        try:
-            with opened(self.folder, inside) as file:
-                checked_header(file, size=os.fstat(file.fileno()).st_size)
-                data = file.read() if read else b""
-                found = hashlib.sha256(data).hexdigest() if read else digest_of(file)
+            return read(self.folder, extent, arrays=arrays)
         except TraceError as error:
-            raise TraceError(f"{altered}: {error}") from error
+            raise TraceError(f"{self.folder}: {record} was altered: {name}: {error}") from error
         except OSError as error:
             raise TraceError(
-                f"{self.folder}: {record} is missing its file {Path(inside).name}, or it is a link "
-                "or cannot be read"
+                f"{self.folder}: {record} is missing its file {extent.inside}, or it is a link or "
+                "cannot be read"
             ) from error
-        if found != digest:
-            raise TraceError(f"{altered} fails its checksum")
-        return data
 
 
 class _UnstorableError(TraceError):
@@ -401,51 +382,3 @@ def _saved(arrays: Arrays) -> Parts:
         return serialised(kept)
     except TraceError as error:
         raise _UnstorableError(str(error)) from error
-
-
-def _create(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-
-
-def _write_private(path: Path, parts: Parts) -> None:
-    """Write a file whole or not at all, readable by its owner only."""
-    if _written_unnamed(path, parts):
-        return
-    temporary = path.with_suffix(".partial")
-    try:
-        with os.fdopen(_create(temporary), "wb") as file:
-            file.writelines(parts)
-        temporary.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-
-
-def _written_unnamed(path: Path, parts: Parts) -> bool:
-    """Write a file that has no name until it is whole, so that a killed process leaves nothing.
-
-    Args:
-        path: Its name, once it is whole.
-        parts: Of the file.
-
-    Returns:
-        False where the system or the file system has no such files (Linux has, on most of them).
-    """
-    if _UNNAMED is None:
-        return False
-    try:
-        descriptor = os.open(path.parent, os.O_WRONLY | _UNNAMED, 0o600)
-    except OSError:  # where that is the disk's fault, writing under a name says so as well
-        return False
-    with os.fdopen(descriptor, "wb") as file:
-        file.writelines(parts)
-        file.flush()
-        try:  # `src_dir_fd` only makes Python follow the link, as this needs
-            os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=descriptor)
-        except OSError:
-            return False
-    return True
-
-
-_UNNAMED: int | None = getattr(os, "O_TMPFILE", None) if Path("/proc/self/fd").exists() else None

@@ -74,6 +74,7 @@ def summary(trace: Trace) -> Summary:
         All that can be said without a look at the arrays themselves.
     """
     events = [record for record in trace.records if record.kind != HOLDING]
+    distinct = {extent for record in trace.records for extent in record.arrays.values()}
     return Summary(
         folder=str(trace.folder),
         tapped=trace.tapped,
@@ -82,7 +83,7 @@ def summary(trace: Trace) -> Summary:
         rounds=tuple(sorted({int(record.fields["round"]) for record in events})),
         nodes=tuple(sorted({int(record.fields["node"]) for record in events})),
         kinds=dict(Counter(record.kind for record in trace.records)),
-        bytes=sum(each.stat().st_size for each in trace.folder.rglob("*.safetensors")),
+        bytes=sum(extent.size for extent in distinct),
         skipped=tuple(_gaps(events)),
         masked=any(
             key.startswith(_MASKED) for record in events for key in record.fields.get("values", {})

@@ -14,7 +14,8 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from leakbed.events import Array, Arrays
-from leakbed.tap.trace_index import LONGEST_LINE, TraceError, storable
+from leakbed.tap.segments import TraceError, storable
+from leakbed.tap.trace_index import LONGEST_LINE
 from leakbed.wire.records import buffer_of, pack, readable
 
 LONGEST_TEXT = 10_000  # characters of a message's own words that are kept

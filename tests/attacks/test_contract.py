@@ -10,6 +10,7 @@ import torch
 
 import attacks
 from attacks import ADVERSARIES, ATTACKS, INTRUDERS
+from leakbed.contract_trials import attack_breaches
 from leakbed.contracts import Attack, Guess, View
 from tests.support.attack_views import quick_attack, view_for
 
@@ -56,6 +57,12 @@ def test_there_is_a_guess_for_every_target(name: str) -> None:
         assert guess.adversarial.shape[:2] == (view.targets, len(guess.budgets or ()))
     for found in answers:
         assert found is None or found.shape[:2] == (view.targets, view.rows)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_asked_of_a_strangers_attack_holds_of_the_catalogues(name: str) -> None:
+    attack = quick_attack(name)
+    assert attack_breaches(attack, view_for(attack)) == []
 
 
 @pytest.mark.parametrize("name", NAMES)

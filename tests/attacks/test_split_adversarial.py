@@ -12,6 +12,7 @@ from attacks.building_blocks.public_images import BatchSampler
 from attacks.split_adversarial import SplitAdversarial
 from leakbed.contracts import MissingKnowledgeError, Seat, UnfitViewError, View
 from leakbed.models import Architecture
+from leakbed.models.networks import BasicBlock
 from leakbed.perturbation import BudgetError, refuse_beyond
 from leakbed.seeds import derive, generator, scoped
 
@@ -201,6 +202,48 @@ def _gap(shadow: nn.Module, view: View) -> float:
         made = shadow(view.public_images).mean((0, 2, 3))
     assert view.round_smashed is not None
     return float((made - view.round_smashed.mean((0, 2, 3))).square().sum())
+
+
+@pytest.mark.parametrize(
+    ("smashed", "single", "multi"),
+    [
+        ((64, 32, 32), (3, 1, 1), [(32, 1), (64, 1)]),  # ResNet-18, splits 2 to 4
+        ((128, 16, 16), (3, 2, 1), [(32, 1), (64, 1), (128, 2)]),
+        ((256, 8, 8), (9, 3, 0), [(32, 1), (64, 1), (128, 2), (256, 2)]),
+        ((32, 32, 32), (3, 1, 1), [(32, 1)]),  # MobileNetV2, splits 1 to 3; of 3 the blocks alone
+        ((32, 16, 16), (3, 2, 1), [(16, 1), (32, 2)]),
+        ((64, 8, 8), None, [(16, 1), (32, 2), (64, 2)]),
+        ((24, 32, 32), (3, 1, 1), [(24, 1)]),  # DenseNet, splits 1 to 4
+        ((48, 16, 16), (3, 2, 1), [(24, 1), (48, 2)]),
+        ((96, 8, 8), (9, 3, 0), [(24, 1), (48, 2), (96, 2)]),
+        ((192, 4, 4), (9, 6, 0), [(24, 1), (48, 2), (96, 2), (192, 2)]),
+    ],
+)
+def test_shadows_are_those_that_the_source_tabulates(
+    smashed: tuple[int, int, int],
+    single: tuple[int, int, int] | None,
+    multi: list[tuple[int, int]],
+) -> None:
+    view = replace(
+        _view(),
+        image_shape=(3, 32, 32),
+        public_images=torch.rand(8, 3, 32, 32),
+        round_smashed=torch.zeros(1, *smashed),
+    )
+    layer = next(
+        each
+        for each in _attack(shadow="single").untrained(view, seed=0).modules()
+        if isinstance(each, nn.Conv2d)
+    )
+    assert layer.bias is None
+    if single is not None:
+        assert (layer.kernel_size[0], layer.stride[0], layer.padding[0]) == single
+    stack = _attack(shadow="multi").untrained(view, seed=0)
+    first = [each.inner[0] for each in stack.children() if isinstance(each, BasicBlock)]
+    assert [(each.out_channels, each.stride[0]) for each in first] == multi
+    for shadow in ("single", "multi"):
+        made = _attack(shadow=shadow).untrained(view, seed=0)(torch.rand(2, 3, 32, 32))
+        assert tuple(made.shape[1:]) == smashed
 
 
 def test_a_shadow_told_the_pairs_comes_nearer_to_the_true_layers() -> None:

@@ -154,6 +154,33 @@ def test_adversarial_training_is_a_slow_literal_reading() -> None:
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("probed", [True, False])
+def test_perturbations_do_not_follow_the_answer_to_a_probe(
+    probed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where every label was made up, a row is altered in the second round as in the first."""
+    shown: dict[int, list[Tensor]] = {}
+    original = TrainingDefenses.altered
+
+    def noted(self: TrainingDefenses, images: Tensor, rows: Tensor) -> Tensor:
+        made = original(self, images, rows)
+        for row, image in zip(rows.tolist(), made.detach(), strict=True):
+            shown.setdefault(row, []).append(image)
+        return made
+
+    monkeypatch.setattr(TrainingDefenses, "altered", noted)
+    probes = tuple(range(20)) if probed else ()
+    hooks = (("adversarial-training", {}), ("witness", {"probes": probes}))
+    grid = tiny.ready(plan=tiny.plan(), defenses=hooks)
+    tiny.train_split(grid, tiny.split_strategy(settings=tiny.plan()), rounds=2)
+    images, _ = tiny.cell().rows()
+    again = {row: altered for row, altered in shown.items() if len(altered) > 1}
+    assert len(again) > 10
+    for row, (first, *later) in again.items():
+        assert not torch.equal(first, images[row])
+        assert all(torch.equal(first, each) for each in later) == probed
+
+
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_state_survives_a_change_of_process(nodes: int) -> None:
     hooks = ("witness", {"weight": 0.5, "probes": (1, 4), "alarm": 5})

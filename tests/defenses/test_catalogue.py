@@ -7,6 +7,7 @@ import torch
 
 import defenses
 from defenses import DEFENSES, DPCutGradient, LocalDP, SmashedNoise, WeightNoise
+from leakbed.contract_trials import defense_breaches
 from leakbed.contracts import Defense
 from leakbed.contracts.defense import Holdings, TrainingStep, refuse_uncalled
 from tests.support import tiny
@@ -63,6 +64,9 @@ class TestEveryDefense:
 
     def test_only_what_has_a_claim_can_be_claiming(self, defense: type[Defense]) -> None:
         assert defense.claims or not defense().claiming
+
+    def test_what_is_asked_of_a_strangers_holds(self, defense: type[Defense]) -> None:
+        assert defense_breaches(defense()) == []
 
     def test_it_changes_no_tensor_it_was_given(self, defense: type[Defense]) -> None:
         tensor, other = torch.arange(12.0).reshape(3, 4), torch.ones(3, 4)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from experiments.results.cards import Card, Threat, card_key, write_card
 from leakbed.contracts import Evidence, Knowledge, Seat, ThreatModel
+from leakbed.oracle.metrics import RATES
 
 READS = {
     "fedavg": frozenset({Evidence.UPDATE}),
@@ -47,7 +48,7 @@ def scores() -> Callable[..., dict[str, Any]]:
     def made(*, targets: int = 16, **means: float) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for name, mean in means.items():
-            if name in {"identification", "label_accuracy"}:
+            if name in RATES:
                 hits = round(mean * targets)
                 found[name] = summary([1.0] * hits + [0.0] * (targets - hits))
             else:

@@ -1,10 +1,14 @@
 """The catalogue names everything that is implemented, each with a line."""
 
-from attacks import ADVERSARIES, ATTACKS, INTRUDERS
+import pytest
+
+import leakbed
+from attacks import ADVERSARIES, ATTACKS, INTRUDERS, ConstantImage
 from defenses import DEFENSES
-from experiments.catalogue import catalogue
+from experiments.catalogue import catalogue, check_plugin
 from leakbed.data import DATASETS
 from leakbed.models import MODELS
+from leakbed.plugins import PluginError
 from strategies import PROTOCOLS
 
 
@@ -25,3 +29,17 @@ def test_every_entry_of_every_catalogue_is_there_with_a_line() -> None:
 def test_plugins_have_their_settings_and_defaults() -> None:
     assert catalogue()["attacks"]["constant-image"]["settings"] == {"value": "0.5"}
     assert catalogue()["models"]["mnistnet"]["settings"] == {}
+
+
+def test_a_sound_class_has_no_breach_and_another_says_what_is_wrong() -> None:
+    assert leakbed.check(ConstantImage) == []
+    (clash,) = check_plugin("attacks.baselines:ConstantImage")
+    assert "the catalogue's own" in clash
+    (nothing,) = check_plugin(dict)
+    assert "the methods of no attack" in nothing
+
+
+def test_what_is_no_class_is_refused() -> None:
+    for name in ("grey", "math:pi"):
+        with pytest.raises(PluginError, match=r"'package\.module:Class'"):
+            check_plugin(name)

@@ -12,7 +12,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from experiments.cli import app
-from experiments.results.cards import Card, CardError
+from experiments.results.cards import Bound, Card, CardError
 from experiments.settings import load
 from leakbed import __version__
 from leakbed.grids.base import NodeFailed
@@ -109,6 +109,20 @@ def test_run_shows_progress_summary_reasons_and_report(
     assert testbed.asked[1] == ("report", (Path("runs/tried"),), {})
 
 
+def test_the_console_opens_with_what_the_report_opens_with(
+    invoke: Invoke, testbed: Testbed, make_card: Callable[..., Card]
+) -> None:
+    bound = Bound(ceiling=0.9, error=0.01, guesses=1, candidates=400, chance=0.01, told="a lot")
+    low = bound.model_copy(update={"ceiling": 0.2})
+    testbed.came = [
+        make_card(ceiling=bound),
+        make_card(ceiling=low, protocol="fedavg", cut=None, attack="dlm"),
+    ]
+    lines = " ".join(invoke("run", "tried.toml").stdout.split())
+    assert lines.startswith("At the same accuracy (95% split, 95% by weight exchange) split learn")
+    assert "The best possible guess is told a lot" in lines[: lines.index("identified")]
+
+
 @pytest.mark.parametrize(
     ("statuses", "code"),
     [
@@ -170,7 +184,7 @@ def test_a_ray_address_puts_an_experiment_on_that_cluster(
 ) -> None:
     assert invoke(*command, "--ray-address", "auto").exit_code == 0
     (settings,) = testbed.asked[0][1]
-    assert (settings.grid, settings.ray_address) == ("ray", "auto")
+    assert (settings.grid, settings.ray_address) == ("local", "auto")
 
 
 def test_attack_reads_its_settings_as_toml_else_as_text(invoke: Invoke, testbed: Testbed) -> None:

@@ -165,4 +165,4 @@ def test_the_private_labels_never_reach_it(monkeypatch: pytest.MonkeyPatch, tmp_
         assert view.smashed is None
         assert len(view.public_attributes) == len(view.public_images) == 72
         assert view.public_labels is None, "of its own images it is told the attribute alone"
-        assert torch.equal(view.public_attributes, torch.as_tensor(held["labels"]) % 2)
+        assert torch.equal(view.public_attributes.cpu(), torch.as_tensor(held["labels"]) % 2)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from experiments.catalogue import check_plugin
 from experiments.report.page import write_report
 from experiments.run import executor
 from experiments.run.offline import attack_trace
@@ -16,7 +17,7 @@ from experiments.run.runner import run
 from experiments.settings import plugins
 from experiments.settings.load import load_settings
 from experiments.settings.schema import SettingsError
-from leakbed import provenance
+from leakbed import contract_trials, provenance
 from leakbed.contracts import BrokenPluginError
 from leakbed.errors import came_to_nothing
 from leakbed.plugins import own_class
@@ -251,3 +252,31 @@ def test_a_defense_that_breaks_is_blamed_by_name(
     assert (failed.status, other.status) == ("failed", "done")
     assert str(failed.why).startswith("the code of defence random-mask (RandomMask) ")
     assert re.search(said, str(failed.why))
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "said"),
+    [
+        ("grey", "self.grey)", "self.grey) + view.smashed.zero_().sum()", "changes smashed"),
+        ("grey", "self.grey)", "COUNT.append(1) or len(COUNT))", "other images from one"),
+        ("mask", "generator=state.generator()", "", "torch's global generator"),
+        ("mask", "return state, smashed", "return state, smashed.mul_(2)", "changes the smashed"),
+    ],
+)
+def test_a_breach_is_found_by_the_check_and_by_the_first_use(
+    mine: Path, name: str, old: str, new: str, said: str
+) -> None:
+    name = {"grey": "grey_of_mine:Grey", "mask": "mask_of_mine:RandomMask"}[name]
+    assert check_plugin(name) == []
+    file = mine / f"{name.partition(':')[0]}.py"
+    text = file.read_text().replace("@dataclass", "COUNT = []\n\n\n@dataclass", 1)
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+    _as_in_a_new_process()
+    contract_trials._TRIED.clear()
+    (found, *_) = check_plugin(name)
+    assert said in found
+    stack = [{"name": name}] if name.startswith("mask") else [{"name": "none"}]
+    (card,) = run({**TABLE, "defense": stack}, out=mine.parent / "out")
+    assert card.status == "failed"
+    assert said in str(card.why)

@@ -164,3 +164,4 @@ def test_a_lack_of_memory_is_one_line_with_what_to_do(error: Exception) -> None:
     assert line.startswith("error: out of memory")
     assert "data.image_size" in line
     assert ("gpus_per_worker" in line) == ("CUDA" in str(error))
+    assert ("stack" in line) == ("CUDA" in str(error))

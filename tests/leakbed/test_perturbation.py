@@ -1,4 +1,8 @@
-"""Perturbed images keep their budget; where torchattacks is installed, the ascent is its own."""
+"""Perturbed images keep their budget, and the ascent is that of torchattacks bit for bit.
+
+Of torchattacks 3.5.1 there is a literal reading here, so that the bits are compared everywhere;
+where the package can be imported, it stands beside it.
+"""
 
 import importlib.util
 
@@ -148,6 +152,55 @@ def test_images_that_break_their_budget_are_refused() -> None:
         refuse_beyond(images + 0.11, images, budget=0.1)
     with pytest.raises(BudgetError, match=r"within \[0, 1\]"):
         refuse_beyond(images + 0.6, images, budget=0.9)
+
+
+def _as_published(
+    network: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    eps: float,
+    alpha: float,
+    steps: int,
+    random_start: bool,
+) -> torch.Tensor:
+    """Literal reading of ``PGD`` of torchattacks 3.5.1, untargeted, in our words; no code of it."""
+    criterion = nn.CrossEntropyLoss()
+    adversarial = images.detach().clone()
+    if random_start:
+        noise = torch.empty_like(adversarial).uniform_(-eps, eps)
+        adversarial = torch.clamp(adversarial + noise, min=0, max=1)
+    for _ in range(steps):
+        leaf = adversarial.detach().requires_grad_()
+        criterion(network(leaf), labels).backward()
+        assert leaf.grad is not None
+        raised = adversarial + alpha * torch.sign(leaf.grad)
+        change = torch.clamp(raised - images, min=-eps, max=eps)
+        adversarial = torch.clamp(images + change, min=0, max=1)
+    return adversarial
+
+
+@pytest.mark.parametrize("start", [True, False])
+@pytest.mark.parametrize(("eps", "alpha"), [(0.2, 0.025), (8 / 255, 2 / 255), (0.9, 0.3)])
+def test_the_ascent_is_a_literal_reading_of_torchattacks_bit_for_bit(
+    start: bool, eps: float, alpha: float
+) -> None:
+    network, labels = _network(3), torch.tensor([0, 1, 2, 0])
+    images = torch.rand(4, 3, 8, 8, generator=generator(3))
+    with scoped(17):
+        theirs = _as_published(
+            network, images, labels, eps=eps, alpha=alpha, steps=20, random_start=start
+        )
+    assert not torch.equal(theirs, images)
+    ours = ascend(
+        against_labels(network, labels),
+        images,
+        budget=eps,
+        step=alpha,
+        steps=20,
+        generator=generator(17) if start else None,
+    )
+    assert torch.equal(theirs, ours)
 
 
 @pytest.mark.skipif(

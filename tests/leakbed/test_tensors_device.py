@@ -18,6 +18,22 @@ def test_auto_takes_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_device("auto") == torch.device("cuda")
 
 
+def test_several_gpus_are_dealt_out_in_turn_unless_one_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def dealt(name: str) -> list[str]:
+        return [str(resolve_device(name, turn=turn)) for turn in range(5)]
+
+    machine(monkeypatch, cuda_devices=2)
+    assert dealt("auto") == dealt("cuda") == ["cuda", "cuda:1"] * 2 + ["cuda"]
+    assert dealt("cuda:1") == ["cuda:1"] * 5
+    assert dealt("cpu") == ["cpu"] * 5
+    machine(monkeypatch, cuda_devices=1)
+    assert dealt("auto") == ["cuda"] * 5
+    machine(monkeypatch, cuda_devices=0)
+    assert dealt("auto") == ["cpu"] * 5
+
+
 def test_named_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, cuda_devices=2)
     for name in ("cpu", "cuda", "cuda:0", "cuda:1"):
@@ -55,6 +71,7 @@ def test_a_device_is_described_by_type_name_and_driver(
 
 
 def test_memory_of_a_gpu_is_a_cost_and_a_cpu_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 7)
+    machine(monkeypatch, cuda_devices=2)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", [3, 7].__getitem__)
     assert peak_gpu_memory(torch.device("cuda")) == {"peak_gpu_memory": 7}
     assert peak_gpu_memory(torch.device("cpu")) == {}

@@ -249,8 +249,7 @@ def _operate(func: Any, args: Any, kwargs: Any) -> Any:
     DRIVER.start()
     if name in _UNFOLLOWED:
         raise NotImplementedError(f"the pretended device does not follow {name}")
-    index = ours[0]._index if ours else (asked.index or 0) if asked else 0
-    target = asked or torch.device("cuda", index)
+    target = asked or torch.device("cuda", ours[0]._index)
     _check_generator(kwargs, target.type)
     _check_devices(func, name, args, kwargs, tensors)
     if name in _FLOATING and ours and not ours[0].dtype.is_floating_point:
@@ -263,7 +262,7 @@ def _operate(func: Any, args: Any, kwargs: Any) -> Any:
         return written
     if target.type == "cpu":
         return result
-    return tree_map(lambda x: CudaTensor(x, index) if type(x) is Tensor else x, result)
+    return tree_map(lambda x: CudaTensor(x, target.index or 0) if type(x) is Tensor else x, result)
 
 
 def _computed(func: Any, args: Any, kwargs: Any, *, cuda: bool) -> Any:
@@ -438,7 +437,7 @@ def install(gpus: int | None = None) -> None:
         os.environ[GPUS] = str(gpus)
     if torch.Generator is _Generator:
         return
-    _setup_privateuseone_for_python_backend(_SPARE)
+    _setup_privateuseone_for_python_backend(_SPARE, backend_module=torch.cuda)
     torch._C._ensureCUDADeviceGuardSet()
     torch.backends.cudnn.enabled = False
     torch.Generator = _Generator
@@ -482,6 +481,7 @@ def _cuda_functions() -> dict[str, Callable[..., Any]]:
         "is_current_stream_capturing": lambda: False,
         "set_device": lambda device: None,
         "get_device_name": lambda device=None: "Pretended GPU",
+        "mem_get_info": lambda device=None: (max(0, DRIVER.limit - DRIVER.used), DRIVER.limit),
         "memory_allocated": lambda device=None: DRIVER.used,
         "max_memory_allocated": lambda device=None: DRIVER.peak,
         "reset_peak_memory_stats": lambda device=None: setattr(DRIVER, "peak", DRIVER.used),

@@ -70,6 +70,23 @@ def test_it_takes_what_cuda_takes(rows: tuple[torch.Tensor, torch.Tensor]) -> No
     assert found == [True]
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="two GPUs")
+def test_two_devices_exchange_copies_and_nothing_else(
+    rows: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    here, there = rows
+    other = there.to("cuda:1")
+    assert [str(each.device) for each in (other, other + 1, other.to("cuda:0"))] == [
+        "cuda:1",
+        "cuda:1",
+        "cuda:0",
+    ]
+    assert str(torch.zeros_like(there, device="cuda:1").device) == "cuda:1"
+    with pytest.raises(RuntimeError, match="both GPUs"):
+        there + other
+    assert torch.equal(other.cpu(), here)
+
+
 def test_its_global_generator_is_its_own() -> None:
     torch.manual_seed(3)
     first = torch.rand(3, device="cuda").cpu()
@@ -79,6 +96,15 @@ def test_its_global_generator_is_its_own() -> None:
     assert not torch.equal(first, torch.rand(3, device="cuda").cpu())
     torch.manual_seed(3)
     assert not torch.equal(first, torch.rand(3))
+
+
+def test_a_forked_generator_is_put_back() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(3, device="cuda").cpu()
+    torch.manual_seed(3)
+    with torch.random.fork_rng():
+        torch.rand(3, device="cuda")
+    assert torch.equal(torch.rand(3, device="cuda").cpu(), expected)
 
 
 @pytest.mark.parametrize("optimiser", [torch.optim.SGD, torch.optim.Adam])

@@ -19,6 +19,7 @@ import os
 import socket
 import sys
 import warnings
+from collections.abc import Callable
 from importlib.machinery import PathFinder
 from typing import Any
 
@@ -181,7 +182,7 @@ def start_ray(address: str | None, *, cpus: int | None) -> bool:
         address = answering(address)
     # Ray reads this where it starts; a cluster that runs already has made its own choice.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Else workers stand back behind everything on the machine, the waiting driver among it.
+    # Ray's 15 would give the cores to whatever else runs before its workers, and to the driver.
     os.environ.setdefault("RAY_worker_niceness", "0")
     with warnings.catch_warnings():
         # Ray leaves files open while it starts, and announces a default it will change one day.
@@ -216,8 +217,8 @@ def fitting_workers(nodes: int, *, num_gpus: float) -> int:
     Returns:
         At least 1: whether that one fits shows when it starts.
     """
-    room, _ = _room(num_gpus)
-    return max(1, min(nodes, room))
+    most, _ = room(num_gpus)
+    return max(1, min(nodes, most))
 
 
 def equal_share(workers: int) -> float:
@@ -250,8 +251,8 @@ def refuse_crowd(workers: int, *, num_gpus: float) -> None:
             f"num_gpus = {num_gpus}: beyond 1, Ray knows whole GPUs only; set gpus_per_worker to a "
             "share of 0 to 1, or to a whole number"
         )
-    room, there = _room(num_gpus)
-    if workers > room:
+    most, there = room(num_gpus)
+    if workers > most:
         found = f"{there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs"
         if num_gpus and not there.get("GPU"):
             found = f"{there.get('CPU', 0):g} CPUs and no GPU"
@@ -261,16 +262,23 @@ def refuse_crowd(workers: int, *, num_gpus: float) -> None:
         )
 
 
-def _room(num_gpus: float) -> tuple[int, dict[str, float]]:
-    """Return how many workers fit into all of Ray, and what it has."""
+def room(num_gpus: float) -> tuple[int, dict[str, float]]:
+    """Return how many processes of one CPU fit into all of Ray, and what all of it has.
+
+    Args:
+        num_gpus: GPU share of each.
+
+    Returns:
+        The count, of what there is and not of what is free; and Ray's resources by name.
+    """
     # Not what is free at this moment: Ray takes a while to count a closed grid's CPUs as free.
     there: dict[str, float] = ray.cluster_resources()
-    room, gpus = int(there.get("CPU", 0)), there.get("GPU", 0)
+    most, gpus = int(there.get("CPU", 0)), there.get("GPU", 0)
     if num_gpus > 1:
-        room = min(room, int(gpus / num_gpus))
+        most = min(most, int(gpus / num_gpus))
     elif num_gpus:
-        room = min(room, int(gpus) * int(1 / num_gpus + _ROUNDING))  # no share spans two GPUs
-    return room, there
+        most = min(most, int(gpus) * int(1 / num_gpus + _ROUNDING))  # no share spans two GPUs
+    return most, there
 
 
 class Recipe:
@@ -286,12 +294,9 @@ class Recipe:
         """
         self.app = str(app) if isinstance(app, str) else app_path(app)
         self.num_gpus = num_gpus
-        environment = {k: v for k, v in os.environ.items() if k.startswith("LEAKBED_")}
-        environment["OMP_NUM_THREADS"] = "1"  # for a torch that a handler imports later
-        path = [os.path.abspath(entry) for entry in sys.path]  # noqa: PTH100  Path("") is no cwd
+        self._place = here()
         self._kind = ray.remote(_worker_class())
         self._roster = ray.put(roster)
-        self._place = path, environment
 
     def start(self) -> Any:  # noqa: ANN401  Ray is untyped
         """Return a new actor, which may take its time to be there."""
@@ -335,12 +340,40 @@ def stop(actors: list[Any]) -> None:
         ray.kill(actor)
 
 
+def here() -> tuple[list[str], dict[str, str]]:
+    """Return where this process finds code, and the variables that change what code does."""
+    environment = {k: v for k, v in os.environ.items() if k.startswith("LEAKBED_")}
+    environment["OMP_NUM_THREADS"] = "1"  # for a torch that a handler imports later
+    path = [os.path.abspath(entry) for entry in sys.path]  # noqa: PTH100  Path("") is no cwd
+    return path, environment
+
+
+def moving() -> Callable[[list[str], dict[str, str]], None]:
+    """Return what lets a process of Ray's find the code that :func:`here` was called with.
+
+    Ray sends it by value because it is local: the process has yet to find this module.
+    """
+
+    def move(path: list[str], environment: dict[str, str]) -> None:
+        import os  # noqa: PLC0415  both: this code arrives before its imports can be found
+        import sys  # noqa: PLC0415
+
+        # A package anywhere on the path hides a folder of its name that is no package, so
+        # what Ray adds (the folder it was started in) must go; the interpreter's own may stay.
+        own = [entry for entry in sys.path if entry.startswith((sys.prefix, sys.base_prefix))]
+        sys.path[:] = [*path, *(entry for entry in own if entry not in path)]
+        os.environ.update(environment)
+
+    return move
+
+
 def _worker_class() -> type:
     """Return the actors' class, which Ray sends by value because it is local.
 
     By reference, a worker would have to find the leakbed package before it is told where it is, and
     might find another one in the folder it was started in.
     """
+    move = moving()
 
     class Worker:
         def __init__(
@@ -351,14 +384,7 @@ def _worker_class() -> type:
             roster: dict[int, int],
             num_gpus: float,
         ) -> None:
-            import os  # noqa: PLC0415  all of them: this code arrives before its imports can be found
-            import sys  # noqa: PLC0415
-
-            # A package anywhere on the path hides a folder of its name that is no package, so
-            # what Ray adds (the folder it was started in) must go; the interpreter's own may stay.
-            own = [entry for entry in sys.path if entry.startswith((sys.prefix, sys.base_prefix))]
-            sys.path[:] = [*path, *(entry for entry in own if entry not in path)]
-            os.environ.update(environment)
+            move(path, environment)
 
             from leakbed.flower_internals import task_identity  # noqa: PLC0415
             from leakbed.grids.ray.actors import (  # noqa: PLC0415  by name

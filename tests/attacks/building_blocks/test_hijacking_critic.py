@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.building_blocks.hijacking import EPSILON, Critic, Penalty
+from attacks.building_blocks.hijacking import EPSILON, Critic, Penalty, Shares
 from leakbed.models.networks import FlattenLinear
 from leakbed.seeds import generator, scoped
 
@@ -127,3 +127,11 @@ def test_nothing_reaches_the_pilot() -> None:
     public = maps(1).requires_grad_()
     made().answer(maps(0), public * 1)
     assert public.grad is None
+
+
+@pytest.mark.parametrize("sizes", [[4] * 230, [7, 1, 5] * 80, [64, 9]])
+def test_shares_drawn_ahead_are_those_of_a_draw_for_each_batch(sizes: list[int]) -> None:
+    draw, shares = generator(STREAM), Shares(stream=STREAM)
+    for rows in sizes:
+        expected = torch.rand(rows, 1, 1, 1, generator=draw).flatten()
+        assert torch.equal(shares.next(rows, device=torch.device("cpu")), expected)

@@ -261,11 +261,6 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: st
         ({"public_images": None}, MissingKnowledgeError, "adversary's own images"),
         ({"public_labels": None}, MissingKnowledgeError, "labels of its own images"),
         ({"server_part": None}, MissingKnowledgeError, "through the server's own part"),
-        (
-            {"public_images": noise(3, *SHAPE, seed=0), "public_labels": torch.arange(3)},
-            UnfitViewError,
-            "3 public images cannot fill",
-        ),
         ({"public_images": noise(9, 3, 6, 6, seed=0)}, UnfitViewError, "public images have shape"),
     ],
 )
@@ -285,6 +280,27 @@ def test_images_of_its_own_that_fit_no_run_are_refused_before_training() -> None
     ):
         with pytest.raises(UnfitViewError, match=told):
             Bare(**ALL).check(view(**opening, public_images=images, public_labels=None))
+
+
+def test_labels_that_no_node_sends_are_refused_before_training() -> None:
+    opening = {"smashed": None, "round_smashed": None, "smashed_shape": (6, 3, 3), "rows": 4}
+    attack = Bare(aligned=True)
+    attack.check(view(**opening, round_labels=torch.empty(0, dtype=torch.long)))
+    for labels in (None, torch.arange(12) % 2):
+        with pytest.raises(MissingKnowledgeError, match="set aligned = false, or use"):
+            attack.check(view(**opening, round_labels=None, public_labels=labels))
+
+
+def test_on_a_trace_its_own_images_bound_the_batch_which_beside_a_training_they_must_fill() -> None:
+    scarce = {"public_images": noise(3, *SHAPE, seed=0), "public_labels": torch.arange(3) % 2}
+    few, fewer = (
+        Bare(mmd=1.0, batch_rows=rows).run(view(**scarce), seed=0).images for rows in (3, 40)
+    )
+    assert few is not None
+    assert fewer is not None
+    assert torch.equal(few, fewer)
+    with pytest.raises(UnfitViewError, match="3 public images cannot fill"):
+        Bare(**ALL).begin(view(**scarce, smashed_shape=(6, 3, 3), rows=4), seed=0)
 
 
 def test_before_training_it_asks_for_the_shape() -> None:

@@ -10,7 +10,7 @@ from experiments.app_audit.truth import OwnedTruthError
 from experiments.cli import app as commands
 from experiments.results.cards import read_cards
 from experiments.run.offline import TwoTruthsError, attack_trace
-from leakbed.tap.trace_index import TraceError
+from leakbed.tap.segments import TraceError
 from tests.support import normalising_app as theirs
 
 APP = "tests.support.normalising_app"

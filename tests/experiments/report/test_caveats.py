@@ -61,6 +61,51 @@ def test_what_an_adversary_reads_of_honest_training_is_a_rival(
     assert "a client that was never hijacked (SSIM 0.90 against 0.90)" in told(0.9)
 
 
+@pytest.mark.parametrize(
+    ("other", "seeds", "beaten"),
+    [(0.19, 1, False), (0.05, 1, True), (0.19, 3, True)],  # of 100 inputs a seed, .26 are wrong
+)
+def test_altered_inputs_beat_nothing_that_other_messages_do_as_well(
+    make_card: MakeCard,
+    scores: Callable[..., dict[str, Any]],
+    other: float,
+    seeds: int,
+    beaten: bool,
+) -> None:
+    """The control of altered inputs is the same attack on the messages of another bottom."""
+    rival = {"random-signs": {"misclassification": 0.04, "misclassification_stderr": 0.02}}
+    cards = [
+        make_card(
+            attack="spadv",
+            seed=seed,
+            scores=scores(targets=100, misclassification=0.26),
+            baselines=rival,
+            control={"within": True, "scores": {"misclassification": other}},
+        )
+        for seed in range(seeds)
+    ]
+    text = fell_short(*cards)
+    if beaten:
+        assert text == "It beats everything that needs no attack, in every leading score."
+    else:
+        assert text == (
+            "It does not beat, by two standard errors, the same attack on the messages of another "
+            "bottom (misclassified 26% against 19%)."
+        )
+
+
+def test_altered_inputs_whose_control_is_not_known_are_said_to_beat_nothing(
+    make_card: MakeCard, scores: Callable[..., dict[str, Any]]
+) -> None:
+    rival = {"random-signs": {"misclassification": 0.04, "misclassification_stderr": 0.02}}
+    found = scores(targets=100, misclassification=0.26)
+    text = fell_short(make_card(attack="spadv", scores=found, baselines=rival, control=None))
+    assert text == (
+        "What it does on the messages of another bottom is not known, so it is not said to beat "
+        "what needs no attack."
+    )
+
+
 def test_a_lead_within_two_errors_is_no_lead(make_card: MakeCard) -> None:
     text = fell_short(make_card(means={"ssim": 0.774}))
     assert "the nearest public image (SSIM 0.77 against 0.77)" in text

@@ -11,7 +11,7 @@ import pytest
 from torch import Tensor
 
 from experiments.report.page import write_report
-from experiments.results.cards import Card, CardError
+from experiments.results.cards import Bound, Card, CardError
 from experiments.results.folder import ReportError
 
 MakeCard = Callable[..., Card]
@@ -54,9 +54,8 @@ def test_a_full_report_has_its_sections_in_order(make_card: MakeCard, leave: Lea
     leave(make_card(defense="nopeek", status="diverged", why="node 0 left"))
     page = write_report(folder)
     assert page == folder / "report.html"
-    assert outline(page).headings == [
-        "my-results",
-        "What the numbers say",
+    assert [" ".join(heading.split()) for heading in outline(page).headings] == [
+        "my-results: what leaked",
         "Originals beside reconstructions",
         "Leakage against utility",
         "All scores",
@@ -70,6 +69,50 @@ def test_a_full_report_has_its_sections_in_order(make_card: MakeCard, leave: Lea
     assert "The server follows the protocol, reads the activations" in text
     assert "For the owner of the private data." in text
     assert re.search(r"1 result, 1 diverged, 1 unfit, \d{4}-\d\d-\d\d \d\d:\d\d UTC", text)
+
+
+def at_equal_accuracy(make_card: MakeCard) -> list[Card]:
+    bound = Bound(ceiling=0.9, error=0.01, guesses=1, candidates=400, chance=0.01, told="a lot")
+    attack = {"settings": {"attack": {"collect": "last"}}, "ceiling": bound}
+    low = bound.model_copy(update={"ceiling": 0.2})
+    weights = attack | {"protocol": "fedavg", "cut": None, "ceiling": low}
+    return [make_card(**attack), make_card(**weights, attack="dlm")]
+
+
+def test_the_report_opens_with_three_sentences_and_the_figure_and_folds_the_rest(
+    make_card: MakeCard, leave: Leave
+) -> None:
+    for card in at_equal_accuracy(make_card):
+        folder = leave(card)
+    text = write_report(folder).read_text()
+    places = [
+        text.index(each)
+        for each in (
+            "At the same accuracy (95% split, 95% by weight exchange) split learning gives away",
+            "Both are told to the server",
+            "The best possible guess is told a lot",
+            'aria-label="To the server, which follows the protocol; last round',
+            "For the owner of the private data.",
+            "Originals beside reconstructions",
+            "What the numbers say, one by one",
+            "All scores",
+        )
+    ]
+    assert places == sorted(places)
+    opened = text[: text.index("<details")]
+    assert opened.count("<svg") == 1
+    assert "<table" not in opened
+    assert text.count("<h2>") == text.count("<summary><h2>") + 1  # the pictures are not folded
+
+
+def test_results_that_cannot_be_trusted_are_counted_on_the_first_screen(
+    make_card: MakeCard, leave: Leave
+) -> None:
+    leave(make_card(unreliable="its control fails"))
+    folder = leave(make_card(cut=2))
+    text = write_report(folder).read_text()
+    assert "1 of 2 results has a reason not to be trusted" in text[: text.index("<details")]
+    assert 'id="scores"' in text
 
 
 def test_the_file_loads_nothing_and_runs_nothing(make_card: MakeCard, leave: Leave) -> None:
@@ -177,7 +220,7 @@ def test_the_last_run_is_reported_under_its_name(make_card: MakeCard, leave: Lea
     note = {"name": "flagship", "keys": [last.key, "0" * 16]}
     (folder / "last-run.json").write_text(json.dumps(note))
     page = write_report(folder)
-    assert outline(page).headings[0] == "flagship"
+    assert outline(page).headings[0].startswith("flagship: what leaked")
     assert "1 result, " in page.read_text()
     assert "2 cards of other runs in this folder are left out." in page.read_text()
 

@@ -21,6 +21,12 @@ def test_every_class_used_is_styled_or_a_hook() -> None:
     assert {name for name in used if f".{name}" not in STYLE} <= {"scores"}
 
 
+def test_what_is_folded_away_on_a_screen_is_printed() -> None:
+    paper = STYLE[STYLE.index("@media print") :]
+    assert re.search(r"details::details-content \{[^}]*content-visibility: visible", paper)
+    assert "display: none" not in paper
+
+
 def test_both_schemes_define_the_same_colours() -> None:
     light, dark = re.findall(r":root \{([^}]+)\}", STYLE)
     names = [set(re.findall(r"--[a-z-]+(?=:)", block)) for block in (light, dark)]

@@ -1,9 +1,11 @@
 """A card of altered inputs has rivals, bounds and a control; misfits are named before training."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 import experiments.run.executor
@@ -11,11 +13,15 @@ from experiments.report.page import write_report
 from experiments.report.pictures import blocks
 from experiments.report.rows import cells
 from experiments.results.cards import Card
+from experiments.run.attack import attack_run, judge
 from experiments.run.runner import run
+from experiments.settings.load import load_settings
 from leakbed.oracle.scoring import NEEDS_TRUTH
+from leakbed.oracle.truth import AnswerKey
 
 RIVALS = {"random-signs", "untrained-shadow", "substitute"}
 BOUNDS = {"oracle-shadow", "true-features", "white-box"}
+ANSWERS = ("labels", "known_labels", "round_labels", "public_labels", "cut_gradient")
 ATTACK = {
     "name": "spadv",
     "targets": 20,
@@ -85,6 +91,38 @@ def test_the_images_are_kept_within_their_budgets(results: tuple[Card, Path]) ->
     assert apart.tolist() == pytest.approx([0.3, 0.1], abs=1e-6)
 
 
+def test_altered_images_do_not_follow_the_victims_answers(
+    results: tuple[Card, Path], tmp_path: Path
+) -> None:
+    """Other labels and another head at the node: what the attack makes is the same bits."""
+    folder = results[1]
+    (finished,) = (folder / "runs").iterdir()
+    key = AnswerKey.read(finished / "answers")
+    assert key.bottom is not None
+    changed = replace(
+        key,
+        labels=(key.labels + 1) % 10,
+        test_labels=(key.test_labels + 1) % 10,
+        public_labels=(key.public_labels + 1) % 10,
+        bottom={name: -array for name, array in key.bottom.items()},
+    )
+    changed.write(tmp_path / "answers", trace=finished / "trace")
+    settings = load_settings(TABLE, []).attack[0]
+    made: list[Any] = []
+    seen = []
+    for answers in (finished / "answers", tmp_path / "answers"):
+        attacked = attack_run(finished / "trace", settings, stream=7, device="cpu", answers=answers)
+        made.append(attacked.guess.adversarial)
+        assert attacked.rivalry is not None
+        view = attacked.rivalry.view
+        seen.append([getattr(view, each) for each in ANSWERS])
+        verdict, _ = judge(attacked, AnswerKey.read(answers), finished / "trace", stream=7)
+        made.append(verdict.scores["evasion"]["answers"])
+    assert torch.equal(made[0], made[2])
+    assert made[1] != made[3]
+    assert seen == [[None] * len(ANSWERS)] * 2
+
+
 def test_the_report_shows_both_images_their_difference_and_both_answers(
     results: tuple[Card, Path],
 ) -> None:
@@ -109,7 +147,10 @@ def _no_training(*_: Any, **__: Any) -> None:
     ("changes", "says"),
     [
         ({"protocol": {"name": "vanilla-split"}}, "use 'u-shaped' with model.upper_cut"),
+        ({"protocol": {"name": "splitfed-v1"}}, "splitfed-v1 holds the last layers"),
+        ({"protocol": {"name": "parallel-split"}}, "parallel-split holds the last layers"),
         ({"protocol": {"name": "fedavg"}}, "smashed"),
+        ({"data": {"size": 800, "nodes": 1, "public": 0.0}}, "set data.public above 0"),
         ({"attack": [{**ATTACK, "batch": 145}]}, "144 public images cannot fill a batch of 145"),
         ({"attack": [{**ATTACK, "layer": 7}]}, "its part has 7 layers"),
         (
@@ -125,6 +166,37 @@ def test_a_misfit_is_named_before_training(
     (card,) = run({**TABLE, **changes}, out=tmp_path)
     assert card.status == "unfit"
     assert says in str(card.why)
+
+
+@pytest.mark.parametrize("name", ["fora", "sdar"])
+@pytest.mark.parametrize("live", [True, False])
+@pytest.mark.parametrize(
+    "protocol", [{"name": "u-shaped"}, {"name": "vanilla-split", "labels": "server"}]
+)
+def test_labels_asked_for_that_no_node_sends_are_refused_before_training(
+    protocol: dict[str, Any],
+    live: bool,
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(experiments.run.executor, "train", _no_training)
+    model = dict(TABLE["model"])
+    if protocol["name"] == "vanilla-split":
+        del model["upper_cut"]
+    attack = {"name": name, "targets": 4, "aligned": True, "live": live}
+    (card,) = run({**TABLE, "protocol": protocol, "model": model, "attack": [attack]}, out=tmp_path)
+    assert card.status == "unfit"
+    assert 'protocol.labels = "shared"' in str(card.why)
+
+
+@pytest.mark.parametrize(("mean", "std"), [([0.5], []), ([], [0.5]), ([0.5], [0.0])])
+def test_a_normalisation_without_its_numbers_ends_the_run_before_training(
+    mean: list[float], std: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiments.run.executor, "train", _no_training)
+    with pytest.raises(ValueError, match="one std above 0 per channel"):
+        run({**TABLE, "attack": [{**ATTACK, "mean": mean, "std": std}]}, out=tmp_path)
 
 
 @pytest.mark.parametrize("budgets", [[0.0], [-0.1], [1.1]])

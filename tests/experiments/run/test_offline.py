@@ -13,8 +13,8 @@ from experiments.run.offline import attack_trace
 from experiments.run.runner import run
 from experiments.run.targets import MisfitError
 from experiments.settings.schema import SettingsError
-from leakbed.tap.trace_index import TraceError
-from leakbed.tensors import UnavailableDeviceError, describe_device
+from leakbed.tap.segments import TraceError
+from leakbed.tensors import UnavailableDeviceError, describe_device, resolve_device
 
 TABLE = {
     "name": "small",
@@ -112,7 +112,8 @@ def test_the_card_says_what_computed_it_and_its_key_depends_on_the_type(
 
     monkeypatch.setattr("experiments.run.offline.card_key", key)
     card = attack_trace(recorded / "trace", "constant-image", out=tmp_path)
-    assert card.device == describe_device(torch.device("cpu"))
-    assert keyed == ["cpu"], "the type that 'auto' found, so that a GPU's card is another"
+    found = resolve_device("auto")
+    assert card.device == describe_device(found)
+    assert keyed == [found.type], "the type that 'auto' found, so that a GPU's card is another"
     with pytest.raises(UnavailableDeviceError):
         attack_trace(recorded / "trace", "constant-image", out=tmp_path, device="cuda:99")

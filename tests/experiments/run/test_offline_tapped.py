@@ -18,8 +18,8 @@ from experiments.run.offline import attack_trace
 from experiments.run.targets import MisfitError
 from leakbed.events import UpdateUp
 from leakbed.tap.facts import UnpermittedModelError, about
+from leakbed.tap.segments import TraceError
 from leakbed.tap.trace import Recorder
-from leakbed.tap.trace_index import TraceError
 from leakbed.tap.wiretap import Wiretap
 from tests.support.small_app import CLASSES, NODES, ROWS, network, run
 

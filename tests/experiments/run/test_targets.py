@@ -107,9 +107,7 @@ def test_rounds_that_are_not_attacked_are_not_read(
 ) -> None:
     early = SmashedUp(node=0, round=1, step=0, smashed=np.zeros((2, 32), np.float32))
     trace, read = make([early, early, smashed(0, 0), smashed(1, 0)]), []
-    monkeypatch.setattr(
-        "leakbed.tap.trace_index.load", lambda data: read.append(data) or load(data)
-    )
+    monkeypatch.setattr("leakbed.tap.segments.load", lambda data: read.append(data) or load(data))
     assert set(Evidences.of(trace).smashed) == {(0, 0), (1, 0)}
     assert len(read) == 4, "smashed data and labels of two batches"
 

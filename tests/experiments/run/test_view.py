@@ -15,8 +15,8 @@ from experiments.run.targets import Evidences, MisfitError, left_out, pick_targe
 from experiments.run.view import architecture_of, build_view
 from leakbed.contracts import Evidence, Knowledge, Seat, ThreatModel
 from leakbed.events import CutGradientDown, UpdateUp
+from leakbed.tap.segments import TraceError
 from leakbed.tap.trace import Recorder, Trace
-from leakbed.tap.trace_index import TraceError
 from tests.support import tiny
 from tests.support.small_traces import (
     ABOUT,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from leakbed.contracts import Defense, DefenseState, Protects
+from leakbed.contracts import Defense, DefenseState, Protects, select
 from leakbed.contracts.defense import Run, TrainingStep, UncalledHookError, refuse_uncalled
 
 
@@ -27,6 +27,19 @@ def test_hooks_that_are_not_overridden_change_nothing() -> None:
     idle.check(rows=0, batch_size=1)
     idle.check_run(Run(classes=3, rows=1, batch_size=1, steps=1, passes=1, top=nn.Identity()))
     assert not idle.stop
+
+
+def test_defenses_are_selected_by_what_they_protect_in_their_order() -> None:
+    class OfUpdates(Idle):
+        protects: ClassVar[frozenset[Protects]] = frozenset({Protects.UPDATE})
+
+    class OfSmashed(Idle):
+        protects: ClassVar[frozenset[Protects]] = frozenset({Protects.SMASHED, Protects.LABELS})
+
+    chosen = (OfSmashed(), OfUpdates(), OfSmashed())
+    assert select(chosen, Protects.SMASHED) == (chosen[0], chosen[2])
+    assert select(chosen, Protects.UPDATE, Protects.LABELS) == chosen
+    assert select(chosen, Protects.TOP) == ()
 
 
 def test_samples_gradients_become_their_mean() -> None:

@@ -1,8 +1,6 @@
 """A Ray cluster of two machines, played by two raylets on this one, that loses one of them."""
 
-import gc
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from ray.cluster_utils import Cluster
 from leakbed.flower_internals import task_identity
 from leakbed.grids.ray.grid import RayGrid
 from tests.support import strange_nodes
+from tests.support.ray_cluster import cluster_here
 from tests.support.strange_nodes import message, said
 from tests.support.waiting import running, until
 
@@ -21,19 +20,9 @@ pytestmark = pytest.mark.runtime
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # as Ray leaves files open
-        # "auto" finds a cluster by a file of this machine, or by a variable. The file stays
-        # unwritten: a Ray that another process starts meanwhile would join by it.
-        with monkeypatch.context() as patch:
-            patch.setattr(ray._private.utils, "write_ray_address", lambda *_: None)
-            made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-        monkeypatch.setenv("RAY_ADDRESS", made.address)
+def cluster() -> Iterator[Cluster]:
+    with cluster_here() as made:
         yield made
-        made.shutdown()
-        gc.collect()
 
 
 def machines(grid: RayGrid) -> list[str]:

@@ -15,7 +15,7 @@ from experiments.settings.cells import cells
 from experiments.settings.load import load_settings
 from leakbed.models import Architecture
 from leakbed.tap.facts import about, require
-from leakbed.tap.trace_index import TraceError
+from leakbed.tap.segments import TraceError
 
 
 def test_it_says_what_our_own_runs_say() -> None:

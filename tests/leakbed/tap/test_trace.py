@@ -1,4 +1,3 @@
-import json
 import os
 import shutil
 import stat
@@ -25,8 +24,8 @@ from leakbed.events import (
     UpdateUp,
     WeightsDown,
 )
+from leakbed.tap.segments import Extent, TraceError, checksum
 from leakbed.tap.trace import Recorder, Trace
-from leakbed.tap.trace_index import TraceError, checksum
 from leakbed.wire.records import as_arrays, pack, unpack
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -99,7 +98,7 @@ def test_an_event_read_twice_is_two_events(trace: Path) -> None:
 def test_equal_arrays_are_stored_once(tmp_path: Path) -> None:
     broadcast = [WeightsDown(node=node, round=1, arrays={"w": X}) for node in range(5)]
     folder = record(tmp_path / "trace", *broadcast)
-    assert len(list((folder / "blobs").iterdir())) == 1
+    assert len({record.arrays["arrays"] for record in Trace(folder).records}) == 1
     assert len(list(Trace(folder).events())) == 5
 
 
@@ -113,7 +112,6 @@ def test_only_the_owner_may_read_it(tmp_path: Path) -> None:
     for path in [folder, *folder.rglob("*")]:
         expected = 0o700 if path.is_dir() else 0o600
         assert stat.S_IMODE(path.stat().st_mode) == expected, path
-    assert not list(folder.rglob("*.partial"))
 
 
 def test_a_holding_is_read_back_by_its_seat_alone(trace: Path) -> None:
@@ -123,7 +121,6 @@ def test_a_holding_is_read_back_by_its_seat_alone(trace: Path) -> None:
         np.testing.assert_array_equal(held[name], array, strict=True)
     assert Trace(trace).holding("client", "top/round-1") is None
     assert Trace(trace).holding("server", "top/round-2") is None
-    assert (trace / "seat/server/top/round-1.safetensors").is_file()
 
 
 def test_a_folder_with_anything_in_it_is_refused(tmp_path: Path) -> None:
@@ -196,8 +193,8 @@ def flipped(line: bytes, old: bytes, new: bytes) -> bytes:
         ),
         (lambda ls: [flipped(ls[0], b"split", b"spilt"), *ls[1:]], "altered at record 0"),
         (lambda ls: [*ls[:2], b"\xff" + ls[2][1:], *ls[3:]], "record 1 cannot be read"),
-        (lambda ls: [flipped(ls[0], b'"version":1', b'"version":2')], "version 2; this version"),
-        (lambda ls: [], "is format None version None; this version reads 'leakbed-trace'"),
+        (lambda ls: [flipped(ls[0], b'"version":2', b'"version":1')], "version 1; this version"),
+        (lambda ls: [], "is format None version None; this version of Leakbed reads"),
     ],
 )
 def test_a_damaged_index_is_refused_with_the_records_number(
@@ -209,31 +206,34 @@ def test_a_damaged_index_is_refused_with_the_records_number(
         Trace(trace)
 
 
-def blob_of(trace: Path, number: int) -> Path:
-    line = json.loads((trace / "index.jsonl").read_text().splitlines()[number + 1])
-    ((name, digest),) = line["arrays"].items()
-    return trace / (name if line["kind"] == "holding" else f"blobs/{digest}.safetensors")
+def segment_of(trace: Path, number: int) -> tuple[Path, Extent]:
+    (extent,) = Trace(trace).records[number].arrays.values()
+    return trace / extent.inside, extent
 
 
 @pytest.mark.parametrize("number", [0, 2, 3, 4])
-def test_a_damaged_blob_is_refused_with_the_records_number(trace: Path, number: int) -> None:
-    blob = blob_of(trace, number)
-    data = bytearray(blob.read_bytes())
-    data[-1] ^= 1
-    blob.write_bytes(data)
+def test_damaged_arrays_are_refused_with_the_records_number(trace: Path, number: int) -> None:
+    segment, extent = segment_of(trace, number)
+    data = bytearray(segment.read_bytes())
+    data[extent.offset + extent.size - 1] ^= 1
+    segment.write_bytes(data)
     with pytest.raises(TraceError, match=rf"record {number} \(.* was altered: .*checksum"):
         Trace(trace)
-    blob.write_bytes(data[:-4])
-    with pytest.raises(TraceError, match=rf"record {number} \(.* was altered"):
+    data[extent.offset + extent.size - 1] ^= 1
+    segment.write_bytes(data[: extent.offset + extent.size - 4])
+    with pytest.raises(TraceError, match=rf"record {number} \(.* was altered: .* before its last"):
         Trace(trace)
-    blob.unlink()
-    with pytest.raises(TraceError, match=rf"record {number} \(.* is missing its file"):
+    segment.unlink()
+    with pytest.raises(TraceError, match=r"record 0 \(.* is missing its file"):
         Trace(trace)
 
 
-def test_a_blob_altered_after_opening_is_refused_too(trace: Path) -> None:
+def test_arrays_altered_after_opening_are_refused_too(trace: Path) -> None:
     opened = Trace(trace)
-    blob_of(trace, 1).write_bytes(b"")
+    segment, extent = segment_of(trace, 1)
+    data = bytearray(segment.read_bytes())
+    data[extent.offset + extent.size - 1] ^= 1
+    segment.write_bytes(data)
     with pytest.raises(TraceError, match="record 1 "):
         list(opened.events())
 
@@ -241,14 +241,11 @@ def test_a_blob_altered_after_opening_is_refused_too(trace: Path) -> None:
 def test_nothing_is_pickled(trace: Path) -> None:
     source = Path(sys.modules["leakbed.tap.trace"].__file__ or "").read_text()
     assert "import pickle" not in source
-    assert {path.suffix for path in trace.rglob("*") if path.is_file()} == {
-        ".jsonl",
-        ".safetensors",
-    }
+    assert {path.suffix for path in trace.rglob("*") if path.is_file()} == {".jsonl", ".bin"}
     objects = {"w": np.array([{}], dtype=object)}
     with Recorder(trace.parent / "new") as recorder:
         recorder(WeightsDown(node=0, round=1, arrays=objects))
-    assert not list((trace.parent / "new/blobs").iterdir())
+    assert not list((trace.parent / "new/segments").iterdir())
     (kept,) = Trace(trace.parent / "new").events()
     assert isinstance(kept, Foreign)
 
@@ -261,49 +258,45 @@ def test_arrays_keep_the_order_they_came_in(tmp_path: Path) -> None:
         assert list(found.before) == list("qbxa")  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("unnamed", [False, True])
 def test_a_write_that_fails_leaves_nothing_half_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unnamed: bool
-) -> None:
-    class Full:
-        """A file on a disk that is full after a hundred bytes."""
-
-        def __init__(self, file: Any) -> None:
-            self.file = file
-
-        def __enter__(self) -> "Full":
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            self.file.close()
-
-        def writelines(self, parts: list[bytes]) -> None:
-            self.file.write(b"".join(parts)[:100])
-            raise OSError(28, "No space left on device")
-
-    recorder, fdopen = Recorder(tmp_path / "trace"), os.fdopen
-    with monkeypatch.context() as patch:
-        patch.setattr("os.fdopen", lambda descriptor, mode: Full(fdopen(descriptor, mode)))
-        if not unnamed:
-            patch.setattr("leakbed.tap.trace._UNNAMED", None)
-        with pytest.raises(OSError, match="No space"):
-            recorder(EVENTS[0])
-    recorder.close()
-    assert [path.name for path in (tmp_path / "trace").rglob("*") if path.is_file()] == [
-        "index.jsonl"
-    ]
-
-
-def test_a_file_system_without_unnamed_files_will_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(*_: object, **__: object) -> None:
-        raise OSError(95, "Operation not supported")
+    recorder, write = Recorder(tmp_path / "trace"), os.write
+    recorder(EVENTS[4])
+    segment = tmp_path / "trace/segments/000000.bin"
+    before = segment.read_bytes()
 
-    monkeypatch.setattr("os.link", refused)
+    def full(file: int, data: memoryview) -> int:
+        """Write to a disk that takes a hundred bytes more."""
+        if segment.stat().st_size >= len(before) + 100:
+            raise OSError(28, "No space left on device")
+        return write(file, data[:100])
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.write", full)
+        with pytest.raises(OSError, match="No space"):
+            recorder(WeightsDown(**AT, arrays={"w": np.ones(100)}))
+    recorder.close()
+    assert segment.read_bytes() == before
+    assert len(list(Trace(tmp_path / "trace", partial=True).events())) == 1
+
+
+def test_short_writes_are_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    monkeypatch.setattr("os.write", lambda file, data: write(file, data[:7]))
     folder = record(tmp_path / "trace", *EVENTS)
-    assert len(Trace(folder).records) == len(EVENTS)
-    assert not list(folder.rglob("*.partial"))
+    assert len(list(Trace(folder).events())) == len(EVENTS)
+
+
+def test_a_full_segment_is_followed_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("leakbed.tap.segments.FULL", 300)
+    folder = record(tmp_path / "trace", *EVENTS)
+    sizes = {path.name: path.stat().st_size for path in (folder / "segments").iterdir()}
+    assert len(sizes) > 2
+    assert all(size >= 300 for name, size in sizes.items() if name != max(sizes))
+    assert [type(event) for event in Trace(folder).events()] == [type(event) for event in EVENTS]
 
 
 def test_equal_arrays_are_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,7 +307,7 @@ def test_equal_arrays_are_hashed_once(tmp_path: Path, monkeypatch: pytest.Monkey
         hashed.append(len(parts))
         return checksum(parts)
 
-    monkeypatch.setattr("leakbed.tap.trace.checksum", counted)
+    monkeypatch.setattr("leakbed.tap.segments.checksum", counted)
     large = np.arange(1 << 15, dtype=np.float32)
     sent = pack({"w": large, "b": X})
     model = as_arrays(sent)

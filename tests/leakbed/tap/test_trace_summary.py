@@ -44,7 +44,7 @@ def test_it_says_what_a_trace_holds(tmp_path: Path) -> None:
         "skipped": ("names/t (int8 of mine.zip, 2 bytes) (foreign), 1 times",),
         "masked": True,
     }
-    assert found.bytes == sum(each.stat().st_size for each in folder.rglob("*.safetensors"))
+    assert found.bytes == sum(each.stat().st_size for each in folder.rglob("*.bin")) > 0
 
 
 def test_the_command_prints_it(tmp_path: Path) -> None:

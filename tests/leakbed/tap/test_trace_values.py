@@ -9,8 +9,8 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from leakbed.events import Extras, Foreign, Records
+from leakbed.tap.segments import TraceError
 from leakbed.tap.trace import Recorder, Trace
-from leakbed.tap.trace_index import TraceError
 from leakbed.tap.trace_values import LONGEST_TEXT, restored
 from leakbed.wire.records import pack
 
@@ -48,7 +48,7 @@ def test_metrics_and_configurations_come_back(tmp_path: Path, kind: type[Records
     assert found.content["config"] == config
     assert np.array_equal(found.content["arrays"]["x"].numpy(), X)
     assert (found.skipped, found.size) == (None, None)
-    blobs = [path.read_bytes() for path in (tmp_path / "trace/blobs").iterdir()]
+    blobs = [path.read_bytes() for path in (tmp_path / "trace/segments").iterdir()]
     assert any(b"masked vector" in blob for blob in blobs)
 
 

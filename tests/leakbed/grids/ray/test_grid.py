@@ -219,6 +219,10 @@ def test_workers_fit_cpus_gpu_shares_and_nodes(monkeypatch: pytest.MonkeyPatch) 
     refuse_crowd(4, num_gpus=0.4)
     with pytest.raises(NoRoomError, match=r"5 workers of 1 CPU and 0\.4 GPU .* 16 CPUs and 2 GPUs"):
         refuse_crowd(5, num_gpus=0.4)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 1.0})
+    refuse_crowd(3, num_gpus=0.33)
+    with pytest.raises(NoRoomError, match=r"4 workers of 1 CPU and 0\.33 GPU .* and 1 GPUs"):
+        refuse_crowd(4, num_gpus=0.33)
     monkeypatch.setattr(ray, "cluster_resources", dict)
     assert fitting_workers(3, num_gpus=0.25) == 1
 
