@@ -329,9 +329,9 @@ class ParcelHost:
     ) -> tuple[Any, tuple[int, str | None] | None]:
         """Return a message's reply as it travels, or its error; an app may reply with anything."""
         reply = self._host.handle(message)
-        if reply.has_error():
-            return None, (reply.error.code, reply.error.reason)
         try:
+            if reply.has_error():
+                return None, (reply.error.code, reply.error.reason)
             if limits is not None:
                 Weight(*limits).refuse(reply.content)
             return (metadata_values(reply), packed(reply.content)), None

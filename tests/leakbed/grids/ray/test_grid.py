@@ -94,7 +94,7 @@ def test_a_large_shared_record_is_stored_once(
     (parcel,) = stored
     outline, (values,) = opened(parcel)
     assert [key for key, *_ in outline] == ["arrays", "config"]
-    assert values == arrays["x"].data
+    assert bytes(values) == arrays["x"].data
 
 
 @pytest.mark.runtime
