@@ -17,6 +17,7 @@ import pytest
 from leakbed.events import CutGradientDown, SmashedUp
 from leakbed.flower_internals import task_identity
 from leakbed.grids import DeterministicGrid, NodeFailed
+from leakbed.grids.ray.actors import start_ray, stop_ray
 from leakbed.grids.ray.grid import RayGrid
 from leakbed.tap.wiretap import Wiretap
 from leakbed.wire.bounds import Bounds
@@ -32,8 +33,10 @@ ROOT = Path(__file__).parents[4]
 
 @pytest.fixture(scope="module")
 def grid() -> Iterator[RayGrid]:
+    assert start_ray(None, cpus=4)  # the grid of the stopped worker needs two beside this one's
     with task_identity(), RayGrid(app, nodes=3, workers=2) as made:
         yield made
+    stop_ray()
 
 
 def asked(step_: int = 1, *, size: int = 3) -> SplitRequest:
@@ -75,6 +78,7 @@ def test_what_the_plan_does_not_allow_is_refused_where_it_is_made(grid: RayGrid)
     NodeChannel(grid, timeout=60.0, bounds=Bounds())
 
 
+@pytest.mark.usefixtures("grid")
 def test_a_stopped_worker_never_outlasts_the_timeout_and_others_go_on() -> None:
     with RayGrid(app, nodes=2, workers=2) as grid:
         channel = NodeChannel(grid, timeout=60.0)
