@@ -1,9 +1,10 @@
-"""Lines that benchmarks printed, kept with the day and the machine, as a table of README.md.
+"""Lines that benchmarks printed, kept with the day and the machine, as a table of docs/speed.md.
 
 ``python -m benchmarks.table show LINES`` prints the table of a file of JSON lines; ``save LINES``
 puts them into ``benchmarks/measured.jsonl`` in place of older ones of the same name, with the day
-and the machine's cores; ``write README.md`` writes the table of what is saved between its markers.
-``make bench`` does the first, ``make readme`` the last; a test asserts that README.md is current.
+and the machine's cores; ``write docs/speed.md`` writes the table of what is saved between its
+markers. ``make bench`` does the first, ``make readme`` the last; a test asserts that docs/speed.md
+is current.
 """
 
 import json
@@ -135,7 +136,7 @@ def main(arguments: Sequence[str]) -> None:
             page = Path(path)
             page.write_text(current(page.read_text(), read(SAVED)))
         case _:
-            raise SystemExit("python -m benchmarks.table show LINES | save LINES | write README.md")
+            raise SystemExit("python -m benchmarks.table show LINES | save LINES | write PAGE")
 
 
 if __name__ == "__main__":

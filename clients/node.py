@@ -297,7 +297,8 @@ class NodeConfig:
 def _parsed(text: str) -> NodeConfig:
     fields = json.loads(text)
     data, model = fields.pop("data"), fields.pop("architecture")
-    data["partition_settings"] = tuple(map(tuple, data["partition_settings"]))
+    for told, key in ((data, "partition_settings"), (data, "settings"), (model, "settings")):
+        told[key] = tuple(map(tuple, told[key]))
     model["image_shape"] = tuple(model["image_shape"])
     intruder = fields.pop("intruder")
     return NodeConfig(

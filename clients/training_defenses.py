@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from clients.node import NodeConfig
-from leakbed.contract_checks import blamed, refuse_unsent
+from leakbed.contract_checks import blamed, refuse_penalty, refuse_unsent
 from leakbed.contracts import Defense, DefenseState, IllegalCombinationError, Protects, select
 from leakbed.contracts.defense import NO_ALARM, Holdings, TrainingStep
 from leakbed.mods import load_state, save_state
@@ -106,7 +106,10 @@ class TrainingDefenses:
             The images, a leaf that gathers its gradient where a defence learns from that.
         """
         for defense, state in zip(self._defenses, self._states, strict=True):
-            images = defense.alter_images(state, images, rows)
+            with blamed(defense, "defence"):
+                shown = defense.alter_images(state, images, rows)
+                refuse_unsent(defense, {"images": shown}, {"images": images})
+            images = shown
         return images.detach().requires_grad_() if self.follows else images
 
     def follow(self, gradient: Float[Tensor, " batch *image"], rows: Int[Tensor, " batch"]) -> None:
@@ -116,8 +119,9 @@ class TrainingDefenses:
             gradient: Of the task's loss alone.
             rows: Which of the node's they are.
         """
-        pairs = zip(self._defenses, self._states, strict=True)
-        self._states = [each.follow_gradient(state, gradient, rows) for each, state in pairs]
+        for index, defense in enumerate(self._defenses):
+            with blamed(defense, "defence"):
+                self._states[index] = defense.follow_gradient(self._states[index], gradient, rows)
 
     def penalty(
         self, images: Float[Tensor, " batch *image"], smashed: Float[Tensor, " batch *cut"]
@@ -137,6 +141,7 @@ class TrainingDefenses:
         for index, defense in enumerate(self._defenses):
             with blamed(defense, "defence"):
                 self._states[index], term = defense.penalty(self._states[index], images, smashed)
+                refuse_penalty(defense, term, smashed)
             if term is not None:
                 total = term if total is None else total + term
         return total

@@ -114,6 +114,35 @@ def run(
 
 
 @app.command()
+def schema() -> None:
+    """Print the JSON schema of a settings file, for editors."""
+    with expected():
+        from experiments.reference import schema as made
+
+        typer.echo(json.dumps(made(), indent=1))
+
+
+@app.command()
+def rescore(
+    results: Annotated[Path, typer.Argument(help="A results folder.", show_default=False)],
+    *,
+    verbose: Verbose = False,
+) -> None:
+    """Score the kept guesses of a folder's last run again, without training or attacking."""
+    with expected():
+        _quiet_flower(verbose=verbose)
+        from experiments.console import Bars
+        from experiments.run.rescore import rescore as again
+
+        with Bars(_console(stderr=True)) as bars:
+            found = again(results, progress=bars)
+        for label, why in found.lacking.items():
+            typer.echo(f"not scored again: {label}: {why}; `leakbed run` does it anew", err=True)
+        typer.echo(f"{found.changed} of {len(found.cards)} results scored again")
+        _show(found.cards, results)
+
+
+@app.command()
 def attack(
     trace: Annotated[Path, typer.Argument(help="A recorded trace.", show_default=False)],
     *,
@@ -209,6 +238,9 @@ def ceiling(
     later: Annotated[
         bool, typer.Option("--later", help="With the node's later batches of the round.")
     ] = False,
+    summed: Annotated[
+        bool, typer.Option("--summed", help="The sum of a round's updates alone.")
+    ] = False,
     model: Model = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, by message.")] = False,
 ) -> None:
@@ -226,6 +258,7 @@ def ceiling(
             candidates=candidates,
             draws=draws,
             later=later,
+            summed=summed,
             model=model,
         )
         typer.echo(json.dumps(found.table(), indent=1) if as_json else "\n".join(found.lines()))
@@ -255,6 +288,13 @@ def audit(
     attacks: Annotated[
         list[str] | None, typer.Option("--with", help="Only this attack; may be repeated.")
     ] = None,
+    node_config: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Of every node; {partition} in it stands for the node's partition id.",
+        ),
+    ] = None,
     iterations: Annotated[int, typer.Option(min=1, help="Of each search for images.")] = 300,
     out: Out = None,
     verbose: Verbose = False,
@@ -276,6 +316,7 @@ def audit(
                 about=dict(map(_pair, about)) if about else None,
                 attacks=tuple(attacks or ()),
                 iterations=iterations,
+                node_config=dict(map(_pair, node_config)) if node_config else None,
             )
         for heading, lines in (("Assumed", found.assumed), ("Seen", found.leaks)):
             for line in lines:
@@ -358,7 +399,7 @@ def audit_defense(
 def check(
     name: Annotated[str, typer.Argument(help="PACKAGE.MODULE:CLASS.", show_default=False)],
 ) -> None:
-    """Say whether an attack or a defence of one's own keeps its contract."""
+    """Say whether an attack, a defence or a metric of one's own keeps its contract."""
     from experiments.catalogue import check_plugin
 
     with expected():

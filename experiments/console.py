@@ -211,7 +211,8 @@ def summary(cards: Sequence[Card]) -> Iterable[RenderableType]:
     for card in cards:
         if card.status in {"done", "unscored"}:
             settings.setdefault(_setting(card), []).append(card)
-    shown = [name for name in COLUMNS if any(name in card.scores for card in cards)]
+    columns = {**COLUMNS, **{name: name for card in cards for name in _own_metrics(card)}}
+    shown = [name for name in columns if any(name in card.scores for card in cards)]
     for setting, rows in settings.items():
         lines = [
             _row(card, shown, among=[other for other in rows if other.attack == card.attack])
@@ -219,7 +220,7 @@ def summary(cards: Sequence[Card]) -> Iterable[RenderableType]:
         ]
         # Not the table's own title, which would wrap at the table's width.
         yield Text(setting, style="bold")
-        yield _Scores(["attack", *(COLUMNS[name] for name in shown), "control", "utility"], lines)
+        yield _Scores(["attack", *(columns[name] for name in shown), "control", "utility"], lines)
     if shown:
         yield "In brackets the best guess that needed no message."
     yield from _budget_bound(cards)
@@ -309,6 +310,15 @@ def _defense(card: Card) -> str:
     return f"{name} ({strength})" if strength else name
 
 
+def _own_metrics(card: Card) -> dict[str, bool]:
+    """Return the card's metrics of the user's own, and whether more of each is a greater leak."""
+    return {
+        name: bool(entry["higher_leaks_more"])
+        for name, entry in card.scores.items()
+        if isinstance(entry, dict) and "higher_leaks_more" in entry
+    }
+
+
 def _score(card: Card, metric: str) -> str:
     """Return a score and, in brackets, the best baseline that needs neither evidence nor truth."""
     entry = card.scores.get(metric)
@@ -320,7 +330,8 @@ def _score(card: Card, metric: str) -> str:
         for name, table in card.baselines.items()
         if name not in _NEEDS_TRUTH and (value := table.get(metric)) is not None
     ]
-    return f"{_shown(metric, mean)} ({_shown(metric, max(free)) if free else _NOTHING})"
+    best = max if _own_metrics(card).get(metric, True) else min
+    return f"{_shown(metric, mean)} ({_shown(metric, best(free)) if free else _NOTHING})"
 
 
 def _shown(metric: str, value: float) -> str:

@@ -28,25 +28,28 @@ def blame(plugin: object, what: str, said: str) -> str:
     """Return what an error says of an attack or a defence whose code is at fault.
 
     Args:
-        plugin: The attack or the defence.
-        what: ``"attack"`` or ``"defence"``.
+        plugin: The attack or the defence; of a protocol its import path.
+        what: ``"attack"``, ``"defence"`` or ``"protocol"``.
         said: What it did.
 
     Returns:
         One line, with its name and its class.
     """
+    if isinstance(plugin, str):
+        return f"the code of {what} {plugin} {said}"
     kind = type(plugin)
     name = getattr(plugin, "name", kind.__name__)
     return f"the code of {what} {name} ({kind.__qualname__}) {said}"
 
 
 @contextmanager
-def blamed(plugin: object, what: str) -> Iterator[None]:
+def blamed(plugin: object, what: str, *, within: object = None) -> Iterator[None]:
     """Blame an attack or a defence by name for what its code raises.
 
     Args:
-        plugin: The attack or the defence.
-        what: ``"attack"`` or ``"defence"``.
+        plugin: The attack or the defence; of a protocol its import path.
+        what: ``"attack"``, ``"defence"`` or ``"protocol"``.
+        within: A class or a function of the file whose line is named; None for the plug-in's class.
 
     Yields:
         Nothing.
@@ -66,7 +69,7 @@ def blamed(plugin: object, what: str) -> Iterator[None]:
         if ours or of_machine(error) is not None:
             raise
         try:
-            file = inspect.getfile(type(plugin))
+            file = inspect.getfile(type(plugin) if within is None else within)  # type: ignore[arg-type]
         except (TypeError, OSError):  # of a notebook's cell
             file = None
         said = f"raised {format_error(error, within=file)}"
@@ -124,6 +127,23 @@ def sent_breach(sent: object, given: "Tensor") -> str | None:
     return None
 
 
+def values_breach(values: object, count: int) -> str | None:
+    """Return in what a metric's answer is not one number per image, or None if it is.
+
+    Args:
+        values: What it returned.
+        count: How many images it was given.
+
+    Returns:
+        A phrase that follows "returned".
+    """
+    if said := _tensor_breach(values, (count,)):
+        return said
+    if not _finite(values):
+        return "values that are not finite, for images that are"
+    return None
+
+
 def refuse_unsent(
     defense: object, sent: Mapping[str, "Tensor"], given: Mapping[str, "Tensor"]
 ) -> None:
@@ -145,6 +165,26 @@ def refuse_unsent(
         if (breach := sent_breach(sent[name], value)) is not None:
             said = f"returned {breach} as {name}"
             raise BrokenPluginError(blame(defense, "defence", said))
+
+
+def refuse_penalty(defense: object, term: object, smashed: "Tensor") -> None:
+    """Refuse what a defence adds to a node's loss where it is no number to minimise.
+
+    Args:
+        defense: Whose it is.
+        term: What it returned; None adds nothing.
+        smashed: Of which it was made.
+
+    Raises:
+        BrokenPluginError: It is no tensor of one number, or not finite for finite smashed data.
+    """
+    if term is None:
+        return
+    said = _tensor_breach(term, ())
+    if said is None and _finite(smashed) and not _finite(term):
+        said = "a value that is not finite"
+    if said is not None:
+        raise BrokenPluginError(blame(defense, "defence", f"returned {said} as penalty"))
 
 
 def _finite(tensor: Any) -> bool:  # noqa: ANN401  a tensor, by what was asked before

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leakbed.contract_checks import blame, blamed, guess_breaches, refuse_unsent
+from leakbed.contract_checks import blame, blamed, guess_breaches, refuse_unsent, values_breach
 from leakbed.contracts import (
     Attack,
     BrokenPluginError,
@@ -19,6 +19,7 @@ from leakbed.contracts import (
     DefenseState,
     Evidence,
     Knowledge,
+    Metric,
     Protects,
     ThreatModel,
     View,
@@ -102,6 +103,33 @@ def defense_breaches(defense: Defense) -> list[str]:
     return found
 
 
+def metric_breaches(metric: Metric) -> list[str]:
+    """Return in what a metric breaks its contract, by measuring a few small images twice.
+
+    Args:
+        metric: With its settings.
+
+    Returns:
+        One phrase for each breach; empty for none.
+
+    Raises:
+        BrokenPluginError: It raised, or returned something else than one number per image.
+    """
+    stream = torch.Generator().manual_seed(_SEED)
+    guess, truth = torch.rand(2, _TARGETS, *_SHAPE, generator=stream)
+    given = guess.clone(), truth.clone()
+    with blamed(metric, "metric"):
+        first, second = metric.measure(*given), metric.measure(guess.clone(), truth.clone())
+    if said := values_breach(first, _TARGETS):
+        raise BrokenPluginError(blame(metric, "metric", f"returned {said}"))
+    found = []
+    if not (torch.equal(given[0], guess) and torch.equal(given[1], truth)):
+        found.append("changes the images it is given; work on a clone")
+    if not _same(first, second):
+        found.append("measures the same images twice with other values; draw nothing at random")
+    return found
+
+
 def refuse_breaches(plugin: object) -> None:
     """Refuse an attack or a defence of one's own that breaks its contract, tried on small tensors.
 
@@ -138,6 +166,8 @@ def breaches(plugin: object) -> list[str]:
         return defense_breaches(plugin)
     if isinstance(plugin, Attack):
         return attack_breaches(plugin, small_view(plugin.threat))
+    if isinstance(plugin, Metric):
+        return metric_breaches(plugin)
     return []
 
 

@@ -8,6 +8,7 @@ import importlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 
 class ImportPathError(ValueError):
@@ -26,8 +27,9 @@ def unknown_name(kind: str, name: str, legal: Iterable[str]) -> str:
         One line.
     """
     names = sorted(legal)
-    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    lower = {each.lower(): each for each in names}
+    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
+    hint = f"did you mean {lower[near[0]]!r}? " if near else ""
     legal_names = f"legal: {', '.join(names)}" if names else "there is none to set"
     return f"unknown {kind} {name!r}; {hint}{legal_names}"
 
@@ -89,3 +91,17 @@ def import_object(path: str) -> object:
         defined = [item for item in vars(module) if not item.startswith("_")]
         raise ImportPathError(unknown_name(f"name in {module_name}", name, defined))
     return getattr(module, name)
+
+
+def pairs(settings: Iterable[tuple[str, Any]]) -> tuple[tuple[str, Any], ...]:
+    """Return settings of TOML or JSON as pairs that can be hashed: their lists become tuples."""
+    return tuple((str(key), _hashable(value)) for key, value in settings)
+
+
+def listed(value: Any) -> Any:  # noqa: ANN401  JSON's
+    """Return a value of :func:`pairs` as TOML or JSON had it: its tuples become lists."""
+    return list(map(listed, value)) if isinstance(value, tuple) else value
+
+
+def _hashable(value: Any) -> Any:  # noqa: ANN401  JSON's
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value

@@ -1,9 +1,11 @@
-"""Attacks and defences of one's own, named by import path where a catalogue key stands.
+"""Methods, models and data of one's own, named by import path where a catalogue key stands.
 
 ``name = "mine:Grey"`` is the class ``Grey`` of the module ``mine``; an installed package may give
-it a short name by an entry point of the group ``leakbed.attacks`` or ``leakbed.defenses``.
-What can be said of a class without running it is checked here, whenever it is looked up;
-:mod:`leakbed.contract_checks` runs it. Importing this needs neither torch nor Flower.
+it a short name by an entry point of one of the groups below. A protocol, a model and data are no
+classes of a contract: :func:`strategies.find_protocol`, :mod:`leakbed.models` and
+:mod:`leakbed.data` import theirs. What can be said of a class without running it is checked here,
+whenever it is looked up; :mod:`leakbed.contract_checks` runs it. Importing this needs neither torch
+nor Flower.
 """
 
 from collections.abc import Mapping
@@ -16,14 +18,23 @@ from leakbed.contracts import ThreatModel
 from leakbed.contracts.defense import Defense, refuse_uncalled
 from leakbed.lookup import format_error, import_object
 
-Contract = Literal["attack", "defence"]
-Role = Literal["attack", "adversary", "intruder", "defence"]
-GROUPS: Mapping[Contract, str] = {"attack": "leakbed.attacks", "defence": "leakbed.defenses"}
-"""The entry points by which an installed package offers its methods."""
+Contract = Literal["attack", "defence", "metric"]
+Role = Literal["attack", "adversary", "intruder", "defence", "metric"]
+Group = Literal["attacks", "defenses", "metrics", "protocols", "models", "data"]
+GROUPS: Mapping[Group, str] = {
+    "attacks": "leakbed.attacks",
+    "defenses": "leakbed.defenses",
+    "metrics": "leakbed.metrics",
+    "protocols": "leakbed.protocols",
+    "models": "leakbed.models",
+    "data": "leakbed.data",
+}
+"""The entry points by which an installed package offers what is its own."""
 _METHODS: Mapping[Role, tuple[str, ...]] = {
     "adversary": ("begin", "forge", "guess"),
     "intruder": ("begin", "turn", "learn", "samples"),
     "attack": ("run",),
+    "metric": ("measure",),
 }
 Kind = TypeVar("Kind")
 
@@ -98,7 +109,7 @@ def form_breaches(kind: type, contract: Contract) -> list[str]:
         One phrase for each breach, with what to do; empty for none.
     """
     role = role_of(kind)
-    if (role == "defence") != (contract == "defence") or role is None:
+    if role is None or contract != (role if role in {"defence", "metric"} else "attack"):
         return [_other(role, contract)]
     found = _dataclass_breaches(kind)
     found += [
@@ -109,6 +120,8 @@ def form_breaches(kind: type, contract: Contract) -> list[str]:
     if found:
         return found
     try:
+        if role == "metric":
+            return _metric_breaches(kind)
         return _defense_breaches(kind) if role == "defence" else _threat_breaches(kind, role)
     except Exception as error:  # noqa: BLE001  a stranger's class may raise anything
         return [f"with its defaults it raised {format_error(error)}"]
@@ -116,10 +129,14 @@ def form_breaches(kind: type, contract: Contract) -> list[str]:
 
 def _other(role: Role | None, contract: Contract) -> str:
     if role is not None:
-        return f"it is an {role}" if role != "defence" else "it is a defence"
+        return f"it is a {role}" if role in {"defence", "metric"} else f"it is an {role}"
     if contract == "defence":
         return "it does not inherit leakbed.contracts.Defense"
-    needed = "; or ".join(f"{role}: {', '.join(names)}" for role, names in _METHODS.items())
+    if contract == "metric":
+        return "it has no method `measure` (see leakbed.contracts.Metric)"
+    needed = "; or ".join(
+        f"{role}: {', '.join(names)}" for role, names in _METHODS.items() if role != "metric"
+    )
     return f"it has the methods of no attack ({needed})"
 
 
@@ -144,6 +161,13 @@ def _threat_breaches(kind: type, role: Role) -> list[str]:
     return []
 
 
+def _metric_breaches(kind: type) -> list[str]:
+    kind()  # its defaults must be legal
+    if isinstance(more := getattr(kind, "higher_leaks_more", None), bool):
+        return []
+    return [f"higher_leaks_more is {more!r}; write `higher_leaks_more: ClassVar[bool] = True`"]
+
+
 def _defense_breaches(kind: type[Defense]) -> list[str]:
     protects = getattr(kind, "protects", None)
     if not isinstance(protects, frozenset) or not protects:
@@ -154,6 +178,6 @@ def _defense_breaches(kind: type[Defense]) -> list[str]:
     return []
 
 
-def installed(contract: Contract) -> dict[str, EntryPoint]:
-    """Return the methods that installed packages offer, by their short names."""
-    return {each.name: each for each in entry_points(group=GROUPS[contract])}
+def installed(group: Group) -> dict[str, EntryPoint]:
+    """Return what installed packages offer of a kind, by their short names."""
+    return {each.name: each for each in entry_points(group=GROUPS[group])}

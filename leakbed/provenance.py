@@ -1,35 +1,24 @@
-"""The files that a user's own code consists of: whatever an import path reaches by its imports.
-
-:func:`reached` is the one place that finds them. It reads import statements, wherever they stand,
-and ``import_module`` of a name written out; nothing is executed. Installed packages, Python's own
-modules and Leakbed's are not followed: the first two do not change by being edited between runs,
-and the last are hashed as a whole. What code reads other than by importing (weights, tables) and
-names put together while it runs are not found.
-
-What a run ran on beside its settings and our code: its data and the user's own code.
+"""What a run ran on beside its settings and our code: its data and the user's own code.
 
 Every process makes them anew. A function that draws without a seed, or numbers classes by a set,
 returns other rows in each, and another folder on the path holds another module of the same name:
 nodes would train on what the answer key does not hold. So each process says what it found, and all
-must have found the same.
+must have found the same. Code counts by what it computes, as :mod:`leakbed.reach` reads it.
 """
 
-import ast
 import hashlib
-import importlib.util
+import importlib
 import sys
-import sysconfig
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flwr.app import ConfigRecord, Message
 
 from leakbed.data.config import DataConfig
-from leakbed.errors import OURS
+from leakbed.reach import reached, read
 from leakbed.wire.messages import RAN_ON
 
 if TYPE_CHECKING:
@@ -42,34 +31,6 @@ class CodeFolderError(ValueError):
 
 class EditedCodeError(RuntimeError):
     """A user's file that changed after this process imported it."""
-
-
-_INSTALLED = tuple(
-    Path(folder).resolve()
-    for key in ("stdlib", "platstdlib", "purelib", "platlib")
-    if (folder := sysconfig.get_path(key))
-)
-
-
-def reached(modules: Iterable[str]) -> dict[str, Path]:
-    """Return the user's files that importing some modules reads, the modules' own among them.
-
-    Args:
-        modules: Dotted names, importable in this process.
-
-    Returns:
-        File by dotted name, in the order of names. A module that cannot be found is left out: the
-        import of it fails by itself, or is one that the user's code can do without.
-    """
-    found: dict[str, Path] = {}
-    waiting = list(modules)
-    while waiting:
-        for name, file, is_package in _files(waiting.pop()):
-            if name not in found:
-                found[name] = file
-                package = name if is_package else name.rpartition(".")[0]
-                waiting += _imports(file, package)
-    return dict(sorted(found.items()))
 
 
 def find_first(run_config: Mapping[str, object]) -> Path | None:
@@ -127,7 +88,7 @@ def code_digest(modules: tuple[str, ...]) -> str:
     if not modules:
         return ""
     files = reached(modules)
-    found = {name: _checksum(file) for name, file in files.items()}
+    found = {name: read(file).digest for name, file in files.items()}
     for name, checksum in found.items():
         if _FIRST.setdefault(name, checksum) != checksum:
             raise EditedCodeError(
@@ -138,108 +99,7 @@ def code_digest(modules: tuple[str, ...]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def with_code(source: str, name: str) -> str:
-    """Return a hash of code with that of one plug-in beside it, for a key.
-
-    Args:
-        source: Of the code that is in the key anyhow.
-        name: Of the plug-in; a catalogue key adds nothing, since ``source`` has it.
-
-    Returns:
-        Both, joined.
-    """
-    return ":".join(part for part in (source, code_digest(own_modules([name]))) if part)
-
-
 _FIRST: dict[str, str] = {}  # by module: the checksum of its file when it was first asked for
-
-
-def _checksum(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def _files(module: str) -> Iterator[tuple[str, Path, bool]]:
-    """Yield name, file and whether it is a package of a module and the packages it lies in."""
-    name, inside, parts = "", None, module.split(".")
-    for depth, part in enumerate(parts):
-        name = f"{name}.{part}" if name else part
-        spec = _top(name) if depth == 0 else _within(name, inside)
-        if spec is None:
-            return
-        inside = spec.submodule_search_locations
-        if spec.has_location and spec.origin is not None:
-            file = Path(spec.origin)
-            if not _is_users(file):
-                return
-            yield name, file, inside is not None
-        if inside is None:
-            return
-
-
-def _within(name: str, inside: Iterable[str] | None) -> ModuleSpec | None:
-    """Find a module in the folders of its package, which nobody need have imported."""
-    places = [] if inside is None else list(inside)
-    try:
-        return PathFinder.find_spec(name, places)
-    except KeyError:  # a folder without __init__.py within another that was not imported
-        folders = [Path(place) / name.rpartition(".")[2] for place in places]
-        spec = ModuleSpec(name, None, is_package=True)
-        spec.submodule_search_locations = [str(folder) for folder in folders if folder.is_dir()]
-        return spec
-
-
-def _top(name: str) -> ModuleSpec | None:
-    """Find a module that lies in no package; none of Leakbed's."""
-    if not name or name in OURS:
-        return None
-    try:
-        return importlib.util.find_spec(name)
-    except (ImportError, ValueError):  # a module without a spec, such as __main__
-        return None
-
-
-def _is_users(file: Path) -> bool:
-    """Say whether a file is neither installed nor Python's own."""
-    folders = file.resolve().parents
-    return file.is_file() and not any(place in folders for place in _INSTALLED)
-
-
-def _imports(file: Path, package: str) -> Iterator[str]:
-    """Yield the dotted names that a file imports, seen from the package it lies in."""
-    try:
-        tree = ast.parse(file.read_bytes())
-    except (SyntaxError, ValueError):  # compiled, or a file that nobody can import either
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = _absolute(node.module or "", node.level, package)
-            yield from (f"{base}.{alias.name}" for alias in node.names)  # finds the base as well
-        elif isinstance(node, ast.Call):
-            yield from _named(node, package)
-
-
-def _absolute(module: str, level: int, package: str) -> str:
-    """Return a relative name (of a level) as seen from no package."""
-    if not level:
-        return module
-    parts = package.split(".")
-    kept = parts[: len(parts) - level + 1]
-    return ".".join([*kept, module] if module else kept)
-
-
-def _named(call: ast.Call, package: str) -> Iterator[str]:
-    """Yield the name that ``import_module("name")`` or ``__import__("name")`` imports."""
-    called = (
-        call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-    )
-    if called not in {"import_module", "__import__"} or not call.args:
-        return
-    first = call.args[0]
-    if isinstance(first, ast.Constant) and isinstance(first.value, str):
-        name = first.value.lstrip(".")
-        yield _absolute(name, len(first.value) - len(name), package)
 
 
 _SHOWN = 12  # digits of a checksum in a message

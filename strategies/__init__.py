@@ -1,5 +1,11 @@
-"""Strategies: the server parts of protocols, one per file. Listing one here puts it under test."""
+"""Strategies: the server parts of protocols, one per file. Listing one here puts it under test.
 
+A protocol of one's own is listed nowhere: a :class:`Protocol` in a module of one's own, named by
+its import path.
+"""
+
+from leakbed.lookup import import_object
+from leakbed.plugins import PluginError, is_own
 from strategies import (
     fedavg,
     parallel_split,
@@ -44,4 +50,30 @@ PROTOCOLS: dict[str, Protocol] = {
     ),
 }
 
-__all__ = ["PROTOCOLS", "Protocol"]
+
+def find_protocol(name: str) -> Protocol:
+    """Return the protocol of a catalogue key or of an import path.
+
+    What cannot be imported is an :class:`~leakbed.lookup.ImportPathError`.
+
+    Args:
+        name: A key of ``PROTOCOLS``, or ``package.module:name``.
+
+    Returns:
+        The protocol.
+
+    Raises:
+        PluginError: What the path names is no :class:`Protocol`.
+    """
+    if not is_own(name):
+        return PROTOCOLS[name]
+    found = import_object(name)
+    if not isinstance(found, Protocol):
+        raise PluginError(
+            f"{name} is {found!r}, no protocol; name a `strategies.Protocol(exchanges=..., "
+            "build=...)` that your module makes"
+        )
+    return found
+
+
+__all__ = ["PROTOCOLS", "Protocol", "find_protocol"]

@@ -90,6 +90,7 @@ class NodeChannel:
         self._grid, self._timeout, self._bounds = grid, timeout, bounds
         if bounds is not None:
             bind(grid, bounds)
+        self._calls: dict[str, Call | None] = {}
         self._sent: dict[int, tuple[str, float, Callable[[], Message | Carried]]] = {}
 
     def send(self, node: int, kind: str, request: Carried) -> None:
@@ -101,7 +102,9 @@ class NodeChannel:
             request: Of the class that this type has. A grid that does not take it is a
                 :class:`NodeFailed`.
         """
-        call = typed_call(self._grid, kind)
+        if kind not in self._calls:
+            self._calls[kind] = typed_call(self._grid, kind)
+        call = self._calls[kind]
         carried = self._pushed if call is None else partial(self._called, call)
         self._sent[node] = kind, monotonic(), carried(node, kind, request)
 

@@ -362,7 +362,7 @@ def test_a_defense(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [*ADVERSARIES, *INTRUDERS])
 def test_an_active_attack_in_training(name: str, tmp_path: Path) -> None:
     if name in INTRUDERS:
-        own = {"width": 2, "latent": 3, "nodes": [0]}
+        own = {"width": 4, "latent": 3, "nodes": [0]}
         cell = {**U_SHAPED, "model": {**U_SHAPED["model"], "extra_classes": 1}}
         cell["model"]["name"] = "tests.support.intruded:everywhere"
         cell["model"] |= {"cut": 2, "upper_cut": 6}

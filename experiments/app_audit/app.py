@@ -23,10 +23,11 @@ from typing import Any
 
 import numpy as np
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from attacks import ATTACKS
 from experiments.app_audit.app_run import FED, SEEN, TRACES, AppError, components
+from experiments.app_audit.protections import defense_of, of_gradients, summed
 from experiments.app_audit.truth import OwnedTruthError, answers_of
 from experiments.results.cards import Card
 from experiments.run.offline import attack_trace
@@ -45,11 +46,19 @@ _log = logging.getLogger("leakbed")
 _BUILT = "leakbed_audited_model"
 _SEARCHES = ("dlm", "dlm-plus")
 _LEFT_BEHIND = (".git", ".venv", "__pycache__", "*.egg-info")
+_GRADIENTS = (
+    "; its gradients are not of weights that a node was sent (a vertical app's are of what nodes "
+    "computed), and no attack here reads those"
+)
 _EQUAL = 1e-4  # relative spread of norms that only clipping explains
 
 
 class ModelNotFoundError(AppError):
     """No network of the app fits the weights that it sent."""
+
+
+class NoNetworkError(ModelNotFoundError):
+    """The app defines no network at all, so nothing that ``--model`` names would be its own."""
 
 
 @dataclass(kw_only=True)
@@ -96,6 +105,7 @@ def audit_app(
     about: Mapping[str, Any] | None = None,
     attacks: tuple[str, ...] = (),
     iterations: int = 300,
+    node_config: Mapping[str, Any] | None = None,
 ) -> Audit:
     """Run an app as it stands and attack its messages.
 
@@ -110,6 +120,8 @@ def audit_app(
         about: Facts of the run in place of what is seen.
         attacks: Keys of the catalogue; all if empty.
         iterations: Of each search for images; its cards say where that was too few.
+        node_config: What every node is configured with, beside its partition; in a text
+            ``{partition}`` stands for its partition id.
 
     Returns:
         What was found.
@@ -122,7 +134,7 @@ def audit_app(
     bundle = _copied(app, out / "app")
     _, _, config = components(bundle)
     digest = _digest(bundle)
-    _run(bundle, out, nodes=nodes, limit=limit)
+    _run(bundle, out, nodes=nodes, limit=limit, node_config=node_config or {})
     (folder,) = (out / TRACES).iterdir()
     seen = json.loads((out / SEEN).read_text())
     found = Audit(app=app.resolve().name, trace=folder)
@@ -130,43 +142,85 @@ def audit_app(
     found.hashes = {"app": digest, "trace": index}
     trace = Trace(folder, partial=True)
     found.assumed.append(f"the app ran on {nodes} nodes in one process, one after another")
+    _refuse_failed(trace)
+    defense = defense_of(bundle, seen["imported"], found.assumed)
+    said: Mapping[str, Any] = {"defense": defense, **(about or {})}
+    trace, fed, said = _evidence(trace, seen, load_file(out / FED), said, out, found)
     updates: list[Any] = list(trace.events(UpdateUp))
-    _refuse_failed(trace, updates)
-    found.leaks += unsearched(updates)
-    refused = unattackable(trace, updates, seen, said=about or {})
-    if refused is not None:
-        found.unfit["all"] = refused
-        updates = []
-    if updates:
+    refused = unattackable(trace, updates, seen, said=said)
+    facts: dict[str, Any] = {}
+    if refused is None:
         sys.path.insert(0, str(bundle))
         importlib.invalidate_caches()
-        facts = _seen_facts(seen, found) | dict(about or {})
-        facts["model"] = model or network_of(
-            [name for name, _ in seen["models"]], updates[0].before, {**config, **facts}, bundle
-        )
-        found.assumed.append(f"the network is {facts['model']}: it fits the weights sent")
-        trace.about = amended(trace.about, facts, nodes=nodes)
-        found.leaks += of_the_network(trace, updates)
-        answers = _answers(trace, out, found)
-    for name in (attacks or tuple(ATTACKS)) if updates else ():
-        settings = {"iterations": iterations, "restarts": 2} if name in _SEARCHES else {}
+        facts = _seen_facts(seen, fed, said, found)
         try:
-            card = attack_trace(
-                folder,
-                name,
-                answers=answers,
-                out=out,
-                settings=settings,
-                model=facts["model"],
-                about={key: value for key, value in facts.items() if key != "model"},
-                seed=0,
+            facts["model"] = model or network_of(
+                [name for name, _ in seen["models"]], updates[0].before, {**config, **facts}, bundle
             )
-        except (MisfitError, UnfitViewError, MissingKnowledgeError) as error:
-            found.unfit[name] = str(error)
-        else:
-            found.cards.append(card)
+        except NoNetworkError as error:
+            refused = str(error)
+    if refused is not None:
+        found.unfit["all"] = refused
+        found.write(out)
+        return found
+    found.assumed.append(f"the network is {facts['model']}: it fits the weights sent")
+    trace.about = amended(trace.about, facts, nodes=nodes)
+    found.leaks += of_the_network(trace, updates)
+    answers = _answers(trace, fed, out, found)
+    settings = {"iterations": iterations, "restarts": 2}
+    for name in attacks or tuple(ATTACKS):
+        own = settings if name in _SEARCHES else {}
+        _attack(trace.folder, name, facts=facts, answers=answers, out=out, own=own, found=found)
     found.write(out)
     return found
+
+
+def _attack(
+    folder: Path,
+    name: str,
+    *,
+    facts: Mapping[str, Any],
+    answers: Path | None,
+    out: Path,
+    own: Mapping[str, Any],
+    found: Audit,
+) -> None:
+    """Attack a trace; keep the card, or why the attack does not fit."""
+    try:
+        card = attack_trace(
+            folder,
+            name,
+            answers=answers,
+            out=out,
+            settings=own,
+            model=facts["model"],
+            about={key: value for key, value in facts.items() if key != "model"},
+            seed=0,
+        )
+    except (MisfitError, UnfitViewError, MissingKnowledgeError) as error:
+        found.unfit[name] = str(error)
+    else:
+        found.cards.append(card)
+
+
+def _evidence(  # noqa: PLR0917  what one run showed
+    trace: Trace,
+    seen: Mapping[str, Any],
+    fed: Mapping[str, Tensor],
+    said: Mapping[str, Any],
+    out: Path,
+    found: Audit,
+) -> tuple[Trace, Mapping[str, Tensor], Mapping[str, Any]]:
+    """Return the updates to attack, what they were made of, and what is to be said of them."""
+    updates: list[Any] = list(trace.events(UpdateUp))
+    if summary(trace).masked and (whole := summed(trace, seen, fed, out / "summed")):
+        found.assumed.append(whole.assumed)
+        return whole.trace, whole.fed, {**whole.facts, **said}
+    if not updates and (made := of_gradients(trace, seen, out / "gradients")):
+        found.assumed.append("gradients that nodes sent are attacked as updates by steps of size 1")
+        return made, fed, said
+    found.leaks += unsearched(updates)
+    return trace, fed, said
 
 
 def _copied(app: Path, to: Path) -> Path:
@@ -191,9 +245,12 @@ def _digest(bundle: Path) -> str:
     return digest.hexdigest()
 
 
-def _run(bundle: Path, out: Path, *, nodes: int, limit: float) -> None:
+def _run(
+    bundle: Path, out: Path, *, nodes: int, limit: float, node_config: Mapping[str, Any]
+) -> None:
     """Run the app in a process of its own, and say in its own words why it did not end well."""
-    command = [sys.executable, "-m", "experiments.app_audit.app_run", bundle, out, nodes]
+    module, told = "experiments.app_audit.app_run", json.dumps(dict(node_config))
+    command = [sys.executable, "-m", module, bundle, out, nodes, told]
     root = Path(__file__).resolve().parents[2]
     with (out / "app.log").open("w") as log:
         try:
@@ -216,10 +273,10 @@ def _run(bundle: Path, out: Path, *, nodes: int, limit: float) -> None:
         raise AppError(f"{reason} (the app's log: {out / 'app.log'})")
 
 
-def _refuse_failed(trace: Trace, updates: list[Any]) -> None:
+def _refuse_failed(trace: Trace) -> None:
     """Refuse a run in which every node failed; its first reason is the app's own."""
     failed: list[Any] = list(trace.events(Failed))
-    if failed and not updates:
+    if failed and not any(trace.events(UpdateUp)):
         raise AppError(f"no node of the app trained; the first said: {failed[0].reason}")
 
 
@@ -239,15 +296,17 @@ def unattackable(
     """
     if summary(trace).masked:
         return (
-            "the app aggregates securely (SecAgg+): what a single node sent is masked, and this "
-            "audit does not attack the sum of all nodes"
+            "the app aggregates securely (SecAgg+): what a single node sent is masked, and no "
+            "message told the server's model after a round whose batches were seen, so that there "
+            "is no sum to attack; let the app train a further round, or evaluate after it"
         )
     if not updates:
         kinds = Counter(record.fields.get("message_type", record.kind) for record in trace.records)
         sent = ", ".join(f"{kind} ({number})" for kind, number in sorted(kinds.items()))
+        others = "" if "gradients" not in kinds else _GRADIENTS
         return (
             "the app sent no updates of weights, which this audit attacks; its records are "
-            f"{sent or 'none'}"
+            f"{sent or 'none'}{others}"
         )
     if seen["models"] and not seen["batches"] and not {"num_classes", "batch_size"} <= set(said):
         return (
@@ -258,27 +317,30 @@ def unattackable(
     return None
 
 
-def _seen_facts(seen: Mapping[str, Any], found: Audit) -> dict[str, Any]:
-    """Return what the run showed of itself, each with a line on how."""
+def _seen_facts(
+    seen: Mapping[str, Any], fed: Mapping[str, Tensor], said: Mapping[str, Any], found: Audit
+) -> dict[str, Any]:
+    """Return what is said of the run and what it showed of itself, each of these with a line."""
     facts: dict[str, Any] = {"partitions": seen["partitions"], "data": "the app's own"}
+    told: dict[str, str] = {}
     batches = list(seen["batches"].values())
     if batches:
         steps = {len(each) for each in batches}
         facts["batch_size"] = max(map(max, batches))
         facts["local_steps"] = steps.pop() if len(steps) == 1 else None
-        found.assumed.append(f"batches of {facts['batch_size']}, as the nodes' losses were given")
-    tensors = load_file(found.trace.parents[1] / FED)
-    shapes = {tuple(v.shape[1:]) for k, v in tensors.items() if k.endswith("images")}
+        told["batch_size"] = f"batches of {facts['batch_size']}, as the nodes' losses were given"
+    shapes = {tuple(v.shape[1:]) for k, v in fed.items() if k.endswith("images")}
     if len(shapes) == 1 and len(shape := shapes.pop()) == 3:  # noqa: PLR2004  channels, high, wide
         facts["image_shape"] = shape
-        found.assumed.append(f"inputs of shape {shape}, as the network was fed them")
+        told["image_shape"] = f"inputs of shape {shape}, as the network was fed them"
     if len(seen["classes"]) == 1:
         facts["num_classes"] = seen["classes"][0]
     made = {json.dumps(each) for each in seen["normalised"]}
     if len(made) == 1:
         facts["mean"], facts["std"] = json.loads(made.pop())
-        found.assumed.append(f"inputs normalised by mean {facts['mean']} and std {facts['std']}")
-    return facts
+        told["mean"] = f"inputs normalised by mean {facts['mean']} and std {facts['std']}"
+    found.assumed += [line for key, line in told.items() if key not in said]
+    return facts | dict(said)
 
 
 def network_of(trained: list[str], sent: Arrays, config: Mapping[str, Any], bundle: Path) -> str:
@@ -294,6 +356,7 @@ def network_of(trained: list[str], sent: Arrays, config: Mapping[str, Any], bund
         ``package.module:Name``.
 
     Raises:
+        NoNetworkError: The app defines none.
         ModelNotFoundError: None fits; names the nearest three, and why they do not.
     """
     others = [name for name in _networks(bundle) if name not in trained]
@@ -314,7 +377,12 @@ def network_of(trained: list[str], sent: Arrays, config: Mapping[str, Any], bund
         if wrong is None:
             return name if not arguments else _registered(name, kind, arguments)
         misfits.append((wrong[0], f"{name}: {wrong[1]}"))
-    near = "; ".join(line for _, line in sorted(misfits)[:3]) or "it defines no nn.Module"
+    if not misfits:
+        raise NoNetworkError(
+            "the app defines no nn.Module: its weights are another kind of model's, and the "
+            "attacks on updates here need a network to compute gradients of"
+        )
+    near = "; ".join(line for _, line in sorted(misfits)[:3])
     raise ModelNotFoundError(
         f"no network of the app fits the weights it sent ({near}); name it with "
         "--model package.module:Name, a class or a function that needs no argument"
@@ -379,9 +447,8 @@ def _difference(network: nn.Module, sent: Arrays) -> tuple[int, str] | None:
     return len(wrong), f"{key!r} has shape {own.get(key)}, and {given.get(key)} was sent"
 
 
-def _answers(trace: Trace, out: Path, found: Audit) -> Path | None:
+def _answers(trace: Trace, tensors: Mapping[str, Tensor], out: Path, found: Audit) -> Path | None:
     """Write the answer key from what nodes were fed; None, with a reason, where it cannot be."""
-    tensors = load_file(out / FED)
     fed = {}
     for event in trace.events(UpdateUp):
         place, examples = (event.node, event.round), event.examples  # type: ignore[attr-defined]

@@ -7,7 +7,7 @@ nothing; it is the owner's truth and goes beside the trace, never into it.
 
 Departure from ``flwr run``: nodes run one after another on a LocalGrid, without Ray or a SuperLink.
 
-    python -m experiments.app_audit.app_run BUNDLE OUT NODES
+    python -m experiments.app_audit.app_run BUNDLE OUT NODES NODE_CONFIG
 """
 
 import json
@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,14 +34,17 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 
+from leakbed.events import Failed
 from leakbed.flower_internals import task_identity
 from leakbed.grids import LocalGrid
 from leakbed.lookup import ImportPathError, format_error, import_object
-from leakbed.tap import tapped
+from leakbed.tap import Trace, tapped
 
 TRACES, FED, SEEN = "traces", "fed.safetensors", "seen.json"
 _MOST = 2**28  # bytes of fed inputs that are kept
 _LOSSES = ("cross_entropy", "nll_loss")
+_DEFENDING = ("opacus", "tensorflow_privacy")  # packages that an app imports to defend itself
+_PARTITION = "{partition}"
 
 
 class AppError(ValueError):
@@ -60,15 +64,21 @@ class Watched(ClientApp):
         classes: Columns of the scores that losses were given.
     """
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self, config: Mapping[str, Any], node_config: Mapping[str, Any] | None = None
+    ) -> None:
         """Start to watch, before the app is imported.
 
         Args:
             config: The run's, which a LocalGrid does not hand to its nodes.
+            node_config: What every node is configured with, beside its partition; in a text
+                ``{partition}`` stands for its partition id.
         """
         super().__init__()
         self.inner: ClientApp = self
         self._config = config
+        self._node_config = dict(node_config or {})
+        self._one = Lock()  # the older strategies call their nodes from threads of their own
         self._place: tuple[int, int] | None = None
         self._depth = 0
         self._inputs: Tensor | None = None
@@ -89,11 +99,19 @@ class Watched(ClientApp):
             self._undo.append(partial(setattr, nn.functional, name, loss))
 
     def __call__(self, message: Message, context: Context) -> Message:
-        """Run the app on one message."""
+        """Run the app on one message, one at a time."""
+        with self._one:
+            return self._answered(message, context)
+
+    def _answered(self, message: Message, context: Context) -> Message:
         node = context.node_id
         context.run_config = dict(self._config)
         if "partition-id" in context.node_config:
-            self.partitions[node] = int(context.node_config["partition-id"])
+            partition = int(context.node_config["partition-id"])
+            self.partitions[node] = partition
+            context.node_config.update(
+                (key, _of_partition(value, partition)) for key, value in self._node_config.items()
+            )
         if message.metadata.message_type.partition(".")[0] != "train":
             return self.inner(message, context)
         self._turns[node] += 1
@@ -160,13 +178,16 @@ class Watched(ClientApp):
             self.fed.setdefault(self._place, []).append(pair)
 
 
-def run(bundle: Path, out: Path, *, nodes: int) -> None:
+def run(
+    bundle: Path, out: Path, *, nodes: int, node_config: Mapping[str, Any] | None = None
+) -> None:
     """Run the app of a bundle and write its trace, what it fed its networks, and what was seen.
 
     Args:
         bundle: The app's folder, with its pyproject.
         out: Gets ``traces``, ``fed.safetensors`` and ``seen.json``.
         nodes: How many nodes.
+        node_config: What every node is configured with: see :class:`Watched`.
 
     Raises:
         AppError: The app names no apps, or one cannot be imported or ended with an error.
@@ -175,7 +196,7 @@ def run(bundle: Path, out: Path, *, nodes: int) -> None:
     sys.path.insert(0, str(bundle))
     os.chdir(bundle)
     torch.set_num_threads(1)
-    watched = Watched(config)
+    watched = Watched(config, node_config)
     watched.watch_normalising()
     try:
         watched.inner, server = _loaded(client_path, ClientApp), _loaded(server_path, ServerApp)
@@ -188,10 +209,26 @@ def run(bundle: Path, out: Path, *, nodes: int) -> None:
         with task_identity():
             tapped(server, out / TRACES)(grid, context)
     except Exception as error:
-        raise AppError(f"the ServerApp {server_path!r} raised {format_error(error)}") from error
+        said = _first_reason(out / TRACES)
+        raise AppError(
+            f"the ServerApp {server_path!r} raised {format_error(error)}{said}"
+        ) from error
     finally:
         watched.close()
         _write(watched, out)
+
+
+def _of_partition(value: Any, partition: int) -> Any:  # noqa: ANN401  any value of a config
+    return value.replace(_PARTITION, str(partition)) if isinstance(value, str) else value
+
+
+def _first_reason(traces: Path) -> str:
+    """Return what the first node that failed said, which is often why a server fails too."""
+    for folder in traces.iterdir() if traces.is_dir() else ():
+        for event in Trace(folder, partial=True).events(Failed):
+            reason: str = event.reason  # type: ignore[attr-defined]
+            return f"; before that node {event.node} said: {' '.join(reason.split())}"
+    return ""
 
 
 class _Running(LocalGrid):
@@ -272,6 +309,7 @@ def _write(watched: Watched, out: Path) -> None:
         "batches": {f"{node}/{round_}": e for (node, round_), e in watched.batches.items()},
         "normalised": watched.normalised,
         "classes": sorted(watched.classes),
+        "imported": [name for name in _DEFENDING if name in sys.modules],
     }
     (out / SEEN).write_text(json.dumps(seen))
     for name in (FED, SEEN):
@@ -280,6 +318,7 @@ def _write(watched: Watched, out: Path) -> None:
 
 if __name__ == "__main__":
     try:
-        run(Path(sys.argv[1]), Path(sys.argv[2]), nodes=int(sys.argv[3]))
+        told = json.loads(sys.argv[4])
+        run(Path(sys.argv[1]), Path(sys.argv[2]), nodes=int(sys.argv[3]), node_config=told)
     except AppError as error:
         sys.exit(f"AppError: {error}")

@@ -6,9 +6,11 @@ record (SSIM, MSE) against the worst record too. What is written holds no pictur
 """
 
 import json
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -65,7 +67,8 @@ class Judged:
     Attributes:
         verdict: The worst of all findings: ``fail``, else ``not evaluable``, else ``pass``.
         findings: Of every limit and result.
-        filed: What a release officer files: app, scope, versions, time, who decides.
+        filed: What a release officer files: app, hashes, scope, versions, mitigations, time, who
+            decides.
     """
 
     verdict: str
@@ -302,11 +305,21 @@ def _filed(results: Path, cards: Sequence[Card], decides: str) -> dict[str, Any]
         "hashes": said.get("hashes", {}),
         "found": said.get("leaks", []),
         "assumed": said.get("assumed", []),
-        "attacks": sorted({card.attack for card in cards}),
-        "attacks that do not fit": sorted(said.get("unfit", {})),
-        "defenses": sorted({card.defense for card in cards}),
-        "leakbed": __version__,
-        "source": sorted({card.source for card in cards}),
+        "scope": {
+            "attacks": sorted({card.attack for card in cards}),
+            "attacks that do not fit": said.get("unfit", {}),
+            "data": sorted({card.data for card in cards}),
+            "models": sorted({card.model for card in cards}),
+            "nodes": sorted({card.nodes for card in cards}),
+            "rounds": sorted({card.exposure.round for card in cards if card.exposure}),
+        },
+        "mitigations": sorted({card.defense for card in cards}),
+        "versions": {
+            "leakbed": __version__,
+            "source": sorted({card.source for card in cards}),
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("flwr", "torch")},
+        },
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "decides": decides,
     }

@@ -22,7 +22,7 @@ from experiments.report.statistics import Measure, difference, number, pooled, t
 from experiments.results.cards import Card
 from leakbed.oracle import CONTROL_FAILS
 from leakbed.oracle.metrics import HIGHER_LEAKS_MORE
-from leakbed.oracle.scoring import (
+from leakbed.oracle.rivals import (
     OWN_CLASSIFIER,
     OWN_NEAREST,
     PUBLIC_CLASSIFIER,

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO, StringIO
 from string import ascii_uppercase
+from textwrap import fill
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -43,6 +44,7 @@ GLYPHS = dict(zip(MARKERS, "●■▲◆▼✚✖★", strict=True))
 
 _Dash: TypeAlias = Literal["-", "--", "-.", ":"]
 _DASHES: tuple[_Dash, ...] = ("-", "--", "-.", ":")
+_WIDE = 46  # letters of a label that fit below a panel
 _INK = "#010203"  # stands for the page's own text colour until the SVG is written
 _RGB = 3
 
@@ -170,12 +172,13 @@ def panel(
     Returns:
         One ``<svg>``; equal curves and marks give equal text.
     """
-    lines = len(curves) + len({mark.attack for mark in marks})
+    labels = [_named(curve) for curve in curves]
+    lines = sum(label.count("\n") + 1 for label in labels) + len({mark.attack for mark in marks})
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "leakbed", "font.size": 11}):
         figure = Figure(figsize=(4.9, 3.2 + 0.19 * lines), layout="constrained")
         axes = figure.add_subplot()
-        for curve in curves:
-            _trace(axes, curve)
+        for curve, place in zip(curves, _lettered(curves), strict=True):
+            _trace(axes, curve, place)
         for mark in marks:
             _mark(axes, mark)
         axes.set(xlabel=utility, ylabel=leakage, ylim=(-0.05, 1.09))
@@ -206,12 +209,33 @@ def _look(style: int | None) -> tuple[str, _Dash]:
     return PALETTE[style % len(PALETTE)], dash
 
 
-def letter(style: int) -> str:
+def _letter(style: int) -> str:
     """Return what a curve is called in its panel, of which there are fewer than letters."""
     return ascii_uppercase[style % len(ascii_uppercase)]
 
 
-def _trace(axes: Axes, curve: Curve) -> None:
+def _named(curve: Curve) -> str:
+    """Return a curve's letter and label, broken where it would leave the panel."""
+    return fill(f"{_letter(curve.style)}  {curve.label}", _WIDE, subsequent_indent="    ")
+
+
+def _lettered(curves: Sequence[Curve]) -> list[int]:
+    """Return at which of its points each curve has its letter: the farthest from all others'.
+
+    Curves often meet where nothing is hidden, and letters would cover each other there.
+    """
+    chosen: list[int] = []
+    for own in curves:
+        others = [point[:2] for curve in curves if curve is not own for point in curve.ceilings]
+        apart = [
+            min((abs(x - u) + abs(y - v) for u, v in others), default=1.0)
+            for x, y, _ in own.ceilings
+        ]
+        chosen.append(apart.index(max(apart)))
+    return chosen
+
+
+def _trace(axes: Axes, curve: Curve, place: int) -> None:
     color, dash = _look(curve.style)
     across, up, error = zip(*curve.ceilings, strict=True)
     axes.errorbar(
@@ -228,10 +252,8 @@ def _trace(axes: Axes, curve: Curve) -> None:
     )
     if curve.caps:
         axes.plot(*zip(*curve.caps, strict=True), color=color, linewidth=0.8, alpha=0.6)
-    # Curves often meet at the top, so each has its letter at another of its points.
-    place = curve.style % len(across)
     axes.annotate(
-        letter(curve.style),
+        _letter(curve.style),
         (across[place], up[place]),
         xytext=(0, 4),
         textcoords="offset points",
@@ -269,7 +291,7 @@ def _legend(figure: Figure, curves: Sequence[Curve], marks: Sequence[Mark]) -> N
     lines = []
     for curve in curves:
         color, dash = _look(curve.style)
-        label = f"{letter(curve.style)}  {curve.label}"
+        label = _named(curve)
         lines.append(Line2D([], [], color=color, linestyle=dash, linewidth=1.8, label=label))
     shapes = {mark.attack: mark for mark in marks}
     points = [

@@ -84,9 +84,11 @@ class _Met:
     @property
     def value(self) -> str:
         """The ceiling in percent, with two standard errors to either side."""
-        low, high = (self.ceiling + way * 2 * self.error for way in (-1, 1))
-        ends = f"{100 * max(low, 0):.0f} to {100 * min(high, 1):.0f}%"
-        return f"{_percent(self.ceiling)} ({ends})"
+        low = max(self.ceiling - 2 * self.error, 0.0)
+        high = min(self.ceiling + 2 * self.error, 1.0)
+        places = 1 if 0 < 100 * (high - low) < 2 else 0  # noqa: PLR2004  the ends would be one
+        ends = f"{100 * low:.{places}f} to {100 * high:.{places}f}%"
+        return f"{100 * self.ceiling:.{places}f}% ({ends})"
 
     @property
     def words(self) -> str:
@@ -165,19 +167,12 @@ def _worst(weights: _Met, scored: Sequence[Row]) -> str:
     if not rivals:
         return ""
     worst = max(rivals, key=lambda cell: cell.measures["identification"].mean)
-    utility, made = worst.utility(), worst.first.exposure
-    parts = [] if made is None else [_many(made.rows, "row"), _many(made.steps, "step")]
-    how = " and ".join(part for part in parts if part)
-    aside = f" ({how})" if how else ""
+    utility = worst.utility()
     return (
-        f" Its worst case, {worst.case}{aside}, is another matter: {worst.first.attack} names "
+        f" Of the other updates most is read of “{worst.case}”: {worst.first.attack} names "
         f"{_percent(worst.measures['identification'].mean)} there, at "
         f"{_percent(utility[1].mean if utility else 0.0)} accuracy."
     )
-
-
-def _many(count: int | None, name: str) -> str:
-    return "" if count is None else f"{count} {name}" if count == 1 else f"{count} {name}s"
 
 
 def _told(weights: _Met, split: _Met) -> str:

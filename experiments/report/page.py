@@ -23,7 +23,7 @@ from experiments.report.figures import charts, legend
 from experiments.report.findings import conclusions as say
 from experiments.report.opening import opening, panels
 from experiments.report.pictures import Block, blocks, samples
-from experiments.report.rows import FAMILY_IN_WORDS, Row, cells, family, superseded
+from experiments.report.rows import FAMILY_IN_WORDS, Row, cells, family, superseded, versions
 from experiments.report.tables import matrices, setting, stolen, tables
 from experiments.report.template import PAGE, STYLE
 from experiments.results.cards import Card, read_cards
@@ -231,11 +231,10 @@ def _day(moment: datetime) -> str:
 def _warnings(cards: Sequence[Card], *, old: int, others: int) -> list[str]:
     """Warn of cards that different code or devices made, and of those that are left out."""
     said = []
-    sources = {card.source for card in cards}
-    if len(sources) > 1:
+    if mixed := versions(cards):
         said.append(
-            f"These cards come from {len(sources)} versions of the code "
-            f"({', '.join(sorted(sources))}); numbers of one are not pooled with another's."
+            f"Cells whose seeds were computed by several versions of the code: {mixed}. Numbers of "
+            "one version are not pooled with another's."
         )
     devices = {card.device["name"] for card in cards if card.device}
     if len(devices) > 1:

@@ -103,7 +103,7 @@ def blocks(folder: Path, found: Sequence[Row]) -> list[Block]:
     altered: list[Block] = []
     for cell in found:
         try:
-            held = _load(folder / "guesses" / f"{cell.first.key}.safetensors")
+            held = _load(folder / "guesses" / f"{cell.first.guess_key}.safetensors")
             if "adversarial" in held:
                 altered.append(_altered(folder, cell))
             if "images" not in held:
@@ -139,7 +139,7 @@ def samples(folder: Path, cards: Iterable[Card]) -> dict[str, str]:
     found = {}
     for card in cards:
         try:
-            truths = _tensor(folder / "truths" / f"{card.key}.safetensors", "images")
+            truths = _tensor(folder / "truths" / f"{card.guess_key}.safetensors", "images")
         except _NothingToShowError:
             continue
         digests = sorted(_digest(image) for image in truths.flatten(0, 1))
@@ -149,7 +149,7 @@ def samples(folder: Path, cards: Iterable[Card]) -> dict[str, str]:
 
 def _altered(folder: Path, cell: Row) -> Block:
     """Show natural inputs, those altered within the first budget, and the difference enlarged."""
-    key = cell.first.key
+    key = cell.first.guess_key
     images = _tensor(folder / "guesses" / f"{key}.safetensors", "adversarial").float()[:SHOWN, 0]
     truths = folder / "truths" / f"{key}.safetensors"
     natural = _tensor(truths, "images").float()[:SHOWN, 0]
@@ -187,7 +187,7 @@ def _captioned(images: Tensor, captions: Sequence[str]) -> tuple[Picture, ...]:
 
 def _unscored(folder: Path, cell: Row) -> Strip:
     """Show the guesses of a cell that was attacked without an answer key."""
-    images = _tensor(folder / "guesses" / f"{cell.first.key}.safetensors", "images")
+    images = _tensor(folder / "guesses" / f"{cell.first.guess_key}.safetensors", "images")
     shown = images.float().nan_to_num(0.5, 0.5, 0.5).flatten(0, 1)[:SHOWN]
     pictures = tuple(Picture(png(_stretched(image)), "") for image in shown)
     return Strip(cell=cell, pictures=pictures, note="Attacked without an answer key.")
@@ -195,7 +195,9 @@ def _unscored(folder: Path, cell: Row) -> Strip:
 
 def _evidence(folder: Path, card: Card) -> _Evidence:
     """Read a cell's guesses and truths, matched and flattened, or raise what is wrong with them."""
-    guesses, truths = (folder / part / f"{card.key}.safetensors" for part in ("guesses", "truths"))
+    guesses, truths = (
+        folder / part / f"{card.guess_key}.safetensors" for part in ("guesses", "truths")
+    )
     images, true = _tensor(guesses, "images").float(), _tensor(truths, "images").float()
     if images.shape != true.shape:
         raise _NothingToShowError(

@@ -193,13 +193,23 @@ class Row:
         found = {name: pooled([card.scores for card in self.cards], name) for name in names}
         return {name: measure for name, measure in found.items() if measure is not None}
 
+    @cached_property
+    def own_metrics(self) -> dict[str, bool]:
+        """The metrics of the user's own, and whether more of each is a greater leak."""
+        return {
+            name: bool(entry["higher_leaks_more"])
+            for card in self.cards
+            for name, entry in card.scores.items()
+            if isinstance(entry, dict) and "higher_leaks_more" in entry
+        }
+
     def baseline(self, metric: str) -> tuple[str, float] | None:
         """Return the best evidence-free baseline of a metric: its name and value."""
         known = self.baselines(metric)
         free = {name: known[name] for name in known if name not in NEEDS_TRUTH}
         if not free:
             return None
-        choose = max if HIGHER_LEAKS_MORE.get(metric, True) else min
+        choose = max if ({**self.own_metrics, **HIGHER_LEAKS_MORE}).get(metric, True) else min
         best = choose(free, key=lambda name: free[name])
         return best, free[best]
 
@@ -358,10 +368,31 @@ def _name(card: Card) -> tuple[object, ...]:
     )
 
 
+def versions(cards: Iterable[Card]) -> int:
+    """Return of how many cells the seeds were computed by several versions of the code.
+
+    A card's ``source`` is of the code that its own cell reaches, so two cells differ in it anyhow.
+
+    Args:
+        cards: Of one folder.
+
+    Returns:
+        How many.
+    """
+    sources: dict[str, set[str]] = {}
+    for card in cards:
+        sources.setdefault(_unversioned(card), set()).add(card.source)
+    return sum(len(each) > 1 for each in sources.values())
+
+
+def _unversioned(card: Card) -> str:
+    settings = {name: value for name, value in card.settings.items() if name not in SEEDED}
+    return json.dumps([_name(card), settings], sort_keys=True)
+
+
 def _settings(card: Card) -> str:
     """Return all that seeds of one cell have in common, whatever became of them."""
-    settings = {name: value for name, value in card.settings.items() if name not in SEEDED}
-    return json.dumps([_name(card), settings, card.source], sort_keys=True)
+    return json.dumps([_unversioned(card), card.source])
 
 
 def _identity(card: Card) -> str:

@@ -88,12 +88,15 @@ def stolen(scored: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _table(names: tuple[str, str], group: Sequence[Row]) -> dict[str, Any]:
-    metrics = [name for name in leading(group) if any(name in cell.measures for cell in group)]
-    every = [name for name in METRIC_IN_WORDS if any(name in cell.measures for cell in group)]
+    own = list(dict.fromkeys(name for cell in group for name in cell.own_metrics))
+    shown = [name for name in leading(group) if any(name in cell.measures for cell in group)]
+    metrics = [*shown, *own]
+    listed = [name for name in METRIC_IN_WORDS if any(name in cell.measures for cell in group)]
+    every = [*listed, *own]
     return {
         "title": f"{names[0]} on {names[1]}",
-        "metrics": [METRIC_IN_WORDS[name] for name in metrics],
-        "all_metrics": [METRIC_IN_WORDS[name] for name in every],
+        "metrics": [METRIC_IN_WORDS.get(name, name) for name in metrics],
+        "all_metrics": [METRIC_IN_WORDS.get(name, name) for name in every],
         "reported": any(cell.first.reported is not None for cell in group),
         "rows": [_row(cell, metrics) for cell in group],
         "everything": [row for cell in group for row in _everything(cell, every)],
@@ -164,7 +167,7 @@ def _score(cell: Row, metric: str) -> dict[str, Any]:
     """Return a score with its error, its skill where that is a leading one, and its baseline."""
     measure = cell.measures.get(metric)
     if measure is None:
-        return {"label": METRIC_IN_WORDS[metric], "value": _NOTHING, "notes": []}
+        return {"label": METRIC_IN_WORDS.get(metric, metric), "value": _NOTHING, "notes": []}
     skill = cell.measures.get(f"{metric}_skill") if metric == "ssim" else None
     best = cell.baseline(metric)
     notes = [
@@ -175,7 +178,7 @@ def _score(cell: Row, metric: str) -> dict[str, Any]:
         _ceiling(cell) if metric == "identification" else "",
     ]
     return {
-        "label": METRIC_IN_WORDS[metric],
+        "label": METRIC_IN_WORDS.get(metric, metric),
         "value": value_text(metric, measure.mean),
         "notes": [note for note in notes if note],
     }

@@ -1,8 +1,9 @@
 """Cards: one machine-readable file per result, so that a run can resume and be reported later.
 
-A card's key is a hash of its cell's settings and of the code that ran; it is written whole or not
-at all. A number never stands alone: scores without baselines are refused, and a value that is not
-finite becomes ``null`` with its place named in ``unreliable``. Importing this needs no torch.
+A card's key is a hash of its cell's settings and of the code that it depends on; it is written
+whole or not at all. A number never stands alone: scores without baselines are refused, and a value
+that is not finite becomes ``null`` with its place named in ``unreliable``. Importing this needs no
+torch.
 """
 
 from __future__ import annotations
@@ -221,7 +222,9 @@ class Card(BaseModel):
             rather than out of progress; ``None`` where it has no such budget.
         ceiling: What no attack from the seat exceeds, where the experiment asks for it.
         version: Of Leakbed.
-        source: Hash of the code that ran.
+        source: Hash of the code that the result depends on, as far as it computes.
+        guess: Under which name the guess and its truth are kept in ``guesses/`` and ``truths/``;
+            ``None`` where nothing was guessed, or on an earlier version's card, whose key it is.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -261,6 +264,12 @@ class Card(BaseModel):
     ceiling: Bound | None = None
     version: str
     source: str
+    guess: str | None = Field(default=None, pattern=r"^[0-9a-f]{16}$")
+
+    @property
+    def guess_key(self) -> str:
+        """The name under which its guess and truth are kept."""
+        return self.guess or self.key
 
     @property
     def budget_bound(self) -> str | None:
@@ -313,7 +322,7 @@ def card_key(settings: Mapping[str, Any], source: str) -> str:
 
     Args:
         settings: Everything that decides the cell's numbers, as plain JSON values.
-        source: From :func:`source_hash`.
+        source: Of the code, and of the data and the user's modules that it ran on.
 
     Returns:
         16 hexadecimal digits.

@@ -3,9 +3,10 @@
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from experiments.results.cards import Card
 from leakbed.errors import naming_folder
@@ -75,7 +76,14 @@ def lock_folder(folder: Path) -> Iterator[None]:
         yield
 
 
-def note_last_run(folder: Path, name: str, keys: Sequence[str], *, left_out: int = 0) -> None:
+def note_last_run(
+    folder: Path,
+    name: str,
+    keys: Sequence[str],
+    *,
+    left_out: int = 0,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
     """Write down which of the folder's cards belong together, whole or not at all.
 
     Args:
@@ -83,11 +91,13 @@ def note_last_run(folder: Path, name: str, keys: Sequence[str], *, left_out: int
         name: The run's.
         keys: Of its cards.
         left_out: How many cells it left out because their parts cannot fit.
+        settings: What was run, as JSON values, so that it can be scored again.
     """
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"last-run.{os.getpid()}.partial"
     with naming_folder(folder):
-        partial.write_text(json.dumps({"name": name, "keys": list(keys), "left_out": left_out}))
+        told = {"name": name, "keys": list(keys), "left_out": left_out, "settings": settings}
+        partial.write_text(json.dumps(told))
     partial.replace(folder / _NOTE)
 
 
@@ -121,6 +131,62 @@ def last_run(folder: Path, cards: Sequence[Card]) -> tuple[str, list[Card]]:
             f"{note.name} to report the {len(cards)} cards that are there"
         )
     return name, found
+
+
+def noted_keys(folder: Path) -> list[str]:
+    """Return the keys of a folder's last run in the order of its cells; none without a note.
+
+    Args:
+        folder: The results folder.
+
+    Returns:
+        Keys of cards, which need not be there.
+    """
+    return [str(key) for key in _noted(folder).get("keys", ())]
+
+
+def noted_settings(folder: Path) -> dict[str, Any]:
+    """Return what a folder's last run ran.
+
+    Args:
+        folder: The results folder.
+
+    Returns:
+        The settings, as JSON has them.
+
+    Raises:
+        ResultsFolderError: No run is noted, or by a version that did not note its settings.
+    """
+    settings = _noted(folder).get("settings")
+    if not isinstance(settings, dict):
+        raise ResultsFolderError(
+            f"{folder} does not say what was run there ({_NOTE}): it holds no results, or those of "
+            "an earlier version, whose guesses cannot be scored again; repeat `leakbed run` with "
+            f"--out {folder}: the cards and guesses that are there stay"
+        )
+    return settings
+
+
+def _noted(folder: Path) -> dict[str, Any]:
+    try:
+        noted = json.loads((folder / _NOTE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return noted if isinstance(noted, dict) else {}
+
+
+def remove_orphans(folder: Path, cards: Sequence[Card]) -> None:
+    """Remove the guesses and truths whose cards were deleted; what has a card stays.
+
+    Args:
+        folder: The results folder.
+        cards: All that it holds.
+    """
+    named = {card.guess_key for card in cards}
+    for part in ("guesses", "truths"):
+        for file in (folder / part).glob("*.safetensors"):
+            if file.stem not in named:
+                file.unlink(missing_ok=True)
 
 
 def left_out(folder: Path) -> int:

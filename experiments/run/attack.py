@@ -1,24 +1,29 @@
-"""One attack on one recorded run: from trace to guess, from guess to scores.
+"""One attack on one recorded run: from trace to guess, which is kept so that it is scored again.
 
-The attack gets a view and a stream of its own; only afterwards does the oracle open the answers.
+The attack gets a view and a stream of its own. Whatever would have to run it once more for a score
+(the guesses of its rivals, of its control) is made here too and kept with it: what
+:mod:`experiments.run.judge` says of an answer needs no attack.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from attacks import ADVERSARIES, ATTACKS, INTRUDERS
 from attacks.building_blocks.gradient_matching import GradientMatching
 from experiments.results.cards import Exposure
-from experiments.run.evasion import Victim, as_scores, beside, of_another, scored
-from experiments.run.guesses import best_restart, on_cpu, share_on_budget
+from experiments.run.evasion import beside, of_another, victim_of
+from experiments.run.guesses import best_restart, on_cpu
 from experiments.run.labels import (
     Rivalry,
     grant_labels,
@@ -27,7 +32,9 @@ from experiments.run.labels import (
     unknown_only,
 )
 from experiments.run.targets import Evidences, MisfitError, exposure, left_out, pick_targets
+from experiments.run.training_run import TrainingRun
 from experiments.run.view import architecture_of, build_view
+from experiments.settings.cells import CellSettings
 from experiments.settings.plugins import AttackSettings
 from experiments.settings.schema import SettingsError
 from leakbed.contract_checks import blame, blamed, guess_breaches
@@ -43,32 +50,15 @@ from leakbed.contracts import (
 )
 from leakbed.contracts.attack import MaliciousClient
 from leakbed.errors import naming_folder
-from leakbed.events import Arrays
+from leakbed.events import Phase
+from leakbed.lookup import ImportPathError
 from leakbed.models import Architecture, ModelMismatchError, UnknownModelError
-from leakbed.oracle import (
-    CONTROL_FAILS,
-    CloneScores,
-    Scores,
-    Truth,
-    baselines,
-    control_verdict,
-    score,
-    score_clones,
-    unranked,
-    with_skill,
-)
-from leakbed.oracle.metrics import BOUND, SSIM_WINDOW, has_ssim
-from leakbed.oracle.scoring import by_label
 from leakbed.oracle.truth import AnswerKey, Target
 from leakbed.plugins import is_own, picked
 from leakbed.seeds import derive, generator, scoped
 from leakbed.tap.trace import Trace
-from leakbed.tensors import load, resolve_device
-from strategies import PROTOCOLS
-
-_ANSWERED = 16  # samples of which a card keeps what the whole network says: those of a report
-_SHOWN = 1000  # samples whose images are kept: of a whole epoch they would be gigabytes
-
+from leakbed.tensors import resolve_device
+from strategies import Protocol, find_protocol
 
 _ANSWERS = ("images", "labels", "clusters", "attributes", "scores", "adversarial", "clones")
 
@@ -87,7 +77,10 @@ class Attacked:
         guess: On the CPU.
         seconds: Time the attack itself took.
         rivalry: How to run it again, for what its labels or altered inputs are compared with; None
-            of an attack that guesses something else, or was not run on a trace.
+            of an attack that guesses something else, was not run on a trace, or was kept.
+        rivals: What its labels, altered inputs or samples are compared with, of the same targets.
+        control: What it makes of another network's messages, where it alters inputs.
+        missing: Why a rival is not there.
         exposure: When and from how many rows the attacked messages were made.
         objective: What it minimised, beside what noise and other images would leave of it.
         notes: What a reader of the numbers should know of the attack, one line each.
@@ -98,6 +91,9 @@ class Attacked:
     guess: Guess
     seconds: float
     rivalry: Rivalry | None = None
+    rivals: Mapping[str, Guess] = field(default_factory=dict)
+    control: Guess | None = None
+    missing: tuple[str, ...] = ()
     exposure: Exposure | None = None
     objective: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -222,6 +218,203 @@ def attack_run(
     )
 
 
+def answer(run: TrainingRun, cell: CellSettings, *, trace: Trace) -> Attacked:
+    """Attack a run of ours as a cell says, with what stands beside the answer.
+
+    Args:
+        run: Finished.
+        cell: Its settings.
+        trace: The run's, opened.
+
+    Returns:
+        The answer.
+    """
+    seed, name = cell.training.seed, cell.attack.name
+    attacked = attack_run(
+        trace,
+        cell.attack,
+        stream=derive(seed, f"adversary/{name}"),
+        device=cell.training.device,
+        answers=run.answers,
+    )
+    if attacked.rivalry is None:
+        return attacked
+    answers = AnswerKey.read(run.answers)
+    return with_rivals(attacked, answers, trace, stream=derive(seed, "oracle"))
+
+
+def with_rivals(
+    attacked: Attacked, answers: AnswerKey, trace: Path | Trace, *, stream: int
+) -> Attacked:
+    """Return an answer with what stands beside it, for which the attack may run again.
+
+    Altered inputs without the whole network raise :class:`~experiments.run.targets.MisfitError`.
+
+    Args:
+        attacked: From :func:`attack_run`.
+        answers: The run's answer key.
+        trace: The run's.
+        stream: The oracle's, for the untrained networks of rivals.
+
+    Returns:
+        The same answer where nothing of the kind is compared with it.
+    """
+    rivalry, guess = attacked.rivalry, attacked.guess
+    if rivalry is None:
+        return attacked
+    recorded = _opened(trace)
+    if guess.adversarial is not None:
+        return _beside_altered(attacked, rivalry, answers, recorded, derive(stream, "evasion"))
+    told = rivalry.view.known_labels
+    drawn = derive(stream, "label-baselines")
+    found, missing = rivalry.guesses(answers, recorded, stream=drawn)
+    known, targets = None if told is None else told.cpu(), rivalry.targets
+    rivals = {name: unknown_only(targets, on_cpu(each), known)[1] for name, each in found.items()}
+    return replace(attacked, rivals=rivals, missing=tuple(missing))
+
+
+def _beside_altered(
+    attacked: Attacked, rivalry: Rivalry, answers: AnswerKey, trace: Trace, stream: int
+) -> Attacked:
+    """Return altered inputs with those of rivals and bounds, and of the control."""
+    victim, view = victim_of(answers, trace, attacked.targets), rivalry.view
+    budgets, truth = attacked.guess.budgets or (), answers.truth(attacked.targets)
+    labels = truth.labels[:, 0]
+    given = beside(attacked.attack, view, victim, budgets=budgets, labels=labels, stream=stream)
+    other = rivalry.run(of_another(view, victim, stream=stream), derive(stream, "control"))
+    return replace(
+        attacked,
+        rivals={name: Guess(adversarial=each, budgets=budgets) for name, each in given.items()},
+        control=on_cpu(other),
+    )
+
+
+KEPT_BYTES = 256 * 2**20
+"""Of an answer with its rivals; a larger one is not kept, and is attacked for anew."""
+_FORM, _ABOUT = 1, "answer"
+
+
+def keep_answer(attacked: Attacked, path: Path) -> str | None:
+    """Write an answer and its rivals, so that it is scored again without attacking.
+
+    Args:
+        attacked: From :func:`with_rivals`, or an answer without rivals.
+        path: Of a safetensors file, readable by its owner only.
+
+    Returns:
+        None; of one too large to be kept, a note for the card.
+    """
+    guesses = {"": attacked.guess, **{f"rivals/{n}/": each for n, each in attacked.rivals.items()}}
+    if attacked.control is not None:
+        guesses["control/"] = attacked.control
+    tensors = {
+        place + name: each for place, guess in guesses.items() for name, each in _parts(guess)
+    }
+    size = sum(each.nbytes for each in tensors.values())
+    if size > KEPT_BYTES:
+        path.unlink(missing_ok=True)
+        return (
+            f"its guess and rivals take {size / 2**20:.0f} MiB, more than {KEPT_BYTES >> 20}, and "
+            "were not kept: to score it again is to attack anew"
+        )
+    about = {
+        "form": _FORM,
+        "targets": [asdict(each) for each in attacked.targets],
+        "seconds": attacked.seconds,
+        "rivals": list(attacked.rivals),
+        "budgets": {place: guess.budgets for place, guess in guesses.items() if guess.budgets},
+        "missing": attacked.missing,
+        "exposure": attacked.exposure and attacked.exposure.model_dump(mode="json"),
+        "objective": dict(attacked.objective),
+        "notes": attacked.notes,
+    }
+    save_tensors(tensors, path, about={_ABOUT: json.dumps(about)})
+    return None
+
+
+def kept_answer(path: Path, settings: AttackSettings) -> Attacked | None:
+    """Return a kept answer.
+
+    Args:
+        path: From :func:`keep_answer`.
+        settings: The attack's.
+
+    Returns:
+        The answer with its rivals; None where none is kept, or an earlier version kept less.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            told = json.loads((file.metadata() or {}).get(_ABOUT, "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no dict
+    except (OSError, SafetensorError, ValueError):
+        return None
+    if told.get("form") != _FORM:
+        return None
+
+    def guess(place: str) -> Guess:
+        own = {
+            name.removeprefix(place): each
+            for name, each in tensors.items()
+            if name.startswith(place)
+        }
+        clones = {
+            name.removeprefix(_CLONES): own.pop(name) for name in [*own] if name.startswith(_CLONES)
+        }
+        plain = {name: each for name, each in own.items() if "/" not in name}
+        budgets = told["budgets"].get(place)
+        return Guess(**plain, clones=clones or None, budgets=tuple(budgets) if budgets else None)
+
+    exposed = told["exposure"]
+    return Attacked(
+        attack=make_attack(settings),
+        targets=[Target(**{**each, "phase": Phase(each["phase"])}) for each in told["targets"]],
+        guess=guess(""),
+        seconds=told["seconds"],
+        rivals={name: guess(f"rivals/{name}/") for name in told["rivals"]},
+        control=guess("control/") if any(n.startswith("control/") for n in tensors) else None,
+        missing=tuple(told["missing"]),
+        exposure=None if exposed is None else Exposure(**exposed),
+        objective=told["objective"],
+        notes=tuple(told["notes"]),
+    )
+
+
+_CLONES = "clones/"
+
+
+def _parts(guess: Guess) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a guess by name."""
+    for each in fields(Guess):
+        value = getattr(guess, each.name)
+        if isinstance(value, Tensor):
+            yield each.name, value
+        elif isinstance(value, Mapping):
+            yield from (
+                (f"{_CLONES}{name}", tensor.detach().cpu()) for name, tensor in value.items()
+            )
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: Path, *, about: dict[str, str] | None = None
+) -> None:
+    """Write tensors, whole or not at all, readable by their owner only.
+
+    Args:
+        tensors: By name.
+        path: Of a safetensors file; its folder is made.
+        about: Texts beside them.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        with naming_folder(path.parent):
+            save_file({name: value.contiguous() for name, value in tensors.items()}, partial, about)
+        partial.chmod(0o600)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def _opened(trace: Path | Trace) -> Trace:
     return trace if isinstance(trace, Trace) else Trace(trace, partial=True)
 
@@ -285,7 +478,7 @@ def met(
     Returns:
         When and from how many rows the messages were made, and notes for the card.
     """
-    entry = PROTOCOLS.get(str(trace.about.get("protocol")))
+    entry = _protocol(str(trace.about.get("protocol")))
     in_turn = entry is not None and entry.in_turn
     exposed = exposure(evidences, targets, trace.about, in_turn=in_turn)
     notes = []
@@ -304,6 +497,14 @@ def met(
             "are smaller than those of a network that ends in a linear layer"
         )
     return exposed, tuple(notes)
+
+
+def _protocol(name: str) -> Protocol | None:
+    """Return the protocol of a trace, which may be another's and not be importable here."""
+    try:
+        return find_protocol(name)
+    except (KeyError, ImportPathError):
+        return None
 
 
 def _returns_probabilities(architecture: Architecture) -> bool:
@@ -327,251 +528,6 @@ def _once(attack: Attack, view: View, *, seed: int) -> Guess:
         if said := guess_breaches(guess, view):
             raise BrokenPluginError(blame(attack, "attack", f"returned {said[0]}"))
         return guess
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """What the oracle says of a guess, as JSON values.
-
-    Attributes:
-        scores: Every metric of the guess.
-        baselines: Every metric of what needs no evidence.
-        control: The negative control.
-        unreliable: Why the numbers should not be trusted, or None.
-        notes: What a reader of the numbers should know of the scores, one line each.
-        stopped_on_budget: Share of the targets at which the attack ran out of its budget of steps.
-    """
-
-    scores: dict[str, Any]
-    baselines: dict[str, dict[str, float | None]]
-    control: dict[str, Any] | None
-    unreliable: str | None
-    notes: tuple[str, ...] = ()
-    stopped_on_budget: float | None = None
-
-
-def judge(
-    attacked: Attacked, answers: AnswerKey, trace: Path | Trace, *, stream: int
-) -> tuple[Verdict, Truth]:
-    """Score a guess against the truth, its baselines and its negative control.
-
-    Args:
-        attacked: The guess.
-        answers: The run's answer key.
-        trace: The run's trace, for the server's part of the model.
-        stream: The oracle's, for the untrained networks that stolen models and attacks on labels
-            are compared with.
-
-    Returns:
-        The verdict, and the truth it was given by.
-    """
-    guess, infers = attacked.guess, attacked.attack.threat.infers
-    truth = answers.truth(attacked.targets, attribute=infers)
-    if guess.adversarial is not None:
-        return _evaded(attacked, answers, trace, truth, stream=derive(stream, "evasion")), truth
-    grouped = guess.clusters is not None
-    beside, missing = _rivals(attacked, answers, trace, stream)
-    found = baselines(truth, unordered_labels=guess.images is None, clusters=grouped, beside=beside)
-    scores = score(guess, truth, baselines=found)
-    control, reasons = _control(guess, truth, found)
-    reasons += [*unranked(guess, truth), *missing]
-    if scores.failures:
-        reasons.append(f"{scores.failures} of {scores.targets} targets failed")
-    result = {**scores.as_dict(), "by_label": _labelled(scores, truth)}
-    if grouped:
-        result["upper_bound"] = BOUND
-    whole = answers.bottom is not None and len(answers.test_images) > 0
-    if guess.clones is not None and whole and _at_the_end(attacked, trace):
-        result["stolen_model"] = _stolen(guess.clones, answers, trace, stream).as_dict()
-    verdict = Verdict(
-        scores=result,
-        baselines={name: each.means_and_errors() for name, each in found.items()},
-        control=control,
-        unreliable="; ".join(reasons) or None,
-        notes=_without_ssim(guess, truth),
-        stopped_on_budget=share_on_budget(guess),
-    )
-    return verdict, truth
-
-
-def _evaded(
-    attacked: Attacked, answers: AnswerKey, trace: Path | Trace, truth: Truth, *, stream: int
-) -> Verdict:
-    """Score altered inputs on the whole network, beside rivals, bounds and a control."""
-    rivalry, guess = attacked.rivalry, attacked.guess
-    if rivalry is None or answers.bottom is None or not _at_the_end(attacked, trace):
-        raise MisfitError(
-            "altered inputs are scored on the whole network as the last round left it, which the "
-            "answer key has of a split run that ended; use collect = 'last'"
-        )
-    bottom, top, architecture = _whole(answers, trace)
-    victim = Victim(
-        bottom=bottom.eval(),
-        network=nn.Sequential(bottom, top).eval().requires_grad_(requires_grad=False),
-        architecture=architecture,
-        answers=answers,
-    )
-    view, images, labels = rivalry.view, truth.images[:, 0], truth.labels[:, 0]
-    budgets = guess.budgets or ()
-    given = beside(attacked.attack, view, victim, budgets=budgets, labels=labels, stream=stream)
-    rivals = {
-        name: scored(Guess(adversarial=each, budgets=budgets), victim, images=images, labels=labels)
-        for name, each in given.items()
-    }
-    found = {name: as_scores(each) for name, each in rivals.items()}
-    own = scored(guess, victim, images=images, labels=labels)
-    other = rivalry.run(of_another(view, victim, stream=stream), derive(stream, "control"))
-    control = as_scores(scored(on_cpu(other), victim, images=images, labels=labels))
-    verdict = control_verdict(control, found)
-    scores = with_skill(as_scores(own), found)
-    reasons = [CONTROL_FAILS + ", ".join(verdict["above"])] if verdict["above"] else []
-    if scores.failures:
-        reasons.append(f"{scores.failures} of {scores.targets} targets failed")
-    return Verdict(
-        scores={
-            **scores.as_dict(),
-            "evasion": {
-                "clean_accuracy": own.clean_accuracy,
-                "budgets": own.as_list(),
-                "beside": {name: each.as_list() for name, each in rivals.items()},
-                "answers": {
-                    "natural": own.natural[:_ANSWERED].tolist(),
-                    "altered": own.altered[:_ANSWERED].tolist(),
-                },
-            },
-        },
-        baselines={name: each.means_and_errors() for name, each in found.items()},
-        control=dict(verdict),
-        unreliable="; ".join(reasons) or None,
-    )
-
-
-def _rivals(
-    attacked: Attacked, answers: AnswerKey, trace: Path | Trace, stream: int
-) -> tuple[dict[str, Guess], list[str]]:
-    """Return what needs no message of labels, of the scored targets, and why one is missing."""
-    rivalry = attacked.rivalry
-    if rivalry is None:
-        return {}, []
-    told = rivalry.view.known_labels
-    drawn = derive(stream, "label-baselines")
-    found, missing = rivalry.guesses(answers, _opened(trace), stream=drawn)
-    known, targets = None if told is None else told.cpu(), rivalry.targets
-    scored = {name: unknown_only(targets, on_cpu(each), known)[1] for name, each in found.items()}
-    return scored, missing
-
-
-def _without_ssim(guess: Guess, truth: Truth) -> tuple[str, ...]:
-    """Say where images have no SSIM."""
-    if guess.images is None or has_ssim(truth.images):
-        return ()
-    high, wide = truth.images.shape[-2:]
-    return (
-        f"SSIM is left out: images of {high} x {wide} pixels hold no window of "
-        f"{SSIM_WINDOW} x {SSIM_WINDOW}",
-    )
-
-
-def _labelled(scores: Scores, truth: Truth) -> dict[str, dict[str, float]]:
-    """Return the scores label by label, under keys that JSON has."""
-    return {str(label): means for label, means in by_label(scores, truth).items()}
-
-
-def keep_guess(attacked: Attacked, path: Path) -> None:
-    """Write a guess, so that a later metric can score it without attacking again.
-
-    Args:
-        attacked: The guess.
-        path: Of a safetensors file.
-    """
-    tensors = {
-        each.name: getattr(attacked.guess, each.name)
-        for each in fields(Guess)
-        if isinstance(getattr(attacked.guess, each.name), Tensor)
-    }
-    _save(tensors, path)
-
-
-def keep_truth(truth: Truth, path: Path) -> None:
-    """Write the attacked samples beside the guess, for the owner's report; of many, labels alone.
-
-    Args:
-        truth: Of the attacked targets.
-        path: Of a safetensors file.
-    """
-    shown = {"images": truth.images} if truth.labels.numel() <= _SHOWN else {}
-    _save({**shown, "labels": truth.labels}, path)
-
-
-def read_guess(path: Path) -> Guess:
-    """Return a kept guess.
-
-    Args:
-        path: From :func:`keep_guess`.
-
-    Returns:
-        The guess, without its clones.
-    """
-    return Guess(**load_file(path))
-
-
-def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with naming_folder(path.parent):
-        save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
-    partial.chmod(0o600)
-    partial.replace(path)
-
-
-def _control(
-    guess: Guess, truth: Truth, found: Mapping[str, Scores]
-) -> tuple[dict[str, Any] | None, list[str]]:
-    if truth.targets < 2:  # noqa: PLR2004  two things can trade places, one cannot
-        return None, ["a single target has no negative control"]
-    verdict = control_verdict(score(guess, truth.deranged()), found)
-    above = ", ".join(verdict["above"])
-    return dict(verdict), [CONTROL_FAILS + above] if above else []
-
-
-def _at_the_end(attacked: Attacked, trace: Path | Trace) -> bool:
-    """Say whether the last round was attacked: the oracle keeps no bottom of an earlier one."""
-    number = attacked.targets[0].round
-    return bool(number == _opened(trace).about.get("rounds", number))
-
-
-def _stolen(
-    clones: Mapping[str, Tensor], answers: AnswerKey, trace: Path | Trace, stream: int
-) -> CloneScores:
-    bottom, top, architecture = _whole(answers, trace)
-    return score_clones(
-        clones,
-        architecture=architecture,
-        victim_bottom=bottom.eval(),
-        server_top=top.eval(),
-        images=answers.test_images,
-        labels=answers.test_labels,
-        stream=stream,
-    )
-
-
-def _whole(
-    answers: AnswerKey, trace: Path | Trace
-) -> tuple[nn.Sequential, nn.Sequential, Architecture]:
-    """Return the network as the last round left it, in two parts, and its layers."""
-    recorded = _opened(trace)
-    architecture = architecture_of(recorded.about)
-    bottom, top = architecture.bottom(0), architecture.top(0)
-    held = recorded.holding("server", f"model/round-{recorded.about['rounds']}")
-    # Of a U-shaped model the server lacks the head, which the answer key has beside the bottom.
-    whole = {**_tensors(answers.bottom or {}), **_tensors(held or {})}
-    for part in (bottom, top):
-        load(part, {name: whole[name] for name in part.state_dict()})
-    return bottom, top, architecture
-
-
-def _tensors(arrays: Arrays) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(value) for name, value in arrays.items()}
 
 
 def _fields(kind: Any) -> set[str]:  # noqa: ANN401  a dataclass, which a Protocol cannot say

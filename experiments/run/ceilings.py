@@ -8,9 +8,8 @@ gradients, so their whole past must be in the trace.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 from statistics import fmean
@@ -20,12 +19,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from clients.node import TrainingPlan
-from defenses import DEFENSES
 from experiments.run.ceiling_results import Message, RunCeiling
+from experiments.run.recorded import Recorded
 from experiments.run.replay import bottom_before, following
 from experiments.run.targets import Evidences, pick_targets
-from experiments.run.view import architecture_of
 from leakbed.contracts import Defense, Evidence, Protects, Seat, ThreatModel, select
 from leakbed.contracts.noise_laws import (
     Channel,
@@ -36,17 +33,15 @@ from leakbed.contracts.noise_laws import (
     floating,
     of_answers,
     sent_law,
+    weighted_sum,
 )
-from leakbed.events import Phase, SmashedUp
-from leakbed.models import DETERMINISTIC, Architecture
+from leakbed.events import Phase, SmashedUp, UpdateUp
+from leakbed.models import DETERMINISTIC
 from leakbed.oracle.ceiling import Messages, beliefs, ceiling, flat, label_ceiling
 from leakbed.oracle.local_training import LocalTraining
 from leakbed.oracle.noise_checks import Finding, check_hits, check_noise
-from leakbed.oracle.truth import AnswerKey, Target
-from leakbed.plugins import is_own, picked
+from leakbed.oracle.truth import Target
 from leakbed.seeds import derive, generator, scoped
-from leakbed.tap.facts import refuse_import
-from leakbed.tap.trace import Trace
 
 _MEMORY = 2**33  # bytes of candidates' messages, with room for what is computed from them
 _SMASHED = ThreatModel(seat=Seat.SERVER, evidence=frozenset({Evidence.SMASHED}))
@@ -65,6 +60,7 @@ def ceiling_of_run(
     later: bool = False,
     model: str | None = None,
     labels: bool = False,
+    summed: bool = False,
 ) -> RunCeiling:
     """Return the ceilings of a recorded run's attacked messages.
 
@@ -81,6 +77,8 @@ def ceiling_of_run(
         model: The import path of the network, where the trace names one: permits to import it.
         labels: Whether the guesser is told the row's label where no message tells it: of updates,
             and of test rows.
+        summed: Whether the server is given the sum of the round's updates alone, weighted by their
+            numbers of samples, as under secure aggregation. A recorded loss is still read.
 
     Returns:
         They, and what the check of the recorded noise found.
@@ -97,6 +95,11 @@ def ceiling_of_run(
     recorded = Recorded.open(run, model=model)
     evidences = Evidences.of(recorded.trace, collect)
     threat = _UPDATE if evidences.updates else _SMASHED
+    if summed and not evidences.updates:
+        raise NoCeilingError(
+            "no ceiling: nodes of this run send smashed rows, which nothing sums; a sum is of "
+            "updates, as FedAvg's"
+        )
     chosen = pick_targets(evidences, threat, when=when, count=targets)
     game = _Game(
         recorded,
@@ -107,84 +110,13 @@ def ceiling_of_run(
         seed=seed,
         later=later,
         labels=labels,
+        summed=summed,
     )
     messages = [game.update(at) if evidences.updates else game.row(at) for at in chosen]
     found = RunCeiling(messages=messages, findings=game.findings(messages), notes=game.notes)
+    if summed:
+        found = replace(found, seat="server that is given the sum of all nodes' updates alone")
     return replace(found, told=f"{found.told}, the row's label") if labels else found
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Recorded:
-    """A recorded run, opened by its owner.
-
-    Attributes:
-        trace: Its messages.
-        key: Its truth.
-        plan: How nodes trained.
-        defenses: In order.
-        architecture: The network.
-    """
-
-    trace: Trace
-    key: AnswerKey
-    plan: TrainingPlan
-    defenses: tuple[Defense, ...]
-    architecture: Architecture
-
-    @classmethod
-    def open(cls, run: Path, *, model: str | None = None) -> Recorded:
-        """Open a run's folder.
-
-        Args:
-            run: With ``trace`` and ``answers``.
-            model: As for :func:`ceiling_of_run`.
-
-        Returns:
-            The run.
-
-        Raises:
-            NoCeilingError: If it lacks what a ceiling needs.
-        """
-        for part, what in (("trace", "recorded messages"), ("answers", "answer key")):
-            if not (run / part).is_dir():
-                raise NoCeilingError(
-                    f"{run} has no {what}: there is no folder {part!r}; name a run's own folder, "
-                    "such as results/runs/<run>"
-                )
-        trace = Trace(run / "trace")
-        refuse_import(trace.about, model)
-        key = AnswerKey.read(run / "answers", trace=run / "trace")
-        if not key.training:
-            raise NoCeilingError(
-                f"the answer key of {run} does not say how nodes trained and with which defences: "
-                "an earlier version wrote it; run the experiment again"
-            )
-        if key.parties > 1:
-            raise NoCeilingError("there is no ceiling yet for nodes that hold strips of images")
-        if key.training.get("intruder"):
-            raise NoCeilingError(
-                "a node of this run was malicious and made its own batches, which the answer key "
-                "does not hold"
-            )
-        named = key.training["defenses"]
-        for name, _ in named:
-            if is_own(name) and name.partition(":")[0] not in sys.modules:
-                raise NoCeilingError(
-                    f"the run's defence is a class of somebody's own, {name!r}, and importing it "
-                    "runs the code there; set [ceiling] in the experiment that has it, or import "
-                    "it yourself before you call ceiling_of_run"
-                )
-        return cls(
-            trace=trace,
-            key=key,
-            plan=TrainingPlan(**key.training["plan"]),
-            defenses=tuple(picked(name, DEFENSES, "defence")(**own) for name, own in named),
-            architecture=architecture_of(trace.about),
-        )
-
-    def node_stream(self, node: int) -> int | None:
-        """Return a node's own stream; None where the run's seed is not known."""
-        return None if self.key.seed is None else derive(self.key.seed, f"node/{node}")
 
 
 class _Game:
@@ -199,12 +131,15 @@ class _Game:
         seed: int,
         later: bool,
         labels: bool,
+        summed: bool,
     ) -> None:
-        self._following, self._told = later, labels
+        self._following, self._told, self._summed = later, labels, summed
+        self._others: dict[int, Law] = {}
         self._run, self._evidences = recorded, evidences
         self.notes = _answered(recorded)
         self._count, self._draws, self._seed = candidates, draws, seed
-        self._attacked = {row for target in targets for row in self._rows_behind(target)}
+        known = [replace(targets[0], node=e.node) for e in evidences.updates] if summed else targets
+        self._attacked = {row for target in known for row in self._rows_behind(target)}
         self._residuals: list[Tensor] = []
         self._clear: list[bool] = []
         self._checked: set[tuple[Any, ...]] = set()
@@ -212,16 +147,44 @@ class _Game:
 
     def update(self, target: Target) -> Message:
         """Return the ceiling of one update, for one of the rows behind it."""
-        run, key = self._run, self._run.key
+        key = self._run.key
         (event,) = [each for each in self._evidences.updates if each.node == target.node]
         behind = self._rows_behind(target)
         place = target.node % len(behind)  # nodes' attacked rows lie at several places of a round
-        chosen = self._candidates(behind[place], len(key.images), guesses=len(behind))
+        guesses = len(self._attacked) if self._summed else len(behind)
+        chosen = self._candidates(behind[place], len(key.images), guesses=guesses)
         self._refuse_memory(len(chosen), sum(a.size for a in event.before.values()))
+        laws, losses = self._laws(target, event, behind[place], chosen)
+        seen = _after(event, _names(laws[0]))
+        if self._summed:
+            laws, seen = self._sums(target, laws)
+        messages, clear = Messages.of(laws), torch.zeros(1, 0, dtype=torch.float64)
+        if event.train_loss is not None:
+            messages = messages.beside(losses)
+            clear = torch.tensor([[event.train_loss]], dtype=torch.float64)
+        known = key.labels[chosen] if self._told else None
+        if known is not None:
+            messages, clear = _beside_label(messages, clear, known, own=known[0])
+        self._clear.append(event.train_loss is not None)
+        return self._message(
+            target,
+            messages,
+            seen.unsqueeze(0),
+            clear=clear,
+            guesses=guesses,
+            place=place,
+            labels=known,
+        )
+
+    def _laws(
+        self, target: Target, event: UpdateUp, row: int, chosen: Tensor
+    ) -> tuple[list[Law], Tensor]:
+        """Return the laws of a node's update, and its losses, with candidates in a row's place."""
+        run, key = self._run, self._run.key
         before = {name: torch.from_numpy(value) for name, value in event.before.items()}
         network = run.architecture.build(0)
         self._refuse_names(before, network.state_dict())
-        stream = run.node_stream(target.node)
+        stream = run.node_stream(event.node)
         training = LocalTraining(
             network=network,
             before={name: before[name] for name in network.state_dict()},
@@ -231,29 +194,37 @@ class _Game:
             optimiser=run.plan.optimiser,
             stream=None if stream is None else derive(stream, f"train/{target.round}"),
         )
-        made, losses = training.of(behind[place], chosen)
+        made, losses = training.of(row, chosen)
         laws = [
             sent_law(run.defenses, Clean(kind=Protects.UPDATE, arrays=floating(one), before=before))
             for one in made
         ]
-        messages, clear = Messages.of(laws), torch.zeros(1, 0, dtype=torch.float64)
-        if event.train_loss is not None:
-            messages = messages.beside(losses)
-            clear = torch.tensor([[event.train_loss]], dtype=torch.float64)
-        known = key.labels[chosen] if self._told else None
-        if known is not None:
-            messages, clear = _beside_label(messages, clear, known, own=known[0])
-        seen = flat({k: torch.from_numpy(event.after[k]) for k in _names(laws[0])}).unsqueeze(0)
-        self._clear.append(event.train_loss is not None)
-        return self._message(
-            target,
-            messages,
-            seen,
-            clear=clear,
-            guesses=len(behind),
-            place=place,
-            labels=known,
+        return laws, losses
+
+    def _sums(self, target: Target, own: Sequence[Law]) -> tuple[list[Law], Tensor]:
+        """Return the laws of the round's weighted sum, and the sum that was recorded."""
+        events = self._evidences.updates
+        total = sum(int(event.examples or 0) for event in events)
+        if not all(event.examples for event in events):
+            raise NoCeilingError(
+                "no ceiling: a node of this round does not say how many samples it trained on, by "
+                "which the sum is weighted"
+            )
+        shares = {event.node: int(event.examples or 0) / total for event in events}
+        for event in events:
+            if event.node != target.node and event.node not in self._others:
+                other = replace(target, node=event.node)
+                row = self._rows_behind(other)[0]
+                (law,), _ = self._laws(other, event, row, torch.tensor([row]))
+                self._others[event.node] = law
+        others = [(shares[n], law) for n, law in self._others.items() if n != target.node]
+        laws = [weighted_sum([(shares[target.node], law), *others]) for law in own]
+        names = _names(own[0])
+        seen = sum(
+            (shares[event.node] * _after(event, names).double() for event in events),
+            start=torch.zeros((), dtype=torch.float64),
         )
+        return laws, seen.float()
 
     def row(self, target: Target) -> Message:
         """Return the ceiling of one smashed row."""
@@ -303,7 +274,8 @@ class _Game:
     def findings(self, messages: Sequence[Message]) -> list[Finding]:
         """Return what the check of the recorded noise found."""
         found = check_noise(self._residuals) if self._residuals else []
-        hits = check_hits([each.hit for each in messages], [each.single for each in messages])
+        apart = messages[:1] if self._summed else messages  # those of noise of their own
+        hits = check_hits([each.hit for each in apart], [each.single for each in apart])
         if capped := [each for each in messages if each.cap is not None]:
             over = fmean(each.ceiling - float(each.cap or 0) for each in capped)
             error = max(sqrt(sum(each.error**2 for each in capped)) / len(capped), 1e-6)
@@ -421,7 +393,8 @@ class _Game:
         )
 
     def _keep_residual(self, messages: Messages, seen: Tensor, target: Target) -> None:
-        place = target.phase, target.node, target.round, target.step, tuple(seen[0, :8].tolist())
+        node = None if self._summed else target.node  # one sum, whoever's row is attacked
+        place = target.phase, node, target.round, target.step, tuple(seen[0, :8].tolist())
         if messages.family != "normal" or place in self._checked:
             return  # a whole batch is one message, whichever of its rows is attacked
         self._checked.add(place)
@@ -545,6 +518,10 @@ def _cap(mu: float, guesses: int, labels: Tensor | None, *, count: int) -> float
     """Return what a claim allows; labels in the clear leave the candidates of each label alone."""
     groups = [count] if labels is None else labels.unique(return_counts=True)[1].tolist()
     return sum(size / count * cap(mu, chance=min(1.0, guesses / size)) for size in groups)
+
+
+def _after(event: UpdateUp, names: Sequence[str]) -> Float[Tensor, " entries"]:
+    return flat({name: torch.from_numpy(event.after[name]) for name in names})
 
 
 def _names(law: Law) -> list[str]:

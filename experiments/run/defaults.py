@@ -5,7 +5,7 @@ from dataclasses import replace
 from experiments.settings.cells import CellSettings
 from experiments.settings.protocol import OPTIONS, ProtocolSettings
 from experiments.settings.schema import SettingsError
-from strategies import PROTOCOLS
+from strategies import find_protocol
 
 
 def resolve_defaults(cell: CellSettings) -> CellSettings:
@@ -36,7 +36,7 @@ def resolve_protocol(protocol: ProtocolSettings) -> ProtocolSettings:
     Raises:
         SettingsError: If a setting is none that this protocol has; names the legal ones.
     """
-    entry = PROTOCOLS[protocol.name]
+    entry = find_protocol(protocol.name)
     legal = {
         "labels": entry.labels,
         "bottoms": entry.bottoms,

@@ -20,28 +20,32 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from experiments.run.targets import MisfitError
+from experiments.run.view import architecture_of
+from leakbed.contracts import Guess
 from leakbed.models import sequence
-from leakbed.oracle.evasion import Evasion, score_evasion
-from leakbed.oracle.scoring import (
+from leakbed.oracle.rivals import (
     ORACLE_SHADOW,
     RANDOM_SIGNS,
     SUBSTITUTE,
     TRUE_FEATURES,
     UNTRAINED_SHADOW,
     WHITE_BOX,
-    Scores,
 )
 from leakbed.perturbation import against_labels, ascend, random_signs
 from leakbed.seeds import derive, generator, scoped
+from leakbed.tensors import load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from jaxtyping import Float, Int
 
-    from leakbed.contracts import Guess, View
+    from leakbed.contracts import View
+    from leakbed.events import Arrays
     from leakbed.models import Architecture
-    from leakbed.oracle.truth import AnswerKey
+    from leakbed.oracle.truth import AnswerKey, Target
+    from leakbed.tap.trace import Trace
 
 _PASSES, _RATE, _BATCH = 20, 1e-3, 64
 """How the substitute is trained: by Adam, each public image 20 times."""
@@ -93,50 +97,6 @@ class Victim:
         """Return a copy whose layers lie on a device: where the view's images lie."""
         bottom, network = deepcopy((self.bottom, self.network))
         return replace(self, bottom=bottom.to(device), network=network.to(device))
-
-
-def scored(
-    guess: Guess,
-    victim: Victim,
-    *,
-    images: Float[Tensor, " targets channels height width"],
-    labels: Int[Tensor, " targets"],
-) -> Evasion:
-    """Return what the whole network says of a guess's altered images.
-
-    Args:
-        guess: With ``adversarial`` and ``budgets``.
-        victim: Whose network.
-        images: The natural ones.
-        labels: Theirs.
-
-    Returns:
-        The answers.
-
-    Raises:
-        ValueError: If the guess states no altered images or no budgets.
-    """
-    if guess.adversarial is None or guess.budgets is None:
-        raise ValueError("the guess has no altered images, or does not state their budgets")
-    return score_evasion(
-        guess.adversarial,
-        budgets=guess.budgets,
-        network=victim.network,
-        images=images,
-        labels=labels,
-        failed=guess.failed,
-    )
-
-
-def as_scores(found: Evasion) -> Scores:
-    """Return the misclassification within the first budget in the form of every other score."""
-    return Scores(
-        metrics={"misclassification": found.misclassification()},
-        targets=len(found.labels),
-        rows=1,
-        candidates=0,
-        failures=found.failures,
-    )
 
 
 def beside(
@@ -251,3 +211,63 @@ def _altered(guess: Guess) -> Tensor:
     if guess.adversarial is None:
         raise ValueError("an attack that alters inputs returned none")
     return guess.adversarial.cpu()
+
+
+def victim_of(answers: AnswerKey, trace: Trace, targets: Sequence[Target]) -> Victim:
+    """Return the network that altered inputs are for.
+
+    Args:
+        answers: The run's.
+        trace: The run's.
+        targets: Which inputs were altered.
+
+    Returns:
+        The whole network as the last round left it.
+
+    Raises:
+        MisfitError: The answer key has no such network.
+    """
+    if answers.bottom is None or not at_the_end(targets, trace):
+        raise MisfitError(
+            "altered inputs are scored on the whole network as the last round left it, which the "
+            "answer key has of a split run that ended; use collect = 'last'"
+        )
+    bottom, top, architecture = whole_network(answers, trace)
+    return Victim(
+        bottom=bottom.eval(),
+        network=nn.Sequential(bottom, top).eval().requires_grad_(requires_grad=False),
+        architecture=architecture,
+        answers=answers,
+    )
+
+
+def at_the_end(targets: Sequence[Target], trace: Trace) -> bool:
+    """Say whether the last round was attacked: the oracle keeps no bottom of an earlier one."""
+    number = targets[0].round
+    return bool(number == trace.about.get("rounds", number))
+
+
+def whole_network(
+    answers: AnswerKey, trace: Trace
+) -> tuple[nn.Sequential, nn.Sequential, Architecture]:
+    """Return the network as the last round left it, in two parts, and its layers.
+
+    Args:
+        answers: The run's, with its last bottom.
+        trace: The run's.
+
+    Returns:
+        Bottom, top and architecture.
+    """
+    architecture = architecture_of(trace.about)
+    bottom, top = architecture.bottom(0), architecture.top(0)
+    held = trace.holding("server", f"model/round-{trace.about['rounds']}")
+    # Of a U-shaped model the server lacks the head, which the answer key has beside the bottom.
+    whole = {**_tensors(answers.bottom or {}), **_tensors(held or {})}
+    for part in (bottom, top):
+        load(part, {name: whole[name] for name in part.state_dict()})
+    return bottom, top, architecture
+
+
+def _tensors(arrays: Arrays) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(value) for name, value in arrays.items()}

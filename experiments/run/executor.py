@@ -10,21 +10,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from experiments.results.cards import Card, Threat, card_key, peak_memory
+from experiments.results.cards import Card, Threat, peak_memory
 from experiments.run.alarms import detected
 from experiments.run.attack import (
     Attacked,
     EmptyGuessError,
-    Verdict,
-    attack_run,
-    judge,
-    keep_guess,
-    keep_truth,
+    answer,
+    keep_answer,
+    kept_answer,
     make_attack,
 )
 from experiments.run.card_ceilings import Bounds
-from experiments.run.malicious_client import judge_samples, sampled, without_intruder
-from experiments.run.malicious_server import decoded_attack, honest_probe, never_hijacked, quality
+from experiments.run.judge import (
+    Verdict,
+    honest_probe,
+    judge,
+    judge_samples,
+    keep_truth,
+    never_hijacked,
+    quality,
+)
+from experiments.run.keys import answer_key_of, score_code, score_key, training_key
+from experiments.run.malicious_client import sampled, without_intruder
+from experiments.run.malicious_server import decoded_attack
 from experiments.run.prepare import Prepared, misfit, unfit, unread
 from experiments.run.targets import MisfitError
 from experiments.run.train import Grids, NonFiniteError, train
@@ -38,11 +46,11 @@ from leakbed.grids.base import NodeFailed
 from leakbed.hijack import HijackDivergedError
 from leakbed.oracle.truth import AnswerKey
 from leakbed.plugins import is_own, own_class
-from leakbed.provenance import with_code
+from leakbed.provenance import RanOn
 from leakbed.seeds import derive
 from leakbed.tap.trace import Trace
 from leakbed.tensors import describe_device, peak_gpu_memory, resolve_device
-from strategies import PROTOCOLS
+from strategies import find_protocol
 
 
 class Progress(Protocol):
@@ -61,19 +69,18 @@ class Progress(Protocol):
         ...
 
 
-def card_fields(cell: CellSettings, key: str, source: str) -> dict[str, Any]:
+def card_fields(cell: CellSettings, key: str) -> dict[str, Any]:
     """Return card fields common to finished, unfit and diverged cells.
 
     Args:
         cell: The cell.
         key: Of its card.
-        source: Hash of the code that runs it.
 
     Returns:
         Fields of a :class:`~experiments.results.cards.Card`.
     """
     training = cell.training
-    exchanges = PROTOCOLS[training.protocol.name].exchanges
+    exchanges = find_protocol(training.protocol.name).exchanges
     return {
         "key": key,
         "case": cell.case,
@@ -91,14 +98,13 @@ def card_fields(cell: CellSettings, key: str, source: str) -> dict[str, Any]:
         "settings": cell.as_json(),
         "reported": cell.attack.reported,
         "version": __version__,
-        "source": source,
+        "source": score_code(cell),
     }
 
 
 def empty_card(
     cell: CellSettings,
     key: str,
-    source: str,
     *,
     status: Literal["unfit", "diverged", "failed"],
     why: str,
@@ -108,14 +114,13 @@ def empty_card(
     Args:
         cell: The cell.
         key: Of its card.
-        source: Hash of the code that runs it.
         status: What became of it.
         why: In words.
 
     Returns:
         A card without scores.
     """
-    return Card(**card_fields(cell, key, source), status=status, why=why)
+    return Card(**card_fields(cell, key), status=status, why=why)
 
 
 _UNFIT = (MisfitError, MissingKnowledgeError, UnfitViewError, EmptyGuessError)
@@ -150,6 +155,10 @@ class DivergedError(RuntimeError):
     """Training left the finite numbers, so that there is nothing to attack."""
 
 
+class NotKeptError(RuntimeError):
+    """What a cell would be scored from is not there; says what is missing."""
+
+
 class TrainingGroup:
     """The cells of one training run."""
 
@@ -158,41 +167,39 @@ class TrainingGroup:
         prepared: Prepared,
         *,
         folder: Path,
-        source: str,
         grids: Grids,
         progress: Progress | None,
         on_error: Literal["card", "stop"] = "card",
+        rescores: bool = False,
     ) -> None:
         """Train nothing yet.
 
         Args:
             prepared: The training run.
             folder: For results.
-            source: Hash of the code.
             grids: Where nodes are.
             progress: Told how far it is.
             on_error: What follows where the code of an attack or a defence breaks.
+            rescores: Whether to score what is kept alone: nothing is trained, nothing is attacked,
+                and a cell that would need it gets no card.
+
+        Attributes:
+            lacking: By the key of a cell's card, why it could not be scored from what is kept.
         """
-        self._prepared, self._folder, self._source = prepared, folder, source
+        self._prepared, self._folder, self._rescores = prepared, folder, rescores
+        self.lacking: dict[str, str] = {}
         self._grids, self._progress = grids, progress
         self._stops = on_error == "stop"
         self._ended: dict[Path, DivergedError | BrokenPluginError] = {}
         self._bounds = Bounds()
         self._traces: dict[Path, Trace] = {}
 
-    @property
-    def _ran_on(self) -> str:
-        return f"{self._source}:{self._prepared.fingerprint}"
-
     def keyed(self, group: Sequence[CellSettings]) -> dict[str, CellSettings]:
         """Return the cells by the keys of their cards."""
-        return {
-            card_key(cell.as_json(), with_code(self._ran_on, cell.attack.name)): cell
-            for cell in group
-        }
+        return {score_key(cell, self._prepared): cell for cell in group}
 
     def cards(self, keyed: Mapping[str, CellSettings], done: Mapping[str, Card]) -> Iterator[Card]:
-        """Yield a card per cell as it is there; train only if one of them is missing and fits.
+        """Yield a card per cell as it is there; train and attack only for one that is missing.
 
         Args:
             keyed: From :meth:`keyed`.
@@ -209,34 +216,42 @@ class TrainingGroup:
             attack = make_attack(cell.attack)
             why = misfit(training) or unread(attack.threat, training)
             why = why or unfit(attack, self._prepared)
-            if why is None:
+            if why is not None:
+                yield empty_card(cell, key, status="unfit", why=why)
+                continue
+            try:
                 yield self._attacked(cell, key)
-            else:
-                yield empty_card(cell, key, self._source, status="unfit", why=why)
+            except NotKeptError as error:
+                self.lacking[key] = str(error)
+
+    @property
+    def ran_on(self) -> RanOn:
+        """The run's data and the user's code, as this process has them."""
+        return self._prepared.ran_on
 
     @property
     def runs(self) -> set[Path]:
         """The folders of the training runs that the cells may need; other groups may as well."""
-        own = self._prepared.settings
-        honest = own if own.intruder is None else without_intruder(self._prepared).settings
-        return {self._run(training) for training in (own, own.never_hijacked(), honest)}
+        own = self._prepared
+        honest = own if own.settings.intruder is None else without_intruder(own)
+        return {self._run(each) for each in (own, _never_hijacked(own), honest)}
 
-    def _run(self, training: Training) -> Path:
-        return self._folder / "runs" / training.key(self._ran_on)
+    def _run(self, prepared: Prepared) -> Path:
+        return self._folder / "runs" / training_key(prepared)
 
     def _trained(self, case: str, prepared: Prepared) -> TrainingRun:
         """Return a finished run of these settings, trained now if there is none."""
         training = prepared.settings
-        folder = self._run(training)
+        folder = self._run(prepared)
         if (finished := TrainingRun.read(folder)) is not None:
             return finished
         if folder in self._ended:
             raise self._ended[folder]  # it would end there again
+        if self._rescores:
+            raise NotKeptError(f"its training run is not in {folder.parent}, or of other code")
         if self._progress is not None:
             self._progress.note(f"{case}: training {training.protocol.name}{training.attacker()}")
-        for name, own in training.defense.stack:
-            if is_own(name):
-                refuse_breaches(own_class(name, "defence")(**own))
+        _try_out(training)
         with self._grids(training.data.nodes) as (grid, roster):
             try:
                 return train(prepared, grid, folder, roster=roster)
@@ -248,33 +263,35 @@ class TrainingGroup:
 
     def _attacked(self, cell: CellSettings, key: str) -> Card:
         try:
-            if cell.training.adversary is not None:
-                return self._attacked_live(cell, key)
-            if cell.training.intruder is not None:
-                return self._intruded(cell, key)
             trained = self._trained(cell.case, self._prepared)
-            return self._judged(cell, key, trained, self._passive(cell, trained))
+            attacked, note = self._answered(cell, trained)
+            return self._scored(cell, key, trained, attacked, notes=note)
         except _UNFIT as error:
-            return empty_card(cell, key, self._source, status="unfit", why=str(error))
+            return empty_card(cell, key, status="unfit", why=str(error))
         except DivergedError as error:
-            return empty_card(cell, key, self._source, status="diverged", why=str(error))
+            return empty_card(cell, key, status="diverged", why=str(error))
         except BrokenPluginError as error:
             if self._stops:
                 raise
-            return empty_card(cell, key, self._source, status="failed", why=str(error))
+            return empty_card(cell, key, status="failed", why=str(error))
 
-    def _passive(self, cell: CellSettings, trained: TrainingRun) -> Attacked:
-        """Attack the trace of a run."""
-        name = cell.attack.name
-        if self._progress is not None:
-            self._progress.note(f"{cell.case}: attacking with {name}")
-        return attack_run(
-            self._trace(trained),
-            cell.attack,
-            stream=derive(cell.training.seed, f"adversary/{name}"),
-            device=cell.training.device,
-            answers=trained.answers,
-        )
+    def _answered(self, cell: CellSettings, trained: TrainingRun) -> tuple[Attacked, list[str]]:
+        """Return the answer to a cell, kept or made now, and a note if it is too large to keep."""
+        path = self._folder / "guesses" / f"{answer_key_of(cell, self._prepared)}.safetensors"
+        if (kept := kept_answer(path, cell.attack)) is not None:
+            return kept, []
+        if self._rescores:
+            raise NotKeptError(f"its guess is not in {path.parent}, or of other code")
+        if cell.training.adversary is not None:
+            attacked = decoded_attack(trained, cell.attack)
+        elif cell.training.intruder is not None:
+            attacked = sampled(trained, cell.attack, self._prepared)
+        else:
+            if self._progress is not None:
+                self._progress.note(f"{cell.case}: attacking with {cell.attack.name}")
+            attacked = answer(trained, cell, trace=self._trace(trained))
+        note = keep_answer(attacked, path)
+        return attacked, [] if note is None else [note]
 
     def _trace(self, trained: TrainingRun) -> Trace:
         """Return a run's trace, verified once for all attacks; what is read is checked again."""
@@ -282,57 +299,56 @@ class TrainingGroup:
             self._traces[trained.trace] = Trace(trained.trace)
         return self._traces[trained.trace]
 
-    def _attacked_live(self, cell: CellSettings, key: str) -> Card:
-        """Train with the adversary and judge what it decoded; of a hijack, a control run beside."""
-        trained = self._trained(cell.case, self._prepared)
-        attacked, beside = decoded_attack(trained, cell.attack), {}
-        if cell.attack.control is not False and not cell.attack.live:
-            stream = derive(cell.training.seed, "oracle")
-            settings = self._prepared.settings.never_hijacked()
-            control = self._trained(cell.case, replace(self._prepared, settings=settings))
-            beside = {
-                "never_hijacked": never_hijacked(control, cell.attack),
-                **honest_probe(control, cell.attack, stream=stream),
-                "detection": detected(control),
-            }
-        curve = {"checkpoints": quality(trained)}
-        return self._judged(cell, key, trained, attacked, scores=curve, control=beside)
-
-    def _intruded(self, cell: CellSettings, key: str) -> Card:
-        """Train with a malicious client and judge its samples, a run of honest nodes beside it."""
-        trained, utility = self._trained(cell.case, self._prepared), {}
-        if cell.attack.control is not False:
-            honest = self._trained(cell.case, without_intruder(self._prepared))
-            utility = {f"honest_{name}": value for name, value in honest.utility.items()}
-        attacked = sampled(trained, cell.attack)
-        keep_guess(attacked, self._folder / "guesses" / f"{key}.safetensors")
-        verdict, truth = judge_samples(attacked, trained, self._prepared)
-        keep_truth(truth, self._folder / "truths" / f"{key}.safetensors")
-        return self._card(cell, key, trained, verdict, attacked=attacked, utility=utility)
-
-    def _judged(
+    def _scored(
         self,
         cell: CellSettings,
         key: str,
         trained: TrainingRun,
         attacked: Attacked,
         *,
-        scores: JsonObject | None = None,
-        control: JsonObject | None = None,
+        notes: Sequence[str],
     ) -> Card:
-        """Keep a guess, score it, and say what the run came to; the last two stand beside that."""
-        keep_guess(attacked, self._folder / "guesses" / f"{key}.safetensors")
-        answers = AnswerKey.read(trained.answers)
-        stream = derive(cell.training.seed, "oracle")
-        verdict, truth = judge(attacked, answers, self._trace(trained), stream=stream)
-        keep_truth(truth, self._folder / "truths" / f"{key}.safetensors")
-        verdict = replace(
-            verdict,
-            scores={**verdict.scores, **(scores or {})},
-            control={**(verdict.control or {}), **(control or {})} or None,
+        """Score an answer, and say what the run came to."""
+        utility: JsonObject = {}
+        cost: JsonObject = {"attack_seconds": attacked.seconds}
+        if cell.training.intruder is not None:
+            cost = {}
+            if cell.attack.control is not False:
+                honest = self._trained(cell.case, without_intruder(self._prepared))
+                utility = {f"honest_{name}": value for name, value in honest.utility.items()}
+            verdict, truth = judge_samples(attacked, trained, self._prepared)
+        else:
+            measures = tuple(own_class(e.name, "metric")(**e.own) for e in cell.metrics)
+            answers = replace(AnswerKey.read(trained.answers), measures=measures)
+            stream = derive(cell.training.seed, "oracle")
+            verdict, truth = judge(attacked, answers, self._trace(trained), stream=stream)
+            if cell.training.adversary is not None:
+                verdict = self._beside_a_hijack(cell, trained, verdict)
+        guess = answer_key_of(cell, self._prepared)
+        keep_truth(truth, self._folder / "truths" / f"{guess}.safetensors")
+        verdict = replace(verdict, notes=(*verdict.notes, *notes))
+        return self._card(
+            cell, key, trained, verdict, attacked=attacked, cost=cost, utility=utility, guess=guess
         )
-        cost = {"attack_seconds": attacked.seconds}
-        return self._card(cell, key, trained, verdict, attacked=attacked, cost=cost)
+
+    def _beside_a_hijack(
+        self, cell: CellSettings, trained: TrainingRun, verdict: Verdict
+    ) -> Verdict:
+        """Put the curve of an adversary beside its scores, and of a hijack a control run."""
+        beside: JsonObject = {}
+        if cell.attack.control is not False and not cell.attack.live:
+            control = self._trained(cell.case, _never_hijacked(self._prepared))
+            stream = derive(cell.training.seed, "oracle")
+            beside = {
+                "never_hijacked": never_hijacked(control, cell.attack),
+                **honest_probe(control, cell.attack, stream=stream),
+                "detection": detected(control),
+            }
+        return replace(
+            verdict,
+            scores={**verdict.scores, "checkpoints": quality(trained)},
+            control={**(verdict.control or {}), **beside} or None,
+        )
 
     def _card(
         self,
@@ -342,25 +358,27 @@ class TrainingGroup:
         verdict: Verdict,
         *,
         attacked: Attacked,
-        cost: JsonObject | None = None,
-        utility: JsonObject | None = None,
+        cost: JsonObject,
+        utility: JsonObject,
+        guess: str,
     ) -> Card:
-        """Say what a run came to; the last two stand beside what the training took and left."""
+        """Say what a run came to; cost and utility stand beside what the training had of them."""
         where = describe_device(resolve_device(cell.training.device))
         return Card(
-            **card_fields(cell, key, self._source),
+            **card_fields(cell, key),
             device={**where, "nodes": ", ".join(trained.devices)},
             status="done",
+            guess=guess,
             exposure=attacked.exposure,
             scores=verdict.scores,
             baselines=verdict.baselines,
             control=verdict.control,
-            utility={**trained.utility, **(utility or {})},
+            utility={**trained.utility, **utility},
             detection=detected(trained),
             smashed=dict(trained.smashed),
             cost={
                 **trained.cost,
-                **(cost or {}),
+                **cost,
                 "peak_memory": peak_memory(),
                 **peak_gpu_memory(resolve_device(cell.training.device)),
             },
@@ -369,6 +387,17 @@ class TrainingGroup:
             stopped_on_budget=verdict.stopped_on_budget,
             ceiling=self._bounds.beside(cell, trained.folder, verdict.scores),
         )
+
+
+def _try_out(training: Training) -> None:
+    """Hold a user's own defences against their contract before they are first trained with."""
+    for name, own in training.defense.stack:
+        if is_own(name):
+            refuse_breaches(own_class(name, "defence")(**own))
+
+
+def _never_hijacked(prepared: Prepared) -> Prepared:
+    return replace(prepared, settings=prepared.settings.never_hijacked())
 
 
 def _ended(error: Exception) -> DivergedError | BrokenPluginError | None:

@@ -33,7 +33,7 @@ from experiments.run.view import ADVERSARY, PUBLIC, attacked_architecture, publi
 from experiments.settings.plugins import KNOWN_PER_CLASS, AttackSettings
 from leakbed.contracts import Evidence, Guess, Knowledge, Seat, ThreatModel, UnfitViewError, View
 from leakbed.events import Phase
-from leakbed.oracle.scoring import (
+from leakbed.oracle.rivals import (
     OWN_CLASSIFIER,
     OWN_NEAREST,
     PUBLIC_CLASSIFIER,

@@ -15,17 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clients.malicious import MaliciousClientSession
-from experiments.run.attack import Attacked, Verdict, make_attack
+from experiments.run.attack import Attacked, make_attack
 from experiments.run.prepare import Prepared
 from experiments.run.targets import MisfitError
 from experiments.run.training_run import SAMPLES, TrainingRun
 from experiments.settings.plugins import AttackSettings
 from leakbed.contracts import Guess
-from leakbed.contracts.attack import MaliciousClient
 from leakbed.grids import DeterministicGrid
-from leakbed.oracle import CONTROL_FAILS, Truth, control_verdict, with_skill
-from leakbed.oracle.model_scores import NoSuchImagesError, Prototypes, train_judge
-from leakbed.oracle.truth import AnswerKey
 from leakbed.tensors import finite
 from leakbed.wire.messages import SAMPLES as QUERY
 from leakbed.wire.records import CONFIG, METRICS, as_arrays, int_field
@@ -69,12 +65,13 @@ def without_intruder(prepared: Prepared) -> Prepared:
     return replace(prepared, settings=replace(prepared.settings, intruder=None))
 
 
-def sampled(run: TrainingRun, settings: AttackSettings) -> Attacked:
-    """Return a malicious client's samples as its guess.
+def sampled(run: TrainingRun, settings: AttackSettings, prepared: Prepared) -> Attacked:
+    """Return a malicious client's samples as its guess, those of an untrained network beside it.
 
     Args:
         run: Trained with it.
         settings: The intruder's.
+        prepared: That run's ingredients.
 
     Returns:
         One target per sample.
@@ -91,87 +88,13 @@ def sampled(run: TrainingRun, settings: AttackSettings) -> Attacked:
     images = held["images"].unsqueeze(1)
     failed = torch.tensor([not finite(image) for image in images])
     guess = Guess(images=images, failed=failed)
-    return Attacked(attack=make_attack(settings), targets=(), guess=guess, seconds=0.0)
-
-
-def judge_samples(
-    attacked: Attacked, run: TrainingRun, prepared: Prepared
-) -> tuple[Verdict, Truth]:
-    """Score a malicious client's samples beside what needs no victim.
-
-    Args:
-        attacked: Its samples.
-        run: In which it got them.
-        prepared: That run's ingredients.
-
-    Returns:
-        The verdict, and as truth the private image of the class nearest to each sample.
-
-    Raises:
-        MisfitError: If there are no images to judge by.
-    """
-    answers, images = AnswerKey.read(run.answers), attacked.guess.images
-    if images is None or not isinstance(attacked.attack, MaliciousClient):
-        raise MisfitError("only an intruder's samples can be judged by the class they show")
-    try:
-        prototypes = _prototypes(answers, attacked.attack.aim, prepared.stream("oracle/judge"))
-    except NoSuchImagesError as error:
-        raise MisfitError(str(error)) from error
-    untrained = prototypes.score(_untrained(prepared, run, count=len(images)))
-    found = prototypes.baselines()
-    verdict = control_verdict(untrained, {"chance": found["chance"]})
-    found[UNTRAINED] = untrained
-    scores = with_skill(prototypes.score(images.flatten(0, 1)), found)
-    judge = prototypes.judge
-    described = {"accuracy": judge.accuracy, "rows": judge.rows, "held_out": judge.held_out}
-    turns = load_file(run.samples)["turns"].tolist()
-    return (
-        Verdict(
-            scores={**scores.as_dict(), "judge": described, "turns": turns},
-            baselines={name: {**each.means()} for name, each in found.items()},
-            control={**verdict, "untrained_victim": untrained.as_dict()},
-            unreliable=_doubts(verdict["above"], scores.failures, scores.targets),
-        ),
-        _nearest(prototypes, images.flatten(0, 1)),
-    )
-
-
-def _doubts(above: list[str], failures: int, targets: int) -> str | None:
-    reasons = [CONTROL_FAILS + ", ".join(above)] if above else []
-    reasons += [f"{failures} of {targets} targets failed"] if failures else []
-    return "; ".join(reasons) or None
-
-
-def _prototypes(answers: AnswerKey, label: int, stream: int) -> Prototypes:
-    """Return the class that samples should show, with a judge trained on all private rows."""
-    judge = train_judge(
-        answers.images,
-        answers.labels,
-        test_images=answers.test_images,
-        test_labels=answers.test_labels,
-        num_classes=answers.num_classes,
-        stream=stream,
-    )
-    held = answers.test_labels == label
-    return Prototypes(
-        judge=judge,
-        label=label,
-        num_classes=answers.num_classes,
-        real=answers.images[answers.labels == label],
-        held_out=answers.test_images[held],
-        others=answers.test_images[~held],
-    )
-
-
-def _nearest(prototypes: Prototypes, images: Float[Tensor, " count *image"]) -> Truth:
-    """Return the private image of the class nearest to each sample, as a truth to be shown."""
-    position = prototypes.nearest(images)
-    return Truth(
-        images=prototypes.real[position].unsqueeze(1),
-        labels=torch.full((len(position), 1), prototypes.label),
-        num_classes=prototypes.num_classes,
-        candidates=prototypes.real,
-        positions=position.unsqueeze(1),
+    untrained = _untrained(prepared, run, count=len(images))
+    return Attacked(
+        attack=make_attack(settings),
+        targets=(),
+        guess=guess,
+        seconds=0.0,
+        rivals={UNTRAINED: Guess(images=untrained.unsqueeze(1))},
     )
 
 

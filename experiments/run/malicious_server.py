@@ -6,19 +6,15 @@ knows which private rows a smashed batch hides, measures every so many batches w
 could decode by then; after the run the adversary decodes what it saw last. Neither draws from a
 generator of the training, and the adversary never sees a truth.
 
-**What it is scored by.** A passive attack is run on a trace, unless it learns live; an adversary,
-or one that did, has answered by the end of training, and its answers to the targets are picked
-here. Beside a hijacker's stands what the same adversary makes of a client that was never hijacked:
-in that run it trains as ever, but nodes get the gradients of the protocol.
+A passive attack is run on a trace, unless it learns live; an adversary, or one that did, has
+answered by the end of training, and its answers to the targets are picked here.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -37,9 +33,8 @@ from experiments.settings.plugins import AttackSettings, JsonObject
 from leakbed.contracts import Adversary, Guess, Knowledge, Watcher
 from leakbed.events import CutGradientDown, Event, Phase, SmashedUp
 from leakbed.hijack import Hijack, HijackError, Watch
-from leakbed.oracle import baselines, linear_probe, score
-from leakbed.oracle.metrics import HIGHER_LEAKS_MORE
-from leakbed.oracle.truth import AnswerKey, Target
+from leakbed.oracle import score
+from leakbed.oracle.truth import Target
 from leakbed.plugins import picked
 from leakbed.tap.trace import Trace
 from leakbed.tensors import resolve_device
@@ -225,10 +220,6 @@ def _on_cpu(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach().cpu()
 
 
-_ALL = 10**9  # targets: every row there is
-_LAST = 5  # checkpoints in the median at the end: each is the score of another batch
-
-
 def decoded_attack(run: TrainingRun, settings: AttackSettings) -> Attacked:
     """Return the answers of an adversary, or of a watcher, to its targets.
 
@@ -275,86 +266,3 @@ def _picked(run: TrainingRun, targets: Sequence[Target]) -> dict[str, Tensor]:
                     row = file.get_slice(f"{place}/{field}")[int(target.row or 0)]
                     rows.setdefault(field, []).append(row)
     return {field: torch.stack(each) for field, each in rows.items()}
-
-
-def never_hijacked(control: TrainingRun, settings: AttackSettings) -> dict[str, Any]:
-    """Return the scores of an adversary that hijacked nobody, on the same targets.
-
-    Args:
-        control: Trained with the adversary, which forged nothing.
-        settings: The adversary's.
-
-    Returns:
-        Every metric with its spread, as of any attack.
-    """
-    honest = decoded_attack(control, settings)
-    infers = honest.attack.threat.infers
-    truth = AnswerKey.read(control.answers).truth(honest.targets, attribute=infers)
-    found = baselines(truth, unordered_labels=honest.guess.images is None)
-    return score(honest.guess, truth, baselines=found).as_dict()
-
-
-def honest_probe(control: TrainingRun, settings: AttackSettings, *, stream: int) -> dict[str, Any]:
-    """Return what a linear head reads off honest smashed data, told the truth of half of them.
-
-    Args:
-        control: Trained with the adversary, which forged nothing.
-        settings: The adversary's; its targets may be of training or of evaluation.
-        stream: The oracle's.
-
-    Returns:
-        ``honest_probe``, from :func:`leakbed.oracle.linear_probe`; nothing where the adversary
-        infers no attribute.
-    """
-    threat = make_attack(settings).threat
-    if threat.infers is None:
-        return {}
-    evidences = Evidences.of(Trace(control.trace))
-    targets = pick_targets(evidences, threat, when=settings.when, count=_ALL)
-    truth = AnswerKey.read(control.answers).truth(targets, attribute=threat.infers)
-    found = linear_probe(
-        _smashed(evidences, targets),
-        torch.empty(0) if truth.attributes is None else truth.attributes[:, 0],
-        samples=truth.positions[:, 0],
-        stream=stream,
-    )
-    return {"honest_probe": found}
-
-
-def _smashed(evidences: Evidences, targets: Sequence[Target]) -> Tensor:
-    """Return the smashed row of every target."""
-    batches = {(Phase.TRAIN, *place): event for place, event in evidences.smashed.items()}
-    batches |= {(Phase.EVALUATE, each.node, each.step): each for each in evidences.evaluated}
-    rows = [
-        batches[each.phase, each.node, each.step].smashed[int(each.row or 0)] for each in targets
-    ]
-    return torch.from_numpy(np.stack(rows))
-
-
-def quality(run: TrainingRun) -> dict[str, Any]:
-    """Return what an adversary could decode by the number of gradients it had forged.
-
-    Args:
-        run: Trained with it.
-
-    Returns:
-        ``step`` and each metric as lists, and of each metric its ``peak`` (with its step), its
-        value at the ``last`` checkpoint, and the ``median`` of the last five; empty without
-        checkpoints.
-    """
-    if not run.checkpoints:
-        return {}
-    steps = [int(each["step"]) for each in run.checkpoints]
-    names = [name for name in run.checkpoints[0] if name != "step"]
-    curves = {name: [each[name] for each in run.checkpoints] for name in names}
-    peak: dict[str, Mapping[str, float]] = {}
-    for name, curve in curves.items():
-        best = max(curve) if HIGHER_LEAKS_MORE.get(name, True) else min(curve)
-        peak[name] = {"value": best, "step": steps[curve.index(best)]}
-    return {
-        "step": steps,
-        **curves,
-        "peak": peak,
-        "last": {name: curve[-1] for name, curve in curves.items()},
-        "median": {name: median(curve[-_LAST:]) for name, curve in curves.items()},
-    }

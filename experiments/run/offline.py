@@ -5,7 +5,7 @@ Guessed images as a PNG: one row per target, for eyes only.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from experiments.app_audit.truth import made_answers
-from experiments.results.cards import Card, Threat, card_key, peak_memory, source_hash, write_card
+from experiments.results.cards import Card, Threat, card_key, peak_memory, write_card
 from experiments.results.folder import make_folder
-from experiments.run.attack import Attacked, Verdict, attack_run, judge, keep_guess, keep_truth
+from experiments.run.attack import Attacked, attack_run, keep_answer, with_rivals
 from experiments.run.guesses import share_on_budget
+from experiments.run.judge import Verdict, judge, keep_truth
+from experiments.run.keys import attack_code
 from experiments.run.targets import Evidences
 from experiments.run.training_run import TrainingRun
 from experiments.run.view import refuse_uncounted
@@ -27,9 +29,14 @@ from experiments.settings.load import load_settings
 from experiments.settings.plugins import AttackSettings
 from leakbed import __version__
 from leakbed.oracle.truth import AnswerKey
-from leakbed.provenance import with_code
 from leakbed.seeds import derive
-from leakbed.tap.facts import UnpermittedModelError, amended, refuse_import, require
+from leakbed.tap.facts import (
+    UNKNOWN_DEFENSE,
+    UnpermittedModelError,
+    amended,
+    refuse_import,
+    require,
+)
 from leakbed.tap.trace import Trace
 from leakbed.tensors import configure_torch, describe_device, peak_gpu_memory, resolve_device
 
@@ -131,10 +138,14 @@ def attack_trace(
         **({"about": json.loads(json.dumps(facts))} if facts else {}),
         "attack": attack.model_dump(mode="json"),
         "device": where.type,
-        **asdict(seeds),
+        "seeds": asdict(seeds),
     }
-    key = card_key(asked, with_code(source_hash(), attack.name))
-    keep_guess(attacked, folder / "guesses" / f"{key}.safetensors")
+    key = card_key(asked, attack_code(__name__, attack.name))
+    if key_given is not None:
+        stream = derive(seeds.oracle, "oracle")
+        attacked = with_rivals(attacked, key_given, recorded, stream=stream)
+    note = keep_answer(attacked, folder / "guesses" / f"{key}.safetensors")
+    attacked = replace(attacked, notes=(*attacked.notes, *([note] if note else [])))
     truths = folder / "truths" / f"{key}.safetensors"
     verdict = _judged(attacked, key_given, recorded, truths, seeds.oracle)
     if attacked.guess.images is not None:
@@ -208,7 +219,7 @@ def _card(
         cut=about["architecture"]["cut"],
         nodes=about["nodes"],
         attack=attack.name,
-        defense=about.get("defense", "unknown"),
+        defense=about.get("defense", UNKNOWN_DEFENSE),
         seed=seeds.oracle,
         attack_seed=seeds.attack,
         threat=Threat.of(attacked.attack.threat),
@@ -224,7 +235,7 @@ def _card(
         reported=attack.reported,
         objective=dict(attacked.objective),
         version=__version__,
-        source=source_hash(),
+        source=attack_code(__name__, attack.name),
         stopped_on_budget=share_on_budget(attacked.guess),
         **scored,
     )

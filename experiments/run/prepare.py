@@ -47,7 +47,7 @@ from leakbed.plugins import picked
 from leakbed.provenance import RanOn
 from leakbed.seeds import derive
 from leakbed.tensors import resolve_device
-from strategies import PROTOCOLS
+from strategies import find_protocol
 from strategies.vertical_split import party_architectures
 
 
@@ -64,7 +64,7 @@ def partition_of(training: Training) -> str:
         SettingsError: If the setting does not fit the protocol.
     """
     chosen, protocol = training.data, training.protocol.name
-    if PROTOCOLS[protocol].divides == "rows":
+    if find_protocol(protocol).divides == "rows":
         if chosen.partition == ALIGNED:
             raise SettingsError(
                 f"data.partition = {ALIGNED!r} gives every node all rows, but {protocol} divides "
@@ -93,7 +93,7 @@ def check_parties(training: Training, architecture: Architecture) -> None:
         SettingsError: If only a share of the nodes would train in a round.
     """
     protocol = training.protocol
-    if PROTOCOLS[protocol.name].divides == "rows":
+    if find_protocol(protocol.name).divides == "rows":
         return
     if protocol.fraction != 1:
         raise SettingsError(
@@ -152,14 +152,14 @@ def check_defenses(
     for each in rows:
         for defense in defenses:
             defense.check(rows=each, batch_size=protocol.batch_size)
-    if not defenses or PROTOCOLS[protocol.name].exchanges != "split":
+    if not defenses or find_protocol(protocol.name).exchanges != "split":
         return
     size, steps = protocol.batch_size, protocol.local_steps
     for kind in (Protects.SMASHED, Protects.CUT_GRADIENT):
         refuse_order(select(defenses, kind))
     parts = architecture.parts(0)
     # Where parties hold strips, each of them is sent a gradient of the same row.
-    parties = 1 if PROTOCOLS[protocol.name].divides == "rows" else training.data.nodes
+    parties = 1 if find_protocol(protocol.name).divides == "rows" else training.data.nodes
     for each in sorted(set(rows)):
         run = Run(
             classes=architecture.num_classes - training.model.extra_classes,
@@ -324,7 +324,7 @@ def prepare(training: Training, *, root: str | None) -> Prepared:
     """
     training = replace(training, protocol=resolve_protocol(training.protocol))
     model, protocol = training.model, training.protocol
-    entry = PROTOCOLS[protocol.name]
+    entry = find_protocol(protocol.name)
     data = _recipe(training, root)
     dataset = data.dataset()
     channels, height, width = dataset.images.shape[1:]
@@ -337,6 +337,7 @@ def prepare(training: Training, *, root: str | None) -> Prepared:
         cut=model.cut,
         upper_cut=model.upper_cut,
         linear_top=model.linear_top,
+        settings=tuple(sorted(model.settings.items())),
     )
     prepared = Prepared(
         settings=training,
@@ -379,6 +380,7 @@ def _recipe(training: Training, root: str | None) -> DataConfig:
         public_from=chosen.public_from,
         test=chosen.test,
         download=chosen.download,
+        settings=tuple(sorted(chosen.settings.items())),
     )
 
 
@@ -413,7 +415,7 @@ def make_defenses(training: Training) -> tuple[Defense, ...]:
 
 def unread(threat: ThreatModel, training: Training) -> str | None:
     """Return why a protocol sends nothing that an attack reads, or None if it does."""
-    entry = PROTOCOLS[training.protocol.name]
+    entry = find_protocol(training.protocol.name)
     watches = training.adversary is not None and training.adversary.watches
     if (threat.active or watches) and entry.divides == "features":
         does = "watches the smashed data" if watches else "forges the gradients"
@@ -466,7 +468,7 @@ def unfit(attack: object, prepared: Prepared) -> str | None:
 
 def misfit(training: Training) -> str | None:
     """Return why a defence or an intruder does not fit a protocol, or None if all do."""
-    exchanges = PROTOCOLS[training.protocol.name].exchanges
+    exchanges = find_protocol(training.protocol.name).exchanges
     sent = {Protects.UPDATE} if exchanges == "weights" else _SPLIT
     labels = resolve_protocol(training.protocol).labels
     if (why := misplaced(training, exchanges=exchanges, labels=str(labels))) is not None:

@@ -18,7 +18,7 @@ from leakbed.data.partitioning import strip_architecture
 from leakbed.lookup import format_error
 from leakbed.models import Architecture, IllegalCutError, ModelMismatchError
 from leakbed.seeds import generator, scoped
-from strategies import PROTOCOLS
+from strategies import find_protocol
 
 _FEW = 2  # rows: the fewest that BatchNorm can take statistics of
 
@@ -110,7 +110,7 @@ def roles(training: Training, architecture: Architecture) -> tuple[Role, ...]:
         From the images up. Of parties that hold strips, the bottoms for the widest and the
         narrowest.
     """
-    entry = PROTOCOLS[training.protocol.name]
+    entry = find_protocol(training.protocol.name)
     if entry.parts == 1:
         return (Role("network", architecture),)
     bottoms = [architecture]

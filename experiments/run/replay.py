@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from experiments.run.recorded import Recorded
 from leakbed.contracts import Defense, Protects, select
 from leakbed.contracts.noise_laws import Channel, Clean, Law, NoCeilingError, sent_law, together
 from leakbed.events import Array, CutGradientDown, Phase, SmashedUp
 from leakbed.oracle.truth import Target
+from leakbed.plugins import is_own
 from leakbed.seeds import derive, scoped
 from leakbed.tensors import as_tensor, load
-from strategies import PROTOCOLS
+from strategies import find_protocol
 from strategies.averaging import average
-
-if TYPE_CHECKING:
-    from experiments.run.ceilings import Recorded
 
 _SMASHED = Protects.SMASHED
 
@@ -116,10 +114,11 @@ class _Replay:
                 "(when = 'inference')"
             )
         self._run, self._target = run, target
-        entry = PROTOCOLS[protocol]
+        entry = find_protocol(protocol)
         in_step = "sync" in entry.options and run.key.training.get("sync") != "round"
         self._merged = entry.merges and not in_step
-        known = self._merged or entry.in_turn
+        # Of a protocol of one's own nobody knows here how its bottoms step.
+        known = not is_own(protocol) and (self._merged or entry.in_turn)
         if not known and (target.round, target.step) != (1, 0):
             raise NoCeilingError(
                 f"no ceiling: how bottoms of {protocol!r} step together (protocol.sync = 'step') "

@@ -14,13 +14,20 @@ process that does everything in turn.
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from experiments.results.cards import Card, read_cards, source_hash, write_card
-from experiments.results.folder import default_folder, lock_folder, make_folder, note_last_run
+from experiments.results.folder import (
+    default_folder,
+    lock_folder,
+    make_folder,
+    note_last_run,
+    noted_keys,
+    remove_orphans,
+)
 from experiments.run.attack import make_attack
 from experiments.run.defaults import resolve_defaults
 from experiments.run.executor import Progress, RunCleanup, TrainingGroup
@@ -64,6 +71,70 @@ def run(
         return _run(checked, folder=folder, progress=progress, grids=grids, root=root)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The cells of an experiment, by the training runs they share.
+
+    Attributes:
+        trainings: One for each run.
+        keyed: Its cells by the keys of their cards.
+        left_out: How many cells are left out, as their parts cannot fit.
+    """
+
+    trainings: list[TrainingGroup]
+    keyed: list[dict[str, CellSettings]]
+    left_out: int
+
+    @property
+    def cells(self) -> dict[str, CellSettings]:
+        """All of them, in order."""
+        return {key: cell for keys in self.keyed for key, cell in keys.items()}
+
+    def note(self, folder: Path, checked: Settings, keys: Sequence[str]) -> None:
+        """Write down which cards are the last run's, and what it ran."""
+        settings = checked.model_dump(mode="json", exclude_unset=True)
+        note_last_run(folder, checked.name, keys, left_out=self.left_out, settings=settings)
+
+
+def planned(
+    checked: Settings,
+    *,
+    folder: Path,
+    root: str | None,
+    progress: Progress | None = None,
+    grids: Grids | None = None,
+    rescores: bool = False,
+) -> Plan:
+    """Prepare every training run of an experiment, and train none.
+
+    Args:
+        checked: The experiment.
+        folder: For results.
+        root: Folder of downloaded data sets.
+        progress: Told how far it is.
+        grids: Where nodes are; by default the grid that the settings name.
+        rescores: Whether kept guesses are to be scored, and nothing else is to be done.
+
+    Returns:
+        What is to be run.
+    """
+    wanted, left_out = _wanted(checked)
+    groups = [list(group) for _, group in groupby(wanted, key=lambda cell: cell.training)]
+    trainings = [
+        TrainingGroup(
+            prepare(group[0].training, root=root),
+            folder=folder,
+            grids=grids or grids_of(checked),
+            progress=progress,
+            on_error=checked.on_error,
+            rescores=rescores,
+        )
+        for group in groups
+    ]
+    keyed = [group.keyed(own) for group, own in zip(trainings, groups, strict=True)]
+    return Plan(trainings=trainings, keyed=keyed, left_out=left_out)
+
+
 def _run(
     checked: Settings,
     *,
@@ -73,23 +144,14 @@ def _run(
     root: str | None,
 ) -> list[Card]:
     """Run every cell that has no card yet, in a folder that is this run's alone."""
-    wanted, left_out = _wanted(checked)
-    groups = [list(group) for _, group in groupby(wanted, key=lambda cell: cell.training)]
-    prepared = [prepare(group[0].training, root=root) for group in groups]
-    source = source_hash()
-    done = _done(folder)
-    lent, on_error = grids or grids_of(checked), checked.on_error
-    trainings = [
-        TrainingGroup(
-            each, folder=folder, source=source, grids=lent, progress=progress, on_error=on_error
-        )
-        for each in prepared
-    ]
-    keyed = [group.keyed(own) for group, own in zip(trainings, groups, strict=True)]
-    labels = {key: cell.label for keys in keyed for key, cell in keys.items()}
-    note_last_run(folder, checked.name, list(labels), left_out=left_out)
+    done = finished(folder)
+    plan = planned(checked, folder=folder, grids=grids, progress=progress, root=root)
+    trainings, keyed = plan.trainings, plan.keyed
+    labels = {key: cell.label for key, cell in plan.cells.items()}
+    gone = sum(key in done and key not in labels for key in noted_keys(folder))
+    plan.note(folder, checked, list(labels))
     if progress is not None:
-        progress.start(len(labels), left_out=left_out)
+        _announce(progress, len(labels), left_out=plan.left_out, gone=gone)
     tidying = RunCleanup(trainings, keep=checked.keep_runs)
 
     def keep(card: Card) -> None:
@@ -111,14 +173,26 @@ def _run(
         from experiments.run import sweep  # noqa: PLC0415  Ray takes seconds to import
 
         sweep.share(
-            sweep.Sweep(settings=checked, folder=folder.absolute(), source=source, root=root),
-            {place: (keyed[place], prepared[place].ran_on) for place in sorted(shared)},
+            sweep.Sweep(
+                settings=checked, folder=folder.absolute(), source=source_hash(), root=root
+            ),
+            {place: (keyed[place], trainings[place].ran_on) for place in sorted(shared)},
             done=dict(done),
             keep=keep,
             tidy=lambda place: tidying.after(trainings[place]),
             note=None if progress is None else progress.note,
         )
     return [done[key] for key in labels]
+
+
+def _announce(progress: Progress, cells: int, *, left_out: int, gone: int) -> None:
+    """Say how many cells there are, and how many results of the last run are no part of it."""
+    progress.start(cells, left_out=left_out)
+    if gone:
+        progress.note(
+            f"{gone} results of the last run here are of other settings, data or code, or were "
+            "named by an earlier version; they stay in cards/ and are no part of this run"
+        )
 
 
 def _is_shared(checked: Settings, lacking: int) -> bool:
@@ -132,9 +206,19 @@ def _is_shared(checked: Settings, lacking: int) -> bool:
     return checked.ray_address is not None or min(checked.jobs, lacking) > 1
 
 
-def _done(folder: Path) -> dict[str, Card]:
-    """Return the cards that stand, by their keys; what failed is to be tried again."""
+def finished(folder: Path) -> dict[str, Card]:
+    """Return the cards that stand, by their keys; what failed is to be tried again.
+
+    A guess whose card was deleted goes with it, so that its cell is attacked anew.
+
+    Args:
+        folder: For results.
+
+    Returns:
+        Cards.
+    """
     cards = read_cards(folder) if (folder / "cards").is_dir() else []
+    remove_orphans(folder, cards)
     return {card.key: card for card in cards if card.status != "failed"}
 
 

@@ -48,7 +48,7 @@ from leakbed.grids.ray.actors import (
     start_ray,
     stop_ray,
 )
-from leakbed.provenance import RanOn
+from leakbed.provenance import EditedCodeError, RanOn
 from leakbed.tensors import configure_torch
 
 _log = logging.getLogger(__name__)
@@ -72,8 +72,8 @@ class OtherCodeError(ValueError):
     """Machines of a cluster that do not have this process's code, or do not answer."""
 
 
-class ChosenDeviceError(ValueError):
-    """A GPU by its number, where Ray gives each task its own."""
+class UnsharedError(ValueError):
+    """A setting that makes sense only where training runs are not shared out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +164,7 @@ def share(
         note: Told what is happening.
     """
     settings = sweep.settings
-    _refuse_chosen_device(settings)
+    _refuse_unfit(settings)
     tasks = {}
     for number, (keyed, ran_on) in runs.items():
         for key in keyed.keys() & done.keys():
@@ -223,12 +223,12 @@ class _Scheduler:
         try:
             try:
                 self._work()
+            except NoRoomError:
+                raise
             except Exception:
-                self._ending = True
                 self._await_end(math.inf)
                 raise
-        except KeyboardInterrupt:
-            self._ending = True
+        except (KeyboardInterrupt, NoRoomError):
             for generator in self._under_way:
                 ray.cancel(generator)  # which raises the same there: it removes what is half done
             self._await_end(_END_SECONDS)
@@ -262,6 +262,7 @@ class _Scheduler:
     def _receive(self, generator: Any) -> None:  # noqa: ANN401  Ray is untyped
         """Take in what a task has come to."""
         run = self._under_way[generator]
+        self._store(run)  # what an interrupt kept from it
         try:
             found = ray.get(next(generator))
         except StopIteration:
@@ -283,11 +284,11 @@ class _Scheduler:
         run.came, run.lost = True, 0
 
     def _store(self, run: _Run) -> None:
-        """Keep what has arrived; what an interrupt leaves half kept is kept again."""
+        """Keep what has arrived."""
         while run.arrived:
             card = run.arrived[0].card
             for part, content in run.arrived[0].files.items():
-                _write(_kept(run.task.sweep.folder, part, card.key), content)
+                _write(_kept(run.task.sweep.folder, part, card.guess_key), content)
             self._keep(card)
             cells = {key: cell for key, cell in run.task.cells.items() if key != card.key}
             run.task = replace(run.task, cells=cells)
@@ -319,16 +320,14 @@ class _Scheduler:
         if self._settings.on_error == "stop":
             raise JobGoneError(f"{said}; finished cells stay")
         for key, cell in list(run.task.cells.items())[: 1 if run.came else None]:
-            card = empty_card(cell, key, run.task.sweep.source, status="failed", why=said)
+            card = empty_card(cell, key, status="failed", why=said)
             run.arrived.append(Finished(card, {}))
         self._store(run)
         run.lost = 0
 
     def _await_end(self, seconds: float) -> None:
         """Keep what tasks under way still finish, and begin nothing more."""
-        deadline = monotonic() + seconds
-        for run in self._under_way.values():
-            self._store(run)
+        self._ending, deadline = True, monotonic() + seconds
         while self._under_way and (left := deadline - monotonic()) > 0:
             ready, _ = ray.wait(list(self._under_way), timeout=min(left, _LOOK_SECONDS))
             for generator in ready:
@@ -377,13 +376,20 @@ def _gpu_share(settings: Settings) -> float:
     return 1 / math.ceil(at_once / gpus) if gpus and at_once else 0.0
 
 
-def _refuse_chosen_device(settings: Settings) -> None:
+def _refuse_unfit(settings: Settings) -> None:
+    """Refuse settings that make sense only where nothing is shared out."""
     if re.fullmatch(r"cuda:\d+", settings.device):
         number = settings.device.partition(":")[2]
-        raise ChosenDeviceError(
+        raise UnsharedError(
             f"device = {settings.device!r} names one GPU, but Ray gives each training run that is "
             f"shared out its own; set device = 'cuda', with CUDA_VISIBLE_DEVICES={number} before "
             "the command to use that one alone, or jobs = 1 without a ray_address"
+        )
+    if (settings.ray_address or "").startswith("ray://"):
+        raise UnsharedError(
+            f"ray_address = {settings.ray_address!r} is of Ray's client, which cannot hand over "
+            "cards one by one; run the command on a machine of the cluster, with ray_address = "
+            "'auto', or give host:port"
         )
 
 
@@ -422,6 +428,8 @@ def _other(ref: Any, source: str) -> str | None:  # noqa: ANN401  Ray is untyped
         there = ray.get(ref)
     except ray.exceptions.RayTaskError as error:
         return f"lacks Leakbed ({error.cause})"
+    except (ray.exceptions.TaskUnschedulableError, ray.exceptions.NodeDiedError):
+        return None  # the machine was lost meanwhile, which Ray may take a while to notice
     except ray.exceptions.RayError as error:
         return f"could not be asked ({type(error).__name__})"
     return None if there == source else f"has other sources of Leakbed ({there}, here {source})"
@@ -471,14 +479,15 @@ def worked(task: Task, mark: tuple[int, int] | None, share: float) -> Iterator[F
     Yields:
         Each cell's card as it is there; last, where one ends the task, an error.
     """
-    if not share:
+    if share:
+        cap_memory(share)
+    else:
         hide_gpus()
     configure_torch()
-    cap_memory(share)
     try:
         with _results(task, mark) as (folder, is_askers), task_identity():
             for card in _cards(task, folder):
-                yield Finished(card, {} if is_askers else _taken(folder, card.key))
+                yield Finished(card, {} if is_askers else _taken(folder, card.guess_key))
     except Exception as error:  # noqa: BLE001  the asker raises it
         yield Ended(_readable(error))
 
@@ -490,11 +499,15 @@ def _cards(task: Task, folder: Path) -> Iterator[Card]:
     group = TrainingGroup(
         prepared,
         folder=folder,
-        source=task.sweep.source,
         grids=grids_of(task.sweep.settings),
         progress=None,
         on_error=task.sweep.settings.on_error,
     )
+    if group.keyed(tuple(task.cells.values())).keys() != task.cells.keys():
+        raise EditedCodeError(
+            "the code was edited after the run began, and another process would train or attack "
+            "with the new one; start the run anew"
+        )
     yield from group.cards(task.cells, {})
 
 

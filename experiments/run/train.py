@@ -11,13 +11,13 @@ them: the distance correlation that NoPeek minimises, measured on what a run rea
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from time import perf_counter
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -28,28 +28,32 @@ from torch import Tensor
 
 from clients import node_app
 from experiments.run.alarms import found
-from experiments.run.malicious_client import gather
-from experiments.run.malicious_server import LiveAdversary
 from experiments.run.prepare import Prepared, answer_key, labels_of, make_defenses, passes_of
 from experiments.run.training_run import SUMMARY, TrainingRun, unfinished
 from experiments.run.view import ADVERSARY, PUBLIC
 from experiments.settings.plugins import JsonObject
 from experiments.settings.schema import Settings
+from leakbed.contract_checks import blamed
 from leakbed.contracts import Defense, Protects, select
 from leakbed.distance_correlation import corrected_correlation, distance_correlation
 from leakbed.events import Arrays, Event, Phase, SmashedUp, arrays_of
 from leakbed.grids import DeterministicGrid, LocalGrid, NodeFailed
+from leakbed.lookup import import_object
 from leakbed.oracle.truth import AnswerKey
+from leakbed.plugins import is_own
 from leakbed.provenance import RanOn
 from leakbed.seeds import scoped
 from leakbed.tap.trace import Recorder, Trace
 from leakbed.tap.wiretap import PassiveHook, Wiretap
 from leakbed.tensors import as_tensor, finite, load, predicted, resolve_device
 from leakbed.wire.messages import SETUP, SPLIT_STEP
-from strategies import PROTOCOLS
+from strategies import find_protocol
 from strategies.node_session import NodeStopped
-from strategies.protocol import BuiltProtocol, ProtocolSetup
+from strategies.protocol import Build, BuiltProtocol, ProtocolSetup
 from strategies.split_strategy import SplitStrategy
+
+if TYPE_CHECKING:
+    from experiments.run.malicious_server import LiveAdversary
 
 
 class NonFiniteError(RuntimeError):
@@ -138,8 +142,9 @@ def train(
     Raises:
         OSError: The finished run cannot be put into its folder.
     """
-    adversary = prepared.settings.adversary
-    live = None if adversary is None else LiveAdversary(prepared, adversary)
+    adversary, live = prepared.settings.adversary, None
+    if adversary is not None:
+        live = _acting(_ADVERSARY)(prepared, adversary)
     timeout = prepared.settings.protocol.timeout
     canonical = DeterministicGrid(
         grid,
@@ -153,7 +158,7 @@ def train(
     with unfinished(folder) as work:
         summary = _record(prepared, canonical, work, live)
         if prepared.settings.intruder is not None:
-            gather(canonical, prepared, work)
+            _acting(_INTRUDER)(canonical, prepared, work)
         if live is not None:
             summary = live.concluded(summary, work)
         (work / SUMMARY).write_text(json.dumps({**summary, "devices": devices}))
@@ -168,8 +173,23 @@ def train(
     return TrainingRun(folder=folder, **json.loads((folder / SUMMARY).read_text()))
 
 
+_ADVERSARY, _INTRUDER = "adversary", "intruder"
+_ACTING = {
+    "adversary": "experiments.run.malicious_server:LiveAdversary",
+    "intruder": "experiments.run.malicious_client:gather",
+}
+"""Who acts in a run; named rather than imported, so that no other run's key depends on it."""
+
+
+def _acting(role: str) -> Callable[..., Any]:
+    found = import_object(_ACTING[role])
+    if not callable(found):
+        raise TypeError(f"{_ACTING[role]} is {found!r}, which cannot be called")
+    return found
+
+
 def _record(
-    prepared: Prepared, grid: DeterministicGrid, work: Path, live: LiveAdversary | None
+    prepared: Prepared, grid: DeterministicGrid, work: Path, live: "LiveAdversary | None"
 ) -> JsonObject:
     """Train under the wiretap, write trace and answers, and return the summary."""
     started = perf_counter()
@@ -181,10 +201,12 @@ def _record(
         if live is not None and active is None:
             hooks.append(live)
         tap = Wiretap(grid, hooks, active=active, roster=grid.roster, strict=True)
-        built = PROTOCOLS[prepared.settings.protocol.name].build(_setup(prepared, grid.roster))
-        if live is not None and isinstance(built.strategy, SplitStrategy):
-            live.stands_beside(built.strategy)
-        utility, stop = _start(prepared, built, tap, recorder)
+        entry = find_protocol(prepared.settings.protocol.name)
+        with _blamed(prepared.settings.protocol.name, entry.build):
+            built = entry.build(_setup(prepared, grid.roster))
+            if live is not None and isinstance(built.strategy, SplitStrategy):
+                live.stands_beside(built.strategy)
+            utility, stop = _start(prepared, built, tap, recorder)
     cost = {
         "seconds": perf_counter() - started,
         "bytes_up": tap.bytes_up,
@@ -284,12 +306,17 @@ def _tell_nodes(grid: DeterministicGrid, prepared: Prepared, timeout: float) -> 
     return sorted(devices)
 
 
+def _blamed(name: str, build: Build) -> AbstractContextManager[None]:
+    """Blame a protocol of one's own by its path for what its code raises."""
+    return blamed(name, "protocol", within=build) if is_own(name) else nullcontext()
+
+
 def _start(
     prepared: Prepared, built: BuiltProtocol, tap: Wiretap, recorder: Recorder
 ) -> tuple[dict[str, float], NodeStopped | None]:
     """Train; return the utility, and the node that stopped, where one did."""
     protocol = prepared.settings.protocol
-    entry = PROTOCOLS[protocol.name]
+    entry = find_protocol(protocol.name)
 
     def keep(round_: int, arrays: ArrayRecord) -> MetricRecord | None:
         """Record what the server itself holds at the start and at each round's end."""
@@ -338,7 +365,7 @@ def _setup(prepared: Prepared, roster: Mapping[int, int]) -> ProtocolSetup:
         device=resolve_device(prepared.settings.device),
         optimizer_state=prepared.plan.optimizer_state,
         stream=prepared.stream("server/lots"),
-        options={key: getattr(protocol, key) for key in PROTOCOLS[protocol.name].options},
+        options={key: getattr(protocol, key) for key in find_protocol(protocol.name).options},
         protocol=protocol.name,
         batch_size=protocol.batch_size,
         local_steps=protocol.local_steps,
@@ -392,7 +419,7 @@ def _about(prepared: Prepared) -> dict[str, Any]:
         "architecture": {
             key: value
             for key, value in asdict(prepared.architecture).items()
-            if key not in {"mean", "std"}  # our own runs feed pixels
+            if key not in {"mean", "std"} and value != ()  # our own runs feed pixels
         },
         "modes": {Phase.TRAIN: "train", Phase.EVALUATE: "eval"},  # of the node's network
         **({"divides": "features"} if prepared.data.aligned else {}),

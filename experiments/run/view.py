@@ -244,6 +244,7 @@ def architecture_of(about: Mapping[str, Any]) -> Architecture:
     for key in ("image_shape", "mean", "std"):
         if fields.get(key) is not None:
             fields[key] = tuple(fields[key])
+    fields["settings"] = tuple(map(tuple, fields.get("settings", ())))
     return Architecture(**fields)
 
 

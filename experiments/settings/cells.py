@@ -22,10 +22,12 @@ from experiments.settings.schema import (
     SECTIONS,
     CeilingSettings,
     DataSettings,
+    MetricSettings,
     ModelSettings,
     Settings,
     SettingsError,
 )
+from leakbed.plugins import is_own
 from leakbed.tensors import resolve_device
 
 CHECKPOINT_EVERY = 100
@@ -113,8 +115,14 @@ class Training:
         }
 
     def plugins(self) -> tuple[str, ...]:
-        """Return the names of everything that plays a part in it, keys and import paths."""
+        """Return the names of everything that plays a part in it, keys and import paths.
+
+        A protocol of the catalogue is left out: nodes do not hear of it, and are asked for their
+        code by these names.
+        """
         acting = [each.name for each in (self.adversary, self.intruder) if each is not None]
+        if is_own(self.protocol.name):
+            acting.append(self.protocol.name)
         return (*(name for name, _ in self.defense.stack), *acting)
 
     def never_hijacked(self) -> "Training":
@@ -153,6 +161,7 @@ class CellSettings:
             tried with all there are.
         ceiling: What no attack exceeds is put beside the result, computed so; None for no such
             number.
+        metrics: Those of one's own, beside the oracle's.
     """
 
     case: str
@@ -161,6 +170,7 @@ class CellSettings:
     demo: bool
     named: frozenset[str] = frozenset(CHOICES)
     ceiling: CeilingSettings | None = None
+    metrics: tuple[MetricSettings, ...] = ()
 
     @property
     def label(self) -> str:
@@ -171,13 +181,19 @@ class CellSettings:
         """Return every setting a result depends on as JSON values."""
         unread = {"reported", "everywhere", "called", "tuned_on"}
         attack = self.attack.model_dump(mode="json", exclude=unread)
+        measured = [each.model_dump(mode="json") for each in self.metrics]
         return {
             "case": self.case,
             **self.training.as_json(),
             "attack": attack,
             "demo": self.demo,
             **({"ceiling": self.ceiling.model_dump(mode="json")} if self.ceiling else {}),
+            **({"metric": measured} if measured else {}),
         }
+
+    def judged_by(self) -> tuple[str, ...]:
+        """Return the names of what works on the finished run: its attack, and one's own metrics."""
+        return (self.attack.name, *(each.name for each in self.metrics))
 
 
 def cells(settings: Settings) -> list[CellSettings]:
@@ -203,6 +219,7 @@ def cells(settings: Settings) -> list[CellSettings]:
             demo=settings.demo,
             named=_named(settings, table),
             ceiling=settings.ceiling,
+            metrics=settings.metric,
         )
         for table in settings.case or ({"name": settings.name},)
         for case, training in _trainings(settings, table, chosen(table, "attacks", attacks))

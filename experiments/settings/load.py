@@ -3,7 +3,7 @@
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
@@ -114,8 +114,8 @@ def _takes(section: str, table: object, key: str) -> bool:
     """Say whether an attack or a defence has a setting, its own or one that all have."""
     if not isinstance(table, Mapping) or section not in {"attack", "defense"}:
         return True
-    package, name = "attacks" if section == "attack" else "defenses", str(table.get("name"))
-    name = import_path(package, name)
+    package: Literal["attacks", "defenses"] = "attacks" if section == "attack" else "defenses"
+    name = import_path(package, str(table.get("name")))
     own = own_fields(package, name) if is_own(name) else plugin_fields(package).get(name)
     common = common_keys(name) if section == "attack" else frozenset({"name", "everywhere"})
     common -= {"restarts"}  # only of use to attacks that choose among their tries

@@ -1,95 +1,46 @@
-"""The tables of a settings file that name a plug-in: attacks and defences, with their own settings.
+"""The tables of a settings file that name a plug-in: attacks, defences and metrics, with settings.
 
-Read strictly and, but for classes of one's own, without torch: what a plug-in of the catalogue may
-be told is read from its source.
-
-Refuse a plug-in's setting whose value has the wrong type, before the plug-in is imported.
-
-Attacks and defences are plain dataclasses, which take any value and fail where it is first used,
-perhaps after an hour of training. Their source says which type each field has; pydantic checks it.
-
-The names and settings of the plug-ins, read from their source without importing it.
-
-Importing an attack imports torch, which takes seconds; a typing mistake in a settings file should
-be answered at once. Catalogues are plain dicts, one class per file, so their source says
-all there is to know; a test compares this reading with the classes themselves. A class of one's
-own, named by import path, is imported: it may lie anywhere and be written in any way.
+Importing an attack imports torch, which takes seconds, and a typing mistake in a settings file
+should be answered at once. So names and settings of the catalogue's plug-ins are read from their
+source: catalogues are plain dicts of classes, and a test compares this reading with the classes.
+A class of one's own, named by import path, is imported: it may lie anywhere and be written in any
+way.
 """
 
 import ast
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
+from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
-    AllowInfNan,
     BaseModel,
     ConfigDict,
     Field,
-    Strict,
-    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
 )
 
+from experiments.settings.values import checked_value, is_scalar
 from leakbed.lookup import unknown_name
-from leakbed.plugins import Contract, PluginError, installed, is_own, own_class, role_of
+from leakbed.plugins import Contract, Group, PluginError, installed, is_own, own_class, role_of
 
-_Whole = Annotated[int, Strict()]
-_Number = Annotated[float, Strict(), AllowInfNan(False)]
-_TYPES: dict[str, Any] = {
-    "bool": Annotated[bool, Strict()],
-    "float": _Number,
-    "Sequence[float]": tuple[_Number, ...],
-    "float | None": _Number | None,
-    "int": _Whole,
-    "int | None": _Whole | None,
-    "str": Annotated[str, Strict()],
-    "tuple[float, ...]": tuple[_Number, ...],
-}
-
-
-def checked_value(owner: str, key: str, value: Any, *, written: str) -> Any:  # noqa: ANN401  JSON's
-    """Refuse a value of another type than its field's, NaN and infinity included.
-
-    A type that is not among those above is left to the class that wrote it.
-
-    Args:
-        owner: Whose setting it is, such as ``attack dlm``.
-        key: The setting.
-        value: Its value.
-        written: The field's type as its class writes it.
-
-    Returns:
-        The value; a whole number as a float where the field is one, so that 1 and 1.0 are the same
-        setting.
-
-    Raises:
-        ValueError: The value does not fit; the message says what would.
-    """
-    if written not in _TYPES:
-        return value
-    try:
-        fitting = _adapter(written).validate_python(value)
-    except ValidationError as error:
-        wanted = error.errors()[0]["msg"]
-        raise ValueError(f"{owner}: {key}: {wanted} (got {value!r})") from None
-    return fitting if isinstance(fitting, float) else value
-
-
-@cache
-def _adapter(written: str) -> TypeAdapter[Any]:
-    return TypeAdapter(_TYPES[written])
-
-
+JsonObject = dict[str, Any]
 _ROOT = Path(__file__).resolve().parents[2]
 _ADVERSARIES, _INTRUDERS = "ADVERSARIES", "INTRUDERS"
 _KNOWN = "Knowledge.KNOWN_LABELS"
-_CONTRACTS: Mapping[str, Contract] = {"attacks": "attack", "defenses": "defence"}
+_Listed = Literal["attacks", "defenses"]
+Package = Literal["attacks", "defenses", "metrics"]
+_CONTRACTS: Mapping[Package, Contract] = {
+    "attacks": "attack",
+    "defenses": "defence",
+    "metrics": "metric",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,13 +77,13 @@ def plugin_fields(package: str) -> dict[str, PluginFields]:
 
 
 @cache
-def own_fields(package: str, path: str) -> PluginFields:
+def own_fields(package: Package, path: str) -> PluginFields:
     """Return what a settings file may say of a class of one's own, which is imported for it.
 
     What cannot be imported is an :class:`~leakbed.lookup.ImportPathError`.
 
     Args:
-        package: As for :func:`plugin_fields`.
+        package: Where the catalogue has its like.
         path: ``package.module:Class``.
 
     Returns:
@@ -142,7 +93,7 @@ def own_fields(package: str, path: str) -> PluginFields:
         PluginError: It breaks the contract, or has the name of a catalogue's.
     """
     kind = own_class(path, _CONTRACTS[package])
-    if kind.name in plugin_fields(package):
+    if kind.name in _listed(package):
         raise PluginError(
             f"{path} has the name {kind.name!r}, which is the catalogue's own; give it another"
         )
@@ -152,11 +103,11 @@ def own_fields(package: str, path: str) -> PluginFields:
     return PluginFields(settings=written, told=_KNOWN in text)
 
 
-def import_path(package: str, name: str) -> str:
-    """Return the import path behind the short name of an installed package's method.
+def import_path(group: Group, name: str) -> str:
+    """Return the import path behind the short name of what an installed package offers.
 
     Args:
-        package: As for :func:`plugin_fields`.
+        group: What is named.
         name: As a settings file has it.
 
     Returns:
@@ -165,16 +116,34 @@ def import_path(package: str, name: str) -> str:
     Raises:
         PluginError: An installed package offers a name that is the catalogue's.
     """
-    if is_own(name) or name not in (offered := installed(_CONTRACTS[package])):
+    if is_own(name) or name not in (offered := installed(group)):
         return name
     found = offered[name]
-    if name in plugin_fields(package):
+    if name in _listed(group):
         source = found.dist.name if found.dist else "an installed package"
         raise PluginError(
             f"{source} offers {name!r}, which is the catalogue's own; give it another name in its "
             "entry points, or uninstall it"
         )
     return found.value
+
+
+def _listed(group: Group) -> Collection[str]:
+    """Return the catalogue's own keys; those of models and data are read by importing them.
+
+    Metrics are read from their source: settings are read by code that trains, which must not
+    depend on the oracle's.
+    """
+    if group == "protocols":
+        return protocol_names()
+    if group == "models":
+        return frozenset(vars(import_module("leakbed.models"))["MODELS"])
+    if group == "data":
+        return frozenset(vars(import_module("leakbed.data"))["DATASETS"])
+    if group == "metrics":
+        source = _parsed(_ROOT / "leakbed" / "oracle" / "metrics.py")
+        return frozenset(_entries(source, only="HIGHER_LEAKS_MORE"))
+    return plugin_fields(group)
 
 
 def is_adversary(name: object) -> bool:
@@ -267,7 +236,6 @@ def _parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text("utf-8"), str(path))
 
 
-JsonObject = dict[str, Any]
 Round = Annotated[int, Field(ge=1, strict=True)]
 _PASSIVE = {"restarts", "when", "collect", "live"}
 _ACTIVE = {"checkpoint_every", "when", "control"}
@@ -308,18 +276,27 @@ class TunedOn(BaseModel):
 class AttackSettings(BaseModel):
     """One attack: keys every attack has, and its own in ``own``.
 
-    ``restarts`` and ``collect``, the round whose messages are attacked, are for passive attacks.
-    So is ``live``: the attack learns beside the training, from every batch as it is sent, and not
-    from a round that is over; only a :class:`~leakbed.contracts.Watcher` can.
-    ``checkpoint_every`` and ``control`` are for adversaries, see
-    :class:`experiments.settings.cells.Hijacking`; ``nodes`` and ``control`` are for malicious
-    clients, see :class:`experiments.settings.cells.Intruding`, whose samples ``targets`` counts.
-    ``known_per_class`` is for attacks that know a few true labels: the first so many targets of
-    each class. One that is not ``everywhere`` runs in the cases that name it: by its name, or what
-    it is ``called``. ``tuned_on`` says what its settings were chosen on: on nothing for this
-    experiment (``"default"``: the catalogue's, but for those that the table has), by its source
-    (``"published"``), or by runs on other targets (:class:`TunedOn`). It changes no number, and the
-    card says it.
+    Attributes:
+        name: A key of the catalogue, or ``package.module:Class``.
+        targets: How many messages it attacks; of a malicious client, how many samples it is asked
+            for.
+        restarts: Of passive attacks: how often it tries, and keeps the best by its own objective.
+        when: Whether it reads messages of training or of the evaluation.
+        collect: Of passive attacks: the round whose messages are attacked.
+        known_per_class: Of attacks that know a few true labels: the first so many targets of each
+            class.
+        live: Of passive attacks that can: whether it learns beside the training, from every batch
+            as it is sent, and not from a round that is over.
+        checkpoint_every: Of adversaries: gradients between two measures of what it can decode.
+        control: Of adversaries and malicious clients: whether a control run stands beside it.
+        nodes: Of malicious clients: the partitions that are one.
+        tuned_on: What its settings were chosen on: nothing for this experiment (``"default"``: the
+            catalogue's, but for those that the table has), its source (``"published"``), or runs on
+            other targets. It changes no number, and the card says it.
+        reported: The source's own figure.
+        everywhere: Whether it is tried in every case, or only in those that name it.
+        called: By what a case names it, in place of its name.
+        own: Its own settings, which a settings file writes beside the others.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -380,8 +357,10 @@ class AttackSettings(BaseModel):
 class DefenseSettings(BaseModel):
     """One alternative: nothing, one defence, or several applied in order.
 
-    One that is not ``everywhere`` is tried in the cases that name it: by its name, or what it is
-    ``called``.
+    Attributes:
+        stack: Name and settings of each.
+        everywhere: Whether it is tried in every case, or only in those that name it.
+        called: By what a case names it, in place of its name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -442,6 +421,41 @@ def refuse_reserved(kind: str, name: str) -> None:
                 f"{name} has a setting `{setting}`, which is a key of every {kind}"
                 f"{' of its kind' if setting in _SOME else ''}; call it otherwise"
             )
+
+
+def strengths(package: Package, table: object) -> list[object]:
+    """Return a table for every combination of the values that lists give to scalar settings.
+
+    ``share = [0.1, 0.5]`` of a defence whose share is a number stands for two defences.
+
+    Args:
+        package: As for :func:`plugin_fields`.
+        table: As a settings file has it; what cannot be told apart is left as it is.
+
+    Returns:
+        At least one table, in the order of the lists.
+
+    Raises:
+        ValueError: A list is empty.
+    """
+    if not isinstance(table, Mapping):
+        return [table]
+    if isinstance(stack := table.get("stack"), list):
+        parts = [strengths(package, each) for each in stack]
+        return [{**table, "stack": list(each)} for each in product(*parts)]
+    name = table.get("name")
+    path = import_path(package, name) if isinstance(name, str) else ""
+    known = own_fields(package, path) if is_own(path) else plugin_fields(package).get(path)
+    written = {} if known is None else known.settings
+    lists = {
+        key: value
+        for key, value in table.items()
+        if isinstance(value, list) and is_scalar(written.get(key, ""))
+    }
+    for key, value in lists.items():
+        if not value:
+            raise ValueError(f"{name}: {key} = [] has no values; give one, or a list of several")
+    return [{**table, **dict(zip(lists, each, strict=True))} for each in product(*lists.values())]
 
 
 def attack_table(table: object) -> object:
@@ -507,7 +521,7 @@ def defense_table(table: object) -> object:
     return {**common, "stack": [_one(each) for each in own["stack"]]}
 
 
-def _by_path(package: str, table: Mapping[str, Any]) -> JsonObject:
+def _by_path(package: Group, table: Mapping[str, Any]) -> JsonObject:
     """Return a table with the import path behind the short name that a package gave to a method."""
     given, short = dict(table), table.get("name")
     if isinstance(short, str) and (path := import_path(package, short)) != short:
@@ -538,7 +552,7 @@ def _one(table: object) -> tuple[str, JsonObject]:
     return str(name), own
 
 
-def _plugin(package: str, kind: str, name: object, *also: str) -> PluginFields:
+def _plugin(package: _Listed, kind: str, name: object, *also: str) -> PluginFields:
     known = plugin_fields(package)
     if name is None:
         raise ValueError(f"every {kind} needs a name; legal: {', '.join(sorted([*known, *also]))}")

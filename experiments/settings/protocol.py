@@ -1,12 +1,14 @@
 """How the nodes train, as a settings file says it; and what all strict settings share."""
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from experiments.settings.plugins import protocol_names
+from experiments.settings.plugins import import_path, protocol_names
 from leakbed.lookup import unknown_name
+from leakbed.plugins import is_own
 
 OPTIONS = ("sync", "gradient_scale", "merge")  # settings of some protocols alone
 _MOST = 1_000_000  # steps or rounds; the order of batches is laid out before training starts
@@ -30,9 +32,26 @@ class Strict(BaseModel):
 class ProtocolSettings(Strict):
     """How the nodes train.
 
-    ``local_steps`` None is one pass over a node's data per round; ``timeout`` is how many seconds a
-    node may take for one message before the run stops. The keys that may be None take the
-    protocol's own default, and are refused where a split protocol does not have them.
+    Keys that may be None take the protocol's own default, and are refused where a split protocol
+    does not have them.
+
+    Attributes:
+        name: A protocol of the catalogue.
+        rounds: Of the server.
+        batch_size: Rows of a batch.
+        local_steps: Of a node in a round; None is one pass over its rows.
+        optimizer: Of the nodes and of the server.
+        learning_rate: Its step.
+        momentum: Of SGD.
+        weight_decay: L2 penalty on weights.
+        fraction: Share of the nodes that train in a round.
+        labels: Who holds the labels in a split protocol.
+        bottoms: Whether the server can read a bottom that travels on to the next node.
+        optimizer_state: Whether a node's optimiser goes on between rounds.
+        sync: Of parallel-split: when bottoms are averaged.
+        gradient_scale: Of parallel-split: whether a gradient is of the mean over all nodes' rows.
+        merge: Of vertical-split: how the parties' smashed data are put together.
+        timeout: Seconds a node may take for one message before the run stops.
     """
 
     name: str = "fedavg"
@@ -55,6 +74,15 @@ class ProtocolSettings(Strict):
     @field_validator("name")
     @classmethod
     def _known_name(cls, name: str) -> str:
-        if name not in protocol_names():
-            raise ValueError(unknown_name("protocol", name, protocol_names()))
-        return name
+        if is_own(path := import_path("protocols", name)):
+            options = import_module("strategies").find_protocol(path).options
+            if unknown := sorted(set(options) - set(OPTIONS)):
+                raise ValueError(
+                    f"{path} has the option {unknown[0]!r}, for which [protocol] has no key; "
+                    f"legal: {', '.join(OPTIONS)}. Make one Protocol for each of its values, with "
+                    "build = functools.partial(build, ...)"
+                )
+        elif name not in protocol_names():
+            message = unknown_name("protocol", name, protocol_names())
+            raise ValueError(f"{message}; or 'package.module:name' for your own")
+        return path

@@ -23,9 +23,14 @@ from experiments.settings.plugins import (
     attack_table,
     common_keys,
     defense_table,
+    import_path,
+    own_fields,
+    strengths,
 )
 from experiments.settings.protocol import ProtocolSettings, Strict
+from experiments.settings.values import checked_value
 from leakbed.lookup import unknown_name
+from leakbed.plugins import is_own, own_class
 
 __all__ = [
     "CHOICES",
@@ -52,8 +57,34 @@ class SettingsError(ValueError):
     """Settings that cannot be run; the message has one line per fault."""
 
 
+def _plain(section: str, settings: JsonObject) -> JsonObject:
+    """Refuse a table within the settings of one's own, which are passed on as keywords."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            raise ValueError(  # noqa: TRY004  pydantic reads ValueErrors alone
+                f"{section}.settings: {key} = {value!r} is a table; write one value or a list"
+            )
+    return settings
+
+
 class DataSettings(Strict):
-    """Which data, and who owns which rows; see :class:`leakbed.data.config.DataConfig`."""
+    """Which data, and who owns which rows; see :class:`leakbed.data.config.DataConfig`.
+
+    Attributes:
+        name: A data set of the catalogue, ``image-folder:PATH``, or ``package.module:function``.
+        nodes: Number of data holders.
+        partition: Who owns which rows: ``iid`` or another partition of the catalogue.
+        alpha: Of the Dirichlet partition: the lower, the more uneven.
+        partition_settings: Further settings of the partition.
+        public: Share of the rows that the adversary owns.
+        public_from: Data set of which it owns as many rows instead.
+        test: Share of the rows held out; by default those that the data set names.
+        size: Keep only so many rows.
+        image_size: Resize images to this side.
+        channels: 1 makes images grey, 3 coloured.
+        download: Whether a missing set may be downloaded.
+        settings: Further keywords of one's own function.
+    """
 
     name: str = "mnist-5k"
     nodes: int = Field(default=4, ge=1)
@@ -67,12 +98,32 @@ class DataSettings(Strict):
     image_size: int | None = Field(default=None, ge=1, le=_WIDEST)
     channels: Literal[1, 3] | None = None
     download: bool = False
+    settings: JsonObject = Field(default_factory=dict)
+
+    @field_validator("settings")
+    @classmethod
+    def _plain_settings(cls, settings: JsonObject) -> JsonObject:
+        return _plain("data", settings)
+
+    @field_validator("name", "public_from")
+    @classmethod
+    def _by_path(cls, name: str | None) -> str | None:
+        """Return the import path behind the short name that an installed package gave to data."""
+        return None if name is None else import_path("data", name)
 
 
 class ModelSettings(Strict):
     """Which network, cut where; see :class:`leakbed.models.Architecture`.
 
-    ``extra_classes`` are outputs beyond those of the data, which no true label uses.
+    Attributes:
+        name: A network of the catalogue, or ``package.module:Class``.
+        cut: Index of the last layer of the bottom, from 0.
+        upper_cut: Index of the last layer of the middle, where the node holds the head too.
+        activation: Replaces the published activation everywhere.
+        initialisation: How fresh weights are drawn.
+        linear_top: Whether activations above the cut are left out.
+        extra_classes: Outputs beyond those of the data, which no true label uses.
+        settings: Further keywords of one's own network.
     """
 
     name: str = "mnistnet"
@@ -82,18 +133,39 @@ class ModelSettings(Strict):
     initialisation: Literal["default", "uniform"] = "default"
     linear_top: bool = False
     extra_classes: int = Field(default=0, ge=0, le=_MOST_EXTRA)
+    settings: JsonObject = Field(default_factory=dict)
+
+    @field_validator("settings")
+    @classmethod
+    def _plain_settings(cls, settings: JsonObject) -> JsonObject:
+        return _plain("model", settings)
+
+    @field_validator("name")
+    @classmethod
+    def _by_path(cls, name: str) -> str:
+        """Return the import path behind the short name that an installed package gave a model."""
+        return import_path("models", name)
 
 
 class CeilingSettings(Strict):
     """The ceiling beside every card, computed once for each training run and kind of message.
 
-    ``candidates`` are the rows among which a message's row is sought, ``messages`` how many
-    messages it is computed for, and ``draws`` those of the noise for each candidate.
+    Attributes:
+        candidates: Rows among which a message's row is sought.
+        messages: How many messages it is computed for.
+        draws: Of the noise, for each candidate.
     """
 
     candidates: int = Field(default=1000, ge=2)
     messages: int = Field(default=8, ge=1)
     draws: int = Field(default=4, ge=1)
+
+
+class MetricSettings(Strict):
+    """One metric of one's own, with its settings."""
+
+    name: str
+    own: JsonObject = Field(default_factory=dict)
 
 
 class Settings(Strict):
@@ -119,8 +191,9 @@ class Settings(Strict):
         keep_rounds: Which rounds a trace keeps: the ``"last"``, which is attacked, or ``"all"``.
         keep_runs: Whether training runs stay when their cells are done. Of many cells they are
             gigabytes; without them, a cell with other attack settings trains again.
-        on_error: What follows where the code of an attack or a defence breaks: a card of status
-            ``failed`` and the next cell (``"card"``), or the end of the run (``"stop"``).
+        on_error: What follows where the code of an attack or a defence breaks, or a cell has ended
+            two processes that training runs are shared among: a card of status ``failed`` and the
+            next cell (``"card"``), or the end of the run (``"stop"``).
         data: Defaults of every cell's data.
         model: Likewise.
         protocol: Likewise.
@@ -128,6 +201,7 @@ class Settings(Strict):
             by name the only ones tried in it.
         attack: The attacks.
         defense: The alternatives.
+        metric: Metrics of one's own, by which guessed images are scored besides.
         sweep: Dotted key to the values it takes.
         ceiling: What to compute beside the cards, the success of the best possible guess; None for
             nothing.
@@ -153,6 +227,7 @@ class Settings(Strict):
     case: tuple[JsonObject, ...] = ()
     attack: tuple[AttackSettings, ...] = Field(min_length=1)
     defense: tuple[DefenseSettings, ...] = (DefenseSettings(),)
+    metric: tuple[MetricSettings, ...] = ()
     sweep: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     ceiling: CeilingSettings | None = None
 
@@ -180,12 +255,30 @@ class Settings(Strict):
             return given
         tables = dict(given)
         if isinstance(attacks := tables.get("attack"), Sequence):
-            tables["attack"] = [attack_table(table) for table in attacks]
+            tables["attack"] = [
+                attack_table(one) for table in attacks for one in strengths("attacks", table)
+            ]
         if isinstance(defenses := tables.get("defense"), Sequence):
-            tables["defense"] = [defense_table(table) for table in defenses]
+            tables["defense"] = [
+                defense_table(one) for table in defenses for one in strengths("defenses", table)
+            ]
+        if isinstance(metrics := tables.get("metric"), Sequence):
+            tables["metric"] = [_metric_table(table) for table in metrics]
         if isinstance(cases := tables.get("case"), Sequence):
             tables["case"] = [_flat(table) for table in cases]
         return tables
+
+    @field_validator("metric")
+    @classmethod
+    def _apart(cls, metrics: tuple[MetricSettings, ...]) -> tuple[MetricSettings, ...]:
+        """Refuse two metrics under one name, of whose scores a card would keep the last."""
+        names = [own_class(each.name, "metric").name for each in metrics]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(
+                f"two [[metric]] are called {twice[0]!r}, and a card has one score of a name; "
+                "write a second class with another `name`"
+            )
+        return metrics
 
     @model_validator(mode="after")
     def _legal_devices(self) -> "Settings":
@@ -227,6 +320,38 @@ class Settings(Strict):
                 _check_chosen(place, key, value, offered=getattr(self, CHOICES[key]))
             elif key != "name":
                 _check_dotted(place, key, value)
+
+
+def _metric_table(table: object) -> object:
+    """Return a metric's table with its settings apart; what is no table is left as it is.
+
+    Args:
+        table: As a settings file has it, or a checked one as it was dumped.
+
+    Returns:
+        What :class:`MetricSettings` reads.
+
+    Raises:
+        ValueError: If a name, a key or a value is not legal.
+    """
+    if not isinstance(table, Mapping):
+        return table
+    given = dict(table)
+    if isinstance(given.get("own"), Mapping):  # settings that were checked before
+        given |= given.pop("own")
+    name = given.pop("name", None)
+    name = import_path("metrics", name) if isinstance(name, str) else name
+    if not isinstance(name, str) or not is_own(name):
+        raise ValueError(
+            f"metric {name!r}: every score has the oracle's own metrics anyhow; a [[metric]] names "
+            "one of your own, 'package.module:Class'"
+        )
+    legal = own_fields("metrics", name).settings
+    for key, value in given.items():
+        if key not in legal:
+            raise ValueError(unknown_name(f"key of metric {name}", key, legal))
+        given[key] = checked_value(f"metric {name}", key, value, written=legal[key])
+    return {"name": name, "own": given}
 
 
 def _flat(table: object) -> object:

@@ -521,3 +521,34 @@ class MaliciousClient(Protocol):
             Images; the harness clips them to [0, 1].
         """
         ...
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """A measure of one's own of guessed images, beside those of the oracle.
+
+    Attributes:
+        name: Of its score on a card; none of the oracle's.
+        source: Where it is published, or that it is one's own.
+        higher_leaks_more: Whether a higher value is the greater leak.
+    """
+
+    name: ClassVar[str]
+    source: ClassVar[str]
+    higher_leaks_more: ClassVar[bool]
+
+    def measure(
+        self,
+        guess: Float[Tensor, " images channels height width"],
+        truth: Float[Tensor, " images channels height width"],
+    ) -> Float[Tensor, " images"]:
+        """Return one value per image.
+
+        Args:
+            guess: In the order of the true images, clipped to [0, 1]; grey where an attack failed.
+            truth: The private images, pixel values in [0, 1].
+
+        Returns:
+            The values; a target's score is the mean over its images.
+        """
+        ...

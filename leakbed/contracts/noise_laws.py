@@ -211,6 +211,47 @@ def together(laws: Sequence[Law]) -> Law:
     return Normal(mean=means, deviation=sizes)
 
 
+def weighted_sum(parts: Sequence[tuple[float, Law]]) -> Law:
+    """Return the law of a sum of messages with noise of their own, each times its weight.
+
+    Args:
+        parts: Weights and laws, of arrays with the same names and sizes; all of no noise or normal.
+
+    Returns:
+        Means added up; variances too, since a sum of normal variables is normal. Without a radius:
+        what a claim says of one message does not say what the sum is worth.
+
+    Raises:
+        NoCeilingError: If the sum has no density that is stated here, as of Laplace variables.
+    """
+    first = parts[0][1]
+    stated = [(weight, law) for weight, law in parts if isinstance(law, Fixed | Normal)]
+    if len(stated) < len(parts) or isinstance(first, Channel):
+        kinds = ", ".join(sorted({type(law).__name__ for _, law in parts}))
+        raise NoCeilingError(
+            f"no ceiling: the density of a sum of messages of laws {kinds} is not known here; only "
+            "normal noise adds up to noise of a known law"
+        )
+    mean = {
+        name: sum(
+            (weight * law.mean[name].double() for weight, law in stated),
+            start=torch.zeros((), dtype=torch.float64),
+        ).float()
+        for name in first.mean
+    }
+    noisy = [(weight, law) for weight, law in stated if isinstance(law, Normal)]
+    if not noisy:
+        return Fixed(mean=mean)
+    deviation = {
+        name: sum(
+            ((weight * law.deviation[name].double()).square() for weight, law in noisy),
+            start=torch.zeros((), dtype=torch.float64),
+        ).sqrt()
+        for name in mean
+    }
+    return Normal(mean=mean, deviation=deviation)
+
+
 def cap(mu: float, *, chance: float) -> float:
     """Return what mu-Gaussian DP allows: a guess of the given chance is right no more often.
 

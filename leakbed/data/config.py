@@ -13,6 +13,7 @@ from torch import Tensor
 from leakbed.data import BadDataError, Dataset, Split, load, split
 from leakbed.data.dataset import fitted
 from leakbed.data.partitioning import ALIGNED, strip
+from leakbed.lookup import listed, pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,7 @@ class DataConfig:
             the same one.
         test: Share of the rows held out for testing; None as for :func:`leakbed.data.split`.
         download: Whether a missing set may be downloaded.
+        settings: Further keywords of one's own function, as pairs; ``public_from`` is read without.
     """
 
     name: str
@@ -49,15 +51,18 @@ class DataConfig:
     public_from: str | None = None
     test: float | None = None
     download: bool = False
+    settings: tuple[tuple[str, Any], ...] = field(default=())
 
     def __post_init__(self) -> None:
-        """Make the partitioner's settings hashable: lists (of TOML, of JSON) become tuples."""
-        settings = tuple((str(key), _hashable(value)) for key, value in self.partition_settings)
-        object.__setattr__(self, "partition_settings", settings)
+        """Make settings hashable: lists (of TOML, of JSON) become tuples."""
+        object.__setattr__(self, "partition_settings", pairs(self.partition_settings))
+        object.__setattr__(self, "settings", pairs(self.settings))
 
     def dataset(self) -> Dataset:
         """Return the whole data set; decoded once per process."""
-        return _loaded(self, self.name, size=self.size, channels=self.channels)
+        return _loaded(
+            self, self.name, size=self.size, channels=self.channels, settings=self.settings
+        )
 
     @property
     def num_classes(self) -> int:
@@ -138,7 +143,7 @@ class DataConfig:
         return images[place[owned.private]], torch.full((len(stored),), -1)
 
 
-def _loaded(recipe: DataConfig, name: str, **kept: int | None) -> Dataset:
+def _loaded(recipe: DataConfig, name: str, **kept: Any) -> Dataset:  # noqa: ANN401  of load
     """Return a data set from where the recipe reads; :func:`load` decodes it once per process."""
     folder = Path(recipe.root) if recipe.root else None
     size, download = recipe.image_size, recipe.download
@@ -159,7 +164,7 @@ def _split(recipe: DataConfig) -> Split:
         public=recipe.public,
         test=recipe.test,
         stream=recipe.stream,
-        **{key: _listed(value) for key, value in recipe.partition_settings},
+        **{key: listed(value) for key, value in recipe.partition_settings},
     )
 
 
@@ -169,11 +174,3 @@ def _digest(dataset: Dataset) -> str:
     for tensor in (dataset.images, dataset.labels):
         digest.update(tensor.contiguous().numpy().data)  # no copy of gigabytes
     return digest.hexdigest()
-
-
-def _hashable(value: object) -> object:
-    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
-
-
-def _listed(value: object) -> object:
-    return list(map(_listed, value)) if isinstance(value, tuple) else value

@@ -49,7 +49,7 @@ from numpy import ndarray
 
 from leakbed.data.dataset import BadDataError, Dataset, Decoded, MissingDataError, finished, fitted
 from leakbed.data.folders import read_folder
-from leakbed.lookup import ImportPathError, format_error, import_object, unknown_name
+from leakbed.lookup import ImportPathError, format_error, import_object, listed, unknown_name
 
 _DIGITS = tuple(str(digit) for digit in range(10))
 _PHOTOGRAPHS = ("china", "flower")  # a temple under the sky, and a dahlia
@@ -227,7 +227,9 @@ def _standardised(
 _WITHOUT_NAMES, _WITH_NAMES = 2, 3
 
 
-def read_own(path: str, *, root: Path | None) -> Decoded:
+def read_own(
+    path: str, *, root: Path | None, settings: tuple[tuple[str, Any], ...] = ()
+) -> Decoded:
     """Return what a user's function returns, as tensors; the caller checks their contents.
 
     A path that cannot be imported is a ``leakbed.lookup.ImportPathError``.
@@ -236,6 +238,7 @@ def read_own(path: str, *, root: Path | None) -> Decoded:
         path: ``package.module:function``. The function is called with the keyword ``root`` if it
             has it, and returns images and labels (NumPy or PyTorch), and perhaps class names.
         root: The folder of data sets, if one is set.
+        settings: Further keywords, as pairs.
 
     Returns:
         Images, labels and classes; classes without names are called by their number.
@@ -246,7 +249,8 @@ def read_own(path: str, *, root: Path | None) -> Decoded:
     function = import_object(path)
     if not callable(function):
         raise BadDataError(f"data set {path!r} is a {type(function).__name__}, not a function")
-    returned = _called(path, function, root=root)
+    own = {key: listed(value) for key, value in settings}
+    returned = _called(path, function, root=root, own=own)
     if not isinstance(returned, tuple) or len(returned) not in {_WITHOUT_NAMES, _WITH_NAMES}:
         raise BadDataError(
             f"data set {path!r} returned a {type(returned).__name__}; return (images, labels) or "
@@ -257,18 +261,23 @@ def read_own(path: str, *, root: Path | None) -> Decoded:
     return Decoded(images=images, labels=labels, classes=tuple(str(name) for name in names))
 
 
-def _called(path: str, function: Callable[..., Any], *, root: Path | None) -> Any:  # noqa: ANN401  a user's function
+def _called(
+    path: str, function: Callable[..., Any], *, root: Path | None, own: dict[str, Any]
+) -> Any:  # noqa: ANN401  a user's function
     """Call a user's function, which may want arguments it is not given, or raise anything."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # some callables, such as built-in ones, have none
         signature = inspect.Signature()
-    offered = {"root": root} if "root" in signature.parameters else {}
+    if "root" in own:
+        raise BadDataError("data.settings 'root' is set by the run itself; leave it out")
+    offered = {**({"root": root} if "root" in signature.parameters else {}), **own}
     try:
         signature.bind(**offered)
     except TypeError as error:
         raise BadDataError(
-            f"data set {path!r}: {error}; the function is called with no argument but `root`"
+            f"data set {path!r}: {error}; the function is called with `root` if it has it, "
+            "with data.settings, and with nothing else"
         ) from error
     try:
         return function(**offered)
@@ -349,6 +358,7 @@ def load(
     download: bool = False,
     image_size: int | None = None,
     channels: int | None = None,
+    settings: tuple[tuple[str, Any], ...] = (),
 ) -> Dataset:
     """Return a data set; the same object for the same arguments within a process.
 
@@ -360,13 +370,21 @@ def load(
         download: Whether to fetch a published set that is missing into ``root``.
         image_size: Side in pixels of the square to which images are resized; ``None`` keeps them.
         channels: 1 makes images grey, 3 coloured; ``None`` keeps them.
+        settings: Further keywords of one's own function, as pairs that can be hashed.
 
     Returns:
         Training and test rows pooled, test last. Shared: do not change its tensors.
 
     Raises:
         UnknownDatasetError: No data set of that name.
+        BadDataError: A data set of the catalogue is given settings.
     """
+    if settings and ":" not in name:
+        raise BadDataError(
+            f"data set {name!r} takes no settings of its own, and is given "
+            f"{', '.join(key for key, _ in settings)}; leave data.settings out, or name a function "
+            "of your own"
+        )
     if name not in DATASETS and ":" not in name:
         message = unknown_name("data set", name, DATASETS)
         raise UnknownDatasetError(f"{message}; or 'package.module:function' for your own")
@@ -381,6 +399,7 @@ def load(
         download=download,
         image_size=image_size,
         channels=channels,
+        settings=settings,
     )
 
 
@@ -393,8 +412,12 @@ def _load(
     download: bool,
     image_size: int | None,
     channels: int | None,
+    settings: tuple[tuple[str, Any], ...],
 ) -> Dataset:
-    decoded = _read(name, root=root, download=download, image_size=image_size, size=size)
+    if ":" in name:
+        decoded = _read_own(name, root=root, settings=settings)
+    else:
+        decoded = _read(name, root=root, download=download, image_size=image_size, size=size)
     dataset = finished(name, decoded, size=size)
     own_channels, *own_size = dataset.image_shape
     height, width = own_size if image_size is None else (image_size, image_size)
@@ -411,11 +434,6 @@ def _read(
     """Call the reader of a set."""
     if name in SHIPPED:
         return SHIPPED[name]()
-    if ":" in name:
-        try:
-            return read_own(name, root=root)
-        except ImportPathError as error:
-            raise UnknownDatasetError(f"data set: {error}") from error
     if root is None:
         raise MissingDataError(
             f"data set {name!r} is read from a folder, and none is set; set LEAKBED_DATA to it"
@@ -425,3 +443,10 @@ def _read(
     if name in PUBLISHED:
         return read_published(name, root=root, download=download)
     return read_folder(root, image_size=image_size, size=size)
+
+
+def _read_own(path: str, *, root: Path | None, settings: tuple[tuple[str, Any], ...]) -> Decoded:
+    try:
+        return read_own(path, root=root, settings=settings)
+    except ImportPathError as error:
+        raise UnknownDatasetError(f"data set: {error}") from error

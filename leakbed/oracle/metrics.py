@@ -37,7 +37,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import binomtest
 from torch import Tensor
 
-HIGHER_LEAKS_MORE = {
+HIGHER_LEAKS_MORE: dict[str, bool] = {
     "identification": True,
     "abs_pearson": True,
     "ssim": True,

@@ -20,6 +20,9 @@ _CALL = (
     'num_classes=10, batch_size=8, nodes=2, data="name")) with about from leakbed.tap.facts'
 )
 
+UNKNOWN_DEFENSE = "defence not known"
+"""What a run's defence is called where nobody said it: a stranger's client may have one."""
+
 
 class UnpermittedModelError(ValueError):
     """A trace names a network of somebody's own, which its reader did not permit to be imported."""
@@ -38,7 +41,7 @@ def about(
     protocol: str = "fedavg",
     labels: str = "shared",
     bottoms: str = "sealed",
-    defense: str = "none",
+    defense: str = UNKNOWN_DEFENSE,
     cut: int | None = None,
     upper_cut: int | None = None,
     activation: str | None = None,
@@ -67,7 +70,7 @@ def about(
         protocol: Catalogue key of the protocol.
         labels: Who has the labels: ``"shared"`` or ``"server"``.
         bottoms: How bottoms pass the server: ``"sealed"`` or ``"relayed"``.
-        defense: Name of the defence.
+        defense: Name of the defence; ``"none"`` where you know that there is none.
         cut: Index of the last layer of the bottom; None where the model is not cut.
         upper_cut: Index of the last layer of the middle; None where the node holds no head.
         activation: Catalogue key of the activation that replaces the model's own.
@@ -264,6 +267,23 @@ def _are_numbers(value: object) -> bool:
     )
 
 
+def _are_pairs(value: object) -> bool:
+    """Say whether a value is a list of names with what each is set to, no tables among it."""
+    if not isinstance(value, list | tuple) or not all(_is_pair(each) for each in value):
+        return False
+    return all(_is_plain(each[1]) for each in value)
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and _is_text(value[0])  # noqa: PLR2004
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return isinstance(value, bool | int | float | str)
+
+
 _LAYERS: Mapping[str, Callable[[object], bool]] = {
     "name": _is_text,
     "image_shape": _is_shape,
@@ -275,6 +295,7 @@ _LAYERS: Mapping[str, Callable[[object], bool]] = {
     "cut": _or_none(_is_index),
     "upper_cut": _or_none(_is_index),
     "linear_top": lambda value: isinstance(value, bool),
+    "settings": _are_pairs,
 }
 
 _TYPES: Mapping[str, Callable[[object], bool]] = {

@@ -92,7 +92,7 @@ def events_down(message: Message, node: int) -> list[Event]:
         return _split_down(_said(message), node)
     found = _weights(message, kind)
     if found is None:
-        return [_gradients(message, node, up=False) or _foreign(message, node, up=False)]
+        return _gradients(message, node, up=False) or [_foreign(message, node, up=False)]
     key, arrays, skipped = found
     phase = Phase.TRAIN if kind.startswith(WEIGHTS) else Phase.EVALUATE
     down = WeightsDown(node=node, round=_round(message), arrays=arrays, phase=phase)
@@ -135,7 +135,7 @@ def events_up(sent: Message, reply: Message, node: int) -> list[Event]:
     if kind.split(".")[0] == WEIGHTS_EVALUATE and not reply.content.array_records:
         return _extras(reply, node, None, [], up=True, sent=sent)
     gradients = _gradients(reply, node, up=True, sent=sent)
-    return [gradients or _foreign(reply, node, up=True, sent=sent)]
+    return gradients or [_foreign(reply, node, up=True, sent=sent)]
 
 
 def silence(sent: Message, node: int) -> list[Event]:
@@ -405,15 +405,16 @@ def _weights(
 
 def _gradients(
     message: Message, node: int, *, up: bool, sent: Message | None = None
-) -> Gradients | None:
-    """Return the gradients of a message that carries nothing else; None of any other."""
+) -> list[Event]:
+    """Return the gradients of a message of which they are the only arrays, and what is beside."""
     key = sole_arrays(message)
-    if key is None or len(message.content) > 1 or not _says_gradient(message, key):
-        return None
+    if key is None or not _says_gradient(message, key):
+        return []
     arrays, skipped = readable(message.content.array_records[key])
     if skipped:
-        return None
-    return Gradients(node=node, round=_round_of(message, sent), arrays=arrays, up=up)
+        return []
+    found = Gradients(node=node, round=_round_of(message, sent), arrays=arrays, up=up)
+    return [found, *_extras(message, node, key, [], up=up, sent=sent, told=frozenset())]
 
 
 def _says_gradient(message: Message, key: str) -> bool:
@@ -431,6 +432,9 @@ def _named_gradient(name: str) -> bool:
 _GRADIENT = re.compile(r"(?<![a-z])(grad|grads|gradients?)(?![a-z])")
 
 
+_TOLD = frozenset({ROUND, "num-examples", "train-loss", "train_loss"})
+
+
 def _extras(
     message: Message,
     node: int,
@@ -439,12 +443,13 @@ def _extras(
     *,
     up: bool,
     sent: Message | None = None,
+    told: frozenset[str] = _TOLD,
 ) -> list[Event]:
-    """Return what a message carries beside its weights and the numbers that their event tells."""
+    """Return what a message carries beside its arrays and the numbers that their event tells."""
     content = _opened(message)
     if key is not None:
         del content[key]
-    for name in [name for name, record in content.items() if set(record) <= _TOLD]:
+    for name in [name for name, record in content.items() if set(record) <= told]:
         del content[name]
     if not content and not skipped:
         return []
@@ -458,9 +463,6 @@ def _extras(
             skipped=", ".join(f"{key}/{name}" for name in skipped) or None,
         )
     ]
-
-
-_TOLD = {ROUND, "num-examples", "train-loss", "train_loss"}
 
 
 def _opened(message: Message) -> RecordDict:

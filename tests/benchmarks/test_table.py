@@ -1,4 +1,4 @@
-"""The README's table is made from what was saved, and is current."""
+"""The table of docs/speed.md is made from what was saved, and is current."""
 
 import json
 from pathlib import Path
@@ -27,8 +27,8 @@ def printed(name: str, **values: Any) -> dict[str, Any]:
     return line | values
 
 
-def test_the_readme_is_current() -> None:
-    text = (ROOT / "README.md").read_text()
+def test_the_page_is_current() -> None:
+    text = (ROOT / "docs/speed.md").read_text()
     assert text == current(text, read(SAVED)), "run `make readme`"
 
 
@@ -76,7 +76,7 @@ def test_a_page_without_markers_is_refused(page: str) -> None:
 def test_show_save_and_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines, page = tmp_path / "lines", tmp_path / "README.md"
+    lines, page = tmp_path / "lines", tmp_path / "speed.md"
     lines.write_text(json.dumps(printed("a")) + "\n")
     page.write_text(f"above\n{BEGIN}\nstale\n{END}\nbelow\n")
     monkeypatch.setattr(module, "SAVED", tmp_path / "saved")

@@ -1,5 +1,6 @@
-"""The page on methods of one's own, done as it says in a folder outside the repository."""
+"""The page on methods and data of one's own, done as it says in a folder outside the repository."""
 
+import json
 import os
 import re
 import subprocess
@@ -17,7 +18,7 @@ def test_the_page_works_as_it_stands(tmp_path: Path) -> None:
     files = re.findall(
         r"^`(\w+\.(?:py|toml))`:\n\n```\w+\n(.*?)```", page, re.DOTALL | re.MULTILINE
     )
-    assert [name for name, _ in files] == ["grey.py", "mask.py", "settings.toml"]
+    assert page.count("```python") + page.count("```toml") == len(files) + 1  # and the entry points
     for name, text in files:
         (tmp_path / name).write_text(text)
     (commands,) = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
@@ -30,4 +31,16 @@ def test_the_page_works_as_it_stands(tmp_path: Path) -> None:
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             check=True,
         )
-    assert len(list((tmp_path / "results" / "cards").iterdir())) == 2
+    assert _results(tmp_path / "results") == {
+        (attack, defense): "done"
+        for attack in ("grey:Grey", "nearest:NearestGradient")
+        for defense in ("none", "mask:RandomMask", "shown:NoisyInputs")
+    }
+    assert "far-pixels" in (tmp_path / "results" / "report.html").read_text()
+    assert _results(tmp_path / "updates") == {("constant-image", "halved:Shrunk"): "done"}
+
+
+def _results(folder: Path) -> dict[tuple[str, str], str]:
+    """Return what became of each cell, by attack and defence."""
+    cards = [json.loads(file.read_text()) for file in (folder / "cards").iterdir()]
+    return {(card["attack"], card["defense"]): card["status"] for card in cards}

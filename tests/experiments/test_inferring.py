@@ -12,7 +12,7 @@ from attacks.feature_space_hijacking_property import FeatureSpaceHijackingProper
 from experiments.report.caveats import shortfall
 from experiments.report.rows import cells as pooled_cells
 from experiments.results.cards import Card
-from experiments.run.malicious_server import honest_probe
+from experiments.run.judge import honest_probe
 from experiments.run.runner import run
 from experiments.run.training_run import TrainingRun
 from experiments.settings.cells import cells
@@ -72,8 +72,8 @@ def test_a_card_has_the_attributes_score_beside_its_baselines(
 
 def test_what_is_kept_of_a_guess_is_scored_again_alike(done: tuple[Path, list[Card]]) -> None:
     folder, (parity, _) = done
-    guessed = load_file(folder / "guesses" / f"{parity.key}.safetensors")["attributes"]
-    labels = load_file(folder / "truths" / f"{parity.key}.safetensors")["labels"]
+    guessed = load_file(folder / "guesses" / f"{parity.guess_key}.safetensors")["attributes"]
+    labels = load_file(folder / "truths" / f"{parity.guess_key}.safetensors")["labels"]
     mean = (guessed == labels % 2).double().mean().item()
     assert parity.scores["attribute_accuracy"]["mean"] == pytest.approx(mean)  # type: ignore[index,call-overload]
 
@@ -98,9 +98,7 @@ def test_the_probe_reads_each_row_with_its_own_truth(
     done: tuple[Path, list[Card]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(
-        "experiments.run.malicious_server.linear_probe", lambda *a, **k: seen.append((a, k))
-    )
+    monkeypatch.setattr("experiments.run.judge.linear_probe", lambda *a, **k: seen.append((a, k)))
     folder, _ = done
     control = runs(folder)[0]
     honest_probe(control, cells(load_settings(TABLE))[0].attack, stream=1)

@@ -150,5 +150,5 @@ def test_an_edited_file_of_ones_own_is_trained_again(
     before = keys()
     assert keys() == before
     with (tmp_path / f"{edited}.py").open("a") as file:
-        file.write("\n# edited")
+        file.write("\nEDITED = True\n")
     assert keys() != before

@@ -127,7 +127,7 @@ def test_an_edit_of_an_attack_or_of_what_it_imports_attacks_again_and_trains_not
     other = {"name": "smashed-as-image", "targets": 2}
     table = {**TABLE, "attack": [*TABLE["attack"], other]}
     before = run(table, out=tmp_path / "out")
-    (mine / edited).write_text((mine / edited).read_text() + "# a comment\n")
+    (mine / edited).write_text((mine / edited).read_text() + "EDITED = True\n")
     _as_in_a_new_process()
     monkeypatch.setattr(executor, "train", pytest.fail)
     after = run(table, out=tmp_path / "out")
@@ -137,7 +137,7 @@ def test_an_edit_of_an_attack_or_of_what_it_imports_attacks_again_and_trains_not
 def test_an_edit_of_a_defense_trains_again(mine: Path, tmp_path: Path) -> None:
     table = {**TABLE, "defense": [{"name": "mask_of_mine:RandomMask"}]}
     run(table, out=tmp_path / "out")
-    (mine / "mask_of_mine.py").write_text(DEFENSE + "# a comment\n")
+    (mine / "mask_of_mine.py").write_text(DEFENSE + "EDITED = True\n")
     _as_in_a_new_process()
     run(table, out=tmp_path / "out")
     assert len(list((tmp_path / "out" / "runs").iterdir())) == 2
@@ -252,6 +252,76 @@ def test_a_defense_that_breaks_is_blamed_by_name(
     assert (failed.status, other.status) == ("failed", "done")
     assert str(failed.why).startswith("the code of defence random-mask (RandomMask) ")
     assert re.search(said, str(failed.why))
+
+
+@pytest.mark.parametrize(
+    ("hook", "answer", "said"),
+    [
+        (
+            "TRAINING alter_images(self, state, images, rows)",
+            "images[:, :, :2]",
+            r"\(5, 1, 2, 6\)",
+        ),
+        ("TRAINING alter_images(self, state, images, rows)", "images / 0", "not finite"),
+        ("TRAINING alter_images(self, state, images, rows)", "images.turn", "AttributeError"),
+        (
+            "TRAINING penalty(self, state, images, smashed)",
+            "(state, smashed)",
+            r"\(5, 4, 4, 4\)",
+        ),
+        ("TRAINING penalty(self, state, images, smashed)", "(state, 0.5)", "builtins.float"),
+        (
+            "TRAINING penalty(self, state, images, smashed)",
+            "(state, smashed.sum() / 0)",
+            "finite",
+        ),
+        (
+            "CUT_GRADIENT protect_cut_gradient(self, state, gradient)",
+            "(state, gradient[:1])",
+            "1,",
+        ),
+        (
+            "CUT_GRADIENT protect_cut_gradient(self, state, gradient)",
+            "(state, gradient / 0)",
+            "fin",
+        ),
+    ],
+)
+def test_a_defense_in_training_or_at_the_server_that_breaks_is_blamed_by_name(
+    mine: Path, tmp_path: Path, hook: str, answer: str, said: str
+) -> None:
+    protects, _, method = hook.partition(" ")
+    head = DEFENSE.replace("Protects.SMASHED", f"Protects.{protects}")
+    head = head[: head.index("    def protect_smashed")]
+    (mine / "mask_of_mine.py").write_text(f"{head}    def {method}:\n        return {answer}\n")
+    (card,) = run({**TABLE, "defense": [{"name": "mask_of_mine:RandomMask"}]}, out=tmp_path / "out")
+    assert card.status == "failed"
+    assert str(card.why).startswith("the code of defence random-mask (RandomMask) ")
+    assert re.search(said, str(card.why))
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("{}", r"returned \[\] where \["),
+        ("{name: each / 0 for name, each in after.items()}", "returned values that are not finite"),
+        ("{name: each[:1] for name, each in after.items()}", "returned a tensor of shape"),
+    ],
+)
+def test_a_defense_of_updates_that_breaks_is_blamed_by_name(
+    mine: Path, tmp_path: Path, answer: str, said: str
+) -> None:
+    head = DEFENSE.replace("Protects.SMASHED", "Protects.UPDATE")
+    head = head[: head.index("    def protect_smashed")]
+    hook = "protect_update(self, state, before, after)"
+    text = f"{head}    def {hook}:\n        return state, {answer}\n"
+    (mine / "mask_of_mine.py").write_text(text)
+    table = {**TABLE, "attack": [{"name": "constant-image", "targets": 2}]}
+    table |= {"protocol": {"name": "fedavg", "batch_size": 5, "local_steps": 1}}
+    (card,) = run({**table, "defense": [{"name": "mask_of_mine:RandomMask"}]}, out=tmp_path / "out")
+    assert card.status == "failed"
+    assert str(card.why).startswith("the code of defence random-mask (RandomMask) ")
+    assert re.search(said, str(card.why))
 
 
 @pytest.mark.parametrize(

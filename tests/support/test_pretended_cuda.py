@@ -102,7 +102,7 @@ def test_a_forked_generator_is_put_back() -> None:
     torch.manual_seed(3)
     expected = torch.rand(3, device="cuda").cpu()
     torch.manual_seed(3)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[0]):
         torch.rand(3, device="cuda")
     assert torch.equal(torch.rand(3, device="cuda").cpu(), expected)
 

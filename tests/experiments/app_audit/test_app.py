@@ -11,14 +11,21 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from experiments.app_audit.app import ModelNotFoundError, audit_app, network_of, unsearched
+from experiments.app_audit.app import (
+    ModelNotFoundError,
+    NoNetworkError,
+    audit_app,
+    network_of,
+    unsearched,
+)
 from experiments.app_audit.app_run import AppError
 from experiments.cli import app as commands
 from experiments.results.cards import read_cards
 from leakbed.events import UpdateUp
 from tests.support.normalising_app import Net
 
-DIGITS = Path(__file__).resolve().parents[3] / "experiments" / "studies" / "audit"
+AUDITED = Path(__file__).resolve().parents[3] / "experiments" / "studies" / "audit"
+DIGITS = AUDITED / "digits"
 SENT = {name: value.numpy() for name, value in Net().state_dict().items()}
 THEIRS = """
 from torch import nn
@@ -226,3 +233,12 @@ def test_an_app_that_no_attack_fits_is_refused_by_name(
     assert ended.exit_code == 0, ended.output
     assert re.search(f"Not attacked: .*{why}", ended.output), ended.output
     assert not read_cards(tmp_path / "out")
+
+
+def test_an_app_without_any_network_is_not_told_to_name_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = bundle(tmp_path, "numpy_app", code="import numpy as np\n")
+    with pytest.raises(NoNetworkError, match=r"defines no nn.Module: its weights") as refused:
+        found(app, monkeypatch)
+    assert "--model" not in str(refused.value)

@@ -88,3 +88,40 @@ def test_what_is_no_client_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(AppError, match="'json:dumps' is a function, not a ClientApp"):
         run(tmp_path, tmp_path, nodes=1)
     assert functional.cross_entropy is loss
+
+
+PARTS = "/data/part-{partition}"
+SERVER = """
+from flwr.app import Message, RecordDict
+from flwr.serverapp import ServerApp
+app = ServerApp()
+@app.main()
+def main(grid, context):
+    replies = grid.send_and_receive([Message(RecordDict(), 1, "train")])
+    raise ValueError(f"{sum(reply.has_error() for reply in replies)} nodes failed")
+"""
+CLIENT = """
+from flwr.clientapp import ClientApp
+app = ClientApp()
+@app.train()
+def train(message, context):
+    raise LookupError(f"no data at {context.node_config['dataset-path']}")
+"""
+
+
+def test_nodes_are_configured_and_their_own_reason_comes_with_the_servers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "configured_app").mkdir()
+    for name, code in (("__init__", ""), ("server", SERVER), ("client", CLIENT)):
+        (tmp_path / "configured_app" / f"{name}.py").write_text(code)
+    (tmp_path / "pyproject.toml").write_text(
+        "[tool.flwr.app.components]\n"
+        'serverapp = "configured_app.server:app"\nclientapp = "configured_app.client:app"\n'
+    )
+    reason = r"1 nodes failed .*; before that node 1 said: .*no data at /data/part-0"
+    with pytest.raises(AppError, match=reason):
+        run(tmp_path, tmp_path / "out", nodes=2, node_config={"dataset-path": PARTS})

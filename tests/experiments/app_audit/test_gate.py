@@ -98,6 +98,37 @@ def test_limits_that_mean_nothing_are_refused(
         gate(tmp_path, most=most, least=least)
 
 
+def test_what_a_code_scanner_reads_has_what_its_standard_requires(tmp_path: Path) -> None:
+    """Held against sections 3.13 to 3.52 of SARIF 2.1.0: required properties and their types."""
+    judged = gate(card(tmp_path), most={"ssim": 0.5, "label_accuracy": 0.1}, least={"mse": 0.1})
+    judged.write(tmp_path / "gate")
+    log = json.loads((tmp_path / "gate" / "gate.sarif").read_text())
+    assert set(log) == {"$schema", "version", "runs"}
+    assert log["version"] == "2.1.0"
+    assert log["$schema"].endswith("sarif-2.1.0.json")
+    (run,) = log["runs"]
+    assert set(run) == {"tool", "results"}
+    driver = run["tool"]["driver"]
+    assert set(driver) == {"name", "version", "rules"}
+    assert all(isinstance(driver[key], str) and driver[key] for key in ("name", "version"))
+    ids = [rule["id"] for rule in driver["rules"]]
+    assert len(set(ids)) == len(ids), "3.19.23: the rules are distinct"
+    assert all(set(rule["shortDescription"]) == {"text"} for rule in driver["rules"])
+    assert len(run["results"]) == 3
+    for result in run["results"]:
+        assert result["ruleId"] in ids
+        assert result["level"] in {"none", "note", "warning", "error"}
+        assert isinstance(result["message"]["text"], str)
+        assert result["message"]["text"]
+        (location,) = result["locations"]
+        uri = location["physicalLocation"]["artifactLocation"]["uri"]
+        assert not uri.startswith(("/", "file:")), "3.4.4: relative to the sources' root"
+        assert "\\" not in uri
+        prints = result["partialFingerprints"]
+        assert prints
+        assert all(isinstance(text, str) for text in prints.values()), "3.27.17"
+
+
 def test_the_command_writes_for_machines_and_ends_by_the_verdict(tmp_path: Path) -> None:
     card(tmp_path)
     (tmp_path / "pictures").mkdir()
@@ -112,6 +143,19 @@ def test_the_command_writes_for_machines_and_ends_by_the_verdict(tmp_path: Path)
     assert ended("--max", "ssim=0.5", "--max", "identification=0.5", "--decides", "Ada") == 1
     said = json.loads((tmp_path / "gate" / "gate.json").read_text())
     assert (said["verdict"], said["filed"]["decides"]) == (FAIL, "Ada")
+    assert set(said["filed"]) == {
+        "app",
+        "hashes",
+        "found",
+        "assumed",
+        "scope",
+        "mitigations",
+        "versions",
+        "time",
+        "decides",
+    }
+    assert set(said["filed"]["versions"]) == {"leakbed", "source", "python", "flwr", "torch"}
+    assert said["filed"]["scope"]["nodes"] == [2]
     sarif = json.loads((tmp_path / "gate" / "gate.sarif").read_text())
     (run,) = sarif["runs"]
     assert sarif["version"] == "2.1.0"

@@ -11,7 +11,7 @@ from experiments.report import opening as report_opening
 from experiments.report.figures import Curve, Mark
 from experiments.report.opening import opening, panels
 from experiments.report.rows import cells
-from experiments.results.cards import Bound, Card, Exposure, Threat
+from experiments.results.cards import Bound, Card, Threat
 from leakbed.contracts import Evidence, Seat, ThreatModel
 
 MakeCard = Callable[..., Card]
@@ -173,6 +173,7 @@ def test_many_lines_are_parted_by_round_and_few_are_not(make_card: MakeCard, dra
 def test_lines_and_marks_are_told_apart_without_colour(make_card: MakeCard) -> None:
     made = [
         bounded(make_card, 0.9, 0.8, case="a"),
+        bounded(make_card, 0.9, 0.6, case="one whose name is longer than a panel is wide"),
         bounded(make_card, 0.7, 0.7, case="b"),
         bounded(make_card, 0.7, 0.7, case="b", attack="sdar"),
     ]
@@ -182,6 +183,7 @@ def test_lines_and_marks_are_told_apart_without_colour(make_card: MakeCard) -> N
     assert words.count("A") == 1  # at its line; in the legend it stands before the case
     assert any(word.startswith("A  a (") for word in words)
     assert any(word.startswith("B  b (") for word in words)
+    assert max(len(word) for word in words) <= 50  # longer ones would leave the panel
     assert "stroke-dasharray" in grey
     marks = set(re.findall(r'<path id="(m[0-9a-f]+)"', figure))
     assert len(marks) >= 4  # two ticks, and a shape for each attack
@@ -233,12 +235,11 @@ def test_the_worst_case_of_updates_is_named_as_such(make_card: MakeCard) -> None
         cut=None,
         means={"identification": 0.875},
         utility={"test_accuracy": 0.18},
-        exposure=Exposure(round=3, trained="yes", mode="train", rows=1, steps=1),
     )
     _, whom, _ = opening([*compared(make_card), worst])
     assert whom.endswith(
-        "Its worst case, one step on one image (1 row and 1 step), is another matter: dlm names "
-        "88% there, at 18% accuracy."
+        "Of the other updates most is read of “one step on one image”: dlm names 88% there, at 18% "
+        "accuracy."
     )
     _, whom, _ = opening([*compared(make_card), worst.model_copy(update={"model": "other"})])
     assert "one step on one image" not in whom

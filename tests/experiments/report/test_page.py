@@ -158,8 +158,11 @@ def test_a_real_run_is_no_demo(make_card: MakeCard, leave: Leave) -> None:
 
 def test_code_that_changed_between_cards_is_said(make_card: MakeCard, leave: Leave) -> None:
     leave(make_card(source="a" * 16))
-    folder = leave(make_card(cut=2, source="b" * 16))
-    assert "come from 2 versions of the code" in write_report(folder).read_text()
+    folder = leave(make_card(cut=2, source="b" * 16))  # another cell reaches other code
+    assert "versions of the code" not in write_report(folder).read_text()
+    leave(make_card(seed=1, source="c" * 16))
+    page = write_report(folder).read_text()
+    assert "seeds were computed by several versions of the code: 1." in page
 
 
 def test_a_folder_that_mixes_devices_says_so(make_card: MakeCard, leave: Leave) -> None:

@@ -23,7 +23,7 @@ def test_every_class_used_is_styled_or_a_hook() -> None:
 
 def test_what_is_folded_away_on_a_screen_is_printed() -> None:
     paper = STYLE[STYLE.index("@media print") :]
-    assert re.search(r"details::details-content \{[^}]*content-visibility: visible", paper)
+    assert re.search(r"details.part::details-content \{[^}]*content-visibility: visible", paper)
     assert "display: none" not in paper
 
 

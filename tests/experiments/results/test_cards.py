@@ -174,6 +174,15 @@ def test_the_key_follows_settings_and_source_but_not_their_order() -> None:
         card_key({"a": {1, 2}}, "source")
 
 
+def test_peak_memory_is_bytes_of_this_process() -> None:
+    assert 10_000_000 < peak_memory() < 100_000_000_000
+
+
+def test_cards_need_no_torch() -> None:
+    code = "import sys, experiments.results.cards; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0  # noqa: S603
+
+
 def test_the_source_hash_sees_names_and_contents_of_python_files_only(tmp_path: Path) -> None:
     with pytest.raises(CardError, match="no sources"):
         source_hash(tmp_path)
@@ -189,12 +198,3 @@ def test_the_source_hash_sees_names_and_contents_of_python_files_only(tmp_path: 
     (tmp_path / "attacks" / "a.py").write_text("x = 2\n")
     assert len({first, renamed, source_hash(tmp_path)}) == 3
     assert len(source_hash()) == 16
-
-
-def test_peak_memory_is_bytes_of_this_process() -> None:
-    assert 10_000_000 < peak_memory() < 100_000_000_000
-
-
-def test_cards_need_no_torch() -> None:
-    code = "import sys, experiments.results.cards; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0  # noqa: S603

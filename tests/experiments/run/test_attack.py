@@ -3,25 +3,25 @@
 import random
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import experiments.run.attack
 from clients import node_app
 from experiments.run.attack import (
     Attacked,
     attack_run,
-    judge,
-    keep_guess,
-    keep_truth,
+    keep_answer,
+    kept_answer,
     make_attack,
-    read_guess,
 )
+from experiments.run.judge import judge, keep_truth
 from experiments.run.prepare import prepare
 from experiments.run.train import train
 from experiments.run.training_run import TrainingRun
@@ -164,13 +164,43 @@ def test_a_single_target_has_no_control(run: TrainingRun) -> None:
     assert "no negative control" in str(verdict.unreliable)
 
 
-def test_guesses_and_truths_survive_the_disk(run: TrainingRun, tmp_path: Path) -> None:
-    guessed = attack_run(run.trace, settings(targets=2), stream=1, device="cpu")
-    keep_guess(guessed, tmp_path / "guess.safetensors")
-    assert torch.equal(read_guess(tmp_path / "guess.safetensors").images, guessed.guess.images)  # type: ignore[arg-type]
-    truth = AnswerKey.read(run.answers).truth(guessed.targets)
+def test_an_answer_survives_the_disk_and_scores_the_same(run: TrainingRun, tmp_path: Path) -> None:
+    chosen, answers = settings(targets=2), AnswerKey.read(run.answers)
+    guessed = attack_run(run.trace, chosen, stream=1, device="cpu")
+    assert answers.bottom is not None
+    clones = {k: torch.from_numpy(v).expand(2, *v.shape) for k, v in answers.bottom.items()}
+    guessed = replace(guessed, guess=replace(guessed.guess, clones=clones))
+    path = tmp_path / "guess.safetensors"
+    assert keep_answer(guessed, path) is None
+    assert path.stat().st_mode & 0o077 == 0
+    kept = kept_answer(path, chosen)
+    assert kept is not None
+    assert kept.guess.images is not None
+    assert torch.equal(kept.guess.images, guessed.guess.images)  # type: ignore[arg-type]
+    assert list(kept.targets) == list(guessed.targets)
+    assert (kept.exposure, kept.notes) == (guessed.exposure, guessed.notes)
+    (first, truth), (again, _) = (
+        judge(each, answers, run.trace, stream=3) for each in (guessed, kept)
+    )
+    assert first == again
+    assert "stolen_model" in again.scores
     keep_truth(truth, tmp_path / "truth.safetensors")
-    assert torch.equal(read_guess(tmp_path / "truth.safetensors").images, truth.images)  # type: ignore[arg-type]
+    assert torch.equal(load_file(tmp_path / "truth.safetensors")["images"], truth.images)
+
+
+def test_what_was_kept_otherwise_is_not_taken_for_an_answer(
+    run: TrainingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen, path = settings(targets=2), tmp_path / "guess.safetensors"
+    assert kept_answer(path, chosen) is None
+    guessed = attack_run(run.trace, chosen, stream=1, device="cpu")
+    save_file({"images": guessed.guess.images}, path)  # type: ignore[dict-item]
+    assert kept_answer(path, chosen) is None, "an earlier version kept no targets"
+    path.write_bytes(b"damaged")
+    assert kept_answer(path, chosen) is None
+    monkeypatch.setattr(experiments.run.attack, "KEPT_BYTES", 100)
+    assert "to score it again is to attack anew" in str(keep_answer(guessed, path))
+    assert not path.exists()
 
 
 def test_the_attack_reads_the_trace_alone(run: TrainingRun, tmp_path: Path) -> None:

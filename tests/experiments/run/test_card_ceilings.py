@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+import experiments.run.attack
 import experiments.run.card_ceilings
-import experiments.run.executor
 from experiments.console import summary
 from experiments.report.caveats import caveats
 from experiments.report.rows import cells
@@ -85,10 +85,10 @@ def test_an_attack_that_reads_the_answer_key_is_marked(
 ) -> None:
     def cheating(trace: Path, *given: Any, answers: Path, **more: Any) -> Attacked:
         honest = attack_run(trace, *given, answers=answers, **more)
-        truth = AnswerKey.read(answers, trace=trace).truth(honest.targets)
+        truth = AnswerKey.read(answers).truth(honest.targets)
         return replace(honest, guess=replace(honest.guess, images=truth.images))
 
-    monkeypatch.setattr(experiments.run.executor, "attack_run", cheating)
+    monkeypatch.setattr(experiments.run.attack, "attack_run", cheating)
     (card,) = run(SPLIT, out=tmp_path)
     assert card.above_ceiling is not None
     assert card.above_ceiling.startswith("above its ceiling: 12 of 12 identified")

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -105,6 +106,25 @@ def test_updates_are_trained_again(fedavg: Path) -> None:
     assert "list of 16 among 60" in found.lines()[0]
 
 
+def test_a_sum_of_updates_gives_away_less_than_one_of_them(fedavg: Path, split: Path) -> None:
+    many = {**FEW, "candidates": 100}
+    alone = ceiling_of_run(fedavg, **many)
+    found = ceiling_of_run(fedavg, summed=True, **many)
+    assert all(each.sound for each in found.findings), list(map(str, found.findings))
+    assert {each.guesses for each in found.messages} == {32}  # both nodes' rows are behind it
+    assert fmean(m.single for m in found.messages) < fmean(m.single for m in alone.messages)
+    assert "sum of all nodes' updates" in found.seat
+    with pytest.raises(NoCeilingError, match="smashed rows, which nothing sums"):
+        ceiling_of_run(split, summed=True, **FEW)
+
+
+def test_a_sum_without_noise_names_the_row(tmp_path: Path) -> None:
+    folder = recorded(tmp_path, {"name": "fedavg", "rounds": 1, "batch_size": 4})
+    found = ceiling_of_run(folder, summed=True, **FEW)
+    assert found.value == pytest.approx(1.0)
+    assert all(each.hit for each in found.messages)
+
+
 def test_without_noise_everything_is_named_and_the_loss_is_in_the_message(tmp_path: Path) -> None:
     folder = recorded(tmp_path, {"name": "fedavg", "rounds": 1, "batch_size": 4})
     found = ceiling_of_run(folder, **FEW)
@@ -193,6 +213,9 @@ def test_the_command_prints_text_or_json(split: Path, tmp_path: Path) -> None:
         refused = CliRunner().invoke(app, ["ceiling", str(split), *wrong])
         assert refused.exit_code == 2
         assert wrong[1] in refused.output
+    summed = CliRunner().invoke(app, ["ceiling", str(split), *few, "--summed"])
+    assert summed.exit_code == 2
+    assert "nothing sums" in summed.output
     missing = CliRunner().invoke(app, ["ceiling", str(tmp_path)])
     assert missing.exit_code == 2
     assert "has no recorded messages" in missing.output

@@ -13,10 +13,11 @@ from experiments.report.page import write_report
 from experiments.report.pictures import blocks
 from experiments.report.rows import cells
 from experiments.results.cards import Card
-from experiments.run.attack import attack_run, judge
+from experiments.run.attack import attack_run, with_rivals
+from experiments.run.judge import judge
 from experiments.run.runner import run
 from experiments.settings.load import load_settings
-from leakbed.oracle.scoring import NEEDS_TRUTH
+from leakbed.oracle.rivals import NEEDS_TRUTH
 from leakbed.oracle.truth import AnswerKey
 
 RIVALS = {"random-signs", "untrained-shadow", "substitute"}
@@ -84,8 +85,8 @@ def test_the_clean_accuracy_is_what_the_nodes_head_says(results: tuple[Card, Pat
 
 def test_the_images_are_kept_within_their_budgets(results: tuple[Card, Path]) -> None:
     card, folder = results
-    kept = load_file(folder / "guesses" / f"{card.key}.safetensors")
-    natural = load_file(folder / "truths" / f"{card.key}.safetensors")["images"]
+    kept = load_file(folder / "guesses" / f"{card.guess_key}.safetensors")
+    natural = load_file(folder / "truths" / f"{card.guess_key}.safetensors")["images"]
     assert kept["adversarial"].shape == (20, 2, 1, 28, 28)
     apart = (kept["adversarial"] - natural).abs().flatten(2).amax((0, 2))
     assert apart.tolist() == pytest.approx([0.3, 0.1], abs=1e-6)
@@ -116,7 +117,9 @@ def test_altered_images_do_not_follow_the_victims_answers(
         assert attacked.rivalry is not None
         view = attacked.rivalry.view
         seen.append([getattr(view, each) for each in ANSWERS])
-        verdict, _ = judge(attacked, AnswerKey.read(answers), finished / "trace", stream=7)
+        key, trace = AnswerKey.read(answers), finished / "trace"
+        attacked = with_rivals(attacked, key, trace, stream=7)
+        verdict, _ = judge(attacked, key, trace, stream=7)
         made.append(verdict.scores["evasion"]["answers"])
     assert torch.equal(made[0], made[2])
     assert made[1] != made[3]

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from attacks import ATTACKS
 from clients import node_app
-from experiments.run.attack import attack_run, judge, make_attack
+from experiments.run.attack import attack_run, make_attack
+from experiments.run.judge import judge
 from experiments.run.labels import first_of_each_class, grant_labels, unknown_only
 from experiments.run.offline import attack_trace
 from experiments.run.prepare import prepare

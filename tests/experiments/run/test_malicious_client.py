@@ -101,8 +101,8 @@ def test_samples_come_from_every_malicious_node_and_no_trace_holds_them(
     assert not torch.allclose(held["images"][:4].mean(0), held["images"][5:].mean(0), atol=1e-3)
     told = json.dumps([record.fields for record in Trace(intruded.trace).records], default=str)
     assert "samples" not in told
-    guess = load_file(folder / "guesses" / f"{card.key}.safetensors")
-    truth = load_file(folder / "truths" / f"{card.key}.safetensors")
+    guess = load_file(folder / "guesses" / f"{card.guess_key}.safetensors")
+    truth = load_file(folder / "truths" / f"{card.guess_key}.safetensors")
     assert torch.equal(guess["images"][:, 0], held["images"])
     assert guess["images"].shape == truth["images"].shape
     assert set(truth["labels"].flatten().tolist()) == {3}

@@ -12,7 +12,8 @@ from attacks import ADVERSARIES
 from attacks.feature_space_hijacking import FeatureSpaceHijacking
 from experiments.results.cards import Card
 from experiments.run import executor
-from experiments.run.malicious_server import decoded_attack, quality
+from experiments.run.judge import quality
+from experiments.run.malicious_server import decoded_attack
 from experiments.run.runner import run
 from experiments.run.training_run import TrainingRun
 from experiments.settings.cells import cells

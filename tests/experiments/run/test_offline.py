@@ -37,7 +37,7 @@ def test_a_copied_trace_can_be_attacked_without_answers(recorded: Path, tmp_path
     trace = shutil.copytree(recorded / "trace", tmp_path / "elsewhere")
     card = attack_trace(trace, "smashed-as-image", out=tmp_path / "out", settings={"targets": 3})
     assert (card.status, card.scores, card.baselines) == ("unscored", {}, {})
-    guess = load_file(tmp_path / "out" / "guesses" / f"{card.key}.safetensors")
+    guess = load_file(tmp_path / "out" / "guesses" / f"{card.guess_key}.safetensors")
     assert guess["images"].shape == (3, 1, 1, 28, 28)
     assert not (tmp_path / "out" / "truths").exists()
     assert (tmp_path / "out" / "pictures" / f"{card.key}.png").stat().st_size > 100
@@ -75,7 +75,7 @@ def test_the_numbers_are_those_of_the_runs_card_unless_a_seed_is_asked_for(tmp_p
     blind = again("blind")  # the run's folder says its seed where the answers are not given
     assert (blind.seed, blind.attack_seed) == (3, 3)
     guesses = [
-        load_file(tmp_path / name / "guesses" / f"{each.key}.safetensors")["images"]
+        load_file(tmp_path / name / "guesses" / f"{each.guess_key}.safetensors")["images"]
         for name, each in (("run", card), ("blind", blind))
     ]
     assert torch.equal(*guesses)

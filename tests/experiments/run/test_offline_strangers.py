@@ -12,6 +12,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
+from experiments.results.cards import read_cards
 from experiments.run.offline import attack_trace
 from leakbed.events import Extras, UpdateUp
 from leakbed.flower_internals import task_identity
@@ -110,6 +111,17 @@ def test_nodes_may_hold_different_numbers_of_samples(tmp_path: Path, name: str) 
     card = attack_trace(trace, name, settings=FEW if name == "dlm-plus" else {}, model=MODEL)
     assert card.status == "unscored"
     assert any("updates over 1 were attacked, others (1 over 2)" in note for note in card.notes)
+
+
+def test_two_attacks_on_one_trace_are_two_results(tmp_path: Path) -> None:
+    """Else the later one takes the place of the other, and a gate never sees what leaked more."""
+    trace = recorded(tmp_path)
+    first = attack_trace(trace, "constant-image", model=MODEL)
+    other = attack_trace(trace, "dlm-plus", settings=FEW, model=MODEL)
+    longer = attack_trace(trace, "dlm-plus", settings={**FEW, "iterations": 3}, model=MODEL)
+    assert len({card.key for card in (first, other, longer)}) == 3
+    kept = read_cards(trace.parent / f"{trace.name}-attacked")
+    assert sorted(card.attack for card in kept) == ["constant-image", "dlm-plus", "dlm-plus"]
 
 
 @pytest.mark.parametrize("key", ["n", "num_examples"])

@@ -111,6 +111,7 @@ def test_it_computes_in_one_thread_as_runs_do(
     tapped: Tapped, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
+    monkeypatch.setattr("torch.get_num_threads", lambda: 4)
     monkeypatch.setattr("torch.set_num_threads", asked.append)
     attack_trace(tapped(SAID), "constant-image", model=MODEL)
     assert asked == [1]

@@ -20,6 +20,12 @@ TABLE: dict[str, Any] = {
 FULL_AT_NODE = {"defense": [{"name": "none"}, {"name": "tests.support.hungry:AtNode"}]}
 
 
+@pytest.fixture
+def untried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the defence run out of memory in training, not where it is tried out before."""
+    monkeypatch.setattr("experiments.run.executor.refuse_breaches", lambda _: None)
+
+
 def line_of(changes: dict[str, Any], folder: Path) -> str:
     """Run until memory ends; return the command line's one line, with the first cell kept."""
     with pytest.raises(Exception, match="out of memory") as caught:
@@ -43,7 +49,7 @@ def test_of_an_attack_it_names_targets_and_stack(tmp_path: Path) -> None:
     assert "smaller stack" in line
 
 
-def test_of_a_node_it_names_the_batch(tmp_path: Path) -> None:
+def test_of_a_node_it_names_the_batch(untried: None, tmp_path: Path) -> None:
     line = line_of(FULL_AT_NODE, tmp_path)
     assert line.startswith("error: node 0 failed on 'train.split'")
     assert "smaller protocol.batch_size" in line
@@ -56,6 +62,6 @@ def test_of_the_server_it_names_the_batch(tmp_path: Path) -> None:
 
 
 @pytest.mark.runtime
-def test_of_a_worker_of_ray_it_names_its_share(tmp_path: Path) -> None:
+def test_of_a_worker_of_ray_it_names_its_share(untried: None, tmp_path: Path) -> None:
     on_ray = {"grid": "ray", "workers": 1, "device": "cpu"}
     assert "larger gpus_per_worker" in line_of({**FULL_AT_NODE, **on_ray}, tmp_path)

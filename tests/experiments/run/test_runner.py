@@ -30,6 +30,7 @@ from leakbed.grids import LocalGrid, NodeFailed
 from leakbed.hijack import HijackDivergedError
 from leakbed.models import IllegalCutError
 from leakbed.provenance import EditedCodeError
+from leakbed.tap.trace import Trace
 
 TABLE: dict[str, Any] = {
     "name": "small",
@@ -70,14 +71,30 @@ def test_writes_a_card_per_cell_and_keeps_what_it_needs(tmp_path: Path) -> None:
         written = json.loads((tmp_path / "cards" / f"{card.key}.json").read_text())
         assert written["attack"] == card.attack
         for folder in ("guesses", "truths"):
-            assert (tmp_path / folder / f"{card.key}.safetensors").stat().st_mode & 0o077 == 0
+            assert (tmp_path / folder / f"{card.guess_key}.safetensors").stat().st_mode & 0o077 == 0
     assert len(list((tmp_path / "runs").iterdir())) == 1, "both attacks share one run"
+
+
+def test_a_trace_is_verified_once_for_all_attacks_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    class Counted(Trace):
+        def __init__(self, folder: str | Path, *, partial: bool = False) -> None:
+            opened.append(folder)
+            super().__init__(folder, partial=partial)
+
+    for module in (attack, executor):
+        monkeypatch.setattr(module, "Trace", Counted, raising=False)
+    assert len(run(TABLE, out=tmp_path)) == 2
+    assert len(opened) == 1
 
 
 def test_a_finished_cell_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = run(TABLE, out=tmp_path)
     monkeypatch.setattr(executor, "train", pytest.fail)
-    monkeypatch.setattr(executor, "attack_run", pytest.fail)
+    monkeypatch.setattr(executor, "answer", pytest.fail)
     assert run(TABLE, out=tmp_path) == before
 
 
@@ -345,7 +362,15 @@ def test_what_a_case_names_is_a_cell_also_where_it_cannot_fit(tmp_path: Path) ->
 
 def test_the_demonstration_has_the_cells_that_fit() -> None:
     wanted, unfit = runner._wanted(load_settings(FLAGSHIP))
-    assert (len(wanted), unfit) == (50, 39)
+    assert (len(wanted), unfit) == (60, 39)
+
+
+def test_the_demonstration_reports_no_seed_that_its_noise_was_chosen_on() -> None:
+    text = FLAGSHIP.read_text()
+    assert "chosen on seeds 101 and 102" in text
+    found, _ = runner._wanted(load_settings(FLAGSHIP))
+    assert {cell.training.seed for cell in found}.isdisjoint({101, 102})
+    assert all(cell.ceiling is not None for cell in found)
 
 
 def test_federated_weights_go_through_the_same_runner(tmp_path: Path) -> None:
@@ -429,7 +454,7 @@ def test_code_of_the_users_own_that_changes_in_mid_process_is_refused_then_anoth
     with pytest.raises(IllegalCutError, match="the bottom nothing to train"):
         run(table, out=tmp_path / "out", overrides=["model.cut=0"])
     first = run(table, out=tmp_path / "out")
-    module.write_text(text + "# the same, yet another\n")
+    module.write_text(text + "OTHER = 1\n")
     with pytest.raises(EditedCodeError, match=r"own_network_of_a_test\.py was changed after"):
         run(table, out=tmp_path / "out")
     monkeypatch.setattr(provenance, "_FIRST", {})  # as in a new process
@@ -440,4 +465,6 @@ def test_code_of_the_users_own_that_changes_in_mid_process_is_refused_then_anoth
 def test_the_last_run_says_which_cards_are_its_own(tmp_path: Path) -> None:
     cards = run(TABLE, out=tmp_path)
     last = json.loads((tmp_path / "last-run.json").read_text())
+    told = last.pop("settings")
     assert last == {"name": "small", "keys": [card.key for card in cards], "left_out": 0}
+    assert load_settings(told) == load_settings(TABLE)

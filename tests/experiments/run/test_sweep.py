@@ -5,6 +5,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,6 +18,7 @@ from ray.cluster_utils import Cluster
 from experiments.results.cards import Card
 from experiments.run import runner, sweep
 from experiments.run.defaults import resolve_defaults
+from experiments.run.keys import score_key
 from experiments.run.prepare import prepare
 from experiments.run.runner import run
 from experiments.run.train import grids_of
@@ -27,7 +29,7 @@ from leakbed.contracts import BrokenPluginError
 from leakbed.errors import came_to_nothing
 from leakbed.flower_internals import FlowerMovedError
 from leakbed.grids import NodeFailed
-from leakbed.grids.ray.actors import NoClusterError, start_ray, stop_ray
+from leakbed.grids.ray.actors import NoClusterError, NoRoomError, start_ray, stop_ray
 from tests.support.ray_cluster import cluster_here
 from tests.support.waiting import running, until
 
@@ -51,6 +53,8 @@ from typing import ClassVar
 import torch
 from leakbed.contracts import Defense, Evidence, Guess, Protects, Seat, ThreatModel
 from tests.support.waiting import until
+
+TRIAL_SEED, TRIAL_ROWS = 3, 3  # of leakbed.contract_trials, which each process makes first
 
 
 def act(folder, who, does):
@@ -76,7 +80,8 @@ class Busy:
         return ThreatModel(seat=Seat.SERVER, evidence=frozenset({Evidence.SMASHED}))
 
     def run(self, view, *, seed):
-        act(self.folder, f"attack-{seed}", self.does)
+        if seed != TRIAL_SEED:
+            act(self.folder, f"attack-{seed}", self.does)
         return Guess(images=torch.full((view.targets, 1, *view.image_shape), 0.5))
 
 
@@ -89,7 +94,8 @@ class Slow(Defense):
     does: str = ""
 
     def protect_smashed(self, state, smashed):
-        act(self.folder, "defence", self.does)
+        if len(smashed) != TRIAL_ROWS:
+            act(self.folder, "defence", self.does)
         return state, smashed * 1.0
 '''
 
@@ -149,11 +155,17 @@ def a_sweep(folder: Path, *overrides: str) -> tuple[sweep.Sweep, sweep.Task]:
     """Return an experiment and its first task, as the runner makes them."""
     settings = load_settings(TABLE, overrides)
     own = [resolve_defaults(cell) for cell in cells(settings) if cell.training.seed == 0]
-    ran_on = prepare(own[0].training, root=None).ran_on
+    prepared = prepare(own[0].training, root=None)
     made = sweep.Sweep(settings=settings, folder=folder, source="code", root=None)
-    return made, sweep.Task(
-        sweep=made, cells=dict(zip(("a" * 16, "b" * 16), own, strict=True)), ran_on=ran_on
-    )
+    keyed = {score_key(cell, prepared): cell for cell in own}
+    return made, sweep.Task(sweep=made, cells=keyed, ran_on=prepared.ran_on)
+
+
+def test_code_that_was_edited_since_the_run_began_is_refused(tmp_path: Path) -> None:
+    _, task = a_sweep(tmp_path)
+    stale = dict(zip(("a" * 16, "b" * 16), task.cells.values(), strict=True))
+    (ended,) = sweep.worked(replace(task, cells=stale), None, 0.0)
+    assert "the code was edited after the run began" in str(ended.error)  # type: ignore[union-attr]
 
 
 @pytest.mark.runtime
@@ -231,8 +243,19 @@ def test_what_ends_two_processes_is_a_failed_card_and_the_others_go_on(
     assert "2 processes were lost over it (WorkerCrashedError" in str(cards[1].why)
     assert len(list(tmp_path.glob("attack-*"))) == len(list(tmp_path.glob("defence-*"))) == 2
     assert came_to_nothing([card.status for card in cards]) == 1
-    with pytest.raises(sweep.JobGoneError, match=r"2 processes were lost.*finished cells stay"):
-        run(table, out=tmp_path / "out", overrides=['on_error="stop"'])
+
+
+def test_a_process_lost_twice_ends_the_run_where_that_is_asked_for(tmp_path: Path) -> None:
+    _, task = a_sweep(tmp_path, "on_error=stop")
+    scheduler = object.__new__(sweep._Scheduler)
+    scheduler._settings, scheduler._ending = task.sweep.settings, False
+    scheduler._waiting = deque()
+    lost = sweep._Run(0, task)
+    scheduler._lose(lost, RuntimeError("first line\nsecond"))
+    assert scheduler._waiting.popleft() is lost, "it is tried once more"
+    said = r"^2 processes were lost over it \(RuntimeError: first line\).*finished cells stay"
+    with pytest.raises(sweep.JobGoneError, match=said):
+        scheduler._lose(lost, RuntimeError("first line\nsecond"))
 
 
 @pytest.mark.runtime
@@ -258,11 +281,16 @@ def test_ctrl_c_keeps_what_is_finished_and_leaves_nothing_half_done(
         until(lambda: bool(list(tmp_path.glob("defence-*"))) and len(cards_in(out)) == 1)
         os.kill(os.getpid(), signal.SIGINT)
 
-    with ThreadPoolExecutor(1) as beside:
-        told = beside.submit(interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            run(table, out=out)
-        told.result()
+    # Started in the background of a script, Python leaves Ctrl-C ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with ThreadPoolExecutor(1) as beside:
+            told = beside.submit(interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                run(table, out=out)
+            told.result()
+    finally:
+        signal.signal(signal.SIGINT, before)
     (kept,) = cards_in(out)
     written = kept.stat().st_mtime_ns
     assert len(list((out / "runs").iterdir())) == 1, "the finished run, and no other"
@@ -287,9 +315,17 @@ def test_processes_end_with_the_one_that_asked(tmp_path: Path, mine: Path) -> No
     processes = [int(each.name.rpartition("-")[2]) for each in tmp_path.glob("attack-*")]
     assert all(map(running, processes))
     assert all(os.getpriority(os.PRIO_PROCESS, each) == 0 for each in processes)
+    assert all(map(blocks_interrupts, processes)), "Ctrl-C on a terminal reaches the driver alone"
     driver.kill()
     driver.wait()
     until(lambda: not any(map(running, processes)))
+
+
+def blocks_interrupts(process: int) -> bool:
+    """Whether the process leaves Ctrl-C to the one that asked."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    (mask,) = [line.split()[1] for line in lines if line.startswith("SigBlk")]
+    return bool(int(mask, 16) >> (signal.SIGINT - 1) & 1)
 
 
 @pytest.fixture(scope="module")
@@ -406,7 +442,7 @@ def test_a_machine_with_a_disk_of_its_own_hands_over_pictures_and_keeps_or_remov
     assert not mine.task.cells
     for each in found:
         for part, content in each.files.items():
-            file = tmp_path / "here" / part / f"{each.card.key}.safetensors"
+            file = tmp_path / "here" / part / f"{each.card.guess_key}.safetensors"
             assert file.read_bytes() == content
             assert file.stat().st_mode & 0o777 == 0o600
 
@@ -418,6 +454,20 @@ def test_only_the_folder_itself_is_the_askers(tmp_path: Path) -> None:
     assert sweep._mark(tmp_path / "a") == sweep._mark(tmp_path / "a")
     assert sweep._mark(tmp_path / "a") != sweep._mark(tmp_path / "b")
     assert sweep._mark(tmp_path / "c") is None
+
+
+def test_a_cluster_without_room_is_named_and_nothing_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "_NO_ROOM_SECONDS", 0.0)
+    monkeypatch.setattr(sweep, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"node:10.0.0.1": 1.0})
+    made, task = a_sweep(tmp_path, "ray_address=auto")
+    scheduler = object.__new__(sweep._Scheduler)
+    scheduler._settings, scheduler._share = made.settings, 0.0
+    scheduler._waiting, scheduler._under_way = deque([sweep._Run(0, task)]), {}
+    with pytest.raises(NoRoomError, match="no room for 0 s, and 1 training runs wait for 1 CPU"):
+        scheduler.run()
 
 
 @pytest.mark.parametrize(
@@ -438,10 +488,18 @@ def test_gpus_are_shared_equally(
     assert sweep._gpu_share(load_settings(TABLE, overrides)) == share
 
 
-def test_a_gpu_by_its_number_is_refused(tmp_path: Path) -> None:
-    settings = load_settings(TABLE, ["device=cuda:1"])
-    with pytest.raises(sweep.ChosenDeviceError, match=r"'cuda:1'.*CUDA_VISIBLE_DEVICES=1"):
-        sweep._refuse_chosen_device(settings)
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("device=cuda:1", r"'cuda:1' names one GPU.*CUDA_VISIBLE_DEVICES=1"),
+        ("ray_address=ray://10.0.0.1:10001", r"Ray's client.*on a machine of the cluster"),
+    ],
+)
+def test_what_cannot_be_shared_out_is_refused(tmp_path: Path, override: str, said: str) -> None:
+    settings = load_settings(TABLE, [override])
+    made = sweep.Sweep(settings=settings, folder=tmp_path, source="", root=None)
+    with pytest.raises(sweep.UnsharedError, match=said):
+        sweep.share(made, {}, done={}, keep=pytest.fail, tidy=pytest.fail, note=None)
 
 
 def test_nodes_on_ray_and_runs_on_ray_are_one_too_many() -> None:

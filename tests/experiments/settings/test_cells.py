@@ -236,6 +236,7 @@ def test_the_type_of_the_device_is_part_of_the_result(monkeypatch: pytest.Monkey
     on_cpu, folder = cell.as_json(), cell.training.key("a")
     assert on_cpu["device"] == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert cell.as_json()["device"] == "cuda"
     assert cell.training.key("a") != folder
     assert collecting({}, device="cpu")[0].as_json() == on_cpu

@@ -1,68 +1,42 @@
-"""Values of the wrong type are refused; every plug-in's types are among those that are known."""
+"""Reading the catalogues from source says the same as importing them."""
+
+from dataclasses import fields
 
 import pytest
 
-from experiments.settings import plugins
-from experiments.settings.load import load_settings
-from experiments.settings.plugins import checked_value, plugin_fields
-
-
-@pytest.mark.parametrize("package", ["attacks", "defenses"])
-def test_the_types_of_every_plug_in_are_checked(package: str) -> None:
-    written = {kind for each in plugin_fields(package).values() for kind in each.settings.values()}
-    assert written <= set(plugins._TYPES)
+from attacks import ADVERSARIES, ATTACKS, INTRUDERS
+from defenses import DEFENSES
+from experiments.settings.plugins import (
+    adversary_names,
+    intruder_names,
+    plugin_fields,
+    protocol_names,
+)
+from strategies import PROTOCOLS
 
 
 @pytest.mark.parametrize(
-    ("written", "value"),
-    [
-        ("int", 3),
-        ("float", 3),
-        ("int | None", None),
-        ("bool", False),
-        ("tuple[float, ...]", [60, 80.5]),
-        ("tuple[float, ...]", (60,)),
-        ("Callable[[int], int]", "left to the class"),
-    ],
+    ("package", "catalogue"),
+    [("attacks", {**ATTACKS, **ADVERSARIES, **INTRUDERS}), ("defenses", DEFENSES)],
 )
-def test_takes_what_fits(written: str, value: object) -> None:
-    assert checked_value("attack x", "key", value, written=written) == value
+def test_source_says_what_the_classes_say(package: str, catalogue: dict[str, type]) -> None:
+    read = plugin_fields(package)
+    assert set(read) == set(catalogue)
+    for name, kind in catalogue.items():
+        assert set(read[name].settings) == {field.name for field in fields(kind)}, name
 
 
-@pytest.mark.parametrize(
-    ("written", "value"),
-    [
-        ("int", 1.5),
-        ("int", True),
-        ("int", "3"),
-        ("float", float("nan")),
-        ("float | None", float("inf")),
-        ("bool", 1),
-        ("str", 1),
-        ("tuple[float, ...]", ["a"]),
-    ],
-)
-def test_says_whose_setting_it_is_and_what_was_seen(written: str, value: object) -> None:
-    with pytest.raises(ValueError, match=r"attack x: key: Input should .* \(got "):
-        checked_value("attack x", "key", value, written=written)
+def test_adversaries_are_those_of_their_catalogue_and_no_attack_is_one() -> None:
+    assert set(adversary_names()) == set(ADVERSARIES)
+    assert not set(ATTACKS) & set(ADVERSARIES)
+    assert all(kind().threat.active for kind in ADVERSARIES.values())
+    assert not any(kind().threat.active for kind in ATTACKS.values())
 
 
-def test_a_whole_number_is_the_same_setting_as_its_float() -> None:
-    for written in ("float", "float | None"):
-        assert type(checked_value("attack x", "key", 3, written=written)) is float
-    assert type(checked_value("attack x", "key", 3, written="int")) is int
-    with pytest.raises(ValueError, match="attack x: key"):
-        checked_value("attack x", "key", 10**400, written="float")
-    whole, point = (
-        load_settings(
-            {
-                "name": "same",
-                "attack": [{"name": "fsha", "critic_beta": 1}],
-                "defense": [{"name": "smashed-noise", "sigma": 2}],
-            },
-            list(more),
-        )
-        for more in ((), ("attack=[{name='fsha', critic_beta=1.0}]",))
-    )
-    assert repr(whole.attack) == repr(point.attack)
-    assert repr(whole.defense[0].stack) == "(('smashed-noise', {'sigma': 2.0}),)"
+def test_intruders_are_those_of_their_catalogue() -> None:
+    assert set(intruder_names()) == set(INTRUDERS)
+    assert not set(INTRUDERS) & {*ATTACKS, *ADVERSARIES}
+
+
+def test_protocols_are_those_of_the_catalogue() -> None:
+    assert set(protocol_names()) == set(PROTOCOLS)

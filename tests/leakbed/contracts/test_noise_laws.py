@@ -5,7 +5,17 @@ import torch
 
 from defenses import DPSGD, DPCutGradient, GradientCompression, IsoNoise, NoPeek, SmashedNoise
 from leakbed.contracts import Defense, DefenseState, Protects
-from leakbed.contracts.noise_laws import Clean, Fixed, NoCeilingError, Normal, floating, sent_law
+from leakbed.contracts.noise_laws import (
+    Clean,
+    Fixed,
+    Laplace,
+    NoCeilingError,
+    Normal,
+    alike,
+    floating,
+    sent_law,
+    weighted_sum,
+)
 
 GRADIENT = torch.randn(6, 20, generator=torch.Generator().manual_seed(0))
 CUT = Clean(kind=Protects.CUT_GRADIENT, arrays={Protects.CUT_GRADIENT: GRADIENT})
@@ -46,3 +56,22 @@ def test_what_is_not_covered_says_so() -> None:
 def test_counters_are_left_out() -> None:
     arrays = {"weight": torch.zeros(2), "count": torch.tensor(3)}
     assert list(floating(arrays)) == ["weight"]
+
+
+def test_noise_of_a_sum_adds_up_by_its_variance() -> None:
+    ones = {"a": torch.ones(3)}
+    law = weighted_sum([(0.75, alike(ones, 2.0)), (0.25, alike({"a": torch.zeros(3)}, 4.0))])
+    assert isinstance(law, Normal)
+    assert torch.equal(law.mean["a"], torch.full((3,), 0.75))
+    assert float(law.deviation["a"]) == pytest.approx((1.5**2 + 1.0**2) ** 0.5)
+    half = weighted_sum([(0.5, Fixed(mean=ones)), (0.5, alike(ones, 2.0))])
+    assert isinstance(half, Normal)
+    assert float(half.deviation["a"]) == pytest.approx(1.0)
+    assert isinstance(weighted_sum([(0.5, Fixed(mean=ones))] * 2), Fixed)
+
+
+def test_a_sum_of_other_noise_has_no_ceiling() -> None:
+    scale = torch.tensor(1.0)
+    laplace = Laplace(mean={"a": torch.ones(3)}, scales={"a": (scale, scale)})
+    with pytest.raises(NoCeilingError, match="density of a sum of messages of laws Laplace"):
+        weighted_sum([(0.5, laplace), (0.5, laplace)])

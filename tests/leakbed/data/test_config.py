@@ -48,7 +48,8 @@ def test_lists_among_a_partitioners_settings_survive_json_and_caching() -> None:
     )
     assert [len(rows) for rows in recipe.split().nodes] == [80, 200]
     sent = json.loads(json.dumps(asdict(recipe)))
-    sent["partition_settings"] = tuple(map(tuple, sent["partition_settings"]))
+    for pairs in ("partition_settings", "settings"):
+        sent[pairs] = tuple(map(tuple, sent[pairs]))
     assert hash(recipe) == hash(DataConfig(**sent))
 
 

@@ -57,7 +57,7 @@ def test_the_root_reaches_a_function_that_asks_for_it(tmp_path: Path) -> None:
         ("one_thing", r"returned a ndarray; return \(images, labels\)"),
         ("no_arrays", r"returned a str that is no array"),
         ("breaks", r"raised RuntimeError: no such server \(own_data.py, line \d+\)"),
-        ("demanding", r"missing a required argument: 'folder'; .* no argument but `root`"),
+        ("demanding", r"missing a required argument: 'folder'; .* and with nothing else"),
         ("NOT_A_FUNCTION", r"is a int, not a function"),
         (
             "channels_last",

@@ -32,8 +32,10 @@ def test_it_says_what_our_own_runs_say() -> None:
         "local_steps": None,
         "nodes": 2,
         "data": "digits",
-        "defense": "none",
-        "architecture": {k: v for k, v in asdict(architecture).items() if k not in {"mean", "std"}},
+        "defense": "defence not known",
+        "architecture": {
+            k: v for k, v in asdict(architecture).items() if k not in {"mean", "std", "settings"}
+        },
         "modes": None,
     }
     assert architecture_of(json.loads(json.dumps(said))) == architecture

@@ -331,6 +331,15 @@ def test_gradients_are_called_gradients(kind: str, key: str, names: list[str]) -
     assert isinstance(events_down(weights, 5)[0], WeightsDown)
 
 
+def test_what_comes_beside_gradients_is_kept() -> None:
+    weights = down("train", arrays=pack({"w": X}))
+    metrics = MetricRecord({"num-examples": 3})
+    gradients, extras = events_up(weights, up(weights, grads=pack({"w": X}), metrics=metrics), 5)
+    assert isinstance(gradients, Gradients)
+    assert isinstance(extras, Extras)
+    assert extras.content["metrics"]["num-examples"] == 3
+
+
 def test_arrays_that_are_no_numbers_are_skipped_by_name() -> None:
     strange = Array("int8", (4,), "mine.zip", b"abcd")
     some = pack({"w": X})

@@ -9,7 +9,7 @@ import torch
 
 from leakbed.models import IllegalCutError, sequence
 
-APP = Path(__file__).resolve().parents[4] / "experiments" / "studies" / "audit"
+APP = Path(__file__).resolve().parents[4] / "experiments" / "studies" / "audit" / "digits"
 
 
 def test_its_network_cannot_be_cut_and_its_inputs_are_normalised(

@@ -1,0 +1,93 @@
+"""A recorded run as its owner opens it: messages, truth, and how its nodes trained."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from clients.node import TrainingPlan
+from defenses import DEFENSES
+from experiments.run.view import architecture_of
+from leakbed.contracts import Defense
+from leakbed.contracts.noise_laws import NoCeilingError
+from leakbed.models import Architecture
+from leakbed.oracle.truth import AnswerKey
+from leakbed.plugins import is_own, picked
+from leakbed.seeds import derive
+from leakbed.tap.facts import refuse_import
+from leakbed.tap.trace import Trace
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Recorded:
+    """A recorded run, opened by its owner.
+
+    Attributes:
+        trace: Its messages.
+        key: Its truth.
+        plan: How nodes trained.
+        defenses: In order.
+        architecture: The network.
+    """
+
+    trace: Trace
+    key: AnswerKey
+    plan: TrainingPlan
+    defenses: tuple[Defense, ...]
+    architecture: Architecture
+
+    @classmethod
+    def open(cls, run: Path, *, model: str | None = None) -> Recorded:
+        """Open a run's folder.
+
+        Args:
+            run: With ``trace`` and ``answers``.
+            model: As for :func:`ceiling_of_run`.
+
+        Returns:
+            The run.
+
+        Raises:
+            NoCeilingError: If it lacks what a ceiling needs.
+        """
+        for part, what in (("trace", "recorded messages"), ("answers", "answer key")):
+            if not (run / part).is_dir():
+                raise NoCeilingError(
+                    f"{run} has no {what}: there is no folder {part!r}; name a run's own folder, "
+                    "such as results/runs/<run>"
+                )
+        trace = Trace(run / "trace")
+        refuse_import(trace.about, model)
+        key = AnswerKey.read(run / "answers", trace=run / "trace")
+        if not key.training:
+            raise NoCeilingError(
+                f"the answer key of {run} does not say how nodes trained and with which defences: "
+                "an earlier version wrote it; run the experiment again"
+            )
+        if key.parties > 1:
+            raise NoCeilingError("there is no ceiling yet for nodes that hold strips of images")
+        if key.training.get("intruder"):
+            raise NoCeilingError(
+                "a node of this run was malicious and made its own batches, which the answer key "
+                "does not hold"
+            )
+        named = key.training["defenses"]
+        for name, _ in named:
+            if is_own(name) and name.partition(":")[0] not in sys.modules:
+                raise NoCeilingError(
+                    f"the run's defence is a class of somebody's own, {name!r}, and importing it "
+                    "runs the code there; set [ceiling] in the experiment that has it, or import "
+                    "it yourself before you call ceiling_of_run"
+                )
+        return cls(
+            trace=trace,
+            key=key,
+            plan=TrainingPlan(**key.training["plan"]),
+            defenses=tuple(picked(name, DEFENSES, "defence")(**own) for name, own in named),
+            architecture=architecture_of(trace.about),
+        )
+
+    def node_stream(self, node: int) -> int | None:
+        """Return a node's own stream; None where the run's seed is not known."""
+        return None if self.key.seed is None else derive(self.key.seed, f"node/{node}")

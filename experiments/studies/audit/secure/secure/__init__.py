@@ -1,0 +1,1 @@
+"""A small Flower app that aggregates securely: nothing of ours is in it."""

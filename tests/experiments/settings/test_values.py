@@ -1,0 +1,69 @@
+"""Values of the wrong type are refused; every plug-in's types are among those that are known."""
+
+import pytest
+
+from experiments.settings import values
+from experiments.settings.load import load_settings
+from experiments.settings.plugins import plugin_fields
+from experiments.settings.values import checked_value
+
+
+@pytest.mark.parametrize("package", ["attacks", "defenses"])
+def test_the_types_of_every_plug_in_are_checked(package: str) -> None:
+    written = {kind for each in plugin_fields(package).values() for kind in each.settings.values()}
+    assert written <= set(values._TYPES)
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("int", 3),
+        ("float", 3),
+        ("int | None", None),
+        ("bool", False),
+        ("tuple[float, ...]", [60, 80.5]),
+        ("tuple[float, ...]", (60,)),
+        ("Callable[[int], int]", "left to the class"),
+    ],
+)
+def test_takes_what_fits(written: str, value: object) -> None:
+    assert checked_value("attack x", "key", value, written=written) == value
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("int", 1.5),
+        ("int", True),
+        ("int", "3"),
+        ("float", float("nan")),
+        ("float | None", float("inf")),
+        ("bool", 1),
+        ("str", 1),
+        ("tuple[float, ...]", ["a"]),
+    ],
+)
+def test_says_whose_setting_it_is_and_what_was_seen(written: str, value: object) -> None:
+    with pytest.raises(ValueError, match=r"attack x: key: Input should .* \(got "):
+        checked_value("attack x", "key", value, written=written)
+
+
+def test_a_whole_number_is_the_same_setting_as_its_float() -> None:
+    for written in ("float", "float | None"):
+        assert type(checked_value("attack x", "key", 3, written=written)) is float
+    assert type(checked_value("attack x", "key", 3, written="int")) is int
+    with pytest.raises(ValueError, match="attack x: key"):
+        checked_value("attack x", "key", 10**400, written="float")
+    whole, point = (
+        load_settings(
+            {
+                "name": "same",
+                "attack": [{"name": "fsha", "critic_beta": 1}],
+                "defense": [{"name": "smashed-noise", "sigma": 2}],
+            },
+            list(more),
+        )
+        for more in ((), ("attack=[{name='fsha', critic_beta=1.0}]",))
+    )
+    assert repr(whole.attack) == repr(point.attack)
+    assert repr(whole.defense[0].stack) == "(('smashed-noise', {'sigma': 2.0}),)"
