@@ -225,7 +225,7 @@ class RayGrid(ResidentGrid):
                 open_ = [errand for errand in open_ if errand.reply is None]
                 if not open_ or (len(open_) < len(errands) and not for_all):
                     return
-                tickets = pool.awaited()
+                tickets = pool.awaited(open_)
                 patience = min(deadline - monotonic(), pool.patience())
             ready = there(tickets, patience)
             with self._lock:

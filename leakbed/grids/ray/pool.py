@@ -7,7 +7,7 @@ unanswered goes to others from the nodes' last states.
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 from operator import itemgetter
 from time import monotonic
@@ -77,9 +77,18 @@ class Pool:
         for _, group in sorted(calls, key=itemgetter(0)):  # every worker soon has its first
             self._dispatch(group)
 
-    def awaited(self) -> list[Any]:
-        """Return tickets of what comes next, to wait for; those there are for :meth:`advance`."""
+    def awaited(self, errands: Sequence[PendingMessage]) -> list[Any]:
+        """Return tickets of what comes next, to wait for; those there are for :meth:`advance`.
+
+        Args:
+            errands: Those whose answers are wanted, none of which is there.
+
+        Returns:
+            Ray's references.
+        """
         found = {worker.ready: None for worker in self.workers if worker.ready is not None}
+        if len(errands) == 1 and errands[0].ticket is not None:
+            return [*found, errands[0].ticket]  # nothing else has to be looked at for it
         for worker in self.workers:
             # It answers in this order, and waiting for a few is faster than for all.
             found |= {errand.ticket: None for errand in worker.errands[:_WINDOW]}
@@ -114,7 +123,7 @@ class Pool:
 
     def tidy(self) -> None:
         """Take in what nobody waits for any more, and workers that have started."""
-        if (self._late or self.patience() < math.inf) and (tickets := self.awaited()):
+        if (self._late or self.patience() < math.inf) and (tickets := self.awaited(())):
             self.advance(there(tickets, 0.0))
             self._late = [errand for errand in self._late if errand.reply is None]
 

@@ -25,7 +25,7 @@ from leakbed.wire.calls import typed_call
 from leakbed.wire.messages import HEAD_STEP, SPLIT_STEP, SplitReply, SplitRequest
 from strategies.node_session import NodeChannel
 from tests.support.strange_nodes import STOPPING, app
-from tests.support.waiting import running, until
+from tests.support.waiting import descendants, running, until
 
 pytestmark = [pytest.mark.runtime, pytest.mark.usefixtures("identity")]
 ROOT = Path(__file__).parents[4]
@@ -125,6 +125,8 @@ def test_a_killed_driver_leaves_no_process_and_nothing_in_shared_memory() -> Non
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:  # noqa: S603
         assert driver.stdout is not None
         worker = int(driver.stdout.readline())
+        started = descendants(driver.pid)
+        assert worker in started
         driver.kill()
-    until(lambda: not running(worker))
+    until(lambda: not any(map(running, started)))
     until(lambda: kept_in_memory() <= before)
