@@ -118,6 +118,10 @@ def _speaks(host: str, port: int) -> bool:
 
 
 _ROUNDING = 1e-9  # 1 / 0.1 is 10
+# Bytes that travel with a call or an answer; more lie in Ray's store, which costs an exchange 6 ms.
+# Ray's own limit of 100 kB is below a batch of images at an early cut; from 2 MB on copying costs
+# as much as the store.
+_WITH_CALL = 2 << 20
 START_SECONDS = 300.0  # importing torch takes 20 on a busy machine, over 120 from a cold disk
 
 
@@ -184,6 +188,7 @@ def start_ray(address: str | None, *, cpus: int | None) -> bool:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray's 15 would give the cores to whatever else runs before its workers, and to the driver.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("RAY_max_direct_call_object_size", str(_WITH_CALL))
     with warnings.catch_warnings():
         # Ray leaves files open while it starts, and announces a default it will change one day.
         warnings.simplefilter("ignore", ResourceWarning)

@@ -29,7 +29,7 @@ from leakbed.grids.ray.actors import (
     stop_ray,
 )
 from leakbed.grids.ray.calls import PendingMessage, there
-from leakbed.grids.ray.parcels import INLINE_BYTES, TypedCall, failed, packed, prepared, seal
+from leakbed.grids.ray.parcels import TypedCall, failed, packed, prepared, seal
 from leakbed.grids.ray.pool import Pool
 from leakbed.wire.bounds import Asked
 from leakbed.wire.calls import Answer, Call, Failure, Wait, offers_calls
@@ -37,6 +37,7 @@ from leakbed.wire.fields import Carried
 
 # How long a pull waits for a first reply: a caller that pulls in a loop then waits for events.
 _PULL_SECONDS = 0.005
+_STORED = 90 * 1024  # bytes; records of more that several nodes get are put into Ray's store once
 
 
 @offers_calls
@@ -272,6 +273,6 @@ def _shared(sent: list[Message]) -> dict[int, Any]:
     shared: dict[int, Any] = {}
     for key, content in contents.items():
         held = packed(content)
-        if sum(len(memoryview(buffer)) for buffer in held[1]) > INLINE_BYTES:
+        if sum(len(memoryview(buffer)) for buffer in held[1]) > _STORED:
             shared[key] = ray.put(seal(held))
     return shared

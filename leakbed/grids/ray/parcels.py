@@ -30,8 +30,6 @@ Parcel: TypeAlias = tuple[Any, ...]  # a pickle, then its large buffers
 Outline: TypeAlias = list[tuple[str, str, Any]]  # of one RecordDict: key, kind, what it holds
 Packed: TypeAlias = tuple[Outline, list[Any]]  # and the bytes of its arrays, in their order
 
-# Ray sends up to 100 kB with the call; beyond, it uses its store.
-INLINE_BYTES = 90 * 1024
 _LARGE = 16 * 1024  # bytes; a buffer of its own costs Ray about 10 us, as much as copying these
 
 _FIELDS = (

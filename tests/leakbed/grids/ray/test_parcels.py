@@ -5,7 +5,6 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from leakbed.grids.ray.parcels import (
-    INLINE_BYTES,
     TypedCall,
     metadata_of,
     metadata_values,
@@ -20,7 +19,7 @@ from tests.support.strange_nodes import message
 
 pytestmark = pytest.mark.usefixtures("identity")
 
-SMALL, LARGE = np.arange(3.0), np.arange(INLINE_BYTES, dtype=np.float32)
+SMALL, LARGE = np.arange(3.0), np.arange(100_000, dtype=np.float32)
 
 
 def records() -> RecordDict:
@@ -86,7 +85,7 @@ def test_a_calls_arrays_travel_beside_the_pickle_as_a_messages_do() -> None:
         came.request.gradient += 1
 
 
-@pytest.mark.parametrize("size", [100, INLINE_BYTES + 1])
+@pytest.mark.parametrize("size", [100, 100_000])
 def test_what_arrived_cannot_be_written(size: int) -> None:
     array = RecordDict({"x": ArrayRecord({"x": Array(np.zeros(size, np.uint8))})})
     came = travelled(array).array_records["x"]["x"]
