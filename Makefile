@@ -37,7 +37,9 @@ setup: .venv/.stamp  ## build .venv with everything in it (1 to 4 minutes, 7 GB)
 demo: setup  ## the main job: what FedAvg weights and split activations leak, as a report
 	$(BIN)/leakbed compare --out runs/demo
 
-PYTEST := $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
+# A tester that dies ends the run: replacing one near the end can leave pytest-xdist waiting for ever.
+PYTEST := $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder \
+	--max-worker-restart=0
 
 test: setup  ## run every unit test, and one test each of Ray, `flwr run` and a deployment (5 minutes)
 	$(PYTEST) -m "smoke or not (runtime or cuda or reproduces)"
@@ -48,7 +50,7 @@ test-all: setup  ## run all tests, once on a pretended GPU too, except those tha
 test-cuda: setup  ## everything once on a pretended GPU, then the unit tests there
 	$(BIN)/python -m pytest -m cuda
 	PRETENDED_GPUS=1 PYTHONPATH=$(CURDIR):$(CURDIR)/tests/support \
-		$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile -m "not cuda and not runtime and not reproduces"
+		$(PYTEST) -m "not cuda and not runtime and not reproduces"
 
 test-flower-versions:  ## tap an app under each supported version of Flower (2 minutes each)
 	@for version in $(FLOWERS); do \

@@ -26,7 +26,7 @@ from leakbed.contracts import Defense, Protects, select
 from leakbed.contracts.defense import refuse_uncalled
 from leakbed.data.config import DataConfig
 from leakbed.flower_internals import is_simulated
-from leakbed.lookup import unknown_name
+from leakbed.lookup import import_object, unknown_name
 from leakbed.models import Architecture
 from leakbed.mods import live
 from leakbed.plugins import picked
@@ -202,6 +202,8 @@ class NodeConfig:
         intruder: Name and settings of the malicious client that the node is; None for an honest
             node.
         intruder_stream: The intruder's own stream.
+        protocol: Import path of a protocol of one's own, whose module has the requests that the
+            node answers; empty for the catalogue's.
     """
 
     data: DataConfig
@@ -215,6 +217,7 @@ class NodeConfig:
     order_stream: int | None = None
     intruder: tuple[str, Mapping[str, Any]] | None = None
     intruder_stream: int = 0
+    protocol: str = ""
 
     def record(self) -> ConfigRecord:
         """Return the cell as a Flower record."""
@@ -353,6 +356,16 @@ def own_code(context: Context) -> None:
         find_first(context.run_config)
 
 
+def own_protocol(context: Context) -> None:
+    """Import the protocol of one's own whose requests a node is to answer.
+
+    Args:
+        context: The node's.
+    """
+    if protocol := NodeConfig.of(context).protocol:
+        import_object(protocol)  # which makes the requests of its module known
+
+
 def allowed(cell: NodeConfig, context: Context) -> NodeConfig:
     """Return a cell as the operator of a node lets a server set it.
 
@@ -383,6 +396,7 @@ def allowed(cell: NodeConfig, context: Context) -> NodeConfig:
     }
     named |= {f"defense.name ({index})": name for index, (name, _) in enumerate(cell.defenses)}
     named |= {} if cell.intruder is None else {"attack.name": cell.intruder[0]}
+    named |= {"protocol.name": cell.protocol}
     for setting, path in named.items():
         if path is not None and ":" in path and path not in listed:
             wanted = f'import-paths="{path}" (several with commas)'

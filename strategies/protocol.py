@@ -15,6 +15,7 @@ from leakbed.contracts import Defense
 from leakbed.events import Arrays
 from leakbed.models import Architecture
 from leakbed.wire.bounds import Bounds
+from leakbed.wire.messages import NodeRequest
 from strategies.server_model import ServerPart
 
 _NUMBER_BYTES = 8  # of the widest number an image may come in
@@ -161,6 +162,8 @@ class Protocol:
         merges: Whether nodes step bottoms of their own, which are averaged by rows when a round
             ends; with an option ``sync``, only where that is ``"round"``.
         options: Settings of this protocol alone: name to legal values, the default first.
+        requests: Requests of its own that its nodes answer. Nodes then import its module, which in
+            a deployment their operators must list.
     """
 
     exchanges: Literal["weights", "split"]
@@ -173,3 +176,4 @@ class Protocol:
     in_turn: bool = False
     merges: bool = False
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    requests: tuple[type[NodeRequest], ...] = ()

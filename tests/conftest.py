@@ -1,5 +1,6 @@
 """One torch thread, as in every process with tensor arithmetic; the longest tests first."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -20,3 +21,14 @@ def identity() -> Iterator[None]:
     """Let this process create messages, as Flower's own processes do."""
     with task_identity():
         yield
+
+
+@pytest.fixture(autouse=True)
+def gpus_as_before() -> Iterator[None]:
+    """Refuse a test that hides this process's GPUs from the tests after it."""
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    yield
+    left = os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    if seen is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = seen
+    assert left == seen, f"CUDA_VISIBLE_DEVICES was {seen!r} and is left as {left!r}"

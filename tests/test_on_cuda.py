@@ -36,16 +36,26 @@ from tests.support.attack_views import quick_attack, view_for
 
 ROOT = Path(__file__).parents[1]
 PRETENDED = torch.Generator.__module__ == pretended_cuda.__name__
+ON_TWO_GPUS = (
+    "test_on_cuda.py",
+    "support/test_pretended_cuda.py",
+    "benchmarks/test_launches.py",
+)
 ROUNDING = 5e-7 if PRETENDED else math.inf
 
+MEANT = pretended_cuda.GPUS in os.environ  # to pretend, in this process
+
 pytestmark = [pytest.mark.cuda, pytest.mark.timeout(600)]
-on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="runs on the pretended GPU below")
+on_gpu = pytest.mark.skipif(
+    not (MEANT or torch.cuda.is_available()), reason="runs on the pretended GPUs below"
+)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this process has a GPU")
+@pytest.mark.skipif(MEANT or torch.cuda.is_available(), reason="this process has a GPU")
 def test_everything_once_on_pretended_gpus() -> None:
+    """What is meant to pretend never starts another, not even where it sees no GPU."""
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"},
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}",
         pretended_cuda.GPUS: "2",
     }
@@ -53,8 +63,7 @@ def test_everything_once_on_pretended_gpus() -> None:
         sys.executable,
         "-m",
         "pytest",
-        __file__,
-        str(ROOT / "tests" / "support" / "test_pretended_cuda.py"),
+        *(str(ROOT / "tests" / each) for each in ON_TWO_GPUS),
         "-q",
         "-m",
         "cuda",
@@ -62,7 +71,13 @@ def test_everything_once_on_pretended_gpus() -> None:
         "no:cacheprovider",
     ]
     done = subprocess.run(  # noqa: S603
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        command,
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=540,
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 

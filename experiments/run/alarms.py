@@ -13,7 +13,7 @@ from experiments.run.training_run import TrainingRun
 from experiments.settings.plugins import JsonObject
 from leakbed.contracts.defense import NO_ALARM
 from leakbed.wire.fields import Alarms, Finding
-from strategies.node_session import NodeStopped
+from strategies.node_channel import NodeStopped
 
 
 def found(alarms: Mapping[int, Alarms], stop: NodeStopped | None) -> JsonObject:

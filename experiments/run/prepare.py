@@ -297,8 +297,14 @@ class Prepared:
             defense_stream=self.stream(f"defence/{partition}"),
             device=self.settings.device,
             order_stream=order,
+            protocol=self._asking(),
             **self._intruder(partition),
         )
+
+    def _asking(self) -> str:
+        """Return the import path of a protocol with requests of its own, which nodes import."""
+        name = self.settings.protocol.name
+        return name if find_protocol(name).requests else ""
 
     def _intruder(self, partition: int) -> dict[str, Any]:
         """Return what makes a node malicious; it does not defend itself against anybody."""

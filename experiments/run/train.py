@@ -48,7 +48,7 @@ from leakbed.tap.wiretap import PassiveHook, Wiretap
 from leakbed.tensors import as_tensor, finite, load, predicted, resolve_device
 from leakbed.wire.messages import SETUP, SPLIT_STEP
 from strategies import find_protocol
-from strategies.node_session import NodeStopped
+from strategies.node_channel import NodeStopped
 from strategies.protocol import Build, BuiltProtocol, ProtocolSetup
 from strategies.split_strategy import SplitStrategy
 

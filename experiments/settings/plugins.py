@@ -4,7 +4,7 @@ Importing an attack imports torch, which takes seconds, and a typing mistake in 
 should be answered at once. So names and settings of the catalogue's plug-ins are read from their
 source: catalogues are plain dicts of classes, and a test compares this reading with the classes.
 A class of one's own, named by import path, is imported: it may lie anywhere and be written in any
-way.
+way, and the types of its fields are checked as they are.
 """
 
 import ast
@@ -15,7 +15,7 @@ from functools import cache
 from importlib import import_module
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from pydantic import (
     BaseModel,
@@ -26,7 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-from experiments.settings.values import checked_value, is_scalar
+from experiments.settings.values import checked_value, is_known, is_scalar
 from leakbed.lookup import unknown_name
 from leakbed.plugins import Contract, Group, PluginError, installed, is_own, own_class, role_of
 
@@ -48,11 +48,12 @@ class PluginFields:
     """What a settings file may say of one plug-in.
 
     Attributes:
-        settings: Names of its dataclass fields, each with its type as written.
+        settings: Names of its dataclass fields, each with its type: as written, or itself where
+            the class was imported and the text alone does not say it.
         told: Whether its threat model may name labels that the adversary knows.
     """
 
-    settings: Mapping[str, str]
+    settings: Mapping[str, Any]
     told: bool = False
 
 
@@ -69,7 +70,7 @@ def plugin_fields(package: str) -> dict[str, PluginFields]:
     catalogue = _parsed(_ROOT / package / "__init__.py")
     return {
         name: PluginFields(
-            settings=_fields(catalogue, value.id), told=_KNOWN in _source(catalogue, value.id)
+            settings=_fields(catalogue, value.id), told=_names_known(_source(catalogue, value.id))
         )
         for name, value in _entries(catalogue).items()
         if isinstance(value, ast.Name)
@@ -99,8 +100,7 @@ def own_fields(package: Package, path: str) -> PluginFields:
         )
     module = inspect.getmodule(kind)
     text = inspect.getsource(module) if getattr(module, "__file__", None) and module else ""
-    written = {each.name: _written(each.type) for each in fields(kind)}
-    return PluginFields(settings=written, told=_KNOWN in text)
+    return PluginFields(settings=_types(kind), told=_names_known(text))
 
 
 def import_path(group: Group, name: str) -> str:
@@ -160,8 +160,29 @@ def _plays(name: object, role: str) -> bool:
     return isinstance(name, str) and is_own(name) and role_of(own_class(name, "attack")) == role
 
 
-def _written(kind: Any) -> str:  # noqa: ANN401  a type, or its text
-    return kind if isinstance(kind, str) else getattr(kind, "__name__", "") or str(kind)
+def _types(kind: type[Any]) -> dict[str, object]:
+    """Return the type of each field of an imported dataclass: its text if known, else itself."""
+    try:
+        hints = get_type_hints(kind)
+    except NameError:  # it names what it imports for type checkers alone
+        hints = {}
+    found: dict[str, object] = {}
+    for each in fields(kind):
+        written = each.type if isinstance(each.type, str) else _text(each.type)
+        found[each.name] = written if is_known(written) else hints.get(each.name, written)
+    return found
+
+
+def _text(kind: object) -> str:
+    return kind.__name__ if type(kind) is type else str(kind)
+
+
+def _names_known(source: str) -> bool:
+    """Say whether code names the knowledge of labels; a comment or a docstring is no code."""
+    return any(
+        isinstance(node, ast.Attribute) and ast.unparse(node) == _KNOWN
+        for node in ast.walk(ast.parse(source))
+    )
 
 
 @cache

@@ -1,13 +1,23 @@
-"""Refuse a plug-in's setting whose value has the wrong type, before the plug-in is imported.
+"""Refuse a plug-in's setting whose value has the wrong type, before the plug-in is made.
 
 Attacks and defences are plain dataclasses, which take any value and fail where it is first used,
-perhaps after an hour of training. Their source says which type each field has; pydantic checks it.
+perhaps after an hour of training. The type of the field says what it takes; pydantic checks it.
 """
 
+import json
 from functools import cache
-from typing import Annotated, Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import AllowInfNan, Strict, TypeAdapter, ValidationError
+from pydantic import (
+    AllowInfNan,
+    ConfigDict,
+    PydanticSchemaGenerationError,
+    PydanticUserError,
+    Strict,
+    TypeAdapter,
+    ValidationError,
+)
 
 _Whole = Annotated[int, Strict()]
 _Number = Annotated[float, Strict(), AllowInfNan(False)]
@@ -21,18 +31,19 @@ _TYPES: dict[str, Any] = {
     "str": Annotated[str, Strict()],
     "tuple[float, ...]": tuple[_Number, ...],
 }
+_SCALARS = {bool, float, int, str, NoneType}
+_AS_JSON = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
 
-def checked_value(owner: str, key: str, value: Any, *, written: str) -> Any:  # noqa: ANN401  JSON's
+def checked_value(owner: str, key: str, value: Any, *, written: object) -> Any:  # noqa: ANN401  JSON's
     """Refuse a value of another type than its field's, NaN and infinity included.
-
-    A type that is not among those above is left to the class that wrote it.
 
     Args:
         owner: Whose setting it is, such as ``attack dlm``.
         key: The setting.
         value: Its value.
-        written: The field's type as its class writes it.
+        written: The field's type: as its class writes it, or, of a class that was imported, itself.
+            A type that says nothing of what a settings file can hold is left to the class.
 
     Returns:
         The value; a whole number as a float where the field is one, so that 1 and 1.0 are the same
@@ -41,14 +52,28 @@ def checked_value(owner: str, key: str, value: Any, *, written: str) -> Any:  # 
     Raises:
         ValueError: The value does not fit; the message says what would.
     """
-    if written not in _TYPES:
-        return value
     try:
+        if not isinstance(written, str):
+            _check_as_json(written, value)
+            return value
+        if written not in _TYPES:
+            return value
         fitting = _adapter(written).validate_python(value)
     except ValidationError as error:
         wanted = error.errors()[0]["msg"]
         raise ValueError(f"{owner}: {key}: {wanted} (got {value!r})") from None
     return fitting if isinstance(fitting, float) else value
+
+
+def _check_as_json(kind: Any, value: object) -> None:  # noqa: ANN401  any type
+    """Check a value against any type: strictly, but for a list, which may stand for a tuple."""
+    try:
+        adapter = TypeAdapter[Any](kind, config=_AS_JSON)
+    except PydanticUserError:  # a type with a configuration of its own
+        adapter = TypeAdapter[Any](kind)
+    except PydanticSchemaGenerationError:
+        return
+    adapter.validate_json(json.dumps(value, default=str))
 
 
 def schema_of(written: str) -> dict[str, Any]:
@@ -61,6 +86,15 @@ def _adapter(written: str) -> TypeAdapter[Any]:
     return TypeAdapter(_TYPES[written])
 
 
-def is_scalar(written: str) -> bool:
-    """Say whether a field's type, as written, holds one value, so that a list is several of it."""
-    return written in _TYPES and not written.startswith(("Sequence", "tuple"))
+def is_known(written: str) -> bool:
+    """Say whether the text of a field's type is enough to check its values."""
+    return written in _TYPES
+
+
+def is_scalar(written: object) -> bool:
+    """Say whether a field's type holds one value, so that a list is several of it."""
+    if isinstance(written, str):
+        return written in _TYPES and not written.startswith(("Sequence", "tuple"))
+    if get_origin(written) in {Union, UnionType}:
+        return all(is_scalar(each) for each in get_args(written))
+    return written in _SCALARS or get_origin(written) is Literal

@@ -26,12 +26,15 @@ from leakbed.wire.fields import (
     Field,
     Found,
     Named,
+    Number,
     Tensor,
     Whole,
 )
 from leakbed.wire.messages import (
     HEAD_STEP,
     MAY_STOP,
+    OWN_EVALUATE,
+    OWN_STEP,
     RAN_ON,
     REPLIES,
     ROSTER,
@@ -40,13 +43,16 @@ from leakbed.wire.messages import (
     SPLIT_EVALUATE,
     SPLIT_STEP,
     WEIGHTS,
+    NodeRequest,
     Stopped,
+    reply_to,
 )
 from leakbed.wire.records import (
     BOTTOMS,
     CONFIG,
     FEATURES,
     METRICS,
+    SMASHED,
     WireError,
     described,
     wire_bytes,
@@ -73,26 +79,30 @@ class Asked(NamedTuple):
         node: Flower's node id.
         config: Its numbers.
         arrays: Its arrays, by record and name.
+        reply: The class of its reply; None where it is none of Leakbed's.
     """
 
     kind: str
     node: int
     config: Mapping[str, Any]
     arrays: Mapping[str, Mapping[str, Any]]
+    reply: type[Carried] | None = None
 
     @classmethod
     def by_message(cls, sent: Message) -> "Asked":
         """Return what a message asks."""
         config = sent.content.get(CONFIG)
         numbers = config if isinstance(config, ConfigRecord) else {}
-        about = sent.metadata
-        return cls(about.message_type, about.dst_node_id, numbers, sent.content.array_records)
+        kind, node = sent.metadata.message_type, sent.metadata.dst_node_id
+        own = kind in {OWN_STEP, OWN_EVALUATE}
+        reply = NodeRequest.kind_of(sent).REPLY if own else REPLIES.get(kind)
+        return cls(kind, node, numbers, sent.content.array_records, reply)
 
     @classmethod
     def by_call(cls, kind: str, node: int, request: Carried) -> "Asked":
         """Return what a typed call asks."""
         groups = request.groups()
-        return cls(kind, node, groups.get(CONFIG, {}), groups)
+        return cls(kind, node, groups.get(CONFIG, {}), groups, reply_to(request, kind))
 
     def number(self, key: str) -> int:
         """Return one of its whole numbers.
@@ -263,8 +273,8 @@ class Bounds:
         Raises:
             WireError: Says what is too much, and what is allowed.
         """
-        kinds = (REPLIES[asked.kind], Stopped) if asked.kind in MAY_STOP else REPLIES[asked.kind]
-        if not isinstance(reply, kinds):
+        kinds = {asked.reply, Stopped} if asked.kind in MAY_STOP else {asked.reply}
+        if not isinstance(reply, Carried) or type(reply) not in kinds:
             found = type(reply).__name__
             raise WireError(f"a {found} came in answer to {asked.kind!r}, which is no reply to it")
         self._refuse(asked, reply.groups())
@@ -319,8 +329,8 @@ class Bounds:
     def _allowed(self, sent: Asked) -> Mapping[str, Names] | None:
         """Return the records a reply may have, and their arrays; None for a stranger's message."""
         kind = sent.kind
-        if kind in REPLIES:
-            return self._split(sent, REPLIES[kind].FIELDS)
+        if sent.reply is not None:
+            return self._split(sent, sent.reply.FIELDS)
         if kind == WEIGHTS:
             return {WHOLE_WEIGHTS: self._whole(sent), METRICS: {}}
         if kind == SAMPLES:
@@ -341,7 +351,7 @@ class Bounds:
                 allowed[each.record] = part
             elif isinstance(each, Bottom) and closing is not False:
                 allowed |= dict.fromkeys(BOTTOMS.values(), part)
-            elif isinstance(each, Whole):
+            elif isinstance(each, Whole | Number):
                 allowed[each.record] = {}
             elif isinstance(each, Found):
                 allowed[ALARMS] = {}
@@ -351,7 +361,7 @@ class Bounds:
     def _closing(self, sent: Asked) -> bool | None:
         """Say whether a bottom is asked for, and no batch; None where the steps are not known."""
         if sent.kind != SPLIT_STEP:
-            return False
+            return None if sent.kind in {OWN_STEP, OWN_EVALUATE} else False
         plan = self.plan(sent.node)
         return None if plan is None else sent.number("step") == plan[0]
 
@@ -360,8 +370,10 @@ class Bounds:
         if sent.kind == HEAD_STEP:  # as many bytes as the features that the server sent
             features = sent.arrays[FEATURES]["features"]
             return Limit(wire_bytes(features) + _HEADER, kinds=each.kinds)
+        if sent.kind in {OWN_STEP, OWN_EVALUATE} and each.record != SMASHED:
+            return Limit(kinds=each.kinds, rank=each.rank)  # its size is the protocol's own matter
         rows = self.batch_size
-        if sent.kind == SPLIT_EVALUATE:
+        if sent.kind in {SPLIT_EVALUATE, OWN_EVALUATE}:
             rows = sent.number("stop") - sent.number("start")
         if each.rank is not None:
             limit = self._rows_of(rows, _LABEL_BYTES)

@@ -126,13 +126,20 @@ def before(act: Callable[[Context], None]) -> NodeMod:
 _HANDLERS: WeakKeyDictionary[ClientApp, dict[str, Handler]] = WeakKeyDictionary()
 
 
-def serve(app: ClientApp, kind: str, request: type[Carried]) -> Callable[[Handler], Handler]:
+def serve(
+    app: ClientApp,
+    kind: str,
+    request: type[Carried],
+    *,
+    first: Callable[[Context], None] | None = None,
+) -> Callable[[Handler], Handler]:
     """Return a decorator that registers what nodes do with requests of one type.
 
     Args:
         app: Answers messages of that type from then on.
         kind: ``category.action``.
         request: The class of its requests.
+        first: What a node does before it reads a message.
 
     Returns:
         It returns the handler as it was.
@@ -141,6 +148,8 @@ def serve(app: ClientApp, kind: str, request: type[Carried]) -> Callable[[Handle
 
     def register(handler: Handler) -> Handler:
         def answer(message: Message, context: Context) -> Message:
+            if first is not None:
+                first(context)
             reply = handler(request.of(message), context)
             return Message(reply.records(), reply_to=message)
 

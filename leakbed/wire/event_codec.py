@@ -36,12 +36,15 @@ from leakbed.events import (
     WeightsDown,
 )
 from leakbed.wire.calls import Failure
-from leakbed.wire.fields import Carried
+from leakbed.wire.fields import OWN, STOPPED, Carried
 from leakbed.wire.messages import (
     BACKWARD_STEP,
     HARNESS,
     HEAD_EVALUATE,
     HEAD_STEP,
+    OWN_EVALUATE,
+    OWN_STEP,
+    SHARE,
     SPLIT_EVALUATE,
     SPLIT_STEP,
     WEIGHTS,
@@ -53,6 +56,7 @@ from leakbed.wire.records import (
     CONFIG,
     FEATURES,
     GRADIENT,
+    METRICS,
     ROUND,
     SEALED,
     SMASHED,
@@ -71,7 +75,9 @@ from leakbed.wire.records import (
     wire_bytes,
 )
 
-SPLIT = frozenset({SPLIT_STEP, SPLIT_EVALUATE, HEAD_STEP, HEAD_EVALUATE, BACKWARD_STEP})
+SPLIT = frozenset(
+    {SPLIT_STEP, SPLIT_EVALUATE, HEAD_STEP, HEAD_EVALUATE, BACKWARD_STEP, OWN_STEP, OWN_EVALUATE}
+)
 
 
 def events_down(message: Message, node: int) -> list[Event]:
@@ -236,12 +242,14 @@ class _Said(NamedTuple):
         arrays: Returns the arrays under a key, of which one may be needed; None if there are none.
         bottom: The node's part: its bytes where it passes sealed, else a way to read its arrays;
             None where it is not there.
+        records: Returns all it holds, to look for what only a protocol of one's own has.
     """
 
     kind: str
     number: Callable[[str], int]
     arrays: Callable[..., Arrays | None]
     bottom: int | Callable[[], Arrays] | None
+    records: Callable[[], RecordDict]
 
 
 def _said(message: Message) -> _Said:
@@ -257,6 +265,7 @@ def _said(message: Message) -> _Said:
         lambda key: int_field(message, config_of(message), key),
         partial(as_arrays_under, message),
         bottom,
+        lambda: message.content,
     )
 
 
@@ -273,6 +282,7 @@ def _called(kind: str, carried: Carried) -> _Said:
         lambda key: int(groups[CONFIG][key]),
         lambda key, needs=None: groups.get(key),  # noqa: ARG005  a table knows no record without it
         bottom,
+        carried.records,
     )
 
 
@@ -342,11 +352,11 @@ def _split_down(said: _Said, node: int) -> list[Event]:
     events = _bottom_events(said, node, round_, up=False)
     if (arrays := said.arrays(GRADIENT, needs="gradient")) is not None:
         # The message of the next step brings the gradient of the batch before.
-        step = said.number("step") - (kind == SPLIT_STEP)
+        step = said.number("step") - (kind in {SPLIT_STEP, OWN_STEP})
         gradient = arrays["gradient"]
         events.append(CutGradientDown(node=node, round=round_, step=step, gradient=gradient))
     if (arrays := said.arrays(FEATURES, needs="features")) is not None:
-        training = kind == HEAD_STEP
+        training = kind in {HEAD_STEP, OWN_STEP}
         features = FeaturesDown(
             node=node,
             round=round_,
@@ -355,7 +365,7 @@ def _split_down(said: _Said, node: int) -> list[Event]:
             phase=Phase.TRAIN if training else Phase.EVALUATE,
         )
         events.append(features)
-    return events
+    return events + _own(said, node, round_, up=False)
 
 
 def _split_up(asked: _Said, reply: _Said, node: int) -> list[Event]:
@@ -379,7 +389,40 @@ def _split_up(asked: _Said, reply: _Said, node: int) -> list[Event]:
         events.append(UpperGradientUp(node=node, round=round_, step=step, gradient=gradient))
     if (own := reply.arrays(BOTTOM_GRADIENT)) is not None:
         events.append(BottomGradientUp(node=node, round=round_, step=step, arrays=own))
-    return events
+    return events + _own(reply, node, round_, up=True)
+
+
+def _own(said: _Said, node: int, round_: int, *, up: bool) -> list[Event]:
+    """Return what only a protocol of one's own sends, as one event; none of any other."""
+    if said.kind not in {OWN_STEP, OWN_EVALUATE}:
+        return []
+    left = copy_records(said.records())
+    for key, record in list(left.items()):
+        told = _OWN_TOLD.get(key, frozenset())
+        for name in [name for name in record if told is None or name in told]:
+            del record[name]
+        if not record or told is None or key.startswith(SEALED):
+            del left[key]
+    if not left:
+        return []
+    return [
+        Extras(node=node, round=round_, message_type=said.kind, up=up, content=left),
+    ]
+
+
+_OWN_TOLD: Mapping[str, frozenset[str] | None] = {
+    CONFIG: frozenset({ROUND, "step", "start", "stop", SHARE}),
+    METRICS: frozenset({"step", "steps", "num-examples", "correct"}),
+    SMASHED: frozenset({"smashed", "labels", "rows"}),
+    GRADIENT: frozenset({"gradient"}),
+    FEATURES: frozenset({"features"}),
+    UPPER_GRADIENT: frozenset({"gradient"}),
+    BOTTOM_GRADIENT: None,
+    BOTTOMS["relayed"]: None,
+    OWN: None,
+    STOPPED: None,
+}
+"""By record, what other events tell of it; None where that is all of it."""
 
 
 def _bottom_events(said: _Said, node: int, round_: int, *, up: bool) -> list[Event]:

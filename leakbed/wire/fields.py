@@ -14,6 +14,7 @@ A message class lists its attributes once, in ``FIELDS``: the record, the name i
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, ClassVar, NamedTuple, Self
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -37,6 +38,7 @@ from leakbed.wire.records import (
 )
 
 ALARMS, STOPPED = f"{SEALED}alarms", "stopped"
+OWN = "own"  # the record that says of which class a request of a protocol of one's own is
 
 
 class Finding(NamedTuple):
@@ -188,6 +190,59 @@ class Whole(Field):
         if not isinstance(value, int):
             kind = type(message).__name__
             raise WireError(f"a {kind} needs a whole number {self.key!r}, got {value!r}")
+        return value
+
+
+@dataclass(frozen=True)
+class Number(Field):
+    """A finite number, such as a loss, which no message goes without.
+
+    Attributes:
+        record: ``CONFIG`` or ``METRICS``.
+        key: Its name there.
+    """
+
+    record: str
+    key: str
+
+    def write(self, value: float, groups: Groups, message: "Carried") -> None:
+        """Put the number into its record."""
+        groups.setdefault(self.record, {})[self.key] = self.hand_over(value, message)
+
+    def read(self, message: Message) -> float:
+        """Return the number.
+
+        Args:
+            message: Any with the record.
+
+        Returns:
+            A finite number.
+
+        Raises:
+            WireError: If it is missing, or none.
+        """
+        record = config_of(message) if self.record == CONFIG else _metrics(message)
+        number = record.get(self.key)
+        if not isinstance(number, float) or not isfinite(number):
+            raise WireError(f"{describe(message)} needs a number {self.key!r}, got {number!r}")
+        return number
+
+    def hand_over(self, value: float, message: "Carried") -> float:
+        """Return the number, or refuse what is none.
+
+        Args:
+            value: The attribute's.
+            message: Whose it is.
+
+        Returns:
+            The same.
+
+        Raises:
+            WireError: If it is no finite number.
+        """
+        if not isinstance(value, float) or not isfinite(value):
+            kind = type(message).__name__
+            raise WireError(f"a {kind} needs a finite number {self.key!r}, got {value!r}")
         return value
 
 
@@ -474,6 +529,7 @@ class Carried:
 PLAIN: Mapping[str, type[ConfigRecord | MetricRecord]] = {
     CONFIG: ConfigRecord,
     STOPPED: ConfigRecord,
+    OWN: ConfigRecord,
     METRICS: MetricRecord,
     ALARMS: MetricRecord,
 }

@@ -209,6 +209,7 @@ def test_in_a_deployment_a_node_imports_and_reads_only_what_its_operator_lists(
     [
         ({"defenses": (("os:Mask", {}),)}, r"defense\.name \(0\) = 'os:Mask'.*import-paths"),
         ({"intruder": ("os:Gan", {})}, r"attack\.name = 'os:Gan'.*import-paths"),
+        ({"protocol": "os:RING"}, r"protocol\.name = 'os:RING'.*import-paths"),
     ],
 )
 def test_in_a_deployment_a_node_imports_no_plugin_that_its_operator_does_not_list(

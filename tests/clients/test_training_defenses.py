@@ -19,7 +19,8 @@ from leakbed.seeds import derive, generator
 from leakbed.tap.wiretap import Wiretap
 from leakbed.wire.fields import ALARMS, STOPPED, alarms_of, stop_of
 from leakbed.wire.messages import BACKWARD_STEP, SPLIT_STEP, BackwardReply, SplitReply, SplitRequest
-from strategies.node_session import NodeSession, NodeStopped
+from strategies.node_channel import NodeStopped
+from strategies.node_session import NodeSession
 from strategies.vanilla_split import VanillaSplit
 from tests.support import guarded, intruded, tiny
 

@@ -38,6 +38,7 @@ def test_the_page_works_as_it_stands(tmp_path: Path) -> None:
     }
     assert "far-pixels" in (tmp_path / "results" / "report.html").read_text()
     assert _results(tmp_path / "updates") == {("constant-image", "halved:Shrunk"): "done"}
+    assert _results(tmp_path / "local") == {("grey:Grey", "none"): "done"}
 
 
 def _results(folder: Path) -> dict[tuple[str, str], str]:

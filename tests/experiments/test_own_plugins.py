@@ -120,6 +120,28 @@ def test_an_attack_and_a_defense_run_by_import_path(mine: Path, tmp_path: Path) 
     assert offline.attack == "grey_of_mine:Grey"
 
 
+def test_the_types_of_its_settings_are_checked_whatever_they_are(mine: Path) -> None:
+    text = ATTACK.replace("import ClassVar", "import ClassVar, Literal")
+    field = "    shades: Literal['few', 'many'] = 'few'\n    grey: float"
+    (mine / "typed_of_mine.py").write_text(text.replace("    grey: float", field))
+    attack = {"name": "typed_of_mine:Grey", "targets": 2}
+    load_settings({**TABLE, "attack": [{**attack, "shades": "many"}]})
+    both = load_settings({**TABLE, "attack": [{**attack, "shades": ["few", "many"]}]})
+    assert [each.own["shades"] for each in both.attack] == ["few", "many"]
+    with pytest.raises(SettingsError, match=r"shades: Input should be 'few' or 'many' .got 'all'"):
+        load_settings({**TABLE, "attack": [{**attack, "shades": "all"}]})
+
+
+def test_a_comment_grants_no_labels(mine: Path) -> None:
+    text = ATTACK.replace(
+        "import shade_of_mine", "import shade_of_mine  # no Knowledge.KNOWN_LABELS"
+    )
+    (mine / "modest_of_mine.py").write_text(text)
+    attack = {"name": "modest_of_mine:Grey", "targets": 2, "known_per_class": 1}
+    with pytest.raises(SettingsError, match="known_per_class"):
+        load_settings({**TABLE, "attack": [attack]})
+
+
 @pytest.mark.parametrize("edited", ["grey_of_mine.py", "shade_of_mine.py"])
 def test_an_edit_of_an_attack_or_of_what_it_imports_attacks_again_and_trains_nothing(
     mine: Path, tmp_path: Path, edited: str, monkeypatch: pytest.MonkeyPatch

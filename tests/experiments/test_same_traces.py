@@ -62,6 +62,7 @@ OWN: dict[str, dict[str, dict[str, Any]]] = {
         "protocol": {"fraction": 1.0, "merge": "sum"},
     },
     "parallel-split step": {"protocol": {"name": "parallel-split", "sync": "step"}},
+    "requests of one's own": {"protocol": {"name": "tests.support.own_requests:LOCAL_LOSS"}},
     "vanilla-split defended": {
         "model": {"name": "tests.support.slow_nodes:apart"},
         "protocol": {"name": "vanilla-split"},

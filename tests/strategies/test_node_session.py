@@ -8,7 +8,8 @@ from flwr.clientapp import ClientApp
 
 from leakbed.grids import LocalGrid, NodeFailed
 from leakbed.wire.messages import BackwardReply, HeadReply, SplitReply, SplitRequest
-from strategies.node_session import NodeChannel, NodeSession, NoLabelsError
+from strategies.node_channel import NodeChannel
+from strategies.node_session import NodeSession, NoLabelsError
 
 pytestmark = pytest.mark.usefixtures("identity")
 

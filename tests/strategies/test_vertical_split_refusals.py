@@ -11,7 +11,8 @@ from flwr.clientapp import ClientApp
 
 from leakbed.grids import LocalGrid, NodeFailed
 from leakbed.wire.messages import SplitReply, SplitRequest
-from strategies.node_session import NodeChannel, NodeSession
+from strategies.node_channel import NodeChannel
+from strategies.node_session import NodeSession
 from tests.support.parties import ORDER, network, plan, ready, strategy, train
 
 pytestmark = pytest.mark.usefixtures("identity")

@@ -431,12 +431,13 @@ def install(gpus: int | None = None) -> None:
     """Pretend from now on, in this thread, in those to come and in autograd's.
 
     Args:
-        gpus: How many GPUs; None for what the environment says.
+        gpus: How many GPUs; None for what the environment says. A process that pretends already
+            keeps those it has.
     """
-    if gpus is not None:
-        os.environ[GPUS] = str(gpus)
     if torch.Generator is _Generator:
         return
+    if gpus is not None:
+        os.environ[GPUS] = str(gpus)
     _setup_privateuseone_for_python_backend(_SPARE, backend_module=torch.cuda)
     torch._C._ensureCUDADeviceGuardSet()
     torch.backends.cudnn.enabled = False

@@ -25,7 +25,7 @@ from leakbed.grids import LocalGrid
 from leakbed.oracle.truth import AnswerKey
 from leakbed.tap.trace import Trace
 from leakbed.wire.fields import Finding
-from strategies.node_session import NodeStopped
+from strategies.node_channel import NodeStopped
 from tests.support.adversaries import Doubling
 
 ALWAYS = {"name": "gradients-scrutinizer", "every": 4, "offset": 100.0}

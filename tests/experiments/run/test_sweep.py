@@ -118,6 +118,15 @@ def two_processes() -> Iterator[None]:
     stop_ray()
 
 
+@pytest.fixture
+def worked_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let a task without a share of a GPU be done in this process, which goes on seeing its own."""
+    hidden: list[bool] = []
+    monkeypatch.setattr(sweep, "hide_gpus", lambda: hidden.append(True))
+    yield
+    assert hidden == [True]
+
+
 def busy(folder: Path, does: str) -> dict[str, Any]:
     return {"name": "busy_of_mine:Busy", "folder": str(folder), "does": does, "targets": 2}
 
@@ -161,6 +170,7 @@ def a_sweep(folder: Path, *overrides: str) -> tuple[sweep.Sweep, sweep.Task]:
     return made, sweep.Task(sweep=made, cells=keyed, ran_on=prepared.ran_on)
 
 
+@pytest.mark.usefixtures("worked_here")
 def test_code_that_was_edited_since_the_run_began_is_refused(tmp_path: Path) -> None:
     _, task = a_sweep(tmp_path)
     stale = dict(zip(("a" * 16, "b" * 16), task.cells.values(), strict=True))
@@ -393,6 +403,7 @@ class TwoPartsError(ValueError):
         super().__init__(f"{name} is {value}")
 
 
+@pytest.mark.usefixtures("worked_here")
 @pytest.mark.parametrize(
     ("raised", "seen", "said"),
     [
@@ -418,6 +429,7 @@ def test_an_error_of_a_task_can_be_read_elsewhere(
     assert said in str(there)
 
 
+@pytest.mark.usefixtures("worked_here")
 @pytest.mark.parametrize("keep", [True, False], ids=["kept", "removed"])
 def test_a_machine_with_a_disk_of_its_own_hands_over_pictures_and_keeps_or_removes_runs(
     tmp_path: Path, *, keep: bool

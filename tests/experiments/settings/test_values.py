@@ -1,11 +1,15 @@
 """Values of the wrong type are refused; every plug-in's types are among those that are known."""
 
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any, Literal
+
 import pytest
 
 from experiments.settings import values
 from experiments.settings.load import load_settings
 from experiments.settings.plugins import plugin_fields
-from experiments.settings.values import checked_value
+from experiments.settings.values import checked_value, is_scalar
 
 
 @pytest.mark.parametrize("package", ["attacks", "defenses"])
@@ -46,6 +50,49 @@ def test_takes_what_fits(written: str, value: object) -> None:
 def test_says_whose_setting_it_is_and_what_was_seen(written: str, value: object) -> None:
     with pytest.raises(ValueError, match=r"attack x: key: Input should .* \(got "):
         checked_value("attack x", "key", value, written=written)
+
+
+class Side(StrEnum):
+    LEFT = "left"
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (Literal["mean", "sum"], "sum"),
+        (tuple[int, str], [3, "rows"]),
+        (dict[str, float], {"a": 1}),
+        (list[int] | None, None),
+        (Side, "left"),
+        (Any, object),
+    ],
+)
+def test_takes_what_fits_a_type_that_was_imported(kind: object, value: object) -> None:
+    assert checked_value("attack x", "key", value, written=kind) == value
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "said"),
+    [
+        (Literal["mean", "sum"], "median", "'mean' or 'sum' .got 'median'"),
+        (tuple[int, str], [3, 4], "valid string"),
+        (tuple[int, str], [3], "required"),
+        (dict[str, float], {"a": float("nan")}, "finite number"),
+        (list[int], [1.5], "valid integer"),
+        (Side, "right", "'left'"),
+        (Callable[[int], int], 3, "callable"),
+    ],
+)
+def test_refuses_what_does_not_fit_it(kind: object, value: object, said: str) -> None:
+    with pytest.raises(ValueError, match=f"attack x: key: .*{said}"):
+        checked_value("attack x", "key", value, written=kind)
+
+
+def test_a_list_is_several_values_of_one_that_is_a_scalar() -> None:
+    scalars: list[object] = ["float | None", Literal["mean", "sum"], int | None]
+    assert all(map(is_scalar, scalars))
+    others: list[object] = ["tuple[float, ...]", tuple[int, str], list[int] | None, Any, Side]
+    assert not any(map(is_scalar, others))
 
 
 def test_a_whole_number_is_the_same_setting_as_its_float() -> None:

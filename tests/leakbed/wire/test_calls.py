@@ -43,7 +43,7 @@ from leakbed.wire.messages import (
     Stopped,
 )
 from leakbed.wire.records import WireError, count_bytes
-from strategies.node_session import NodeChannel
+from strategies.node_channel import NodeChannel
 from tests.support import tiny
 from tests.support.waiting import timer_free
 

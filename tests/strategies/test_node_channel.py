@@ -7,7 +7,7 @@ from flwr.clientapp import ClientApp
 from leakbed.grids import LocalGrid, NodeFailed
 from leakbed.wire.fields import STOPPED, Finding
 from leakbed.wire.messages import SPLIT_STEP, SplitReply, SplitRequest, Stopped
-from strategies.node_session import NodeChannel, NodeStopped, checked, partition, refuse_stopped
+from strategies.node_channel import NodeChannel, NodeStopped, checked, partition, refuse_stopped
 from tests.support import tiny
 
 pytestmark = pytest.mark.usefixtures("identity")
