@@ -4,9 +4,9 @@ The simulator must classify the server's own labelled images through the server'
 output must pass for what nodes send; a decoder that inverts it reads theirs. In a U-shape the
 server trains a head of its own beside it, which then names the private labels.
 
-Source: Zhu, Luo, Wu, Jiang, Ooi, *Passive Inference Attacks on Split Learning via Adversarial
+Source: Zhu, Luo, Wu, Jiang, Xiao, Ooi, *Passive Inference Attacks on Split Learning via Adversarial
 Regularization*, NDSS 2025, https://arxiv.org/abs/2310.10483, and its code,
-https://github.com/zhxchd/SDAR_SplitNN.
+https://github.com/zhxchd/SDAR_SplitNN. (An earlier version left out Xiao; corrected 2026-11-29.)
 
 Departures:
 - The published attack is ``task = 1``, ``mmd = 0``, ``critic = 0.02``, ``critic_rate = 2e-5``. The

@@ -4,9 +4,10 @@ It trains a substitute of the node's bottom on its own images until a critic and
 cannot tell its output from what nodes send, and a decoder that inverts the substitute. It reads no
 label and no weight, changes no message, and works on a recorded round as well as beside a training.
 
-Source: Xu, Yang, Zhu, Wu, Liang, *A Stealthy Wrongdoer: Feature-Oriented Reconstruction Attack
-against Split Learning*, CVPR 2024, https://arxiv.org/abs/2405.04115, and its code,
-https://github.com/X1aoyangXu/FORA.
+Source: Xu, Yang, Yi, Li, Wang, Hu, Zhuang, Liu, *A Stealthy Wrongdoer: Feature-Oriented
+Reconstruction Attack against Split Learning*, CVPR 2024, https://arxiv.org/abs/2405.04115, and its
+code, https://github.com/X1aoyangXu/FORA. (An earlier version named other authors after the first
+two; corrected 2026-11-29.)
 
 Departures:
 - Published rates are 1e-4 (critic 3e-4) over 40,000 iterations; these are for minutes on a CPU.

@@ -1,7 +1,8 @@
 """FedAvg's node: train the model it receives for some steps, send the weights back.
 
 The optimiser starts afresh every round, as McMahan et al. describe FedAvg's clients. An intruder at
-the node makes the batches; what it learns from the model costs it no step and no message.
+the node makes the batches; what it learns from the model costs it no step and no message. Defences
+that hook into training take part in every step, as they do at a bottom.
 Source: McMahan, Moore, Ramage, Hampson, Aguera y Arcas. "Communication-Efficient Learning of Deep
 Networks from Decentralized Data", AISTATS 2017, https://arxiv.org/abs/1602.05629.
 """
@@ -11,14 +12,18 @@ from functools import lru_cache
 import torch
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from clients.malicious import MaliciousClientSession
 from clients.node import NodeConfig, UnstableTrainingError
+from clients.trainer import gradients_of
+from clients.training_defenses import TrainingDefenses
+from leakbed.contracts import TrainingStep
+from leakbed.contracts.training_steps import Answered
 from leakbed.models import Architecture
 from leakbed.seeds import derive, scoped
-from leakbed.tensors import finite, load, placed
+from leakbed.tensors import as_tensor, finite, load, placed
 from leakbed.wire.records import ROUND, as_arrays, pack
 
 
@@ -37,11 +42,19 @@ def register(app: ClientApp) -> None:
         received = as_arrays(message.content.array_records["arrays"])
         load(model, received)
         intrusion = MaliciousClientSession.of(cell, context)
-        loss, examples = _train(cell, model, round_, intrusion)
-        if intrusion is not None:
-            intrusion.store(context)
+        guard = TrainingDefenses.of(cell, exchanges="weights") if intrusion is None else None
+        if guard is not None:
+            guard.restore(context)
+            guard.forget()
+            guard.open({name: as_tensor(array) for name, array in received.items()})
+        loss, examples = _train(cell, model, round_, intrusion, guard)
+        for kept in (intrusion, guard):
+            if kept is not None:
+                kept.store(context)
         trained = {name: value.cpu().numpy() for name, value in model.state_dict().items()}
-        metrics = MetricRecord({"num-examples": examples, "train-loss": loss})
+        metrics = MetricRecord({"num-examples": examples})
+        if guard is None or not guard.claiming:  # a loss in the clear names the batch behind it
+            metrics["train-loss"] = loss
         records = RecordDict({"arrays": pack(trained), "metrics": metrics})
         return Message(records, reply_to=message)
 
@@ -58,7 +71,11 @@ def _model(architecture: Architecture, device: torch.device) -> nn.Module:
 
 
 def _train(
-    cell: NodeConfig, model: nn.Module, round_: int, intrusion: MaliciousClientSession | None
+    cell: NodeConfig,
+    model: nn.Module,
+    round_: int,
+    intrusion: MaliciousClientSession | None,
+    guard: TrainingDefenses | None,
 ) -> tuple[float, int]:
     """Run the round's local steps in place; return the last loss and the samples used."""
     device = cell.torch_device()
@@ -67,18 +84,59 @@ def _train(
     model.train()
     losses, examples = [], 0
     with scoped(derive(cell.stream, f"train/{round_}")):
-        for batch in cell.batches(round_, len(images)):
+        for step, batch in enumerate(cell.batches(round_, len(images))):
             made = None if intrusion is None else intrusion.local_batch(model, len(batch))
             shown, named = made or (images[batch], labels[batch])
+            shown, named = placed(shown, device), placed(named, device)
             optimizer.zero_grad()
-            logits = model(placed(shown, device))
-            loss = nn.functional.cross_entropy(logits, placed(named, device))
-            loss.backward()
+            if guard is None:
+                loss = nn.functional.cross_entropy(model(shown), named)
+                loss.backward()
+            else:
+                loss = _guarded(guard, model, shown, named, place=(round_, step), rows=batch)
             optimizer.step()
             losses.append(loss.detach())
             examples += len(batch)
     _check_finite(cell, model, torch.stack(losses), round_)
     return losses[-1].item(), examples
+
+
+def _guarded(
+    guard: TrainingDefenses,
+    model: nn.Module,
+    images: Float[Tensor, " batch *image"],
+    labels: Int[Tensor, " batch"],
+    *,
+    place: tuple[int, int],
+    rows: Int[Tensor, " batch"],
+) -> Float[Tensor, ""]:
+    """Fill the model's gradients as defences let it; return the task's loss."""
+    shown = guard.altered(images, rows)
+    logits = model(shown)
+    logits.retain_grad()
+    loss = nn.functional.cross_entropy(logits, labels)
+    loss.backward(retain_graph=guard.takes_part)
+    answers: list[Answered | None] = []
+    if guard.takes_part:
+        step = TrainingStep(
+            round=place[0],
+            step=place[1],
+            rows=rows,
+            images=images,
+            shown=shown.detach(),
+            labels=labels,
+            module=model,
+            output=logits,
+            output_gradient=torch.zeros_like(logits) if logits.grad is None else logits.grad,
+            gradients=gradients_of(model),
+        )
+        answers = guard.ask(step)
+    if guard.follows and shown.grad is not None:
+        guard.follow(shown.grad, rows)
+    if answers:
+        guard.follow_answers(answers, model)
+    guard.advance()
+    return loss
 
 
 def _check_finite(

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from defenses import DEFENSES
 from leakbed.contracts import Defense, Protects, select
-from leakbed.contracts.defense import refuse_uncalled
+from leakbed.contracts.hooks import refuse_uncalled
 from leakbed.data.config import DataConfig
 from leakbed.flower_internals import is_simulated
 from leakbed.lookup import import_object, unknown_name
@@ -279,7 +279,7 @@ class NodeConfig:
         """Return all of the node's defences, those of its training step among them.
 
         One with a hook that nobody would call is a
-        :class:`~leakbed.contracts.defense.UncalledHookError`.
+        :class:`~leakbed.contracts.hooks.UncalledHookError`.
         """
         kinds = [picked(name, DEFENSES, "defence") for name, _ in self.defenses]
         for kind in kinds:
@@ -290,6 +290,15 @@ class NodeConfig:
         """Return the names of its defences and of the intruder that it is."""
         acting = () if self.intruder is None else (self.intruder[0],)
         return (*(name for name, _ in self.defenses), *acting)
+
+    def decided(self) -> "NodeConfig":
+        """Return the same cell with ``"auto"`` replaced by the type of device that is there now.
+
+        A GPU that vanishes later is then an error, and not a CPU that goes on in its place.
+        """
+        if self.device != "auto":
+            return self
+        return replace(self, device=self.torch_device().type)
 
     def torch_device(self) -> torch.device:
         """Return where this node computes; nodes are dealt over the GPUs that a process sees."""
@@ -435,7 +444,7 @@ def register(app: ClientApp) -> None:
             del context.state[key]
         if (memory := live(context)) is not None:
             memory.clear()
-        context.state[_CELL] = cell.record()
+        context.state[_CELL] = cell.decided().record()
         _, labels = cell.rows()
         cell.batches(1, len(labels))
         ready = MetricRecord({"rows": len(labels)})

@@ -162,7 +162,7 @@ class PartTrainer:
         """Write weights, buffers and the optimiser into the node's state."""
         weights, optimiser = self._keys
         context.state[weights] = pack(self.arrays())
-        context.state[optimiser] = pack(self._optimizer_arrays())
+        context.state[optimiser] = pack(momenta_of(self.optimiser))
 
     def restore(self, context: Context) -> bool:
         """Take from the node's state what :meth:`store` wrote.
@@ -177,7 +177,7 @@ class PartTrainer:
         weights, optimiser = self._keys
         if weights not in stored:
             return False
-        self._load_optimizer(unpack(stored[optimiser]))
+        load_momenta(self.optimiser, unpack(stored[optimiser]))
         self.load(as_arrays(stored[weights]))
         return True
 
@@ -187,30 +187,55 @@ class PartTrainer:
         made: Tensor = functional_call(self.module, buffers, (received,))
         return made
 
-    def _load_optimizer(self, arrays: Arrays) -> None:
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in arrays.items():
-            index, _, name = key.partition("/")
-            state.setdefault(int(index), {})[name] = torch.from_numpy(value)
-        groups = self.optimiser.state_dict()["param_groups"]
-        self.optimiser.load_state_dict({"state": state, "param_groups": groups})
-
-    def _optimizer_arrays(self) -> Arrays:
-        """Return copies of momenta and step counts, by ``parameter/name``."""
-        state: Mapping[int, Mapping[str, Any]] = self.optimiser.state_dict()["state"]
-        return {
-            f"{index}/{name}": value.detach().cpu().numpy().copy()
-            for index, values in state.items()
-            for name, value in values.items()
-            if isinstance(value, Tensor)
-        }
-
     def _planned(self, round_: int) -> list[Int[Tensor, " batch"]]:
         if round_ not in self._batches:
             batches = self._cell.batches(round_, len(self._images))
             self._batches = {round_: batches}
             self._steps = len(batches), sum(map(len, batches))
         return self._batches[round_]
+
+
+def gradients_of(module: nn.Module, *, share: float = 1.0) -> dict[str, Tensor]:
+    """Return copies of the gradients of what is trained of a module, by name.
+
+    Args:
+        module: After backpropagation; a weight that it did not reach has a gradient of zero.
+        share: What they are divided by.
+
+    Returns:
+        On the module's device.
+    """
+    return {
+        name: torch.zeros_like(p) if p.grad is None else p.grad / share
+        for name, p in module.named_parameters()
+        if p.requires_grad
+    }
+
+
+def momenta_of(optimiser: torch.optim.Optimizer) -> Arrays:
+    """Return copies of an optimiser's momenta and step counts, by ``parameter/name``."""
+    state: Mapping[int, Mapping[str, Any]] = optimiser.state_dict()["state"]
+    return {
+        f"{index}/{name}": value.detach().cpu().numpy().copy()
+        for index, values in state.items()
+        for name, value in values.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_momenta(optimiser: torch.optim.Optimizer, arrays: Arrays) -> None:
+    """Let an optimiser go on from what :func:`momenta_of` returned.
+
+    Args:
+        optimiser: Over parameters in the same order.
+        arrays: By ``parameter/name``; the optimiser writes to them.
+    """
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in arrays.items():
+        index, _, name = key.partition("/")
+        state.setdefault(int(index), {})[name] = torch.from_numpy(value)
+    groups = optimiser.state_dict()["param_groups"]
+    optimiser.load_state_dict({"state": state, "param_groups": groups})
 
 
 def arrays_of(module: nn.Module) -> Arrays:

@@ -1,23 +1,36 @@
 """The training hooks of a node's defences: who calls them, and where their state lives.
 
-A guard stays with the bottom's trainer, in memory or in ``context.state``. When a round begins it
-shows defences the bottom the node received. Per batch it asks for images to show the bottom and for
-labels when the batch is sent, and for penalties and verdicts when its gradient comes back.
+A guard stays with the bottom's trainer, in memory or in ``context.state``, or for a round with
+FedAvg's node. When a round begins it shows defences the part the node received. Per batch it asks
+for images to show it, and for labels where a batch is sent; after backpropagation, for their part
+in the training step, and for verdicts on a gradient that came back.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import torch
 from flwr.app import Context
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from clients.node import NodeConfig
-from leakbed.contract_checks import blamed, refuse_penalty, refuse_unsent
-from leakbed.contracts import Defense, DefenseState, IllegalCombinationError, Protects, select
-from leakbed.contracts.defense import NO_ALARM, Holdings, TrainingStep
+from clients.trainer import load_momenta, momenta_of
+from leakbed.contract_checks import blame, blamed, refuse_unsent
+from leakbed.contracts import (
+    BrokenPluginError,
+    Defense,
+    DefenseState,
+    IllegalCombinationError,
+    Protects,
+    select,
+)
+from leakbed.contracts.defense import NO_ALARM, Holdings, ReturnedGradient, TrainingStep
+from leakbed.contracts.hooks import untrained
+from leakbed.contracts.training_steps import Answered, ask, takes_part
 from leakbed.mods import load_state, save_state
 from leakbed.seeds import derive
+from leakbed.tensors import finite
 from leakbed.wire.fields import Alarms, Finding
 
 _KEY = "leakbed.training-defence"
@@ -37,20 +50,24 @@ class TrainingDefenses:
         self._states: list[DefenseState] = []
 
     @classmethod
-    def of(cls, cell: NodeConfig) -> "TrainingDefenses | None":
+    def of(cls, cell: NodeConfig, *, exchanges: str = "split") -> "TrainingDefenses | None":
         """Return the guard of a cell; None where no defence hooks into training.
 
         Args:
             cell: The node's.
+            exchanges: What its protocol exchanges: ``"split"`` or ``"weights"``.
 
         Returns:
             One without state.
 
         Raises:
-            IllegalCombinationError: If a defence needs labels that the node does not have.
+            IllegalCombinationError: If a defence needs labels that the node does not have, or
+                cannot take part in such a protocol's training.
         """
         chosen = select(cell.chosen_defenses(), Protects.TRAINING)
         for defense in chosen:
+            if (why := untrained(type(defense), exchanges)) is not None:
+                raise IllegalCombinationError(why)
             if cell.plan.labels not in defense.labels:
                 raise IllegalCombinationError(unlabelled(defense, cell.plan.labels))
         return cls(cell, chosen) if chosen else None
@@ -59,6 +76,11 @@ class TrainingDefenses:
     def probing(self) -> bool:
         """Whether the bottom must not learn from the batch that waits for its gradient."""
         return any(state.probing for state in self._states)
+
+    @property
+    def claiming(self) -> bool:
+        """Whether one of them claims differential privacy of what the node trains."""
+        return any(defense.claiming for defense in self._defenses)
 
     @property
     def alarms(self) -> Alarms:
@@ -123,30 +145,74 @@ class TrainingDefenses:
             with blamed(defense, "defence"):
                 self._states[index] = defense.follow_gradient(self._states[index], gradient, rows)
 
-    def penalty(
-        self, images: Float[Tensor, " batch *image"], smashed: Float[Tensor, " batch *cut"]
-    ) -> Float[Tensor, ""] | None:
-        """Return the sum of what the bottom minimises beside the task, or None for nothing.
+    @property
+    def takes_part(self) -> bool:
+        """Whether a defence has a hook in the step that the batch at hand leads to."""
+        return not self.probing and any(map(takes_part, self._defenses))
 
-        It is for the mean of the node's own rows; who adds it weighs it by the node's share.
+    def ask(self, step: TrainingStep) -> list[Answered | None]:
+        """Ask every defence that has a hook in the training step.
 
         Args:
-            images: The batch, on the trainer's device.
-            smashed: Of the bottom, with its graph.
+            step: After backpropagation of the task's loss.
 
         Returns:
-            With its graph.
+            An answer of each, in their order; None of those without that hook.
         """
-        total: Tensor | None = None
+        answers: list[Answered | None] = []
         for index, defense in enumerate(self._defenses):
-            with blamed(defense, "defence"):
-                self._states[index], term = defense.penalty(self._states[index], images, smashed)
-                refuse_penalty(defense, term, smashed)
-            if term is not None:
-                total = term if total is None else total + term
-        return total
+            answered = ask(defense, self._states[index], step) if takes_part(defense) else None
+            answers.append(answered)
+            if answered is not None:
+                self._states[index] = answered.state
+                if answered.gradients is not None:
+                    step = replace(step, gradients=answered.gradients)
+        return answers
 
-    def inspect(self, seen: TrainingStep) -> None:
+    def follow_answers(
+        self, answers: Sequence[Answered | None], module: nn.Module, *, share: float = 1.0
+    ) -> None:
+        """Put what defences answered into a module's gradients, and train their own weights.
+
+        Args:
+            answers: From :meth:`ask`.
+            module: What the node trains; the optimiser's step follows.
+            share: What the task's loss is of the mean of the node's own rows.
+
+        Raises:
+            BrokenPluginError: If the gradient of a loss is not finite.
+        """
+        changed = [each.gradients for each in answers if each and each.gradients is not None]
+        for name, weight in module.named_parameters() if changed else ():
+            if name in changed[-1]:
+                weight.grad = changed[-1][name] * share
+        pairs = zip(self._defenses, answers, strict=True)
+        added = [(d, each.loss) for d, each in pairs if each and each.loss is not None]
+        if not added:
+            return
+        adding = added[0][0] if len(added) == 1 else ", ".join(d.name for d, _ in added)
+        sound = _finite_gradients(module)
+        total = added[0][1]
+        for _, loss in added[1:]:
+            total = total + loss
+        with blamed(adding, "defence"):
+            (total * share).backward()
+        if sound and not _finite_gradients(module):
+            said = "returned a loss whose gradient is not finite"
+            raise BrokenPluginError(blame(adding, "defence", said))
+        for index, each in enumerate(answers):
+            if each is not None and any(leaf.grad is not None for leaf in each.leaves.values()):
+                self._states[index] = self._trained(index, each.leaves, blaming=sound)
+
+    def advance(self) -> None:
+        """Count a step on where there is nothing to :meth:`inspect`."""
+        self._states = [state.next() for state in self._states]
+
+    def forget(self) -> None:
+        """Drop the momenta of own weights, as a node's optimiser that starts afresh."""
+        self._states = [replace(state, momenta={}) for state in self._states]
+
+    def inspect(self, seen: ReturnedGradient) -> None:
         """Show every detector what came back for a batch, before the bottom learns from it.
 
         Args:
@@ -161,7 +227,8 @@ class TrainingDefenses:
         """Let every defence learn from what the node holds when a round begins.
 
         Args:
-            bottom: Weights and buffers of the node's part as it received them, on the CPU.
+            bottom: Weights and buffers of the node's part as it received them, on the CPU; in
+                FedAvg of the whole network.
         """
         if self.stopped_by is not None:
             return
@@ -176,7 +243,11 @@ class TrainingDefenses:
             optimiser=cell.plan.optimiser,
         )
         pairs = zip(self._defenses, self._states, strict=True)
-        self._states = [defense.prepare(state, held) for defense, state in pairs]
+        states = []
+        for defense, state in pairs:
+            with blamed(defense, "defence"):
+                states.append(defense.prepare(state, held))
+        self._states = states
 
     def store(self, context: Context) -> None:
         """Write the states into the node's."""
@@ -198,6 +269,34 @@ class TrainingDefenses:
         cell = self._cell
         defense.check(rows=len(cell.rows()[0]), batch_size=cell.plan.batch_size)
         return defense.begin(derive(cell.defense_stream, f"training/{index}"))
+
+    def _trained(self, index: int, leaves: Mapping[str, Tensor], *, blaming: bool) -> DefenseState:
+        """Return a defence's state after one step of the node's optimiser on its weights."""
+        defense, state = self._defenses[index], self._states[index]
+        names = sorted(leaves)
+        optimiser = self._cell.plan.optimiser([leaves[name] for name in names])
+        known = (key.rpartition("/") for key in state.momenta)
+        kept = {
+            f"{names.index(name)}/{what}": state.momenta[f"{name}/{what}"].numpy().copy()
+            for name, _, what in known
+            if name in names
+        }
+        load_momenta(optimiser, kept)
+        optimiser.step()
+        moved = {name: leaves[name].detach().cpu() for name in names}
+        for name, value in moved.items():
+            if blaming and not finite(value):
+                said = f"drove its own weight {name!r} out of the finite numbers"
+                raise BrokenPluginError(blame(defense, "defence", said))
+        momenta = dict(state.momenta)
+        for key, array in momenta_of(optimiser).items():
+            place, _, what = key.partition("/")
+            momenta[f"{names[int(place)]}/{what}"] = torch.from_numpy(array)
+        return replace(state, trained={**state.trained, **moved}, momenta=momenta)
+
+
+def _finite_gradients(module: nn.Module) -> bool:
+    return all(finite(p.grad) for p in module.parameters() if p.grad is not None)
 
 
 def unlabelled(defense: Defense, labels: str) -> str:

@@ -3,7 +3,8 @@
 Every private image has a perturbation of its own, within a budget. The gradient that comes back for
 a batch reaches the node's images as well; its sign moves the perturbations of these rows, which the
 bottom is shown when the rows come again. So it costs the server nothing and changes no message: the
-network is trained on inputs perturbed against itself by one step a pass.
+network is trained on inputs perturbed against itself by one step a pass. In FedAvg the gradient is
+that of the node's own loss.
 
 Source: Zheng, Zhang, Gu, Lee, Prakash. "Efficient Adversarial Training with Transferable
 Adversarial Examples", CVPR 2020, https://arxiv.org/abs/1912.11969 (perturbations kept from epoch to

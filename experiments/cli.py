@@ -9,16 +9,16 @@ import json
 import logging
 import shutil
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from experiments.cli_results import OverrideError, diff, expected, report, results
 from leakbed import __version__
-from leakbed.errors import BAD_INPUT, INTERRUPTED, came_to_nothing, verdict
+from leakbed.errors import BAD_INPUT, came_to_nothing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,6 +49,14 @@ Model = Annotated[
         show_default=False,
     ),
 ]
+Cut = Annotated[
+    str | None,
+    typer.Option(
+        metavar="INDEX|PATH",
+        help="The bottom's last layer, by index or path (features.3), in place of the trace's.",
+        show_default=False,
+    ),
+]
 RayAddress = Annotated[
     str | None,
     typer.Option(
@@ -61,10 +69,6 @@ Scale = Annotated[
     typer.Option(help="Settings of another scale, such as `paper`.", show_default=False),
 ]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show Flower's own log.")]
-
-
-class OverrideError(ValueError):
-    """An ``-o`` that is not key=value."""
 
 
 @app.callback(invoke_without_command=True)
@@ -161,6 +165,7 @@ def attack(
         str, typer.Option(help="Where it computes: auto, cpu, cuda, cuda:0, ...")
     ] = "auto",
     model: Model = None,
+    cut: Cut = None,
     about: Annotated[
         list[str] | None,
         typer.Option(
@@ -203,7 +208,7 @@ def attack(
             seed=seed,
             device=device,
             model=model,
-            about=dict(map(_pair, about)) if about else None,
+            about=_facts(about, cut),
             truth=truth,
         )
         _show([card], folder)
@@ -281,6 +286,7 @@ def audit(
             show_default=False,
         ),
     ] = None,
+    cut: Cut = None,
     about: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="A fact of the run, in place of what is seen."),
@@ -313,7 +319,7 @@ def audit(
                 nodes=nodes,
                 limit=limit,
                 model=model,
-                about=dict(map(_pair, about)) if about else None,
+                about=_facts(about, cut),
                 attacks=tuple(attacks or ()),
                 iterations=iterations,
                 node_config=dict(map(_pair, node_config)) if node_config else None,
@@ -411,15 +417,8 @@ def check(
         typer.echo(f"{name} keeps its contract")
 
 
-@app.command()
-def report(
-    folder: Annotated[Path, typer.Argument(help="A results folder.", show_default=False)],
-) -> None:
-    """Write report.html into a results folder (the --out of a run)."""
-    with expected():
-        from experiments.report.page import write_report
-
-        typer.echo(f"Report: {write_report(folder).resolve()}")
+for reads_results in (report, results, diff):
+    app.command()(reads_results)
 
 
 @app.command("list")
@@ -434,26 +433,10 @@ def list_() -> None:
             typer.echo()
 
 
-@contextmanager
-def expected() -> Iterator[None]:
-    """End an expected error with its lines and exit code; others keep their traceback."""
-    try:
-        yield
-    except (Exception, KeyboardInterrupt) as error:
-        if (found := verdict(error)) is None:
-            raise
-        code, lines = found
-        for line in lines:
-            typer.echo(line, err=True)
-        if code == INTERRUPTED:
-            typer.echo(err=True)
-        raise typer.Exit(code) from None
-
-
 def _defense(name: str, settings: Mapping[str, Any]) -> Defense:
     """Return a defense by its catalogue key or ``package.module:Class``."""
     from defenses import DEFENSES
-    from leakbed.contracts.defense import refuse_uncalled
+    from leakbed.contracts.hooks import refuse_uncalled
     from leakbed.lookup import unknown_name
     from leakbed.oracle.audit import NoAuditError
     from leakbed.plugins import is_own, picked
@@ -538,6 +521,14 @@ def _quiet_flower(*, verbose: bool) -> None:
 
     if not verbose:
         logging.getLogger("flwr").setLevel(logging.WARNING)
+
+
+def _facts(about: Sequence[str] | None, cut: str | None) -> dict[str, Any] | None:
+    """Return what is said of a run by ``--about`` and ``--cut``; None for nothing."""
+    facts = dict(map(_pair, about or ()))
+    if cut is not None:
+        facts["cut"] = int(cut) if cut.isdecimal() else cut
+    return facts or None
 
 
 def _pair(override: str) -> tuple[str, Any]:

@@ -17,12 +17,12 @@ from pydantic import BaseModel
 
 from attacks import ADVERSARIES, ATTACKS, INTRUDERS
 from defenses import DEFENSES
+from experiments.settings.catalogues import plugin_fields
 from experiments.settings.plugins import (
     AttackSettings,
     DefenseSettings,
     JsonObject,
     common_keys,
-    plugin_fields,
 )
 from experiments.settings.protocol import ProtocolSettings
 from experiments.settings.schema import CeilingSettings, DataSettings, ModelSettings, Settings

@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from leakbed.contracts import (
     BrokenPluginError,
+    EvidenceKind,
     Guess,
+    KnowledgeKind,
     MissingKnowledgeError,
+    Secrets,
+    Seen,
     UnfitViewError,
     View,
 )
@@ -21,7 +25,7 @@ from leakbed.errors import OURS, of_machine
 from leakbed.lookup import format_error
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, device
 
 
 def blame(plugin: object, what: str, said: str) -> str:
@@ -144,6 +148,59 @@ def values_breach(values: object, count: int) -> str | None:
     return None
 
 
+def read_evidence(
+    kind: EvidenceKind, seen: Seen, device: "device | None"
+) -> "Tensor | dict[str, Tensor]":
+    """Return what an evidence of one's own makes of the messages that a seat saw.
+
+    Args:
+        kind: The evidence.
+        seen: The messages.
+        device: Where the attack computes.
+
+    Returns:
+        A tensor, or several by name, with an entry for each target.
+
+    Raises:
+        BrokenPluginError: Its function raised, or returned something else.
+    """
+    count = len(seen.targets)
+    with blamed(kind.name, "evidence", within=kind.tensors):
+        made = kind.tensors(seen)
+    parts = made if isinstance(made, Mapping) else {"": made}
+    for name, value in parts.items():
+        if said := _entries_breach(value, count):
+            where = f" as {name}" if name else ""
+            raise BrokenPluginError(blame(kind.name, "evidence", f"returned {said}{where}"))
+    if not parts:
+        raise BrokenPluginError(blame(kind.name, "evidence", "returned no tensors"))
+    if isinstance(made, Mapping):
+        return {name: tensor.to(device) for name, tensor in made.items()}
+    return made.to(device)
+
+
+def tell(kind: KnowledgeKind, secrets: Secrets, settings: Mapping[str, Any]) -> object:
+    """Return what an experiment tells an attack by a knowledge of one's own.
+
+    Args:
+        kind: The knowledge.
+        secrets: What there is to tell.
+        settings: Of the kind, all of them.
+
+    Returns:
+        Whatever it grants.
+
+    Raises:
+        BrokenPluginError: Its function raised, or returned None.
+    """
+    with blamed(kind.name, "knowledge", within=kind.grant):
+        made: object = kind.grant(secrets, **settings)
+    if made is None:
+        said = "returned None; return what the attack is told"
+        raise BrokenPluginError(blame(kind.name, "knowledge", said))
+    return made
+
+
 def refuse_unsent(
     defense: object, sent: Mapping[str, "Tensor"], given: Mapping[str, "Tensor"]
 ) -> None:
@@ -167,24 +224,27 @@ def refuse_unsent(
             raise BrokenPluginError(blame(defense, "defence", said))
 
 
-def refuse_penalty(defense: object, term: object, smashed: "Tensor") -> None:
+def refuse_loss(defense: object, loss: object, output: "Tensor") -> None:
     """Refuse what a defence adds to a node's loss where it is no number to minimise.
 
     Args:
         defense: Whose it is.
-        term: What it returned; None adds nothing.
-        smashed: Of which it was made.
+        loss: What it returned; None adds nothing.
+        output: What the node's part made of the batch.
 
     Raises:
-        BrokenPluginError: It is no tensor of one number, or not finite for finite smashed data.
+        BrokenPluginError: It is no tensor of one number, depends on nothing that is trained, or is
+            not finite for a finite output.
     """
-    if term is None:
+    if loss is None:
         return
-    said = _tensor_breach(term, ())
-    if said is None and _finite(smashed) and not _finite(term):
+    said = _tensor_breach(loss, ())
+    if said is None and not getattr(loss, "requires_grad", False):
+        said = "a number that depends on nothing that is trained"
+    if said is None and _finite(output) and not _finite(loss):
         said = "a value that is not finite"
     if said is not None:
-        raise BrokenPluginError(blame(defense, "defence", f"returned {said} as penalty"))
+        raise BrokenPluginError(blame(defense, "defence", f"returned {said} as loss"))
 
 
 def _finite(tensor: Any) -> bool:  # noqa: ANN401  a tensor, by what was asked before
@@ -198,6 +258,17 @@ def _tensor_breach(value: object, wanted: tuple[int, ...]) -> str | None:
         return f"{_kind(value)} where a torch tensor of shape {wanted} belongs"
     if tuple(value.shape) != wanted:
         return f"a tensor of shape {tuple(value.shape)} where {wanted} belongs"
+    return None
+
+
+def _entries_breach(value: object, count: int) -> str | None:
+    """Return in what a value is no tensor of one entry for each target."""
+    from torch import Tensor  # noqa: PLC0415  as the module's first lines say
+
+    if not isinstance(value, Tensor):
+        return f"{_kind(value)} where a torch tensor of {count} entries, one a target, belongs"
+    if value.ndim < 1 or len(value) != count:
+        return f"a tensor of shape {tuple(value.shape)} for {count} targets, its leading axis"
     return None
 
 

@@ -6,23 +6,60 @@ run holds every answer to.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from leakbed.contract_checks import blame, blamed, guess_breaches, refuse_unsent, values_breach
+from leakbed.contract_checks import (
+    blame,
+    blamed,
+    guess_breaches,
+    read_evidence,
+    refuse_unsent,
+    tell,
+    values_breach,
+)
 from leakbed.contracts import (
     Attack,
     BrokenPluginError,
     Defense,
     DefenseState,
     Evidence,
+    EvidenceKind,
+    Holdings,
     Knowledge,
     Metric,
     Protects,
+    Seat,
+    Secrets,
+    Seen,
     ThreatModel,
+    TrainingStep,
+    UnfitViewError,
     View,
+)
+from leakbed.contracts.hooks import untrained
+from leakbed.contracts.kinds import renewed
+from leakbed.contracts.threat import Granted, sees
+from leakbed.contracts.training_steps import Answered, ask, takes_part
+from leakbed.events import (
+    EVENT_TYPES,
+    Bottom,
+    BottomGradientUp,
+    CutGradientDown,
+    Event,
+    FeaturesDown,
+    Gradients,
+    Phase,
+    SmashedUp,
+    Target,
+    UpdateUp,
+    UpperGradientUp,
+    WeightsDown,
 )
 from leakbed.models import Architecture
 from leakbed.seeds import derive, scoped
@@ -31,7 +68,9 @@ Hook = Callable[[DefenseState, Tensor], Any]
 _SEED = 3
 _DRAW = "draw from state.generator()"
 _SHAPE, _TARGETS, _KNOWN = (1, 8, 8), 3, 2
-_TRIED: dict[str, list[str]] = {}
+_BATCH = 8  # rows of a training step
+_LAST, _PRIVATE = 2, 64
+_TRIED: dict[tuple[type, str], list[str]] = {}
 
 
 def attack_breaches(attack: Attack, view: View) -> list[str]:
@@ -51,7 +90,7 @@ def attack_breaches(attack: Attack, view: View) -> list[str]:
     guesses = []
     for _ in range(2):
         with scoped(derive(_SEED, "global")), blamed(attack, "attack"):
-            guesses.append(attack.run(view, seed=_SEED))
+            guesses.append(attack.run(renewed(view), seed=_SEED))
         if said := guess_breaches(guesses[-1], view):
             raise BrokenPluginError(blame(attack, "attack", f"returned {said[0]}"))
     found = [
@@ -69,7 +108,10 @@ def attack_breaches(attack: Attack, view: View) -> list[str]:
 
 
 def defense_breaches(defense: Defense) -> list[str]:
-    """Return in what a defence's hooks on messages break their contract, by calling each twice.
+    """Return in what a defence's hooks break their contract, by calling each twice.
+
+    Of hooks in training those that change images or take part in a step are tried, at a bottom and
+    at FedAvg's whole network; verdicts of detectors are not.
 
     What they raise is raised on, as :func:`blamed` has it, and so is an answer that is none.
 
@@ -100,7 +142,81 @@ def defense_breaches(defense: Defense) -> list[str]:
                 found.append(f"changes the {kind} it is given; work on a clone")
             elif not torch.equal(first, hooks[kind](state, given)):
                 found.append(f"answers twice with another {kind} from one state; {_DRAW}")
+    if Protects.TRAINING in defense.protects:
+        for exchanges in ("split", "weights"):
+            if untrained(type(defense), exchanges) is None:
+                found += _training_breaches(defense, exchanges)
+    return list(dict.fromkeys(found))
+
+
+def _training_breaches(defense: Defense, exchanges: str) -> list[str]:
+    """Return in what a defence's part in a training step breaks its contract."""
+    alters = type(defense).alter_images is not Defense.alter_images
+    if not alters and not takes_part(defense):
+        return []  # a detector, whose verdicts need a training
+    held = _small_holdings(exchanges)
+    with blamed(defense, "defence"):
+        state = defense.prepare(defense.begin(_SEED), held)
+    rows = torch.arange(len(held.labels))
+    images, found = held.images.clone(), []
+    with scoped(_SEED), blamed(defense, "defence"):
+        shown = [defense.alter_images(state, images, rows) for _ in range(2)]
+        refuse_unsent(defense, {"images": shown[0]}, {"images": held.images})
+    if not torch.equal(images, held.images):
+        found.append("changes the images it is given; work on a clone")
+    elif not torch.equal(*shown):
+        found.append(f"answers twice with other images from one state; {_DRAW}")
+    if takes_part(defense):
+        step = _small_step(held, shown[0].detach(), exchanges)
+        first, second = (_told(ask(defense, state, step)) for _ in range(2))
+        if first.keys() != second.keys() or not all(_same(v, second[k]) for k, v in first.items()):
+            found.append(f"answers twice otherwise in train_step from one state; {_DRAW}")
     return found
+
+
+def _told(answered: Answered) -> dict[str, Tensor]:
+    """Return what two answers to one step are compared by."""
+    loss = {} if answered.loss is None else {"loss": answered.loss.detach()}
+    return loss | _tensors(answered.state) | dict(answered.gradients or {})
+
+
+def _small_holdings(exchanges: str) -> Holdings:
+    """Return what a node of a small network holds: its bottom, or in FedAvg all of it."""
+    split = exchanges == "split"
+    architecture = _small_network(4) if split else replace(_small_network(4), cut=None)
+    part = architecture.bottom(11) if split else architecture.build(11)
+    stream = torch.Generator().manual_seed(_SEED)
+    return Holdings(
+        images=torch.rand(_BATCH, *_SHAPE, generator=stream),
+        labels=torch.arange(_BATCH) % 4,
+        architecture=architecture,
+        bottom={name: value.clone() for name, value in part.state_dict().items()},
+        batch_size=_BATCH,
+        optimiser=partial(torch.optim.SGD, lr=0.1),
+    )
+
+
+def _small_step(held: Holdings, shown: Tensor, exchanges: str) -> TrainingStep:
+    """Return a step of that node's, the gradient of a cross-entropy behind it."""
+    split, architecture = exchanges == "split", held.architecture
+    module = architecture.bottom(11) if split else architecture.build(11)
+    output = module(shown)
+    logits = architecture.top(11)(output) if split else output
+    loss = torch.nn.functional.cross_entropy(logits, held.labels)
+    weights = dict(module.named_parameters())
+    behind, *made = torch.autograd.grad(loss, [output, *weights.values()], retain_graph=True)
+    return TrainingStep(
+        round=1,
+        step=0,
+        rows=torch.arange(len(held.labels)),
+        images=held.images,
+        shown=shown,
+        labels=held.labels,
+        module=module,
+        output=output,
+        output_gradient=behind,
+        gradients=dict(zip(weights, made, strict=True)),
+    )
 
 
 def metric_breaches(metric: Metric) -> list[str]:
@@ -142,7 +258,7 @@ def refuse_breaches(plugin: object) -> None:
     Raises:
         BrokenPluginError: It breaks its contract; the message has each breach.
     """
-    asked = f"{type(plugin).__module__}:{plugin!r}"
+    asked = type(plugin), repr(plugin)  # a cell that is run again makes another type
     if asked not in _TRIED:
         try:
             _TRIED[asked] = breaches(plugin)
@@ -165,7 +281,8 @@ def breaches(plugin: object) -> list[str]:
     if isinstance(plugin, Defense):
         return defense_breaches(plugin)
     if isinstance(plugin, Attack):
-        return attack_breaches(plugin, small_view(plugin.threat))
+        threat = plugin.threat
+        return [*_kind_breaches(threat), *attack_breaches(plugin, small_view(threat))]
     if isinstance(plugin, Metric):
         return metric_breaches(plugin)
     return []
@@ -186,12 +303,10 @@ def small_view(threat: ThreatModel, *, classes: int = 4) -> View:
     labels = torch.randint(4, (_TARGETS,), generator=stream)
     if classes == 2:  # noqa: PLR2004  the two that some attacks tell apart
         labels = torch.arange(_TARGETS) % 2
-    architecture = Architecture(
-        name="mlp2", image_shape=_SHAPE, num_classes=classes, activation="sigmoid", cut=1
-    )
+    architecture = _small_network(classes)
     granted: dict[str, Any] = {}
     if Evidence.UPDATE in threat.evidence:
-        granted |= _weights(architecture, images, labels)
+        granted |= _weights(architecture, images, labels, seat=threat.seat)
     at_cut = {Evidence.SMASHED, Evidence.CUT_GRADIENT, Evidence.HEAD_WEIGHT_GRADIENT}
     if threat.evidence & {*at_cut, Evidence.ROUND_SMASHED}:
         granted |= _cut(architecture, images, labels)
@@ -213,13 +328,145 @@ def small_view(threat: ThreatModel, *, classes: int = 4) -> View:
         image_shape=_SHAPE,
         num_classes=classes,
         targets=_TARGETS,
+        granted=_granted(threat),
         device=torch.device("cpu"),
         **granted,
     )
 
 
-def _weights(architecture: Architecture, images: Tensor, labels: Tensor) -> dict[str, Any]:
+def _kind_breaches(threat: ThreatModel) -> list[str]:
+    """Return in what a threat model's own kinds break their contract, by asking each twice."""
+    first, second = (_named(_granted(threat)) for _ in range(2))
+    return [
+        f"{name} is another when it is made again of the same; draw nothing at random, or from a "
+        "torch.Generator of secrets.stream"
+        for name, value in first.items()
+        if name not in second or not _same(value, second[name])
+    ]
+
+
+def _granted(threat: ThreatModel) -> Granted:
+    """Return what a threat model's own kinds grant of a small run of two rounds."""
+    found = Granted()
+    for kind in threat.evidence_kinds:
+        by_node = all(each.per == "node" for each in threat.evidence_kinds)
+        found[kind.name] = read_evidence(kind, _small_seen(threat.seat, kind, by_node), None)
+    for each in threat.knowledge_kinds:
+        found[each.name] = tell(each, _small_secrets(), each.settings)
+    return found
+
+
+def _small_seen(seat: Seat, kind: EvidenceKind, by_node: bool) -> Seen:
+    """Return what a seat saw of a small run: a node for each target, a client's own one alone."""
+    rounds = (1, _LAST) if kind.rounds == "until" else (_LAST,)
+    own = seat == Seat.CLIENT
+    events = [
+        event
+        for round_ in rounds
+        for place in range(_TARGETS)
+        for event in _small_messages(0 if own else place, round_, place if own else 0)
+    ]
+    legal = {EVENT_TYPES[each] for each in kind.reads if each in EVENT_TYPES and sees(seat, each)}
+    read = tuple(event for event in events if type(event) in legal)
+    if len({type(event) for event in read}) < len(kind.reads):
+        raise UnfitViewError(
+            f"evidence {kind.name!r} is made of {', '.join(sorted(kind.reads))}, which a "
+            f"{seat} is not sent there"
+        )
+    targets = tuple(
+        Target(
+            node=0 if own else place,
+            round=_LAST,
+            step=place if own and not by_node else 0,
+            row=None if by_node else 0,
+            phase=Phase.TRAIN,
+        )
+        for place in range(_TARGETS)
+    )
+    about = {"nodes": 1 if own else _TARGETS, "rounds": _LAST, "batch_size": 1}
+    return Seen(seat=seat, events=read, targets=targets, about=about)
+
+
+def _small_messages(node: int, round_: int, step: int) -> list[Event]:
+    """Return a message of every kind that a protocol of the catalogue sends, of one row."""
+    draw = np.random.default_rng((node, round_, step))
+    network = _small_network(4)
+    before = {name: value.numpy() for name, value in network.build(11).state_dict().items()}
+    after = {
+        name: value + 0.1 * draw.random(value.shape, np.float32) for name, value in before.items()
+    }
+    bottom = network.bottom(11).state_dict()
+    first = {name: before[name] for name in bottom}
+    row = draw.random((1, *network.smashed_shape), np.float32)
+    place: dict[str, Any] = {"node": node, "round": round_}
+    at: dict[str, Any] = {**place, "step": step}
+    return [
+        WeightsDown(**place, arrays=before),
+        UpdateUp(**place, before=before, after=after, examples=1),
+        Gradients(**place, arrays=first, up=True),
+        Bottom(**place, arrays=first, up=False),
+        SmashedUp(**at, smashed=row, labels=np.array([node % 2]), rows=np.array([node])),
+        FeaturesDown(**at, features=row),
+        UpperGradientUp(**at, gradient=row),
+        CutGradientDown(**at, gradient=row),
+        BottomGradientUp(**at, arrays=first),
+        Bottom(**place, arrays={name: after[name] for name in bottom}, up=True),
+    ]
+
+
+def _small_secrets() -> Secrets:
+    stream = torch.Generator().manual_seed(7)
+    network = _small_network(4)
+    bottom = network.bottom(11).eval().requires_grad_(requires_grad=False)
+    images = torch.rand(_PRIVATE, *_SHAPE, generator=stream)
+    labels = torch.arange(_PRIVATE) % 4
+    return Secrets(
+        targets=tuple(
+            Target(node=0, round=_LAST, step=0, row=row, phase=Phase.TRAIN)
+            for row in range(_TARGETS)
+        ),
+        behind=torch.arange(_TARGETS)[:, None],
+        images=images,
+        labels=labels,
+        test_images=images[:8],
+        test_labels=labels[:8],
+        public_images=images[:8],
+        public_labels=labels[:8],
+        architecture=network,
+        about={"nodes": 1, "rounds": _LAST, "batch_size": _TARGETS},
+        bottom=lambda: bottom,
+        sends=lambda given, _: bottom(given),
+        stream=_SEED,
+        device=torch.device("cpu"),
+    )
+
+
+def _small_network(classes: int) -> Architecture:
+    return Architecture(
+        name="mlp2", image_shape=_SHAPE, num_classes=classes, activation="sigmoid", cut=1
+    )
+
+
+def _named(value: object, name: str = "") -> dict[str, Tensor]:
+    """Return tensors by name, those in mappings within mappings included."""
+    if isinstance(value, Tensor):
+        return {name: value}
+    if not isinstance(value, Mapping):
+        return {}
+    found: dict[str, Tensor] = {}
+    for key, each in value.items():
+        found |= _named(each, f"{name}/{key}" if name else str(key))
+    return found
+
+
+def _weights(
+    architecture: Architecture, images: Tensor, labels: Tensor, *, seat: Seat
+) -> dict[str, Any]:
+    """Return weights before and after one step on each image; a fed-server's are the bottom's."""
     model = architecture.build(11)
+    read = set(
+        architecture.bottom(11).state_dict() if seat == Seat.FED_SERVER else model.state_dict()
+    )
     before = {name: value.detach() for name, value in model.named_parameters()}
     after: dict[str, list[Tensor]] = {name: [] for name in before}
     for image, label in zip(images, labels, strict=True):
@@ -228,8 +475,8 @@ def _weights(architecture: Architecture, images: Tensor, labels: Tensor) -> dict
         for name, gradient in zip(before, gradients, strict=True):
             after[name].append(before[name] - 0.1 * gradient)
     return {
-        "before": {name: value.expand(_TARGETS, *value.shape) for name, value in before.items()},
-        "after": {name: torch.stack(values) for name, values in after.items()},
+        "before": {n: v.expand(_TARGETS, *v.shape) for n, v in before.items() if n in read},
+        "after": {name: torch.stack(values) for name, values in after.items() if name in read},
         "buffers": {},
     }
 
@@ -247,11 +494,7 @@ def _cut(architecture: Architecture, images: Tensor, labels: Tensor) -> dict[str
 
 def _tensors(holder: object) -> dict[str, Tensor]:
     """Return the tensors of a view or a guess by name, those in mappings included."""
-    found: dict[str, Tensor] = {}
-    for name, value in vars(holder).items():
-        parts = value if isinstance(value, Mapping) else {"": value}
-        found |= {f"{name}{k}": each for k, each in parts.items() if isinstance(each, Tensor)}
-    return found
+    return _named(vars(holder))
 
 
 def _same(first: Tensor, second: Tensor) -> bool:

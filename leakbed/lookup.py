@@ -88,6 +88,11 @@ def import_object(path: str) -> object:
             f"importing {module_name!r} for {path!r} raised {format_error(error)}; mend the module"
         ) from error
     if not hasattr(module, name):
+        if module_name == "__main__":
+            raise ImportPathError(
+                f"{path!r} is a name of the program that runs, and this one has none such; write "
+                f"{name} to a module of its own and give 'module:{name}'"
+            )
         defined = [item for item in vars(module) if not item.startswith("_")]
         raise ImportPathError(unknown_name(f"name in {module_name}", name, defined))
     return getattr(module, name)

@@ -15,7 +15,8 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, TypeVar
 
 from leakbed.contracts import ThreatModel
-from leakbed.contracts.defense import Defense, refuse_uncalled
+from leakbed.contracts.defense import Defense
+from leakbed.contracts.hooks import refuse_uncalled
 from leakbed.lookup import format_error, import_object
 
 Contract = Literal["attack", "defence", "metric"]
@@ -158,6 +159,11 @@ def _threat_breaches(kind: type, role: Role) -> list[str]:
         return [f"threat is {threat!r}; return a leakbed.contracts.ThreatModel from a property"]
     if threat.active != (role == "adversary") and role != "intruder":
         return [f"threat.active is {threat.active}, but it is an {role} by its methods"]
+    if threat.kinds and role != "attack":
+        return [
+            f"it is an {role} and names {', '.join(threat.kinds)}, which is granted of a run that "
+            "is over; only an attack with a method `run` has evidence or knowledge of its own"
+        ]
     return []
 
 

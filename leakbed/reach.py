@@ -5,11 +5,12 @@ out; nothing is executed. Every file reached counts by what it computes: comment
 layout change nothing (:func:`read`).
 
 A package of ours that only passes names on is followed for the names that are asked of it, and a
-catalogue (a dict by name) for the entries that a run uses. So another attack beside it, or a
-further line in the catalogue, changes nothing for the others. A user's own packages are followed as
-a whole. Installed packages and Python's own modules are not followed, since they do not change by
-being edited between runs. What code reads other than by importing (weights, tables) and names put
-together while it runs are not found.
+catalogue (a dict by name of what it imports) for the entries that a run uses. So another attack
+beside it, or a further line in the catalogue, changes nothing for the others. What a catalogue
+takes from another dict, and a dict of anything else, counts as a whole. A user's own packages are
+followed as a whole. Installed packages and Python's own modules are not followed, since they do not
+change by being edited between runs. What code reads other than by importing (weights, tables) and
+names put together while it runs are not found.
 """
 
 import ast
@@ -203,12 +204,18 @@ def _imports(body: Iterable[ast.AST]) -> Iterator[str]:
             base = "." * statement.level + (statement.module or "")
             dot = "" if base.endswith(".") else "."
             yield from (f"{base}{dot}{alias.name}" for alias in statement.names)
-        elif isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.unparse(statement.test):
+        elif isinstance(statement, ast.If) and _checks_types(statement.test):
             yield from _imports(statement.orelse)
         else:
             if isinstance(statement, ast.Call):
                 yield from _called(statement)
             yield from _imports(ast.iter_child_nodes(statement))
+
+
+def _checks_types(test: ast.expr) -> bool:
+    """Say whether a test is ``TYPE_CHECKING`` itself: what it guards is never run."""
+    name = test.attr if isinstance(test, ast.Attribute) else getattr(test, "id", "")
+    return name == "TYPE_CHECKING"
 
 
 def _called(call: ast.Call) -> Iterator[str]:
@@ -226,8 +233,9 @@ def _paths(body: Iterable[ast.stmt]) -> Iterator[tuple[str, str]]:
     """Yield key and import path of the catalogues of a module that import by name."""
     for statement in body:
         for key, value in _entries(statement):
-            if (path := _path(value)) is not None:
-                yield key, path
+            name, path = _text(key), _path(value)
+            if name is not None and path is not None:
+                yield name, path
 
 
 def _path(value: ast.expr) -> str | None:
@@ -237,13 +245,12 @@ def _path(value: ast.expr) -> str | None:
     return path.replace(":", ".") if fits else None
 
 
-def _entries(statement: ast.stmt) -> list[tuple[str, ast.expr]]:
-    """Return the entries of a catalogue: a dict of a module, by names written out."""
+def _entries(statement: ast.stmt) -> list[tuple[ast.expr | None, ast.expr]]:
+    """Return keys and values of a module's dict; the key of ``**other`` is None."""
     value = getattr(statement, "value", None)
     if not isinstance(statement, ast.Assign | ast.AnnAssign) or not isinstance(value, ast.Dict):
         return []
-    keys = [_text(key) for key in value.keys]
-    return [(key, each) for key, each in zip(keys, value.values, strict=True) if key is not None]
+    return list(zip(value.keys, value.values, strict=True))
 
 
 def _absolutes(source: Source, package: str) -> Iterator[str]:
@@ -294,8 +301,8 @@ def _count_package(module: str, file: Path, asked: str, search: _Asked) -> None:
             search.waiting.append(passed)
     for catalogue, entries in said.catalogues.items():
         if asked in {catalogue, _ALL}:
-            for key, (text, names) in entries.items():
-                if key in search.used:
+            for key, text, names in entries:
+                if key is None or key in search.used:
                     counted.add(text)
                     search.waiting += names
     search.found[module] = " ".join(sorted(counted))
@@ -309,36 +316,40 @@ class _Package:
         digest: Of what it runs by itself.
         always: Names that this needs.
         passed: By name that it passes on, the dotted name of that.
-        catalogues: By name of a catalogue and key, digest and needs of the entry.
+        catalogues: By name of a catalogue, key, digest and needs of each entry; of the entries that
+            it takes from another dict (``**other``) the key is None, and they count always.
     """
 
     digest: str
     always: tuple[str, ...]
     passed: dict[str, str]
-    catalogues: dict[str, dict[str, tuple[str, list[str]]]]
+    catalogues: dict[str, list[tuple[str | None, str, list[str]]]]
 
 
 @lru_cache(maxsize=256)
 def _package(text: bytes, module: str) -> _Package:
     """Read a package's own file: an import that it neither uses nor exports is one it runs."""
     tree = ast.parse(text)
+    body = tree.body[_is_documented(tree.body) :]
     bound: dict[str, str] = {}
-    own: list[ast.stmt] = []
-    catalogues: dict[str, list[tuple[str, ast.expr]]] = {}
-    exported: set[str] = set()
-    for statement in tree.body[_is_documented(tree.body) :]:
-        target = _target(statement)
+    for statement in body:
         if isinstance(statement, ast.ImportFrom):
             names = [alias.asname or alias.name for alias in statement.names]
             bound |= zip(names, _seen_from(module, [statement]), strict=True)
-        elif target == "__all__" and isinstance(statement, ast.Assign):
+    own: list[ast.stmt] = []
+    catalogues: dict[str, list[tuple[str | None, str, list[str]]]] = {}
+    listed: set[str] = set()
+    exported: set[str] = set()
+    for statement in body:
+        target = _target(statement)
+        if target == "__all__" and isinstance(statement, ast.Assign):
             exported = set(ast.literal_eval(statement.value))
-        elif entries := _entries(statement):
-            catalogues[target] = entries
-        elif not target.startswith("__"):  # such as __version__, on which no number depends
-            own.append(statement)
-    values = [value for each in catalogues.values() for _, value in each]
-    inner = _names(own) | (bound.keys() - exported - _names(values))
+        elif found := _catalogue(statement, bound | {n: f"{module}.{n}" for n in catalogues}):
+            catalogues[target] = found
+            listed |= _names(value for _, value in _entries(statement))
+        elif not isinstance(statement, ast.ImportFrom) and not target.startswith("__"):
+            own.append(statement)  # on __version__ and the like no number depends
+    inner = _names(own) | (bound.keys() - exported - listed)
     return _Package(
         digest=_short(own),
         always=(
@@ -346,11 +357,24 @@ def _package(text: bytes, module: str) -> _Package:
             *_seen_from(module, own),
         ),
         passed={name: bound[name] for name in sorted(exported & bound.keys())},
-        catalogues={
-            name: {key: (_short([value]), _needs(value, bound)) for key, value in entries}
-            for name, entries in catalogues.items()
-        },
+        catalogues=catalogues,
     )
+
+
+def _catalogue(
+    statement: ast.stmt, bound: Mapping[str, str]
+) -> list[tuple[str | None, str, list[str]]]:
+    """Return key, digest and needs of a catalogue's entries; none of any other statement.
+
+    A catalogue has names written out for what is imported; another dict is code like any other.
+    """
+    found = []
+    for key, value in _entries(statement):
+        name, needs = _text(key), _needs(value, bound)
+        if (key is not None and name is None) or not needs:
+            return []
+        found.append((name, _short([value]), needs))
+    return found
 
 
 def _seen_from(package: str, statements: Iterable[ast.AST]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The door to the testbed: ``leakbed.run``, ``leakbed.check``, and its modules by name.
+"""The door to the testbed: ``run``, ``train``, ``check`` and ``results``; its modules by name.
 
 The package ``leakbed`` is the lowest layer and is also shipped alone. So the packages above it are
 loaded by name when a function needs them; where they are missing, the error says how to get them.
@@ -10,11 +10,16 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leakbed.errors import OURS
+from leakbed.flower_internals import flower_log
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,6 +34,7 @@ def run(
     out: str | Path | None = None,
     overrides: Sequence[str] = (),
     progress: Any = None,  # noqa: ANN401  its class lives in the testbed
+    verbose: bool = False,
 ) -> list[Any]:
     """Run every cell of an experiment that has no card yet.
 
@@ -36,18 +42,41 @@ def run(
     is trained; a missing package raises :class:`MissingTestbedError`.
 
     Args:
-        settings: A settings file, what such a file would hold, or checked settings.
+        settings: A settings file, what such a file would hold, or checked settings. A mapping may
+            hold objects where a file has names: ``{"model": net, "attack": [Grey(grey=0.2)]}``.
         out: The results folder; ``runs/<name>`` if None.
         overrides: ``key=value`` pairs that replace settings, such as ``data.nodes=8``.
         progress: An ``experiments.run.executor.Progress``: told how far the run is.
+        verbose: Whether Flower's log is shown; otherwise its warnings alone.
 
     Returns:
         The cards of all cells, old and new: ``experiments.results.cards.Card``.
     """
     checked = testbed("experiments.settings.load").load_settings(settings, overrides)
     folder = None if out is None else Path(out)
-    cards: list[Any] = testbed("experiments.run.runner").run(checked, out=folder, progress=progress)
+    runner = testbed("experiments.run.runner")
+    with nullcontext() if verbose else flower_log():
+        cards: list[Any] = runner.run(checked, out=folder, progress=progress)
     return cards
+
+
+def train(*, model: object, data: object, **settings: Any) -> Any:  # noqa: ANN401  as run has it
+    """Train once under the wiretap, in memory, to attack it: what a notebook begins with.
+
+    What does not fit raises as in :func:`experiments.notebook.train`, which says all settings.
+
+    Args:
+        model: A network, a class or function that makes one, a catalogue key or an import path.
+        data: A torch Dataset or list of (image, label) pairs, arrays as (images, labels), a
+            ``leakbed.Table``, a function, a catalogue key or an import path.
+        **settings: ``protocol``, ``defense``, ``verbose``, ``seed``, and keys of the sections
+            ``data``, ``model`` and ``protocol``, such as ``cut`` and ``nodes``.
+
+    Returns:
+        An ``experiments.notebook.Run``: ``smashed``, ``cut_gradients``, ``updates``, ``truth`` and
+        ``attack``.
+    """
+    return testbed("experiments.notebook").train(model=model, data=data, **settings)
 
 
 def check(plugin: str | type) -> list[str]:
@@ -63,6 +92,24 @@ def check(plugin: str | type) -> list[str]:
     """
     found: list[str] = testbed("experiments.catalogue").check_plugin(plugin)
     return found
+
+
+def results(folder: str | Path, *, by_seed: bool = False) -> DataFrame:
+    """Return the results of a folder's last run as a pandas data frame.
+
+    A folder without results, or of cards that this version does not read, is a ``ValueError`` that
+    says what to do; a missing package raises :class:`MissingTestbedError`.
+
+    Args:
+        folder: The results folder, the ``out`` of a run.
+        by_seed: Whether each seed has a row of its own; by default seeds are pooled.
+
+    Returns:
+        A row for each row of the report, a column for each setting that differs between them, and
+        for each score with its interval and the best guess that read no message.
+    """
+    records = testbed("experiments.report.export").records(Path(folder), by_seed=by_seed)
+    return testbed("pandas").DataFrame.from_records(records)
 
 
 def testbed(name: str) -> ModuleType:

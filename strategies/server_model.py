@@ -15,8 +15,8 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from leakbed.contracts import Defense, IllegalCombinationError, Protects, select
-from leakbed.contracts.defense import refuse_uncalled
 from leakbed.contracts.gradient_defenses import GradientDefenses, Horizon, Origin
+from leakbed.contracts.hooks import refuse_uncalled
 from leakbed.seeds import derive
 from leakbed.tensors import load, placed, predicted
 
@@ -196,7 +196,7 @@ class ServerPart:
 
         Raises:
             IllegalCombinationError: If one protects nothing that this part could. One with a hook
-                that nobody would call is an :class:`~leakbed.contracts.defense.UncalledHookError`.
+                that nobody would call is an :class:`~leakbed.contracts.hooks.UncalledHookError`.
         """
         for defense in defenses:
             refuse_uncalled(type(defense))

@@ -16,10 +16,10 @@ term        what is made small                                                  
 ``prior``   the distance of both kinds of features above the server's part      own
 =========== =================================================================== ==================
 
-Sources: Zhu, Luo, Wu, Jiang, Ooi, *Passive Inference Attacks on Split Learning via Adversarial
-Regularization* (SDAR), NDSS 2025, https://arxiv.org/abs/2310.10483, and its code,
-https://github.com/zhxchd/SDAR_SplitNN. Xu, Yang, Zhu, Wu, Liang, *A Stealthy Wrongdoer:
-Feature-Oriented Reconstruction Attack against Split Learning* (FORA), CVPR 2024,
+Sources: Zhu, Luo, Wu, Jiang, Xiao, Ooi, *Passive Inference Attacks on Split Learning via
+Adversarial Regularization* (SDAR), NDSS 2025, https://arxiv.org/abs/2310.10483, and its code,
+https://github.com/zhxchd/SDAR_SplitNN. Xu, Yang, Yi, Li, Wang, Hu, Zhuang, Liu, *A Stealthy
+Wrongdoer: Feature-Oriented Reconstruction Attack against Split Learning* (FORA), CVPR 2024,
 https://arxiv.org/abs/2405.04115, and its code, https://github.com/X1aoyangXu/FORA. Gao, Zhang,
 *PCAT: Functionality and Data Stealing from Split Learning by Pseudo-Client Attack*, USENIX Security
 2023 (``aligned``).

@@ -137,6 +137,7 @@ def summed(
     last = batches[updates[-1][0]]
     steps = max(map(len, last.values()))
     size = sum(max(sizes) for sizes in last.values())
+    rows = sum(map(sum, last.values()))  # each as often as it was fed
     how = (
         "exact where all have as many rows, up to the rounding of the masked vectors"
         if steps == 1
@@ -148,7 +149,7 @@ def summed(
         fed=joined,
         assumed=(
             "single nodes cannot be attacked: SecAgg+ masks what they send; the sum is attacked as "
-            f"one update over the {size * steps} rows of {len(last)} nodes, {how}"
+            f"one update over the {rows} rows of {len(last)} nodes, {how}"
         ),
     )
 

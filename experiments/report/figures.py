@@ -1,7 +1,7 @@
 """The figures of a report: images as PNG data URIs, leakage against utility as inline SVG.
 
 The SVG takes its text colour from the page, so that it reads on light and on dark paper, and keeps
-its text as text.
+its text as text. As files, for a paper, the same figures are SVG and PDF in black ink.
 
 Which cells a report's scatters show, in which colour and shape, and the legend to them.
 
@@ -14,8 +14,10 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from io import BytesIO, StringIO
+from pathlib import Path
 from string import ascii_uppercase
 from textwrap import fill
 from typing import Any, Literal, TypeAlias
@@ -45,8 +47,59 @@ GLYPHS = dict(zip(MARKERS, "●■▲◆▼✚✖★", strict=True))
 _Dash: TypeAlias = Literal["-", "--", "-.", ":"]
 _DASHES: tuple[_Dash, ...] = ("-", "--", "-.", ":")
 _WIDE = 46  # letters of a label that fit below a panel
-_INK = "#010203"  # stands for the page's own text colour until the SVG is written
+_INK = "#010203"  # nearly black; stands for the page's own text colour in an inline SVG
 _RGB = 3
+_UNDATED = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+
+
+def _style() -> AbstractContextManager[None]:
+    """Keep text as text in both formats, and let equal figures give equal files."""
+    return rc_context(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": "leakbed",
+            "pdf.fonttype": 42,
+            "font.size": 11,
+        }
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """One figure, for a page or for files.
+
+    Attributes:
+        figure: As matplotlib has it.
+        title: What it shows, for who cannot see it.
+    """
+
+    figure: Figure
+    title: str
+
+    def inline(self) -> str:
+        """Return it as an ``<svg>`` element; equal figures give equal text."""
+        with _style():
+            buffer = StringIO()
+            self.figure.savefig(buffer, format="svg", transparent=True, metadata=_UNDATED["svg"])
+        return _inlined(buffer.getvalue(), self.title)
+
+    def save(self, folder: Path, name: str) -> list[Path]:
+        """Write it as SVG and as PDF.
+
+        Args:
+            folder: Exists.
+            name: Of the files, without their ending.
+
+        Returns:
+            Both files.
+        """
+        files = []
+        with _style():
+            for form, metadata in _UNDATED.items():
+                file = folder / f"{name}.{form}"
+                self.figure.savefig(file, format=form, transparent=True, metadata=metadata)
+                files.append(file)
+        return files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,28 +179,31 @@ def png(image: Float[Tensor, " channels height width"]) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def scatter(points: Sequence[Point], *, utility: str, leakage: str) -> str:
-    """Return leakage against utility as an SVG element.
+def scatter(
+    points: Sequence[Point], *, utility: str, leakage: str, keys: Sequence[Line2D] = ()
+) -> Drawing:
+    """Draw leakage against utility.
 
     Args:
         points: The cells.
         utility: Label of the horizontal axis.
         leakage: Label of the vertical axis, which runs from 0 to 1.
+        keys: Of a legend below; by default the page has one for several figures.
 
     Returns:
-        One ``<svg>``; equal points give equal text.
+        The figure.
     """
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "leakbed", "font.size": 11}):
-        figure = Figure(figsize=(4.6, 3.4), layout="constrained")
+    with _style():
+        figure = Figure(figsize=(4.6, 3.4 + 0.19 * len(keys)), layout="constrained")
         axes = figure.add_subplot()
         for point in points:
             _draw(axes, point)
         axes.set(xlabel=utility, ylabel=leakage, ylim=(-0.04, 1.04))
         axes.set_xlim(*_limits([point.utility for point in points]))
         _calm(axes)
-        buffer = StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return _inlined(buffer.getvalue(), f"{leakage} against {utility}")
+        if keys:
+            _below(figure, keys)
+    return Drawing(figure=figure, title=f"{leakage} against {utility}")
 
 
 def panel(
@@ -158,8 +214,8 @@ def panel(
     aside: str,
     utility: str,
     leakage: str,
-) -> str:
-    """Return leakage against utility with its ceilings as an SVG element, the legend inside.
+) -> Drawing:
+    """Draw leakage against utility with its ceilings, the legend inside.
 
     Args:
         curves: May be empty.
@@ -170,11 +226,11 @@ def panel(
         leakage: Label of the vertical axis, which runs from 0 to 100%.
 
     Returns:
-        One ``<svg>``; equal curves and marks give equal text.
+        The figure.
     """
     labels = [_named(curve) for curve in curves]
     lines = sum(label.count("\n") + 1 for label in labels) + len({mark.attack for mark in marks})
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "leakbed", "font.size": 11}):
+    with _style():
         figure = Figure(figsize=(4.9, 3.2 + 0.19 * lines), layout="constrained")
         axes = figure.add_subplot()
         for curve, place in zip(curves, _lettered(curves), strict=True):
@@ -192,9 +248,7 @@ def panel(
         )
         _calm(axes)
         _legend(figure, curves, marks)
-        buffer = StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return _inlined(buffer.getvalue(), f"{title}, {aside}: {leakage} against {utility}")
+    return Drawing(figure=figure, title=f"{title}, {aside}: {leakage} against {utility}")
 
 
 def _across(curves: Sequence[Curve], marks: Sequence[Mark]) -> list[float]:
@@ -298,8 +352,13 @@ def _legend(figure: Figure, curves: Sequence[Curve], marks: Sequence[Mark]) -> N
         Line2D([], [], **_shape(mark, _INK), label=f"{name}{' (no attack)' * mark.hollow}")
         for name, mark in shapes.items()
     ]
+    _below(figure, [*lines, *points])
+
+
+def _below(figure: Figure, keys: Sequence[Line2D]) -> None:
+    """Put a legend below a figure."""
     figure.legend(
-        handles=[*lines, *points],
+        handles=list(keys),
         loc="outside lower left",
         frameon=False,
         fontsize=10,
@@ -365,11 +424,12 @@ def _inlined(text: str, title: str) -> str:
 _SHOWN = ("identification", "abs_pearson", "label_accuracy", "attribute_accuracy")
 
 
-def charts(scored: Sequence[Row]) -> list[str]:
-    """Return leakage against utility, one SVG for each of the two first metrics that cells have.
+def charts(scored: Sequence[Row], *, keyed: bool = False) -> list[Drawing]:
+    """Draw leakage against utility, once for each of the two first metrics that cells have.
 
     Args:
         scored: Cells with scores.
+        keyed: Whether each figure has its own legend, as a file needs it.
 
     Returns:
         None at all where no utility was measured.
@@ -378,16 +438,40 @@ def charts(scored: Sequence[Row]) -> list[str]:
     for metric in _SHOWN:
         shown = [cell for cell in scored if metric in cell.measures and cell.utility()]
         if shown:
-            points = [_point(cell, metric, scored) for cell in shown]
+            among = shown if keyed else scored  # colours repeat after eight attacks
+            points = [_point(cell, metric, among) for cell in shown]
             utility = shown[0].utility()
             drawn.append(
                 scatter(
                     points,
                     utility=utility[0] if utility else "utility",
                     leakage=METRIC_IN_WORDS[metric],
+                    keys=_keys(shown) if keyed else (),
                 )
             )
     return drawn[:2]
+
+
+def _keys(shown: Sequence[Row]) -> list[Line2D]:
+    """Return the colour of every attack and the shape of every defence, for a figure's legend."""
+    real = {cell.first.attack for cell in shown if cell.is_attack}
+    attacks = [
+        ("o", _color(name, shown), name in real, name if name in real else f"{name} (no attack)")
+        for name in _attacks(shown)
+    ]
+    defenses = [(_marker(name, shown), _INK, True, _defense(name)) for name in _defenses(shown)]
+    return [
+        Line2D(
+            [],
+            [],
+            linestyle="none",
+            marker=marker,
+            markeredgecolor=color,
+            markerfacecolor=color if filled else "none",
+            label=label,
+        )
+        for marker, color, filled, label in (*attacks, *defenses)
+    ]
 
 
 def legend(scored: Sequence[Row]) -> list[list[dict[str, str]]]:
@@ -429,12 +513,9 @@ def _point(cell: Row, metric: str, scored: Sequence[Row]) -> Point:
 
 
 def _error(measure: Measure) -> tuple[float, float]:
-    """Return how far a bar reaches below and above: the interval of a rate, else two errors."""
-    if measure.interval is not None:
-        low, high = measure.interval
-        return max(measure.mean - low, 0.0), max(high - measure.mean, 0.0)
-    both = 2 * (measure.stderr or 0.0)
-    return both, both
+    """Return how far a bar reaches below and above."""
+    low, high = measure.bounds or (measure.mean, measure.mean)
+    return max(measure.mean - low, 0.0), max(high - measure.mean, 0.0)
 
 
 def _attacks(scored: Sequence[Row]) -> list[str]:

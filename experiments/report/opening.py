@@ -8,12 +8,13 @@ where both learn the same, by what the best possible guess reads, not by what to
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import hypot
 from typing import Any
 
-from experiments.report.figures import Curve, Mark, panel
+from experiments.report.figures import Curve, Drawing, Mark, panel
 from experiments.report.rows import METRIC_IN_WORDS, Family, Row, cells, grouped
 from experiments.report.statistics import text, value_text
 from experiments.results.cards import Bound, Card
@@ -189,25 +190,26 @@ def _told(weights: _Met, split: _Met) -> str:
 
 
 def _strength(card: Card) -> str:
-    """Return the numbers of a defence's settings as words."""
-    return ", ".join(f"{key} {value:g}" for key, value in _numbers(card).items())
+    """Return the numbers of a defence's settings as words, in a stack with the defences' names."""
+    numbers = _numbers(card)
+    several = len({name for name, _, _ in numbers}) > 1
+    return ", ".join(f"{f'{name} ' * several}{key} {value:g}" for name, key, value in numbers)
 
 
 def _size(cell: Row) -> tuple[bool, tuple[float, ...]]:
     """Order the settings of a sweep: no defence first, then by its numbers."""
-    return cell.first.defense != "none", tuple(_numbers(cell.first).values())
+    return cell.first.defense != "none", tuple(value for _, _, value in _numbers(cell.first))
 
 
-def _numbers(card: Card) -> dict[str, float]:
-    """Return the numbers among a defence's settings."""
+def _numbers(card: Card) -> list[tuple[str, str, float]]:
+    """Return defence, key and value of the numbers among a stack's settings."""
     defense: Any = card.settings.get("defense") or {}
-    given = [own for _, own in defense.get("stack", ())]
-    return {
-        key: float(value)
-        for own in given
+    return [
+        (name, key, float(value))
+        for name, own in defense.get("stack", ())
         for key, value in own.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
-    }
+    ]
 
 
 def _percent(share: float) -> str:
@@ -215,14 +217,14 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f}%" if tiny else value_text("identification", share)
 
 
-def panels(scored: Sequence[Row]) -> list[str]:
-    """Return the figure's panels, one for each kind of adversary.
+def panels(scored: Sequence[Row]) -> list[Drawing]:
+    """Draw the figure's panels, one for each kind of adversary.
 
     Args:
         scored: Cells with scores.
 
     Returns:
-        SVG elements, those with ceilings first; none at all where no utility was measured.
+        Figures, those with ceilings first; none at all where no utility was measured.
     """
     shown = [cell for cell in scored if _metric(cell) is not None and cell.utility() is not None]
     shown = [cell for cell in shown if _reads(cell) or cell.ceiling is not None]
@@ -242,7 +244,7 @@ def _parted(group: Sequence[Row]) -> list[list[Row]]:
     return sorted(grouped(group, _moment), key=lambda part: _moment(part[0]) == "first round")
 
 
-def _panel(group: Sequence[Row], *, attacks: Sequence[str]) -> str:
+def _panel(group: Sequence[Row], *, attacks: Sequence[str]) -> Drawing:
     """Draw one kind of adversary."""
     bounded = [cell for cell in group if cell.ceiling is not None]
     lines = _lines(bounded)
@@ -358,7 +360,8 @@ def _place(cell: Row) -> tuple[object, ...]:
 
 def _messages(cell: Row) -> tuple[object, ...]:
     """Return what two attacks have in common that read the same messages."""
-    return *_place(cell), cell.first.defense, _strength(cell.first)
+    defense = json.dumps(cell.first.settings.get("defense"), sort_keys=True)
+    return *_place(cell), cell.first.defense, defense
 
 
 def _moment(cell: Row) -> str:

@@ -23,11 +23,11 @@ from experiments.report.figures import charts, legend
 from experiments.report.findings import conclusions as say
 from experiments.report.opening import opening, panels
 from experiments.report.pictures import Block, blocks, samples
-from experiments.report.rows import FAMILY_IN_WORDS, Row, cells, family, superseded, versions
+from experiments.report.rows import FAMILY_IN_WORDS, Row, cells, family, read_last_run, versions
 from experiments.report.tables import matrices, setting, stolen, tables
 from experiments.report.template import PAGE, STYLE
-from experiments.results.cards import Card, read_cards
-from experiments.results.folder import ReportError, last_run, left_out
+from experiments.results.cards import Card
+from experiments.results.folder import left_out
 from leakbed import __version__
 from leakbed.errors import naming_folder
 
@@ -116,29 +116,18 @@ def write_report(folder: Path, *, conclusions: Conclusions = say) -> Path:
 
     Returns:
         The file, readable by its owner only.
-
-    Raises:
-        ReportError: The folder holds no card, or none of its last run.
     """
     folder = Path(folder)
-    cards = read_cards(folder)
-    if not cards:
-        raise ReportError(
-            f"no results in {folder}: it has no cards/*.json; give the folder that `leakbed run` "
-            "or `leakbed compare` wrote with --out"
-        )
-    name, found = last_run(folder, cards)
-    written = {card.key: _written_at(folder, card) for card in found}
-    old = superseded(found, written)
-    current = [card for card in found if card not in old]
+    last = read_last_run(folder)
+    current = last.cards
     page = Environment(autoescape=True, undefined=StrictUndefined).from_string(PAGE)
     said = conclusions(current, samples=samples(folder, current))
     lead = opening(current)
     text = page.render(
         _content(folder, current),
-        title=name,
-        ran=_ran(current, [written[card.key] for card in current], left_out(folder)),
-        warnings=_warnings(current, old=len(old), others=len(cards) - len(found)),
+        title=last.name,
+        ran=_ran(current, [last.written[card.key] for card in current], left_out(folder)),
+        warnings=_warnings(current, old=last.older, others=last.others),
         lead=lead or said[:_OPENING],
         sentences=said if lead else said[_OPENING:],
     )
@@ -158,8 +147,8 @@ def _content(folder: Path, cards: Sequence[Card]) -> dict[str, Any]:
         and "The budget was cut so that it ends in minutes: few targets, short training, few "
         "steps. The figures show what a report is, not what the attacks can do.",
         "blocks": [_laid(block) for block in blocks(folder, attacked)],
-        "charts": [Markup(chart) for chart in charts(scored)],  # noqa: S704  matplotlib escapes
-        "panels": [Markup(each) for each in panels(scored)],  # noqa: S704  matplotlib escapes
+        "charts": [Markup(each.inline()) for each in charts(scored)],  # noqa: S704  matplotlib escapes
+        "panels": [Markup(each.inline()) for each in panels(scored)],  # noqa: S704  matplotlib escapes
         "legend": legend(scored),
         "doubted": _doubted(scored),
         "matrices": matrices([*scored, *diverged]),
@@ -183,10 +172,6 @@ def _doubted(scored: Sequence[Row]) -> str:
     count = sum(bool(doubts(cell)) for cell in scored)
     verb = "has a reason" if count == 1 else "have reasons"
     return f"{count} of {len(scored)} results {verb} not to be trusted" if count else ""
-
-
-def _written_at(folder: Path, card: Card) -> float:
-    return (folder / "cards" / f"{card.key}.json").stat().st_mtime
 
 
 def _ran(cards: Sequence[Card], times: Sequence[float], unfit: int) -> str:

@@ -15,14 +15,16 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import sqrt
+from math import inf, sqrt
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Literal, TypeVar
 
 from scipy.stats import binom
 
 from experiments.report.statistics import Measure, number, pooled
-from experiments.results.cards import Card
+from experiments.results.cards import Card, read_cards
+from experiments.results.folder import ReportError, last_run
 from leakbed.contracts import Evidence
 from leakbed.oracle import NEEDS_TRUTH
 from leakbed.oracle.metrics import BEST_IS_ONE, HIGHER_LEAKS_MORE
@@ -45,8 +47,8 @@ def differing(settings: Mapping[str, Any], among: Sequence[Mapping[str, Any]]) -
     Returns:
         Names and values such as ``scale 0.1, steps unset``; empty where nothing differs.
     """
-    tables = [_flat(each) for each in among]
-    own = defaultdict(lambda: _NONE, _flat(settings))
+    tables = [flat_settings(each) for each in among]
+    own = defaultdict(lambda: _NONE, flat_settings(settings))
     keys = dict.fromkeys(key for table in (own, *tables) for key in table)
     telling = [key for key in keys if len({table.get(key, _NONE) for table in tables}) > 1]
     return ", ".join(f"{key.rpartition('.')[2]} {_told(own[key])}" for key in telling)
@@ -56,16 +58,33 @@ def _told(value: str) -> str:
     return "unset" if value == _NONE else value.strip('"')
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return nested settings by dotted key, as text."""
+def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return nested settings by dotted key, as JSON text, without the seed and the case's name.
+
+    Args:
+        settings: Of a card.
+        prefix: What stands before each key.
+
+    Returns:
+        In the order of the settings. The second of two equal defences in a stack is numbered.
+    """
     found: dict[str, str] = {}
     for name, value in settings.items():
-        inner = dict(value) if name == _STACK else value  # pairs of a defence and its settings
+        inner = _stacked(value) if name == _STACK else value
         if isinstance(inner, Mapping):
-            found |= _flat(inner, f"{prefix}{name}.")
+            found |= flat_settings(inner, f"{prefix}{name}.")
         elif prefix or name not in SEEDED:
             found[f"{prefix}{name}"] = json.dumps(value)
     return found
+
+
+def _stacked(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a stack's settings by the names of its defences, of which one may stand twice."""
+    named: dict[str, Any] = {}
+    for name, own in pairs:
+        again = sum(other.partition(" ")[0] == name for other in named)
+        named[f"{name} {again + 1}" if again else name] = own
+    return named
 
 
 Family = Literal["weights", "split"]
@@ -131,7 +150,7 @@ class Row:
         return family(self.first)
 
     @property
-    def cut(self) -> int | None:
+    def cut(self) -> int | str | None:
         """Where its network is cut; ``None`` for a protocol that does not cut."""
         return None if self.family == "weights" else self.first.cut
 
@@ -298,6 +317,62 @@ def grouped(found: Iterable[Row], by: Callable[[Row], Key]) -> list[list[Row]]:
     return list(groups.values())
 
 
+@dataclass(frozen=True, kw_only=True)
+class LastRun:
+    """The results of a folder's last run.
+
+    Attributes:
+        name: The run's.
+        cards: The newest of each cell and seed.
+        written: When each was written, by its key.
+        older: How many cards of these cells other code made earlier; they are left out.
+        others: How many cards of other runs the folder holds; they are left out.
+    """
+
+    name: str
+    cards: list[Card]
+    written: Mapping[str, float]
+    older: int
+    others: int
+
+
+def read_last_run(folder: Path) -> LastRun:
+    """Read the results of a folder's last run.
+
+    A card that cannot be read is a :class:`experiments.results.cards.CardError` that names the
+    file.
+
+    Args:
+        folder: The results folder.
+
+    Returns:
+        One card at least.
+
+    Raises:
+        ReportError: The folder holds no card, or none of its last run.
+    """
+    cards = read_cards(folder)
+    if not cards:
+        raise ReportError(
+            f"no results in {folder}: it has no cards/*.json; give the folder that `leakbed run` "
+            "or `leakbed compare` wrote with --out"
+        )
+    name, found = last_run(folder, cards)
+    written = {card.key: _written_at(folder, card) for card in found}
+    old = superseded(found, written)
+    return LastRun(
+        name=name,
+        cards=[card for card in found if card not in old],
+        written=written,
+        older=len(old),
+        others=len(cards) - len(found),
+    )
+
+
+def _written_at(folder: Path, card: Card) -> float:
+    return (folder / "cards" / f"{card.key}.json").stat().st_mtime
+
+
 def superseded(cards: Sequence[Card], written: Mapping[str, float]) -> list[Card]:
     """Return the cards of cells that were run again later, by other code.
 
@@ -319,7 +394,8 @@ def family(card: Card) -> Family:
     if card.protocol in PROTOCOLS:
         return PROTOCOLS[card.protocol].exchanges
     evidence = card.threat.evidence if card.threat else ()
-    return "weights" if "update" in evidence or card.cut is None else "split"
+    whole = "update" in evidence and card.threat is not None and card.threat.seat != "fed-server"
+    return "weights" if whole or card.cut is None else "split"
 
 
 def unseeded(case: str) -> str:
@@ -338,7 +414,8 @@ def _order(card: Card) -> tuple[object, ...]:
         card.model,
         card.data,
         family(card) == "split",
-        card.cut if card.cut is not None else -1,
+        -1 if card.cut is None else card.cut if isinstance(card.cut, int) else inf,
+        str(card.cut),  # paths, after all indices
         unseeded(card.case),
         card.defense != "none",
         card.defense,

@@ -43,6 +43,13 @@ class Measure:
             return self.stderr
         return max(self.stderr, (self.interval[1] - self.interval[0]) / 4)
 
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """The ends that a report prints: of a rate its interval, else two errors to either side."""
+        if self.interval is not None or self.stderr is None:
+            return self.interval
+        return self.mean - 2 * self.stderr, self.mean + 2 * self.stderr
+
 
 def pooled(tables: Sequence[Mapping[str, Any]], name: str) -> Measure | None:
     """Return one measure over several seeds' tables.

@@ -179,7 +179,7 @@ class Card(BaseModel):
         protocol: Catalogue key of the protocol.
         data: Name of the data set.
         model: Name of the network.
-        cut: Index of the last layer of the bottom; ``None`` for uncut protocols.
+        cut: The last layer of the bottom, by its index or path; ``None`` for uncut protocols.
         nodes: Number of data holders.
         attack: Catalogue key of the attack.
         defense: Catalogue key of the defence, or ``none``; stacked ones joined by ``+``.
@@ -238,7 +238,7 @@ class Card(BaseModel):
     protocol: str
     data: str
     model: str
-    cut: int | None = None
+    cut: int | str | None = None
     nodes: int
     attack: str
     defense: str = "none"

@@ -23,6 +23,7 @@ from attacks import ADVERSARIES, ATTACKS, INTRUDERS
 from attacks.building_blocks.gradient_matching import GradientMatching
 from experiments.results.cards import Exposure
 from experiments.run.evasion import beside, of_another, victim_of
+from experiments.run.granted import grant_kinds, refuse_grants
 from experiments.run.guesses import best_restart, on_cpu
 from experiments.run.labels import (
     Rivalry,
@@ -43,17 +44,20 @@ from leakbed.contracts import (
     Adversary,
     Attack,
     BrokenPluginError,
+    Evidence,
     Guess,
     UnfitViewError,
     View,
     Watcher,
 )
 from leakbed.contracts.attack import MaliciousClient
+from leakbed.contracts.kinds import renewed
 from leakbed.errors import naming_folder
-from leakbed.events import Phase
+from leakbed.events import Phase, Target
 from leakbed.lookup import ImportPathError
 from leakbed.models import Architecture, ModelMismatchError, UnknownModelError
-from leakbed.oracle.truth import AnswerKey, Target
+from leakbed.objects import steady
+from leakbed.oracle.truth import AnswerKey
 from leakbed.plugins import is_own, picked
 from leakbed.seeds import derive, generator, scoped
 from leakbed.tap.trace import Trace
@@ -134,11 +138,17 @@ def make_attack(settings: AttackSettings) -> Attack | Adversary[Any] | Malicious
         own["restarts"] = settings.restarts
     attack = kind(**own)
     refuse_ungranted(attack.threat, settings)
+    refuse_grants(attack.threat, settings)
     if settings.live and not isinstance(attack, Watcher):
         live = [name for name, each in ATTACKS.items() if hasattr(each, "watch")]
         raise SettingsError(
             f"attack {settings.name}: live = true, but it reads a run that is over and has nothing "
             f"that learns beside one; leave live out, or use {' or '.join(live)}"
+        )
+    if settings.live and attack.threat.kinds:
+        raise SettingsError(
+            f"attack {settings.name}: live = true, but {', '.join(attack.threat.kinds)} is granted "
+            "of a run that is over; leave live out"
         )
     return attack
 
@@ -149,7 +159,7 @@ def attack_run(
     *,
     stream: int,
     device: str,
-    answers: Path | None = None,
+    answers: Path | AnswerKey | None = None,
 ) -> Attacked:
     """Attack a recorded run.
 
@@ -179,19 +189,22 @@ def attack_run(
             f"{attack.name} rewrites messages while a run trains, which a recorded trace cannot "
             f"repeat; name it in an experiment's [[attack]] and run that"
         )
+    if Evidence.UPDATE in attack.threat.evidence or attack.threat.evidence_kinds:
+        evidences = evidences.by_node(recorded)
     targets = pick_targets(evidences, attack.threat, when=settings.when, count=settings.targets)
     where = resolve_device(device)
     told = grant_labels(attack.threat, targets, answers, known_per_class=settings.known_per_class)
+    kinds, granted = grant_kinds(
+        attack.threat, settings, recorded, targets, answers=answers, device=where, stream=stream
+    )
     view = build_view(
         recorded,
         evidences,
         attack.threat,
         targets,
         device=where,
-        labels=told.labels,
-        known_labels=told.known_labels,
-        own_images=told.own_images,
-        natural_images=told.natural_images,
+        kinds=kinds,
+        **{each.name: getattr(told, each.name) for each in fields(told)},
     )
     if is_own(settings.name):
         refuse_breaches(attack)
@@ -200,9 +213,8 @@ def attack_run(
     started = perf_counter()
     guess = again(view, stream)
     seconds = perf_counter() - started
-    rivalry = None
-    if infers_labels(guess, attack.threat) or guess.adversarial is not None:
-        rivalry = Rivalry(threat=attack.threat, view=view, targets=targets, run=again)
+    compares = infers_labels(guess, attack.threat) or guess.adversarial is not None
+    rivalry = Rivalry(threat=attack.threat, view=view, targets=targets, run=again)
     exposed, notes = met(recorded, evidences, targets, asked=settings.targets)
     compared = compared_objective(attack, view, guess, stream=derive(stream, "objective"))
     left, guess = unknown_only(targets, on_cpu(guess), told.known_labels)
@@ -211,10 +223,10 @@ def attack_run(
         targets=left,
         guess=guess,
         seconds=seconds,
-        rivalry=rivalry,
+        rivalry=rivalry if compares else None,
         exposure=exposed,
         objective=compared,
-        notes=notes,
+        notes=(*notes, *granted),
     )
 
 
@@ -233,14 +245,13 @@ def answer(run: TrainingRun, cell: CellSettings, *, trace: Trace) -> Attacked:
     attacked = attack_run(
         trace,
         cell.attack,
-        stream=derive(seed, f"adversary/{name}"),
+        stream=derive(seed, f"adversary/{steady(name)}"),
         device=cell.training.device,
-        answers=run.answers,
+        answers=run.answers if run.held is None else run.answer_key(),
     )
     if attacked.rivalry is None:
         return attacked
-    answers = AnswerKey.read(run.answers)
-    return with_rivals(attacked, answers, trace, stream=derive(seed, "oracle"))
+    return with_rivals(attacked, run.answer_key(), trace, stream=derive(seed, "oracle"))
 
 
 def with_rivals(
@@ -277,6 +288,12 @@ def _beside_altered(
     attacked: Attacked, rivalry: Rivalry, answers: AnswerKey, trace: Trace, stream: int
 ) -> Attacked:
     """Return altered inputs with those of rivals and bounds, and of the control."""
+    if rivalry.threat.kinds:
+        raise MisfitError(
+            "altered inputs stand beside the same attack on another network's messages, of which "
+            f"nobody has {', '.join(rivalry.threat.kinds)}; alter them by the contracts' own "
+            "evidence and knowledge"
+        )
     victim, view = victim_of(answers, trace, attacked.targets), rivalry.view
     budgets, truth = attacked.guess.budgets or (), answers.truth(attacked.targets)
     labels = truth.labels[:, 0]
@@ -524,7 +541,7 @@ def _returns_probabilities(architecture: Architecture) -> bool:
 def _once(attack: Attack, view: View, *, seed: int) -> Guess:
     """Run an attack once; what it draws from the global generators is fixed by its seed as well."""
     with scoped(derive(seed, "global")), blamed(attack, "attack"):
-        guess = attack.run(view, seed=seed)
+        guess = attack.run(renewed(view), seed=seed)
         if said := guess_breaches(guess, view):
             raise BrokenPluginError(blame(attack, "attack", f"returned {said[0]}"))
         return guess

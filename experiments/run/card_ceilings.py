@@ -111,7 +111,7 @@ def _refuse(threat: ThreatModel, scores: Mapping[str, Any], *, when: str) -> Non
         raise NoCeilingError(
             f"no ceiling: it is of single messages; the attack reads {', '.join(more)}"
         )
-    told = threat.needs & _NOT_TOLD
+    told = {*(threat.needs & _NOT_TOLD), *threat.knowledge_kinds}
     if when == "training" and Knowledge.SERVER_PART in threat.needs:
         told |= {Knowledge.SERVER_PART}  # as the row's own message left it
     if told:

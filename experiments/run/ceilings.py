@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from experiments.run.ceiling_results import Message, RunCeiling
 from experiments.run.recorded import Recorded
-from experiments.run.replay import bottom_before, following
+from experiments.run.replay import bottom_before, following, refuse_other_steps
 from experiments.run.targets import Evidences, pick_targets
 from leakbed.contracts import Defense, Evidence, Protects, Seat, ThreatModel, select
 from leakbed.contracts.noise_laws import (
@@ -35,12 +35,11 @@ from leakbed.contracts.noise_laws import (
     sent_law,
     weighted_sum,
 )
-from leakbed.events import Phase, SmashedUp, UpdateUp
+from leakbed.events import Phase, SmashedUp, Target, UpdateUp
 from leakbed.models import DETERMINISTIC
 from leakbed.oracle.ceiling import Messages, beliefs, ceiling, flat, label_ceiling
 from leakbed.oracle.local_training import LocalTraining
 from leakbed.oracle.noise_checks import Finding, check_hits, check_noise
-from leakbed.oracle.truth import Target
 from leakbed.seeds import derive, generator, scoped
 
 _MEMORY = 2**33  # bytes of candidates' messages, with room for what is computed from them
@@ -181,6 +180,7 @@ class _Game:
     ) -> tuple[list[Law], Tensor]:
         """Return the laws of a node's update, and its losses, with candidates in a row's place."""
         run, key = self._run, self._run.key
+        refuse_other_steps(run.defenses)
         before = {name: torch.from_numpy(value) for name, value in event.before.items()}
         network = run.architecture.build(0)
         self._refuse_names(before, network.state_dict())

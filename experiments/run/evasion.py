@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from experiments.run.targets import MisfitError
 from experiments.run.view import architecture_of
 from leakbed.contracts import Guess
-from leakbed.models import sequence
+from leakbed.models import halves, sequence
 from leakbed.oracle.rivals import (
     ORACLE_SHADOW,
     RANDOM_SIGNS,
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
     from leakbed.contracts import View
-    from leakbed.events import Arrays
+    from leakbed.events import Arrays, Target
     from leakbed.models import Architecture
-    from leakbed.oracle.truth import AnswerKey, Target
+    from leakbed.oracle.truth import AnswerKey
     from leakbed.tap.trace import Trace
 
 _PASSES, _RATE, _BATCH = 20, 1e-3, 64
@@ -197,10 +197,8 @@ def _substitute(view: View, victim: Victim, *, stream: int) -> tuple[nn.Module, 
                     nn.functional.cross_entropy(network(images[chosen]), labels[chosen]).backward()
                     adam.step()
     network.eval().requires_grad_(requires_grad=False)
-    end = int(layers.cut or 0) + 1
-    whole = sequence(network)
-    last = len(whole) - 1 if layers.upper_cut is None else layers.upper_cut
-    return whole[:end], whole[end : last + 1]
+    bottom, top = halves(sequence(network), layers.cut or 0)
+    return bottom, top if layers.upper_cut is None else top[: layers.upper_cut + 1 - len(bottom)]
 
 
 def _each(budgets: tuple[float, ...], made: Callable[[float], Tensor]) -> Tensor:

@@ -44,7 +44,7 @@ from leakbed.contract_trials import refuse_breaches
 from leakbed.contracts import BrokenPluginError, MissingKnowledgeError, UnfitViewError
 from leakbed.grids.base import NodeFailed
 from leakbed.hijack import HijackDivergedError
-from leakbed.oracle.truth import AnswerKey
+from leakbed.objects import lent
 from leakbed.plugins import is_own, own_class
 from leakbed.provenance import RanOn
 from leakbed.seeds import derive
@@ -171,6 +171,7 @@ class TrainingGroup:
         progress: Progress | None,
         on_error: Literal["card", "stop"] = "card",
         rescores: bool = False,
+        known: Mapping[str, TrainingRun] | None = None,
     ) -> None:
         """Train nothing yet.
 
@@ -182,12 +183,14 @@ class TrainingGroup:
             on_error: What follows where the code of an attack or a defence breaks.
             rescores: Whether to score what is kept alone: nothing is trained, nothing is attacked,
                 and a cell that would need it gets no card.
+            known: Training runs that are finished and lie elsewhere, by their keys.
 
         Attributes:
             lacking: By the key of a cell's card, why it could not be scored from what is kept.
         """
         self._prepared, self._folder, self._rescores = prepared, folder, rescores
         self.lacking: dict[str, str] = {}
+        self._known = dict(known or {})
         self._grids, self._progress = grids, progress
         self._stops = on_error == "stop"
         self._ended: dict[Path, DivergedError | BrokenPluginError] = {}
@@ -230,6 +233,11 @@ class TrainingGroup:
         return self._prepared.ran_on
 
     @property
+    def is_trained(self) -> bool:
+        """Whether the training run is there already, finished."""
+        return TrainingRun.read(self._run(self._prepared)) is not None
+
+    @property
     def runs(self) -> set[Path]:
         """The folders of the training runs that the cells may need; other groups may as well."""
         own = self._prepared
@@ -239,11 +247,15 @@ class TrainingGroup:
     def _run(self, prepared: Prepared) -> Path:
         return self._folder / "runs" / training_key(prepared)
 
+    def trained(self, case: str) -> TrainingRun:
+        """Return the group's finished run, trained now if there is none; raises how it ended."""
+        return self._trained(case, self._prepared)
+
     def _trained(self, case: str, prepared: Prepared) -> TrainingRun:
         """Return a finished run of these settings, trained now if there is none."""
         training = prepared.settings
         folder = self._run(prepared)
-        if (finished := TrainingRun.read(folder)) is not None:
+        if (finished := self._known.get(folder.name) or TrainingRun.read(folder)) is not None:
             return finished
         if folder in self._ended:
             raise self._ended[folder]  # it would end there again
@@ -296,7 +308,7 @@ class TrainingGroup:
     def _trace(self, trained: TrainingRun) -> Trace:
         """Return a run's trace, verified once for all attacks; what is read is checked again."""
         if trained.trace not in self._traces:
-            self._traces[trained.trace] = Trace(trained.trace)
+            self._traces[trained.trace] = trained.open_trace()
         return self._traces[trained.trace]
 
     def _scored(
@@ -319,7 +331,7 @@ class TrainingGroup:
             verdict, truth = judge_samples(attacked, trained, self._prepared)
         else:
             measures = tuple(own_class(e.name, "metric")(**e.own) for e in cell.metrics)
-            answers = replace(AnswerKey.read(trained.answers), measures=measures)
+            answers = replace(trained.answer_key(), measures=measures)
             stream = derive(cell.training.seed, "oracle")
             verdict, truth = judge(attacked, answers, self._trace(trained), stream=stream)
             if cell.training.adversary is not None:
@@ -383,10 +395,21 @@ class TrainingGroup:
                 **peak_gpu_memory(resolve_device(cell.training.device)),
             },
             unreliable=verdict.unreliable,
-            notes=(*attacked.notes, *verdict.notes),
+            notes=(*attacked.notes, *verdict.notes, *_of_this_process(cell)),
             stopped_on_budget=verdict.stopped_on_budget,
             ceiling=self._bounds.beside(cell, trained.folder, verdict.scores),
         )
+
+
+def _of_this_process(cell: CellSettings) -> list[str]:
+    """Say which parts of a cell were objects that a process was handed."""
+    training = cell.training
+    names = (training.data.name, training.data.public_from or "", training.model.name)
+    own = (training.protocol.name, *training.plugins(), *cell.judged_by())
+    return [
+        f"{path} is {why}: this card alone does not tell how to run its cell again"
+        for path, why in lent(dict.fromkeys((*names, *own))).items()
+    ]
 
 
 def _try_out(training: Training) -> None:

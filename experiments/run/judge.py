@@ -27,7 +27,7 @@ from experiments.run.training_run import TrainingRun
 from experiments.settings.plugins import AttackSettings
 from leakbed.contracts import Guess
 from leakbed.contracts.attack import MaliciousClient
-from leakbed.events import Phase
+from leakbed.events import Phase, Target
 from leakbed.oracle import (
     CONTROL_FAILS,
     CloneScores,
@@ -45,7 +45,7 @@ from leakbed.oracle.evasion import Evasion, score_evasion
 from leakbed.oracle.metrics import BOUND, HIGHER_LEAKS_MORE, SSIM_WINDOW, has_ssim
 from leakbed.oracle.model_scores import NoSuchImagesError, Prototypes, train_judge
 from leakbed.oracle.scoring import by_label
-from leakbed.oracle.truth import AnswerKey, Target
+from leakbed.oracle.truth import AnswerKey
 from leakbed.tap.trace import Trace
 
 _ANSWERED = 16  # samples of which a card keeps what the whole network says: those of a report

@@ -32,7 +32,7 @@ from experiments.run.targets import MisfitError
 from experiments.run.view import ADVERSARY, PUBLIC, attacked_architecture, public_images
 from experiments.settings.plugins import KNOWN_PER_CLASS, AttackSettings
 from leakbed.contracts import Evidence, Guess, Knowledge, Seat, ThreatModel, UnfitViewError, View
-from leakbed.events import Phase
+from leakbed.events import Phase, Target
 from leakbed.oracle.rivals import (
     OWN_CLASSIFIER,
     OWN_NEAREST,
@@ -40,7 +40,7 @@ from leakbed.oracle.rivals import (
     PUBLIC_NEAREST,
     UNTRAINED,
 )
-from leakbed.oracle.truth import AnswerKey, Target
+from leakbed.oracle.truth import AnswerKey
 from leakbed.seeds import derive, scoped
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class GrantedLabels:
 def grant_labels(
     threat: ThreatModel,
     targets: Sequence[Target],
-    answers: Path | None,
+    answers: Path | AnswerKey | None,
     *,
     known_per_class: int | None,
 ) -> GrantedLabels:
@@ -77,7 +77,7 @@ def grant_labels(
     Args:
         threat: The attack's.
         targets: Its targets.
-        answers: The answer key; None where there is none, and then nothing is told.
+        answers: The answer key, or its folder; None where there is none, and then nothing is told.
         known_per_class: How many targets of each class are known; None is 1.
 
     Returns:
@@ -95,7 +95,7 @@ def grant_labels(
         known = torch.full((len(targets), 1), -1)
     if answers is None or needed <= ({Knowledge.KNOWN_LABELS} if count == 0 else set()):
         return GrantedLabels(known_labels=known)
-    key = AnswerKey.read(answers)
+    key = answers if isinstance(answers, AnswerKey) else AnswerKey.read(answers)
     labels = key.labels_of(targets)
     if Knowledge.KNOWN_LABELS in needed and count > 0:
         known = first_of_each_class(labels, count)
@@ -245,7 +245,8 @@ def applicable(threat: ThreatModel, *, known: bool, public: bool) -> tuple[str, 
 
     Only a client owns inputs; a server that reads smashed data or the upper cut gets the last one
     alone, since it could classify nothing with public images before a bottom was trained. An attack
-    that reads no message has no counterpart on an untrained network. Public images count where the
+    that reads no message has no counterpart on an untrained network, and of one with evidence or
+    knowledge of its own the card says that nobody can make it. Public images count where the
     run has them (``data.public`` above 0), whether or not the attack itself asks for them, as they
     do for every other baseline.
 
@@ -262,7 +263,7 @@ def applicable(threat: ThreatModel, *, known: bool, public: bool) -> tuple[str, 
     return (
         *((OWN_CLASSIFIER, OWN_NEAREST) if own and told else ()),
         *((PUBLIC_CLASSIFIER, PUBLIC_NEAREST) if own and public else ()),
-        *((UNTRAINED,) if threat.evidence & _OF_A_NETWORK else ()),
+        *((UNTRAINED,) if threat.evidence & _OF_A_NETWORK or threat.evidence_kinds else ()),
     )
 
 
@@ -300,8 +301,13 @@ class Rivalry:
         known = (told.flatten() >= 0) if told is not None else torch.zeros(0, dtype=torch.bool)
         public = trace.holding(ADVERSARY, PUBLIC) is not None
         names = applicable(self.threat, known=bool(known.any()), public=public)
+        missing = []
+        if UNTRAINED in names and self.threat.kinds:
+            said = ", ".join(self.threat.kinds)
+            missing = [f"there is no {UNTRAINED} baseline: no untrained network has {said}"]
+            names = tuple(name for name in names if name != UNTRAINED)
         if not names:
-            return {}, []
+            return {}, missing
         inputs = inputs_behind(answers, self.targets).to(self.view.device)
         found: dict[str, Guess] = {}
         if told is not None and OWN_CLASSIFIER in names:
@@ -323,8 +329,8 @@ class Rivalry:
             try:
                 found[UNTRAINED] = self.run(view, derive(stream, "untrained/attack"))
             except UnfitViewError as error:
-                return found, [f"there is no {UNTRAINED} baseline: {error}"]
-        return found, []
+                missing = [f"there is no {UNTRAINED} baseline: {error}"]
+        return found, missing
 
 
 def classified(

@@ -31,10 +31,10 @@ from experiments.run.view import initial_view
 from experiments.settings.cells import Hijacking
 from experiments.settings.plugins import AttackSettings, JsonObject
 from leakbed.contracts import Adversary, Guess, Knowledge, Watcher
-from leakbed.events import CutGradientDown, Event, Phase, SmashedUp
+from leakbed.events import CutGradientDown, Event, Phase, SmashedUp, Target
 from leakbed.hijack import Hijack, HijackError, Watch
+from leakbed.objects import steady
 from leakbed.oracle import score
-from leakbed.oracle.truth import Target
 from leakbed.plugins import picked
 from leakbed.tap.trace import Trace
 from leakbed.tensors import resolve_device
@@ -88,7 +88,7 @@ class LiveAdversary:
             classes=prepared.data.dataset().classes,
             part=first,
         )
-        stream = prepared.stream(f"adversary/{chosen.name}")
+        stream = prepared.stream(f"adversary/{steady(chosen.name)}")
         self._hook: Hijack[Any] | Watch[Any]
         if isinstance(adversary, Watcher):
             part = Mirror(prepared.architecture, self._module_of, device=device)

@@ -36,12 +36,14 @@ from leakbed.contracts import (
     View,
     select,
 )
-from leakbed.contracts.defense import Run, refuse_uncalled
+from leakbed.contracts.defense import Run
 from leakbed.contracts.gradient_defenses import refuse_order
+from leakbed.contracts.hooks import refuse_uncalled, untrained
 from leakbed.data.config import DataConfig
 from leakbed.data.partitioning import ALIGNED, strip_architecture
 from leakbed.events import Arrays
 from leakbed.models import Architecture
+from leakbed.objects import steady
 from leakbed.oracle.truth import AnswerKey
 from leakbed.plugins import picked
 from leakbed.provenance import RanOn
@@ -311,7 +313,7 @@ class Prepared:
         chosen = self.settings.intruder
         if chosen is None or partition not in chosen.nodes:
             return {"defenses": self.defenses}
-        stream = self.stream(f"adversary/{chosen.name}/{partition}")
+        stream = self.stream(f"adversary/{steady(chosen.name)}/{partition}")
         return {"intruder": (chosen.name, chosen.own), "intruder_stream": stream}
 
 
@@ -411,7 +413,7 @@ def make_defenses(training: Training) -> tuple[Defense, ...]:
     """Return a run's defences; values out of range raise the defence's own errors.
 
     One with a hook that nobody would call is a
-    :class:`~leakbed.contracts.defense.UncalledHookError`.
+    :class:`~leakbed.contracts.hooks.UncalledHookError`.
     """
     kinds = [picked(name, DEFENSES, "defence") for name, _ in training.defense.stack]
     for kind in kinds:
@@ -430,7 +432,8 @@ def unread(threat: ThreatModel, training: Training) -> str | None:
             f"adversary here {does} of strips; use 'vanilla-split'"
         )
     try:
-        refuse_misfit(threat, updates=entry.exchanges == "weights")
+        bottoms = resolve_protocol(training.protocol).bottoms
+        refuse_misfit(threat, updates=entry.exchanges == "weights", bottoms=bottoms)
         if Knowledge.NATURAL_IMAGES in threat.needs:
             held = training.model.upper_cut if entry.parts == _U_SHAPE else None
             refuse_more_than_middle(training.protocol.name, held)
@@ -475,7 +478,7 @@ def unfit(attack: object, prepared: Prepared) -> str | None:
 def misfit(training: Training) -> str | None:
     """Return why a defence or an intruder does not fit a protocol, or None if all do."""
     exchanges = find_protocol(training.protocol.name).exchanges
-    sent = {Protects.UPDATE} if exchanges == "weights" else _SPLIT
+    sent = {Protects.UPDATE, Protects.TRAINING} if exchanges == "weights" else _SPLIT
     labels = resolve_protocol(training.protocol).labels
     if (why := misplaced(training, exchanges=exchanges, labels=str(labels))) is not None:
         return why
@@ -484,8 +487,14 @@ def misfit(training: Training) -> str | None:
         protects = kind.protects
         if exchanges == "split" and labels not in kind.labels:
             return unlabelled(kind(), str(labels))
+        if Protects.TRAINING in protects and (why := untrained(kind, exchanges)) is not None:
+            return why
         if not protects & sent:
-            fitting = [key for key, other in DEFENSES.items() if other.protects & sent]
+            fitting = [
+                key
+                for key, other in DEFENSES.items()
+                if other.protects & sent and untrained(other, exchanges) is None
+            ]
             return (
                 f"{name} protects {', '.join(sorted(protects))} messages but "
                 f"{training.protocol.name} sends {', '.join(sorted(sent))}; "

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from experiments.run.recorded import Recorded
 from leakbed.contracts import Defense, Protects, select
 from leakbed.contracts.noise_laws import Channel, Clean, Law, NoCeilingError, sent_law, together
-from leakbed.events import Array, CutGradientDown, Phase, SmashedUp
-from leakbed.oracle.truth import Target
+from leakbed.events import Array, CutGradientDown, Phase, SmashedUp, Target
 from leakbed.plugins import is_own
 from leakbed.seeds import derive, scoped
 from leakbed.tensors import as_tensor, load
@@ -47,6 +46,22 @@ def bottom_before(run: Recorded, target: Target) -> nn.Module:
         load(bottom, {name: run.key.bottom[name] for name in bottom.state_dict()})
         return bottom.eval()
     return _Replay(run, target).reached[0]
+
+
+def refuse_other_steps(defenses: Sequence[Defense], *, instead: str = "") -> None:
+    """Refuse to repeat training in which defences took part.
+
+    Args:
+        defenses: Of the run.
+        instead: What to do, if anything.
+
+    Raises:
+        NoCeilingError: If one hooks into training.
+    """
+    if select(defenses, Protects.TRAINING):
+        raise NoCeilingError(
+            f"no ceiling: a defence changes the node's own training steps{instead}"
+        )
 
 
 def following(
@@ -108,11 +123,7 @@ class _Replay:
         if run.key.seed is None:
             raise NoCeilingError("the answer key does not say the run's seed; record it again")
         protocol = str(run.trace.about["protocol"])
-        if select(run.defenses, Protects.TRAINING):
-            raise NoCeilingError(
-                "no ceiling: a defence changes the node's own training steps; attack test rows "
-                "(when = 'inference')"
-            )
+        refuse_other_steps(run.defenses, instead="; attack test rows (when = 'inference')")
         self._run, self._target = run, target
         entry = find_protocol(protocol)
         in_step = "sync" in entry.options and run.key.training.get("sync") != "round"

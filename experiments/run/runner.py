@@ -35,6 +35,7 @@ from experiments.run.prepare import make_defenses, misfit, prepare, unread
 from experiments.run.train import Grids, grids_of
 from experiments.settings.cells import CellSettings, cells
 from experiments.settings.load import load_settings
+from experiments.settings.objects import refuse_elsewhere
 from experiments.settings.schema import Settings
 from leakbed.flower_internals import task_identity
 from leakbed.tensors import configure_torch
@@ -64,6 +65,7 @@ def run(
     """
     configure_torch()
     checked = load_settings(settings, overrides)
+    refuse_elsewhere(checked)
     folder = make_folder(default_folder(checked.name) if out is None else Path(out))
     root = root or os.environ.get("LEAKBED_DATA")
     root = str(Path(root).absolute()) if root else None  # workers may start elsewhere

@@ -39,7 +39,7 @@ from leakbed.errors import naming_folder
 from leakbed.flower_internals import task_identity
 from leakbed.grids.ray.actors import (
     NoRoomError,
-    cap_memory,
+    counted_gpus,
     here,
     hide_gpus,
     moving,
@@ -47,9 +47,10 @@ from leakbed.grids.ray.actors import (
     room,
     start_ray,
     stop_ray,
+    take_share,
 )
 from leakbed.provenance import EditedCodeError, RanOn
-from leakbed.tensors import configure_torch
+from leakbed.tensors import configure_torch, resolve_device
 
 _log = logging.getLogger(__name__)
 
@@ -123,6 +124,11 @@ class Finished:
 
 
 @dataclass(frozen=True)
+class Trained:
+    """What is said before the first cell where the training run was finished earlier."""
+
+
+@dataclass(frozen=True)
 class Ended:
     """An error that ended a task, and with it the experiment."""
 
@@ -135,7 +141,7 @@ class _Run:
 
     number: int
     task: Task
-    came: bool = False  # whether a cell of it has a card since it was first begun
+    trained: bool = False  # whether it is known that the training does not end the process
     lost: int = 0  # processes in a row that ended before a card
     arrived: deque[Finished] = field(default_factory=deque)
 
@@ -226,12 +232,10 @@ class _Scheduler:
             except NoRoomError:
                 raise
             except Exception:
-                self._await_end(math.inf)
+                self._await_end()
                 raise
         except (KeyboardInterrupt, NoRoomError):
-            for generator in self._under_way:
-                ray.cancel(generator)  # which raises the same there: it removes what is half done
-            self._await_end(_END_SECONDS)
+            self._cut_short()
             raise
 
     def _work(self) -> None:
@@ -279,9 +283,11 @@ class _Scheduler:
         if isinstance(found, Ended):
             del self._under_way[generator]
             raise found.error
-        run.arrived.append(found)
-        self._store(run)
-        run.came, run.lost = True, 0
+        run.trained = True
+        if isinstance(found, Finished):
+            run.arrived.append(found)
+            self._store(run)
+            run.lost = 0
 
     def _store(self, run: _Run) -> None:
         """Keep what has arrived."""
@@ -309,9 +315,10 @@ class _Scheduler:
             self._tidy(run.number)
 
     def _give_up(self, run: _Run, why: str) -> None:
-        """Make failed cards: of the cell that was under way, or, before any was done, of all.
+        """Make failed cards: of the cell that was under way, or, before the training was, of all.
 
-        Until a cell has its card, it may be the training that ends the process.
+        Until a cell has its card, or the run is found finished, it may be the training that ends
+        the process.
         """
         said = (
             f"{_ATTEMPTS} processes were lost over it ({why}): killed, perhaps for want of memory, "
@@ -319,22 +326,44 @@ class _Scheduler:
         )
         if self._settings.on_error == "stop":
             raise JobGoneError(f"{said}; finished cells stay")
-        for key, cell in list(run.task.cells.items())[: 1 if run.came else None]:
+        for key, cell in list(run.task.cells.items())[: 1 if run.trained else None]:
             card = empty_card(cell, key, status="failed", why=said)
             run.arrived.append(Finished(card, {}))
         self._store(run)
         run.lost = 0
 
-    def _await_end(self, seconds: float) -> None:
+    def _await_end(self) -> None:
         """Keep what tasks under way still finish, and begin nothing more."""
-        self._ending, deadline = True, monotonic() + seconds
-        while self._under_way and (left := deadline - monotonic()) > 0:
-            ready, _ = ray.wait(list(self._under_way), timeout=min(left, _LOOK_SECONDS))
+        self._ending = True
+        while self._under_way:
+            ready, _ = ray.wait(list(self._under_way), timeout=_LOOK_SECONDS)
             for generator in ready:
-                try:
-                    self._receive(generator)
-                except Exception as error:  # noqa: BLE001  another has ended the experiment already
-                    _log.warning("a task ended as well: %s", error)
+                self._receive_late(generator)
+
+    def _cut_short(self) -> None:
+        """Interrupt tasks under way, which then remove what is half done; end those that go on.
+
+        Of a task that was interrupted but goes on, the next card would be waited for without end:
+        so what came is taken in only once a task has ended.
+        """
+        self._ending = True
+        for force in (False, True):
+            for generator in self._under_way:
+                ray.cancel(generator, force=force)
+            ends = {generator.completed(): generator for generator in self._under_way}
+            if not ends:
+                return
+            ended, _ = ray.wait(list(ends), num_returns=len(ends), timeout=_END_SECONDS)
+            for ref in ended:
+                while ends[ref] in self._under_way:
+                    self._receive_late(ends[ref])
+
+    def _receive_late(self, generator: Any) -> None:  # noqa: ANN401  Ray is untyped
+        """Take in what a task has come to when another has ended the experiment already."""
+        try:
+            self._receive(generator)
+        except Exception as error:  # noqa: BLE001
+            _log.warning("a task ended as well: %s", error)
 
 
 def _mark(folder: Path) -> tuple[int, int] | None:
@@ -364,16 +393,24 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _gpu_share(settings: Settings) -> float:
-    """Return the share of a GPU that each task takes; Ray is started."""
-    if settings.device == "cpu":
+    """Return the share of a GPU that each task takes, 0 where this process computes on a CPU.
+
+    A task computes on the type of device that the keys of its cells name. Ray is started.
+    """
+    if resolve_device(settings.device).type == "cpu":
         return 0.0
+    if settings.gpus_per_worker == 0:
+        raise UnsharedError(
+            f"gpus_per_worker = 0 leaves training runs that are shared out no GPU, but device = "
+            f"{settings.device!r} is a GPU here; leave gpus_per_worker out for equal shares, or "
+            "set device = 'cpu'"
+        )
     if settings.gpus_per_worker is not None:
         return settings.gpus_per_worker
-    at_once, there = room(0.0)
-    gpus = int(there.get("GPU", 0))
+    at_once, _ = room(0.0)
     if settings.ray_address is None:
         at_once = min(at_once, settings.jobs)
-    return 1 / math.ceil(at_once / gpus) if gpus and at_once else 0.0
+    return 1 / math.ceil(max(1, at_once) / counted_gpus())
 
 
 def _refuse_unfit(settings: Settings) -> None:
@@ -448,16 +485,22 @@ def _probe() -> Callable[[list[str], dict[str, str]], str]:
     return probe
 
 
-def _task() -> Callable[[list[str], dict[str, str], str, bytes], Iterator[Finished | Ended]]:
+def _task() -> Callable[
+    [list[str], dict[str, str], str, bytes], Iterator[Finished | Trained | Ended]
+]:
     """Return what a process of Ray's does with a packed task; sent by value as well."""
     move = moving()
 
     def task(
         path: list[str], environment: dict[str, str], folder: str, packed: bytes
-    ) -> Iterator[Finished | Ended]:
+    ) -> Iterator[Finished | Trained | Ended]:
         import os  # noqa: PLC0415  this code arrives before its imports can be found
         import pickle  # noqa: PLC0415
+        import signal  # noqa: PLC0415
 
+        # Where the command was started with Ctrl-C ignored, as a script's background is, Ray could
+        # not interrupt this either. On a terminal Ray has Ctrl-C blocked here.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         move(path, environment)
         if os.path.isdir(folder):  # noqa: PTH112
             os.chdir(folder)  # what a user's code opens by a relative path
@@ -468,7 +511,9 @@ def _task() -> Callable[[list[str], dict[str, str], str, bytes], Iterator[Finish
     return task
 
 
-def worked(task: Task, mark: tuple[int, int] | None, share: float) -> Iterator[Finished | Ended]:
+def worked(
+    task: Task, mark: tuple[int, int] | None, share: float
+) -> Iterator[Finished | Trained | Ended]:
     """Train and attack, in a process of Ray's.
 
     Args:
@@ -477,22 +522,27 @@ def worked(task: Task, mark: tuple[int, int] | None, share: float) -> Iterator[F
         share: Of a GPU; of 0, none is seen.
 
     Yields:
-        Each cell's card as it is there; last, where one ends the task, an error.
+        That the training run is there, if it is; each cell's card as it is there; last, where one
+        ends the task, an error.
     """
-    if share:
-        cap_memory(share)
-    else:
+    if not share:
         hide_gpus()
-    configure_torch()
     try:
+        if share:
+            take_share(share)
+        configure_torch()
         with _results(task, mark) as (folder, is_askers), task_identity():
-            for card in _cards(task, folder):
+            group = _group(task, folder)
+            if group.is_trained:
+                yield Trained()
+            for card in group.cards(task.cells, {}):
                 yield Finished(card, {} if is_askers else _taken(folder, card.guess_key))
     except Exception as error:  # noqa: BLE001  the asker raises it
         yield Ended(_readable(error))
 
 
-def _cards(task: Task, folder: Path) -> Iterator[Card]:
+def _group(task: Task, folder: Path) -> TrainingGroup:
+    """Return the training run of a task, which this process has the same code for."""
     (first, *_) = task.cells.values()
     prepared = prepare(first.training, root=task.sweep.root)
     task.ran_on.check("another process", prepared.ran_on)
@@ -508,7 +558,7 @@ def _cards(task: Task, folder: Path) -> Iterator[Card]:
             "the code was edited after the run began, and another process would train or attack "
             "with the new one; start the run anew"
         )
-    yield from group.cards(task.cells, {})
+    return group
 
 
 @contextmanager

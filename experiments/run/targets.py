@@ -1,23 +1,24 @@
 """Targets: which recorded messages are attacked, picked the same way in every protocol family.
 
 One round's messages (the last, unless the attack asks for another), first rows of every node first:
-so both families attack the same private samples. A client reads its own messages alone, updates
-and test rows included, so to its attacks the first node is the client. Where nodes hold strips of
-the same images, only the first party is attacked: the others' messages are about the same samples,
-and images of other shapes. Of updates over different numbers of samples those of one number are
-attacked together: the number that most nodes have, of several such the first node's.
+so both families attack the same private samples. Who reads relayed bottoms, and no smashed data,
+attacks what each node trained on in the round, as of an update. A client reads its own messages
+alone, updates and test rows included, so to its attacks the first node is the client. Where nodes
+hold strips of the same images, only the first party is attacked: the others' messages are about the
+same samples, and images of other shapes. Of updates over different numbers of samples those of one
+number are attacked together: the number that most nodes have, of several such the first node's.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
 from experiments.results.cards import Exposure
 from leakbed.contracts import Evidence, Seat, ThreatModel
-from leakbed.events import CutGradientDown, Phase, SmashedUp, UpdateUp
-from leakbed.oracle.truth import Target
+from leakbed.contracts.threat import sees
+from leakbed.events import Arrays, Bottom, CutGradientDown, Phase, SmashedUp, Target, UpdateUp
 from leakbed.tap.trace import Trace
 
 
@@ -30,16 +31,18 @@ class Evidences:
     """One round's messages of a trace, by kind.
 
     Attributes:
-        updates: One per node that trained.
+        updates: One per node that trained; of split learning :meth:`by_node` alone has them.
         smashed: Training batches by node and step.
         gradients: Cut gradients by node and step.
         evaluated: Smashed test batches.
+        of_bottoms: Whether ``updates`` are of bottoms, from :meth:`by_node`.
     """
 
     updates: Sequence[UpdateUp]
     smashed: Mapping[tuple[int, int], SmashedUp]
     gradients: Mapping[tuple[int, int], CutGradientDown]
     evaluated: Sequence[SmashedUp]
+    of_bottoms: bool = False
 
     @classmethod
     def of(cls, trace: Trace, collect: str | int = "last") -> "Evidences":
@@ -66,6 +69,45 @@ class Evidences:
             gradients={(e.node, e.step): e for e in gradients},
             evaluated=[e for e in batches if e.phase == Phase.EVALUATE],
         )
+
+    @property
+    def exchanges_weights(self) -> bool:
+        """Whether the protocol sends whole weights rather than smashed data."""
+        return bool(self.updates) and not self.of_bottoms
+
+    def by_node(self, trace: Trace) -> "Evidences":
+        """Return a round of split learning with each node's part before and after it, too.
+
+        Args:
+            trace: Of the run. A bottom that passed sealed is not in it, and its weights are empty.
+
+        Returns:
+            With an update for every node that trained, over all the rows it sent.
+        """
+        if self.updates or not self.smashed:
+            return self
+        number = next(iter(self.smashed.values())).round
+        before: dict[int, Arrays] = {}
+        after: dict[int, Arrays] = {}
+        for event in trace.events(Bottom, round_=number):
+            if isinstance(event, Bottom) and event.up:
+                after[event.node] = event.arrays
+            elif isinstance(event, Bottom):
+                before.setdefault(event.node, event.arrays)
+        rows: Counter[int] = Counter()
+        for (node, _), event in self.smashed.items():
+            rows[node] += len(event.smashed)
+        updates = [
+            UpdateUp(
+                node=node,
+                round=number,
+                before=before.get(node, {}),
+                after=after.get(node, {}),
+                examples=rows[node],
+            )
+            for node in sorted(rows)
+        ]
+        return replace(self, updates=updates, of_bottoms=True)
 
 
 def round_number(collect: str | int, *, last: int) -> int:
@@ -113,12 +155,13 @@ def pick_targets(
         At least one, in the order first rows of all nodes, second rows, and so on; of an attack by
         a client, messages of the first node alone.
     """
-    refuse_misfit(threat, updates=bool(evidences.updates))
-    found = _found(evidences, when=when)
+    refuse_misfit(threat, updates=evidences.exchanges_weights)
+    by_node = evidences.exchanges_weights or attacks_nodes(threat)
+    found = _found(evidences, when=when, by_node=by_node)
     if threat.seat == Seat.CLIENT:
         own = min(target.node for target in found)
         found = [target for target in found if target.node == own]
-    elif evidences.updates:
+    elif by_node:
         found = _of_one_number(found, evidences)
     return found[:count]
 
@@ -143,6 +186,8 @@ def left_out(evidences: Evidences, targets: Sequence[Target]) -> str | None:
     Returns:
         A note for the card; None if there is none.
     """
+    if targets[0].row is not None:
+        return None
     numbers = {event.node: event.examples for event in evidences.updates}
     attacked = {numbers.get(target.node) for target in targets}
     others = Counter(str(number) for number in numbers.values() if number not in attacked)
@@ -155,11 +200,31 @@ def left_out(evidences: Evidences, targets: Sequence[Target]) -> str | None:
     )
 
 
-def _found(evidences: Evidences, *, when: str) -> list[Target]:
+_OF_CUT = frozenset({Evidence.SMASHED, Evidence.ROUND_SMASHED, Evidence.CUT_GRADIENT})
+
+
+def attacks_nodes(threat: ThreatModel) -> bool:
+    """Say whether an attack on split learning is one on all that a node trained on in a round.
+
+    Args:
+        threat: The attack's.
+
+    Returns:
+        Whether it reads relayed bottoms, or kinds of its own that are of a node, and nothing that
+        is of a row.
+    """
+    if threat.evidence & _OF_CUT or any(kind.per == "row" for kind in threat.evidence_kinds):
+        return False
+    return Evidence.UPDATE in threat.evidence or bool(threat.evidence_kinds)
+
+
+def _found(evidences: Evidences, *, when: str, by_node: bool) -> list[Target]:
     """Return everything there is to attack, or say why there is nothing."""
-    if evidences.updates:
+    if by_node and evidences.updates:
         if when == "inference":
-            raise MisfitError("an update is sent in training only; use when = 'training'")
+            raise MisfitError(
+                "an update or a bottom is sent in training only; use when = 'training'"
+            )
         return [_of_update(event) for event in evidences.updates]
     if not evidences.smashed:
         raise MisfitError("the trace holds neither updates nor smashed data of that round")
@@ -189,7 +254,7 @@ def exposure(
     Returns:
         It, for a card.
     """
-    if not evidences.smashed:
+    if targets[0].row is None:
         nodes = {target.node for target in targets}
         counts = {event.examples for event in evidences.updates if event.node in nodes}
         rows = None if None in counts else max((int(each or 0) for each in counts), default=None)
@@ -217,25 +282,63 @@ def _trained(target: Target, *, behind: bool) -> bool:
     return target.phase == Phase.EVALUATE or target.round > 1 or target.step > 0 or behind
 
 
-def refuse_misfit(threat: ThreatModel, *, updates: bool) -> None:
-    """Refuse an attack whose evidence a protocol never sends.
+def refuse_misfit(threat: ThreatModel, *, updates: bool, bottoms: str | None = None) -> None:
+    """Refuse an attack whose evidence a protocol never sends, or its seat never sees.
 
     Args:
         threat: The attack's.
         updates: Whether the protocol exchanges weights; else smashed data and cut gradients.
+        bottoms: ``"sealed"`` or ``"relayed"``, where that is known before there is a trace.
 
     Raises:
         MisfitError: If the attack reads what is not sent; says which protocol sends it.
     """
+    _refuse_unseen(threat)
     of_weights = threat.evidence & {Evidence.UPDATE, Evidence.HEAD_WEIGHT_GRADIENT}
-    of_cut = threat.evidence & {Evidence.SMASHED, Evidence.ROUND_SMASHED, Evidence.CUT_GRADIENT}
+    of_cut = threat.evidence & _OF_CUT
+    hears = threat.seat in {Seat.FED_SERVER, Seat.EAVESDROPPER}
+    if not updates and of_weights == {Evidence.UPDATE} and hears:
+        if bottoms == "sealed":
+            raise MisfitError(SEALED)
+        of_weights = frozenset()
     if (of_cut and not of_weights) if updates else of_weights:
         has = "updates (weights)" if updates else "smashed data and cut gradients"
-        wants = ", ".join(sorted(threat.evidence))
+        wants = ", ".join(sorted(map(str, threat.evidence)))
         other = "'vanilla-split'" if updates else "'fedavg'"
+        if of_weights == {Evidence.UPDATE}:
+            other += (
+                f"; a {threat.seat} is granted no bottom either: relayed ones are the fed-server's "
+                "(seat = 'fed-server'), and an experiment tells one to who needs "
+                "leakbed.contracts.BOTTOM"
+            )
         raise MisfitError(
             f"the attack reads {wants} but this protocol exchanges {has}; use {other}"
         )
+
+
+SEALED = (
+    "the attack reads bottoms, and here they pass the server sealed, so that a trace holds their "
+    "size alone; set protocol.bottoms = 'relayed', or use 'splitfed-v1', 'splitfed-v2' or "
+    "'parallel-split', which average bottoms and must read them"
+)
+
+
+def _refuse_unseen(threat: ThreatModel) -> None:
+    """Refuse evidence of messages that a seat does not see, whatever the protocol."""
+    if threat.seat == Seat.FED_SERVER and (more := threat.evidence & _OF_CUT):
+        names = ", ".join(sorted(map(str, more)))
+        raise MisfitError(
+            f"the attack reads {names}, which a fed-server does not see: it gets bottoms alone. "
+            "Who reads both is seat = 'eavesdropper', where bottoms are relayed, or a server that "
+            "is told the bottom (leakbed.contracts.BOTTOM among its needs)"
+        )
+    for kind in threat.evidence_kinds:
+        if unseen := sorted(each for each in kind.reads if not sees(threat.seat, each)):
+            seats = [str(seat) for seat in Seat if all(sees(seat, each) for each in kind.reads)]
+            raise MisfitError(
+                f"the evidence {kind.name!r} is made of messages that a {threat.seat} does not "
+                f"see: {', '.join(unseen)}; a seat that sees them is {' or '.join(seats)}"
+            )
 
 
 def _of_update(event: UpdateUp) -> Target:

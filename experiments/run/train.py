@@ -458,11 +458,12 @@ def grids_of(settings: Settings) -> Grids:
     def on_ray(nodes: int) -> Iterator[tuple[Grid, Mapping[int, int]]]:
         from leakbed.grids.ray.grid import RayGrid  # noqa: PLC0415  Ray takes seconds to import
 
+        at_cpu = resolve_device(settings.device).type == "cpu"  # as the keys of its cards say
         with RayGrid(
             node_app,
             nodes=nodes,
             workers=settings.workers,
-            num_gpus=0.0 if settings.device == "cpu" else settings.gpus_per_worker,
+            num_gpus=0.0 if at_cpu else settings.gpus_per_worker,
             address=settings.ray_address,
         ) as grid:
             yield grid, grid.roster

@@ -11,11 +11,13 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from leakbed.errors import naming_folder
+from leakbed.oracle.truth import AnswerKey
+from leakbed.tap.trace import Trace
 
 SUMMARY, DECODED, SAMPLES = "run.json", "decoded.safetensors", "samples.safetensors"
 _UNFINISHED = ".unfinished"
@@ -37,6 +39,7 @@ class TrainingRun:
         seed: The run's; None where an earlier version wrote the summary.
         devices: What its nodes computed on, by the name of the device, each once; empty where an
             earlier version wrote the summary.
+        held: Its trace and answer key in memory; None where they lie in its folder.
     """
 
     folder: Path
@@ -47,6 +50,21 @@ class TrainingRun:
     smashed: Mapping[str, float] = field(default_factory=dict)
     seed: int | None = None
     devices: Sequence[str] = ()
+    held: tuple[Trace, AnswerKey] | None = None
+
+    def in_memory(self) -> "TrainingRun":
+        """Return the run with trace and answer key in memory: its folder may go."""
+        trace = Trace(self.trace)
+        trace.hold()
+        return replace(self, held=(trace, AnswerKey.read(self.answers)))
+
+    def open_trace(self) -> Trace:
+        """Return what an adversary may have, verified."""
+        return Trace(self.trace) if self.held is None else self.held[0]
+
+    def answer_key(self) -> AnswerKey:
+        """Return what only the oracle may read."""
+        return AnswerKey.read(self.answers) if self.held is None else self.held[1]
 
     @property
     def trace(self) -> Path:

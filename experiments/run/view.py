@@ -23,13 +23,13 @@ from experiments.run.server_part import (
     refuse_more_than_middle,
     refuse_seat,
 )
-from experiments.run.targets import Evidences, MisfitError
+from experiments.run.targets import SEALED, Evidences, MisfitError
 from leakbed.contracts import Evidence, Knowledge, Seat, ThreatModel, View
 from leakbed.contracts.attributes import attribute_of
+from leakbed.contracts.threat import Granted
 from leakbed.data.partitioning import strip, strip_architecture
-from leakbed.events import Arrays, Phase, SmashedUp, UpdateUp
+from leakbed.events import Arrays, Phase, SmashedUp, Target, UpdateUp
 from leakbed.models import Architecture
-from leakbed.oracle.truth import Target
 from leakbed.tap.facts import require
 from leakbed.tap.trace import Trace
 
@@ -154,6 +154,7 @@ def build_view(
     known_labels: Int[Tensor, " targets rows"] | None = None,
     own_images: Float[Tensor, " targets channels height width"] | None = None,
     natural_images: Float[Tensor, " targets channels height width"] | None = None,
+    kinds: Granted | None = None,
 ) -> View:
     """Grant a threat model's seat what it may read, and nothing else.
 
@@ -171,6 +172,7 @@ def build_view(
         own_images: The inputs behind them; granted likewise, and to the node alone.
         natural_images: The same for an attack that alters them; granted likewise, and refused where
             the server holds more than the middle of the network.
+        kinds: What the threat model's own kinds grant, from :mod:`experiments.run.granted`.
 
     Returns:
         The view.
@@ -209,6 +211,7 @@ def build_view(
         targets=len(targets),
         rows=rows,
         local_steps=local_steps,
+        granted=kinds or Granted(),
         device=device,
         **granted,
     )
@@ -217,7 +220,9 @@ def build_view(
 def _refuse_holder(threat: ThreatModel, about: Mapping[str, Any]) -> None:
     """Refuse a party that would infer labels of the training, of which it holds all."""
     where = str(about.get("labels"))
-    told = threat.seat == Seat.CLIENT and Evidence.CUT_GRADIENT in threat.evidence  # the labels
+    read = {each for kind in threat.evidence_kinds for each in kind.reads}
+    gradients = Evidence.CUT_GRADIENT in threat.evidence or "cut-gradient-down" in read
+    told = threat.seat == Seat.CLIENT and gradients  # of the labels
     infers = Knowledge.KNOWN_LABELS in threat.needs or told
     if infers and threat.seat in _HOLDERS.get(where, ()):
         raise MisfitError(
@@ -312,7 +317,9 @@ def _evidence(
     reads = threat.evidence
     granted: dict[str, Any] = {}
     if Evidence.UPDATE in reads:
-        granted |= _weights(evidences, targets, architecture, device)
+        whole = evidences.exchanges_weights
+        model = architecture.build(0) if whole else architecture.bottom(0)
+        granted |= _weights(evidences, targets, model, architecture.name, device)
     if Evidence.HEAD_WEIGHT_GRADIENT in reads:
         return granted | _head(evidences, targets, architecture, device)
     if reads & {Evidence.SMASHED, Evidence.CUT_GRADIENT}:
@@ -368,15 +375,15 @@ def _batch_plan(
 def _weights(
     evidences: Evidences,
     targets: Sequence[Target],
-    architecture: Architecture,
+    model: nn.Module,
+    name: str,
     device: torch.device,
 ) -> dict[str, Any]:
-    events = _updates(evidences, targets, architecture)
-    model = architecture.build(0)
+    events = _updates(evidences, targets, model, name)
     trainable = [name for name, each in model.named_parameters() if each.requires_grad]
     if not trainable:
         raise MisfitError(
-            f"model {architecture.name!r} has no weight that is trained (requires_grad), so its "
+            f"model {name!r} has no weight that is trained (requires_grad), so its "
             "updates say nothing of the samples"
         )
     tied = {name for name, _ in model.named_parameters(remove_duplicate=False)}
@@ -404,17 +411,18 @@ def _exact(losses: Sequence[float], device: torch.device) -> Float[Tensor, " tar
 
 
 def _updates(
-    evidences: Evidences, targets: Sequence[Target], architecture: Architecture
+    evidences: Evidences, targets: Sequence[Target], model: nn.Module, name: str
 ) -> list[UpdateUp]:
     """Return the targets' updates, of the model that the trace says."""
     by_node = {event.node: event for event in evidences.updates}
-    model = architecture.build(0)
     events = []
     for target in targets:
         event = by_node[target.node]
+        if not event.before or not event.after:
+            raise MisfitError(SEALED)
         before, after = _named(event.before, model), _named(event.after, model)
         for arrays in (before, after):
-            _check_weights(arrays, model, architecture.name)
+            _check_weights(arrays, model, name)
         events.append(replace(event, before=before, after=after))
     return events
 
@@ -483,7 +491,7 @@ def _head(
     names = [name for name, _ in architecture.top(0).named_parameters()]
     if len(names) != 2:  # noqa: PLR2004  weight and bias
         raise MisfitError("the head must be one linear layer; set model.cut to the layer before it")
-    events = _updates(evidences, targets, architecture)
+    events = _updates(evidences, targets, architecture.build(0), architecture.name)
     weight, bias = (
         torch.stack([torch.from_numpy(e.before[name] - e.after[name]) for e in events])
         for name in names

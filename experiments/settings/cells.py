@@ -27,7 +27,8 @@ from experiments.settings.schema import (
     Settings,
     SettingsError,
 )
-from leakbed.plugins import is_own
+from leakbed.contracts import ThreatModel
+from leakbed.plugins import is_own, own_class
 from leakbed.tensors import resolve_device
 
 CHECKPOINT_EVERY = 100
@@ -180,6 +181,7 @@ class CellSettings:
     def as_json(self) -> JsonObject:
         """Return every setting a result depends on as JSON values."""
         unread = {"reported", "everywhere", "called", "tuned_on"}
+        unread |= set() if self.attack.grants else {"grants"}
         attack = self.attack.model_dump(mode="json", exclude=unread)
         measured = [each.model_dump(mode="json") for each in self.metrics]
         return {
@@ -318,10 +320,18 @@ def _kept(training: Training, attacks: Sequence[AttackSettings]) -> Training:
                 f"after the last round only; collect = {attack.collect!r} is round {number} of "
                 f"{last}"
             )
-        wanted.add(number)
+        wanted |= set(range(1, number + 1)) if _reads_rounds(attack) else {number}
     if training.keep_rounds == "all" or wanted == {last}:
         return training
     return replace(training, keep_rounds=tuple(sorted(wanted)))
+
+
+def _reads_rounds(attack: AttackSettings) -> bool:
+    """Say whether an attack reads messages of several rounds; none of the catalogue does."""
+    if not is_own(attack.name):
+        return False
+    threat: ThreatModel = own_class(attack.name, "attack")(**attack.own).threat
+    return any(kind.rounds == "until" for kind in threat.evidence_kinds)
 
 
 def _label(case: str, swept: Mapping[str, Any]) -> str:

@@ -7,12 +7,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
+from experiments.settings.catalogues import plugin_fields
+from experiments.settings.objects import named
 from experiments.settings.plugins import (
     JsonObject,
     common_keys,
     import_path,
     own_fields,
-    plugin_fields,
 )
 from experiments.settings.schema import Settings, SettingsError
 from leakbed.plugins import is_own
@@ -31,7 +32,8 @@ def load_settings(
     """Read and check an experiment's settings.
 
     Args:
-        source: Settings, a mapping as a TOML file gives it, or a file.
+        source: Settings, a mapping as a TOML file gives it, or a file. A mapping may hold objects
+            where a file has names (:func:`experiments.settings.objects.named`).
         overrides: ``key=value`` pairs that replace values in it, such as ``data.nodes=8``; values
             are read as TOML, else as text.
 
@@ -43,10 +45,8 @@ def load_settings(
     """
     if isinstance(source, Settings):
         table = source.model_dump(exclude_unset=True)
-    elif isinstance(source, Mapping):
-        table = dict(source)
     else:
-        table = _read(Path(source))
+        table = named(source if isinstance(source, Mapping) else _read(Path(source)))
     for override in overrides:
         table = _overridden(table, override)
     try:

@@ -1,20 +1,16 @@
 """The tables of a settings file that name a plug-in: attacks, defences and metrics, with settings.
 
-Importing an attack imports torch, which takes seconds, and a typing mistake in a settings file
-should be answered at once. So names and settings of the catalogue's plug-ins are read from their
-source: catalogues are plain dicts of classes, and a test compares this reading with the classes.
+Names and settings of the catalogue's plug-ins are those of :mod:`experiments.settings.catalogues`.
 A class of one's own, named by import path, is imported: it may lie anywhere and be written in any
 way, and the types of its fields are checked as they are.
 """
 
-import ast
 import inspect
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import cache
 from importlib import import_module
 from itertools import product
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from pydantic import (
@@ -26,14 +22,21 @@ from pydantic import (
     model_validator,
 )
 
+from experiments.settings.catalogues import (
+    PluginFields,
+    adversary_names,
+    intruder_names,
+    metric_names,
+    names_known,
+    plugin_fields,
+    protocol_names,
+)
 from experiments.settings.values import checked_value, is_known, is_scalar
+from leakbed.contracts import Knowledge, ThreatModel
 from leakbed.lookup import unknown_name
 from leakbed.plugins import Contract, Group, PluginError, installed, is_own, own_class, role_of
 
 JsonObject = dict[str, Any]
-_ROOT = Path(__file__).resolve().parents[2]
-_ADVERSARIES, _INTRUDERS = "ADVERSARIES", "INTRUDERS"
-_KNOWN = "Knowledge.KNOWN_LABELS"
 _Listed = Literal["attacks", "defenses"]
 Package = Literal["attacks", "defenses", "metrics"]
 _CONTRACTS: Mapping[Package, Contract] = {
@@ -41,40 +44,6 @@ _CONTRACTS: Mapping[Package, Contract] = {
     "defenses": "defence",
     "metrics": "metric",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class PluginFields:
-    """What a settings file may say of one plug-in.
-
-    Attributes:
-        settings: Names of its dataclass fields, each with its type: as written, or itself where
-            the class was imported and the text alone does not say it.
-        told: Whether its threat model may name labels that the adversary knows.
-    """
-
-    settings: Mapping[str, Any]
-    told: bool = False
-
-
-@cache
-def plugin_fields(package: str) -> dict[str, PluginFields]:
-    """Return the catalogues of a package by key.
-
-    Args:
-        package: ``"attacks"`` (passive ones, adversaries, intruders) or ``"defenses"``.
-
-    Returns:
-        What a settings file may say of each plug-in.
-    """
-    catalogue = _parsed(_ROOT / package / "__init__.py")
-    return {
-        name: PluginFields(
-            settings=_fields(catalogue, value.id), told=_names_known(_source(catalogue, value.id))
-        )
-        for name, value in _entries(catalogue).items()
-        if isinstance(value, ast.Name)
-    }
 
 
 @cache
@@ -98,9 +67,19 @@ def own_fields(package: Package, path: str) -> PluginFields:
         raise PluginError(
             f"{path} has the name {kind.name!r}, which is the catalogue's own; give it another"
         )
+    return PluginFields(settings=_types(kind), told=_may_know(kind))
+
+
+def _may_know(kind: type[Any]) -> bool:
+    """Say whether a class names known labels: in its module, or, of a cell, in its own threat."""
+    threat = getattr(kind(), "threat", None)
+    if isinstance(threat, ThreatModel) and Knowledge.KNOWN_LABELS in threat.needs:
+        return True
     module = inspect.getmodule(kind)
-    text = inspect.getsource(module) if getattr(module, "__file__", None) and module else ""
-    return PluginFields(settings=_types(kind), told=_names_known(text))
+    try:
+        return module is not None and names_known(inspect.getsource(module))
+    except (OSError, TypeError):  # of a notebook's cell, or of a program read from a pipe
+        return False
 
 
 def import_path(group: Group, name: str) -> str:
@@ -129,11 +108,7 @@ def import_path(group: Group, name: str) -> str:
 
 
 def _listed(group: Group) -> Collection[str]:
-    """Return the catalogue's own keys; those of models and data are read by importing them.
-
-    Metrics are read from their source: settings are read by code that trains, which must not
-    depend on the oracle's.
-    """
+    """Return the catalogue's own keys; those of models and data are read by importing them."""
     if group == "protocols":
         return protocol_names()
     if group == "models":
@@ -141,8 +116,7 @@ def _listed(group: Group) -> Collection[str]:
     if group == "data":
         return frozenset(vars(import_module("leakbed.data"))["DATASETS"])
     if group == "metrics":
-        source = _parsed(_ROOT / "leakbed" / "oracle" / "metrics.py")
-        return frozenset(_entries(source, only="HIGHER_LEAKS_MORE"))
+        return metric_names()
     return plugin_fields(group)
 
 
@@ -177,88 +151,8 @@ def _text(kind: object) -> str:
     return kind.__name__ if type(kind) is type else str(kind)
 
 
-def _names_known(source: str) -> bool:
-    """Say whether code names the knowledge of labels; a comment or a docstring is no code."""
-    return any(
-        isinstance(node, ast.Attribute) and ast.unparse(node) == _KNOWN
-        for node in ast.walk(ast.parse(source))
-    )
-
-
-@cache
-def adversary_names() -> tuple[str, ...]:
-    """Return the keys of the catalogue of active adversaries."""
-    return tuple(_entries(_parsed(_ROOT / "attacks" / "__init__.py"), only=_ADVERSARIES))
-
-
-@cache
-def intruder_names() -> tuple[str, ...]:
-    """Return the keys of the catalogue of malicious clients."""
-    return tuple(_entries(_parsed(_ROOT / "attacks" / "__init__.py"), only=_INTRUDERS))
-
-
-@cache
-def protocol_names() -> tuple[str, ...]:
-    """Return the keys of the catalogue of protocols."""
-    return tuple(_entries(_parsed(_ROOT / "strategies" / "__init__.py")))
-
-
-def _entries(catalogue: ast.Module, *, only: str | None = None) -> dict[str, ast.expr]:
-    """Return the entries of the dicts a catalogue's module defines, or of the one of a name."""
-    return {
-        str(key.value): value
-        for node in catalogue.body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict)
-        if only is None or ast.unparse(node.target) == only
-        for key, value in zip(node.value.keys, node.value.values, strict=True)
-        if isinstance(key, ast.Constant)
-    }
-
-
-def _fields(module: ast.Module, name: str) -> dict[str, str]:
-    """Return the annotated fields of a class, its bases' first, class variables excepted."""
-    for node in module.body:
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            inherited = {
-                field: written
-                for base in node.bases
-                if isinstance(base, ast.Name)
-                for field, written in _fields(module, base.id).items()
-            }
-            return inherited | _annotated(node)
-        if isinstance(node, ast.ImportFrom) and name in {alias.name for alias in node.names}:
-            path = _ROOT / f"{str(node.module).replace('.', '/')}.py"
-            return _fields(_parsed(path), name) if path.is_file() else {}
-    return {}
-
-
-def _source(catalogue: ast.Module, name: str) -> str:
-    """Return the text of the file that a catalogue imports a class from."""
-    for node in catalogue.body:
-        if isinstance(node, ast.ImportFrom) and name in {alias.name for alias in node.names}:
-            return (_ROOT / f"{str(node.module).replace('.', '/')}.py").read_text("utf-8")
-    return ""
-
-
-def _annotated(node: ast.ClassDef) -> dict[str, str]:
-    """Return the fields a class itself adds; one that is no dataclass adds none."""
-    if not any("dataclass" in ast.unparse(each) for each in node.decorator_list):
-        return {}
-    return {
-        statement.target.id: ast.unparse(statement.annotation)
-        for statement in node.body
-        if isinstance(statement, ast.AnnAssign)
-        and isinstance(statement.target, ast.Name)
-        and "ClassVar" not in ast.unparse(statement.annotation)
-    }
-
-
-def _parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text("utf-8"), str(path))
-
-
 Round = Annotated[int, Field(ge=1, strict=True)]
-_PASSIVE = {"restarts", "when", "collect", "live"}
+_PASSIVE = {"restarts", "when", "collect", "live", "grants"}
 _ACTIVE = {"checkpoint_every", "when", "control"}
 _INTRUDING = {"nodes", "control"}
 _TOLD, KNOWN_PER_CLASS = {"known_per_class"}, 1
@@ -311,6 +205,8 @@ class AttackSettings(BaseModel):
         checkpoint_every: Of adversaries: gradients between two measures of what it can decode.
         control: Of adversaries and malicious clients: whether a control run stands beside it.
         nodes: Of malicious clients: the partitions that are one.
+        grants: Of passive attacks: what it is told of its own kinds of knowledge, by name, with
+            their settings; a list of names takes the defaults.
         tuned_on: What its settings were chosen on: nothing for this experiment (``"default"``: the
             catalogue's, but for those that the table has), its source (``"published"``), or runs on
             other targets. It changes no number, and the card says it.
@@ -332,6 +228,7 @@ class AttackSettings(BaseModel):
     checkpoint_every: int | None = Field(default=None, ge=1, strict=True)
     control: bool | None = Field(default=None, strict=True)
     nodes: tuple[int, ...] | None = Field(default=None, min_length=1)
+    grants: dict[str, JsonObject] = Field(default_factory=dict)
     tuned_on: Literal["default", "published"] | TunedOn = "default"
     reported: Any = None
     everywhere: bool = Field(default=True, strict=True)
@@ -352,6 +249,14 @@ class AttackSettings(BaseModel):
                 'settings were chosen on, such as { seeds = [100, 101], rows = "private" }, '
                 f"where rows is one of {', '.join(get_args(Rows))}"
             ) from None
+
+    @field_validator("grants", mode="before")
+    @classmethod
+    def _by_name(cls, given: object) -> object:
+        """Read a list of names as a table with every default."""
+        if isinstance(given, list | tuple) and all(isinstance(each, str) for each in given):
+            return {name: {} for name in given}
+        return given
 
     @model_validator(mode="after")
     def _has_one_training(self) -> "AttackSettings":

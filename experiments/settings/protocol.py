@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from experiments.settings.plugins import import_path, protocol_names
+from experiments.settings.catalogues import protocol_names
+from experiments.settings.plugins import import_path
 from leakbed.lookup import unknown_name
 from leakbed.plugins import is_own
 

@@ -5,7 +5,7 @@ case x sweep x defence x attack; see :mod:`experiments.settings.cells`.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -117,7 +117,8 @@ class ModelSettings(Strict):
 
     Attributes:
         name: A network of the catalogue, or ``package.module:Class``.
-        cut: Index of the last layer of the bottom, from 0.
+        cut: The last layer of the bottom: its index, from 0, or its path in the network, such as
+            ``"features.3"``.
         upper_cut: Index of the last layer of the middle, where the node holds the head too.
         activation: Replaces the published activation everywhere.
         initialisation: How fresh weights are drawn.
@@ -127,7 +128,7 @@ class ModelSettings(Strict):
     """
 
     name: str = "mnistnet"
-    cut: int | None = Field(default=None, ge=0)
+    cut: Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)] | None = None
     upper_cut: int | None = Field(default=None, ge=1)
     activation: str | None = None
     initialisation: Literal["default", "uniform"] = "default"
@@ -175,7 +176,8 @@ class Settings(Strict):
         name: Of the experiment.
         seed: From which every stream of a cell is derived; may be swept.
         demo: Whether the budget is cut for a demonstration; every card says so.
-        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``. ``"auto"`` is what the process that is started
+            has; processes of Ray's are then held to it.
         grid: ``"local"`` or ``"ray"``; under ``flwr run`` Flower's own.
         workers: Processes of the Ray grid; None for one per core.
         gpus_per_worker: Share of a GPU each of them takes, or each training run that is shared out.

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar, runtime_checkable
+
+from leakbed.contracts.threat import Granted, Seat, ThreatModel
 
 if TYPE_CHECKING:
     import torch
@@ -24,92 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from leakbed.models import Architecture
-
-
-class Seat(StrEnum):
-    """The party the adversary is."""
-
-    SERVER = "server"
-    FED_SERVER = "fed-server"
-    CLIENT = "client"
-    LABEL_PARTY = "label-party"
-    EAVESDROPPER = "eavesdropper"
-
-
-class Evidence(StrEnum):
-    """A kind of protocol message (or none) that an attack reads."""
-
-    NOTHING = "nothing"
-    UPDATE = "update"
-    SMASHED = "smashed"
-    ROUND_SMASHED = "round-smashed"
-    CUT_GRADIENT = "cut-gradient"
-    HEAD_WEIGHT_GRADIENT = "head-weight-gradient"
-    SERVED = "served"
-
-
-class Knowledge(StrEnum):
-    """What an attack needs beyond the protocol's own messages."""
-
-    ARCHITECTURE = "architecture"
-    BATCH_PLAN = "batch-plan"
-    PUBLIC_IMAGES = "public-images"
-    PUBLIC_LABELS = "public-labels"
-    PUBLIC_ATTRIBUTES = "public-attributes"
-    LABELS = "labels"
-    KNOWN_LABELS = "known-labels"
-    OWN_IMAGES = "own-images"
-    NATURAL_IMAGES = "natural-images"
-    SERVER_PART = "server-part"
-
-
-IN_WORDS: dict[Evidence | Knowledge, str] = {
-    Evidence.NOTHING: "no message at all",
-    Evidence.UPDATE: "the weights before and after a node's local training",
-    Evidence.SMASHED: "the activations a node sends at the cut",
-    Evidence.ROUND_SMASHED: "all activations that nodes send at the cut in a round of training",
-    Evidence.CUT_GRADIENT: "the gradient returned at the cut",
-    Evidence.HEAD_WEIGHT_GRADIENT: "the weight gradient of the node's own last layer",
-    Evidence.SERVED: "what the server sends the node that it is",
-    Knowledge.ARCHITECTURE: "the layers of the part it does not hold (not their weights)",
-    Knowledge.BATCH_PLAN: "how many samples and local steps lie behind a message",
-    Knowledge.PUBLIC_IMAGES: "images of its own",
-    Knowledge.PUBLIC_LABELS: "the label of each image of its own",
-    Knowledge.PUBLIC_ATTRIBUTES: "that attribute of each image of its own",
-    Knowledge.LABELS: "the true labels of the attacked samples",
-    Knowledge.KNOWN_LABELS: "the true labels of a few of the attacked samples",
-    Knowledge.OWN_IMAGES: "the inputs behind its own messages",
-    Knowledge.NATURAL_IMAGES: "natural images of the task, without labels, which it alters",
-    Knowledge.SERVER_PART: "the weights of its own part of the network",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ThreatModel:
-    """Who attacks, what it reads and what it must know beforehand.
-
-    Attributes:
-        seat: The party the adversary is.
-        evidence: The messages it reads.
-        needs: Knowledge beyond the protocol's own messages.
-        active: Whether it changes messages rather than only reading them.
-        infers: The attribute it infers, a key of :mod:`leakbed.contracts.attributes`; None for
-        none.
-    """
-
-    seat: Seat
-    evidence: frozenset[Evidence]
-    needs: frozenset[Knowledge] = frozenset()
-    active: bool = False
-    infers: str | None = None
-
-    def in_words(self) -> str:
-        """Say the threat model as one English sentence, for reports."""
-        manner = "rewrites messages" if self.active else "follows the protocol"
-        reads = ", ".join(IN_WORDS[item] for item in sorted(self.evidence))
-        knows = ", ".join(IN_WORDS[item] for item in sorted(self.needs)) or "nothing else"
-        infers = f", infers the attribute {self.infers!r}" if self.infers else ""
-        return f"The {self.seat} {manner}, reads {reads}{infers}, and knows {knows}."
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -126,7 +41,8 @@ class View:
         targets: Number of attacked messages.
         rows: Private samples behind each target.
         local_steps: Optimiser steps behind each target.
-        before: Trainable weights each victim started from, by parameter name.
+        before: Trainable weights each victim started from, by parameter name; where bottoms are
+            relayed, those of the bottom.
         after: The weights it sent back, same names and shapes as ``before``.
         num_examples: How many samples each node said it trained on.
         train_loss: The last loss each node reported, where every one of them did.
@@ -152,6 +68,8 @@ class View:
         server_part: The server's own part, a frozen copy in evaluation mode that ends where the
             node's head begins, or in the logits; as it stood at the attacked round's end, or, for
             one that begins before training, with its first weights.
+        granted: By name, what the threat model's own kinds of evidence and knowledge grant: a
+            tensor or tensors by name whose leading axis is the target, or what the experiment told.
         device: Where the evidence lies and the attack should compute.
     """
 
@@ -182,6 +100,7 @@ class View:
     attribute_values: int | None = None
     smashed_shape: tuple[int, ...] | None = None
     server_part: nn.Module | None = None
+    granted: Granted = field(default_factory=Granted)
     device: torch.device | None = None
 
 
@@ -216,10 +135,6 @@ class Guess:
     adversarial: Float[Tensor, " targets budgets channels height width"] | None = None
     budgets: tuple[float, ...] | None = None
     clones: Mapping[str, Float[Tensor, " targets *shape"]] | None = None
-
-
-class MissingKnowledgeError(ValueError):
-    """A view lacks something the attack's threat model says it needs."""
 
 
 class UnfitViewError(ValueError):

@@ -5,13 +5,13 @@ A message hook sees one tensor of one message and works in any app, carried by
 in apps built on it alone. Importing this module needs neither torch nor Flower.
 
 A :class:`DefenseState` is what a defence carries from message to message: its random stream, its
-count and its verdicts.
+count, its verdicts, and weights of its own that it trains. One hook takes part in a training step,
+:meth:`Defense.train_step`; see ``docs/decisions/0028-one-hook-in-the-training-step.md``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from enum import StrEnum
 from math import isnan, nan
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -38,6 +38,9 @@ class DefenseState:
         messages: How many messages it has protected, or gradients inspected; with the stream,
             fixes the next noise.
         tensors: Anything else, by name.
+        trained: Weights of its own, by name: within ``train_step`` leaves on the trainer's device,
+            else on the CPU. What that returns trains them, by an optimiser of the node's kind.
+        momenta: Of that optimiser; kept and forgotten as the node's own.
         alarm: After how many gradients a detector raised its alarm; -1 where it did not.
         score: Its most suspicious score so far, on its own scale; NaN before the first.
         last: Its latest score; NaN before the first.
@@ -48,6 +51,8 @@ class DefenseState:
     stream: int
     messages: int = 0
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    trained: Mapping[str, Tensor] = field(default_factory=dict)
+    momenta: Mapping[str, Tensor] = field(default_factory=dict)
     alarm: int = NO_ALARM
     score: float = nan
     last: float = nan
@@ -93,10 +98,6 @@ class IllegalCombinationError(ValueError):
     """A defence cannot protect what it was asked to; the message says what to use instead."""
 
 
-class UncalledHookError(ValueError):
-    """A defence has a hook that nobody would call, or none of what it says it protects."""
-
-
 class Protects(StrEnum):
     """The message a defence changes, or what somebody trains with."""
 
@@ -110,14 +111,14 @@ class Protects(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Holdings:
-    """What a node holds when a round begins, for a detector that tries honest training by itself.
+    """What a node holds when a round begins, for a defence that begins or learns from it.
 
     Attributes:
         images: Its private rows.
         labels: Their labels, as the node trains with them.
-        architecture: The whole network without weights, which such a detector must know.
+        architecture: The whole network without weights, which such a defence must know.
         bottom: Weights and buffers of the node's own part, by their names in the whole network, as
-            it received them; of the server's part it holds none.
+            it received them; of the server's part it holds none. In FedAvg the part is the whole.
         batch_size: Rows per step.
         optimiser: Makes the node's optimiser over given parameters.
     """
@@ -131,20 +132,75 @@ class Holdings:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class TrainingStep:
-    """One step of a node's training, as its own detector sees it.
+class ReturnedGradient:
+    """What came back for a batch, as the node's own detector sees it.
 
     Attributes:
         cut_gradient: As received, of what was sent, one row per sample.
         labels: The batch's, as the node trains with them.
-        first_gradient: What the cut gradient makes of the bottom's first weights, without penalty,
-            and scaled to the mean loss of the batch: where several nodes share a loss, what is sent
-            is as many times smaller as the node has a share of the rows.
+        first_gradient: What the cut gradient makes of the bottom's first weights, by the task's
+            loss alone and scaled to its mean over the batch: where several nodes share a loss, what
+            is sent is as many times smaller as the node has a share of the rows.
     """
 
     cut_gradient: Float[Tensor, " batch *cut"]
     labels: Int[Tensor, " batch"]
     first_gradient: Float[Tensor, " *weights"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainingStep:
+    """One step of a node's training, between its backpropagation and its optimiser's step.
+
+    Gradients are of the mean loss of the node's own batch, also where several nodes share a loss.
+
+    Attributes:
+        round: Server round, from 1.
+        step: The batch's, from 0.
+        rows: Which of the node's they are; on the CPU.
+        images: The node's own.
+        shown: What ``alter_images`` made of them, of which ``output`` is.
+        labels: As the node trains with them; None where the server has them.
+        module: What the node trains: its bottom, or in FedAvg the whole network. To run it again is
+            :meth:`rerun`.
+        output: What it made of the batch, with its graph: smashed data before any defence, or in
+            FedAvg logits.
+        output_gradient: Of the task's loss, with respect to that. Of smashed data it is the cut
+            gradient, pulled back through the node's own defences.
+        gradients: Of the task's loss, with respect to every weight that is trained, by name; as
+            defences before this one left them.
+    """
+
+    round: int
+    step: int
+    rows: Int[Tensor, " batch"]
+    images: Float[Tensor, " batch *image"]
+    shown: Float[Tensor, " batch *image"]
+    labels: Int[Tensor, " batch"] | None
+    module: nn.Module
+    output: Float[Tensor, " batch *output"]
+    output_gradient: Float[Tensor, " batch *output"]
+    gradients: Mapping[str, Float[Tensor, " *weight"]]
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """What the node trains of its module, by name."""
+        return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+
+    def rerun(self, images: Float[Tensor, " rows *image"]) -> Float[Tensor, " rows *output"]:
+        """Return what the module makes of other images, with its graph.
+
+        Args:
+            images: On the trainer's device.
+
+        Returns:
+            The output; buffers such as BatchNorm's do not count them.
+        """
+        from torch.func import functional_call  # noqa: PLC0415  keeps this module torch-free
+
+        buffers = {name: value.clone() for name, value in self.module.named_buffers()}
+        made: Tensor = functional_call(self.module, buffers, (images,))
+        return made
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -185,6 +241,8 @@ class Defense:
         labels: The values of ``protocol.labels`` under which it works.
         claims: The differential privacy it claims: of what, with which norm, over which horizon,
             and what travels beside it uncovered; empty for none.
+        exchanges: Where its training hooks work: in protocols that exchange ``"weights"``, as
+            FedAvg, or ``"split"`` the network. Cut gradients come in the latter alone.
         suspicious: Of a detector: which of its scores are suspicious, ``"low"`` or ``"high"`` ones.
         stop: Whether a node whose detector raised an alarm refuses to train on.
         straight_through: Of a defence of smashed data: whether the node learns as if it were not
@@ -196,6 +254,7 @@ class Defense:
     source: ClassVar[str]
     protects: ClassVar[frozenset[Protects]]
     labels: ClassVar[frozenset[str]] = frozenset({"shared", "server", "client"})
+    exchanges: ClassVar[frozenset[str]] = frozenset({"weights", "split"})
     claims: ClassVar[str] = ""
     suspicious: ClassVar[str] = "high"
     stop: bool = False
@@ -421,27 +480,27 @@ class Defense:
         del gradient, rows
         return state
 
-    def penalty(
-        self,
-        state: DefenseState,
-        images: Float[Tensor, " batch *image"],
-        smashed: Float[Tensor, " batch *cut"],
-    ) -> tuple[DefenseState, Float[Tensor, ""] | None]:
-        """Return what the bottom minimises beside the task's loss.
+    def train_step(
+        self, state: DefenseState, step: TrainingStep
+    ) -> tuple[DefenseState, Tensor | Mapping[str, Tensor] | None]:
+        """Take part in a step of the node's training.
 
-        The task's loss is the mean over the batch. Where the protocol's is a mean over several
-        nodes' rows, the node weighs the penalty by its share of them, so that it weighs the same
-        in every protocol.
+        It is called once a batch, after backpropagation of the task's loss and before ``inspect``;
+        not for a batch that the node does not learn from. The global generators are seeded from
+        the defence's own stream meanwhile, and put back.
 
         Args:
-            state: From ``begin`` or the previous step.
-            images: The batch.
-            smashed: What the bottom makes of it, with its graph and before any noise.
+            state: From ``prepare`` or the previous step; its ``trained`` weights are leaves.
+            step: What the node knows of it.
 
         Returns:
-            The next state and the penalty; None where there is none.
+            The next state, and one of three. A loss: the node minimises it beside the task's, and
+            weighs it by its share of the rows where several nodes share a loss, so that it weighs
+            the same in every protocol; it trains ``trained`` weights as well. Gradients by name, of
+            all ``step.gradients``: the node steps along them in their place. None: the step stays
+            as it is. To train own weights otherwise, return a state with other ones.
         """
-        del images, smashed
+        del step
         return state, None
 
     def protect_labels(
@@ -460,7 +519,7 @@ class Defense:
         del classes
         return state, labels
 
-    def inspect(self, state: DefenseState, step: TrainingStep) -> DefenseState:
+    def inspect(self, state: DefenseState, step: ReturnedGradient) -> DefenseState:
         """Look at a gradient before the bottom learns from it; an alarm is a value in the state.
 
         Args:
@@ -474,26 +533,6 @@ class Defense:
         return state
 
 
-HOOKS: Mapping[Protects, tuple[str, ...]] = {
-    Protects.UPDATE: ("protect_update",),
-    Protects.SMASHED: ("protect_smashed",),
-    Protects.CUT_GRADIENT: ("protect_cut_gradient", "protect_labelled_gradient"),
-    Protects.TRAINING: (
-        "penalty",
-        "protect_labels",
-        "inspect",
-        "alter_images",
-        "follow_gradient",
-    ),
-    Protects.LABELS: ("noised_labels",),
-    Protects.TOP: ("protect_weight_gradients",),
-}
-"""The hooks that are called for each thing a defence may protect, and for nothing else."""
-
-_PREPARES = {"prepare": Protects.TRAINING}  # is called with those hooks, and protects nothing alone
-_ALIKE = 0.85  # of two names, from which on one is taken for a typing mistake of the other
-
-
 def select(defenses: Iterable[Defense], *kinds: Protects) -> tuple[Defense, ...]:
     """Return the defences that protect at least one of some kinds, in the order given.
 
@@ -505,46 +544,3 @@ def select(defenses: Iterable[Defense], *kinds: Protects) -> tuple[Defense, ...]
         Those, perhaps none.
     """
     return tuple(each for each in defenses if each.protects & {*kinds})
-
-
-def refuse_uncalled(kind: type[Defense]) -> None:
-    """Refuse a defence that would never run, or run in part, under its name.
-
-    Whoever is about to use a defence calls this: the harness before training, a mod, a server part.
-
-    Args:
-        kind: Its class.
-
-    Raises:
-        UncalledHookError: If it overrides a hook that its ``protects`` does not name, protects
-            something without a hook of it, or has a method whose name is nearly a hook's.
-    """
-    protects = ", ".join(sorted(kind.protects)) or "nothing"
-    owners = {hook: each for each, hooks in HOOKS.items() for hook in hooks} | _PREPARES
-    overridden = {hook for hook in owners if getattr(kind, hook) is not getattr(Defense, hook)}
-    own = sorted(
-        name
-        for each in kind.__mro__[: kind.__mro__.index(Defense)]
-        for name, value in vars(each).items()
-        if callable(value) and not name.startswith("_") and not hasattr(Defense, name)
-    )
-    for hook in sorted(overridden):
-        if owners[hook] not in kind.protects:
-            raise UncalledHookError(
-                f"{kind.name} overrides {hook} but protects {protects}; nobody would call it: add "
-                f"{owners[hook]} to `protects`, or drop the hook"
-            )
-    for each in sorted(kind.protects):
-        hooks = HOOKS[each]
-        if not overridden & {*hooks}:
-            near = [found for name in own for found in get_close_matches(name, hooks, n=1)]
-            hint = f"did you mean {near[0]}?" if near else f"override {' or '.join(hooks)}"
-            raise UncalledHookError(
-                f"{kind.name} protects {each} but overrides no hook of it; {hint}"
-            )
-    for name in own:
-        if near := get_close_matches(name, owners.keys() - overridden, n=1, cutoff=_ALIKE):
-            raise UncalledHookError(
-                f"{kind.name} has a method {name}, which nobody would call; did you mean "
-                f"{near[0]}? Else give it another name"
-            )

@@ -203,7 +203,7 @@ def read_breast_cancer() -> Decoded:
     table = np.loadtxt(file, delimiter=",", skiprows=1)
     malignant = table[:, -1] == 0
     kept = np.sort(np.concatenate([np.flatnonzero(~malignant), _spaced(np.flatnonzero(malignant))]))
-    images = _standardised(table[kept, :-1]).reshape(-1, 1, *_SHAPE)
+    images = standardised(table[kept, :-1]).reshape(-1, 1, *_SHAPE)
     return Decoded(
         images=torch.from_numpy(images.astype(np.float32)),
         labels=torch.from_numpy(malignant[kept].astype(np.int64)),
@@ -216,11 +216,21 @@ def _spaced(rows: ndarray) -> ndarray:
     return rows[np.arange(_POSITIVES) * len(rows) // _POSITIVES]
 
 
-def _standardised(
+def standardised(
     features: Float[ndarray, " rows features"],
 ) -> Float[ndarray, " rows features"]:
-    """Return every feature in [0, 1], its mean at 0.5."""
-    scaled = (features - features.mean(0)) / features.std(0)
+    """Return every feature in [0, 1]: its mean at 0.5, three standard deviations from it an edge.
+
+    What lies further is cut off; a feature that is the same in all rows is 0.5.
+
+    Args:
+        features: Finite numbers.
+
+    Returns:
+        As many.
+    """
+    spread = features.std(0)
+    scaled = (features - features.mean(0)) / np.where(spread > 0, spread, 1)
     return np.asarray(scaled.clip(-_EDGE, _EDGE) / (2 * _EDGE) + 0.5)
 
 

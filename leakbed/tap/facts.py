@@ -42,7 +42,7 @@ def about(
     labels: str = "shared",
     bottoms: str = "sealed",
     defense: str = UNKNOWN_DEFENSE,
-    cut: int | None = None,
+    cut: int | str | None = None,
     upper_cut: int | None = None,
     activation: str | None = None,
     initialisation: str = "default",
@@ -55,10 +55,11 @@ def about(
     """Return what a trace's header says of its run: JSON values, no seed and no learning rate.
 
     Args:
-        model: The network: a catalogue key, or ``package.module:Class`` of any ``nn.Module``; with
-            ``cut``, of an ``nn.Sequential`` or a module that names its ``stages``. Its parameters
-            must have the names of the weights on the wire, which are those of its ``state_dict``;
-            weights that are numbered are taken in its order.
+        model: The network: a catalogue key, or ``package.module:Class`` of any ``nn.Module``. With
+            ``cut``, its forward must be a chain of layers; where that is an index, it must be an
+            ``nn.Sequential`` or name its ``stages``. Its parameters must have the names of the
+            weights on the wire, which are those of its ``state_dict``; weights that are numbered
+            are taken in its order.
         image_shape: Channels, height, width of the inputs; pixels lie in [0, 1], unless ``mean``
             and ``std`` say what was made of them.
         num_classes: Number of labels.
@@ -71,7 +72,8 @@ def about(
         labels: Who has the labels: ``"shared"`` or ``"server"``.
         bottoms: How bottoms pass the server: ``"sealed"`` or ``"relayed"``.
         defense: Name of the defence; ``"none"`` where you know that there is none.
-        cut: Index of the last layer of the bottom; None where the model is not cut.
+        cut: The last layer of the bottom, by its index or by its path in the network, such as
+            ``"features.3"``; None where the model is not cut.
         upper_cut: Index of the last layer of the middle; None where the node holds no head.
         activation: Catalogue key of the activation that replaces the model's own.
         initialisation: How fresh weights are drawn: ``"default"`` or ``"uniform"``.
@@ -292,7 +294,7 @@ _LAYERS: Mapping[str, Callable[[object], bool]] = {
     "std": _or_none(_are_numbers),
     "activation": _or_none(_is_text),
     "initialisation": _is_text,
-    "cut": _or_none(_is_index),
+    "cut": _or_none(lambda value: _is_index(value) or bool(value and _is_text(value))),
     "upper_cut": _or_none(_is_index),
     "linear_top": lambda value: isinstance(value, bool),
     "settings": _are_pairs,

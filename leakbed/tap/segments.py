@@ -1,9 +1,10 @@
 """The arrays of a trace: safetensors, one after another, in segment files that only grow.
 
-Written: straight from the arrays' own memory, which is hashed and written without a copy; equal
-ones once. The names stand in the order in which they were given. The index says by an
-:class:`Extent` where each group of arrays lies, after its bytes are in the file. So what a process
-that was killed leaves behind the last extent is in no record.
+Written: straight from the arrays' own memory, which is hashed and written without a copy, piece by
+piece while it is in the processor's cache; equal ones once. The names stand in the order in which
+they were given. The index says by an :class:`Extent` where each group of arrays lies, after its
+bytes are in the file. So what a process that was killed leaves behind the last extent is in no
+record.
 
 Read: opened without following links, measured first. A file of a few kilobytes on disk can claim
 gigabytes (a sparse one), and a link can lead anywhere. So each part of a path is opened by itself,
@@ -21,6 +22,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -41,7 +43,7 @@ class TraceError(ValueError):
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LAST_SEGMENT = 999_999
-_PIECE = 1 << 20  # bytes, of which a checksum is taken at once
+_PIECE = 1 << 18  # bytes that are hashed or written at once; a core's own cache holds them
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,7 @@ class Segments:
         self._file: int | None = None
         self._number, self._offset, self._kept = -1, 0, 0
         self._known: dict[str, Extent] = {}
+        self._beginnings: set[tuple[int, str]] = set()
 
     def add(self, parts: Parts) -> Extent:
         """Append a group of arrays, unless an equal one is there.
@@ -116,17 +119,24 @@ class Segments:
         Returns:
             Where it lies.
         """
-        digest = checksum(parts)
-        if (known := self._known.get(digest)) is not None:
+        size = sum(map(len, parts))
+        digest = checksum(parts) if self._may_be_there(parts, size) else None
+        if digest is not None and (known := self._known.get(digest)) is not None:
             return known
         file = self._open()
-        size = sum(map(len, parts))
-        extent = Extent(digest, self._number, self._offset, size)
-        for part in parts:
-            _write(file, part)
+        extent = Extent(_written(file, parts, digest), self._number, self._offset, size)
         self._offset += size
-        self._known[digest] = extent
+        self._known[extent.digest] = extent
         return extent
+
+    def _may_be_there(self, parts: Parts, size: int) -> bool:
+        """Say whether something equal may have been added; note how long arrays begin."""
+        if size <= _PIECE:
+            return True
+        beginning = size, checksum([part[:_PIECE] for part in parts[:2]])
+        seen = beginning in self._beginnings
+        self._beginnings.add(beginning)
+        return seen
 
     def keep(self) -> None:
         """Take what was added as part of the trace: the index names it."""
@@ -138,6 +148,7 @@ class Segments:
         """Cut off what the index does not name, and take no more."""
         self._end_file()
         self._known.clear()
+        self._beginnings.clear()
 
     def _open(self) -> int:
         if self._file is None:
@@ -204,10 +215,17 @@ def _path_of(segment: int) -> str:
     return f"{SEGMENTS}/{segment:06}.bin"
 
 
-def _write(file: int, part: bytes | memoryview) -> None:
-    left = memoryview(part)
-    while left:
-        left = left[os.write(file, left) :]
+def _written(file: int, parts: Parts, digest: str | None) -> str:
+    """Append parts to a file, and take their checksum a piece at a time if it is not known."""
+    taken = hashlib.sha256()
+    for part in parts:
+        for start in range(0, len(part), _PIECE):
+            piece = memoryview(part)[start : start + _PIECE]
+            if digest is None:
+                taken.update(piece)
+            while piece:
+                piece = piece[os.write(file, piece) :]
+    return digest or taken.hexdigest()
 
 
 LONGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
@@ -230,6 +248,7 @@ _NAMES = {
         ),
     )
 }
+_REPEATED = 1 << 14  # characters of names; longer headers, of any sender's choice, are not kept
 _ALIGNED = 8  # bytes that a header's end is padded to, as safetensors does
 
 _NO_LINKS = getattr(os, "O_NOFOLLOW", 0)  # 0 on Windows, where links are looked for instead
@@ -247,18 +266,23 @@ def storable(arrays: Arrays) -> tuple[dict[str, Array], list[str]]:
     """
     kept, others = {}, []
     for name, value in arrays.items():
-        if _can_hold(name, value):
+        if _can_hold(name, value.dtype):
             kept[name] = value
         else:
             others.append(f"{name[:60]!r} ({value.dtype}, {value.shape})")
     return kept, others
 
 
-def _can_hold(name: str, value: Array) -> bool:
+def _can_hold(name: str, dtype: np.dtype[Any]) -> bool:
     with suppress(UnicodeEncodeError):
         name.encode()
-        return name != "__metadata__" and value.dtype.newbyteorder("<") in _NAMES
+        return name != "__metadata__" and _has_name(dtype)
     return False
+
+
+@lru_cache(maxsize=64)
+def _has_name(dtype: np.dtype[Any]) -> bool:
+    return dtype.newbyteorder("<") in _NAMES
 
 
 def serialised(arrays: Arrays) -> list[bytes | memoryview]:
@@ -277,19 +301,30 @@ def serialised(arrays: Arrays) -> list[bytes | memoryview]:
         name: np.asarray(value, value.dtype.newbyteorder("<"), order="C")
         for name, value in arrays.items()
     }
-    start, parts = 0, []
-    header: dict[str, Any] = dict.fromkeys(arrays)  # in their order; filled below
-    for name, value in sorted(lying.items(), key=lambda item: -item[1].itemsize):
-        offsets = [start, start := start + value.nbytes]
-        shape = list(value.shape)
-        about: dict[str, Any] = {"dtype": _NAMES[value.dtype], "shape": shape}
-        header[name] = {**about, "data_offsets": offsets}
-        parts.append(value.reshape(-1).view(np.uint8).data)
+    layout = tuple((name, value.dtype, value.shape) for name, value in lying.items())
+    made = _header if sum(map(len, lying)) <= _REPEATED else _header.__wrapped__
+    header = made(layout)
+    if len(header) - 8 > LONGEST_HEADER:
+        raise TraceError(f"{len(arrays)} arrays have a header of {len(header)} bytes, too long")
+    ordered = sorted(lying.values(), key=_by_width)
+    return [header, *(value.reshape(-1).view(np.uint8).data for value in ordered)]
+
+
+@lru_cache(maxsize=64)
+def _header(layout: tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]) -> bytes:
+    """Return what stands before arrays of such names, types and shapes."""
+    start = 0
+    header: dict[str, Any] = dict.fromkeys(name for name, _, _ in layout)  # in their order
+    for name, dtype, shape in sorted(layout, key=lambda each: -each[1].itemsize):
+        offsets = [start, start := start + math.prod(shape) * dtype.itemsize]
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": offsets}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % _ALIGNED)
-    if len(text) > LONGEST_HEADER:
-        raise TraceError(f"{len(arrays)} arrays have a header of {len(text)} bytes, too long")
-    return [len(text).to_bytes(8, "little") + text, *parts]
+    return len(text).to_bytes(8, "little") + text
+
+
+def _by_width(array: Array) -> int:
+    return -array.itemsize
 
 
 def checksum(parts: Sequence[bytes | memoryview]) -> str:

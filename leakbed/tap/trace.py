@@ -251,12 +251,20 @@ class Trace:
             raise TraceError(f"{self.folder} holds no trace: there is no {_INDEX}") from error
         self.about: Mapping[str, Any] = header["about"]
         self.tapped: Mapping[str, Any] = header.get("tapped", {})
+        self._held: dict[Extent, Arrays] = {}
         checked: set[Extent] = set()
         for record in self.records:
             for name, extent in record.arrays.items():
                 if extent not in checked:
                     self._read(record, name)
                     checked.add(extent)
+
+    def hold(self) -> None:
+        """Read every array into memory, so that the folder may go."""
+        for record in self.records:
+            for name, extent in record.arrays.items():
+                if extent not in self._held:
+                    self._held[extent] = self._read(record, name, arrays=True)
 
     def events(self, *kinds: type[Event], round_: int | None = None) -> Iterator[Event]:
         """Yield the recorded events in order.
@@ -314,6 +322,8 @@ class Trace:
     def _read(self, record: Record, name: str, *, arrays: bool = False) -> Arrays:
         """Check a group of a record's arrays; return them if they are wanted, else none."""
         extent = record.arrays[name]
+        if extent in self._held:
+            return {each: array.copy() for each, array in self._held[extent].items()}
         try:
             return read(self.folder, extent, arrays=arrays)
         except TraceError as error:

@@ -35,6 +35,7 @@ from leakbed.events import (
     UpperGradientUp,
     WeightsDown,
 )
+from leakbed.flower_internals import filled
 from leakbed.wire.calls import Failure
 from leakbed.wire.fields import OWN, STOPPED, Carried
 from leakbed.wire.messages import (
@@ -469,7 +470,8 @@ def _says_gradient(message: Message, key: str) -> bool:
 
 
 def _named_gradient(name: str) -> bool:
-    return _GRADIENT.search(name.lower()) is not None
+    lower = name.lower()
+    return "grad" in lower and _GRADIENT.search(lower) is not None
 
 
 _GRADIENT = re.compile(r"(?<![a-z])(grad|grads|gradients?)(?![a-z])")
@@ -489,11 +491,10 @@ def _extras(
     told: frozenset[str] = _TOLD,
 ) -> list[Event]:
     """Return what a message carries beside its arrays and the numbers that their event tells."""
-    content = _opened(message)
-    if key is not None:
-        del content[key]
-    for name in [name for name, record in content.items() if set(record) <= told]:
-        del content[name]
+    beside = [
+        name for name, record in message.content.items() if name != key and not set(record) <= told
+    ]
+    content = _opened(message, beside)
     if not content and not skipped:
         return []
     return [
@@ -508,12 +509,10 @@ def _extras(
     ]
 
 
-def _opened(message: Message) -> RecordDict:
-    """Return copies of a message's records, those that pass sealed left out."""
-    content = copy_records(message.content)
-    for key in [key for key in content if key.startswith(SEALED)]:
-        del content[key]
-    return content
+def _opened(message: Message, names: Iterable[str]) -> RecordDict:
+    """Return copies of some of a message's records, those that pass sealed left out."""
+    open_ = {name: message.content[name] for name in names if not name.startswith(SEALED)}
+    return copy_records(filled(RecordDict(), open_))
 
 
 def _foreign(message: Message, node: int, *, up: bool, sent: Message | None = None) -> Foreign:
@@ -522,7 +521,7 @@ def _foreign(message: Message, node: int, *, up: bool, sent: Message | None = No
         round=_round_of(message, sent),
         message_type=message.metadata.message_type,
         up=up,
-        content=_opened(message),
+        content=_opened(message, message.content),
     )
 
 

@@ -190,7 +190,7 @@ def test_a_detector_sees_the_gradient_as_it_came_and_what_it_makes_of_the_bottom
     tiny.train_split(grid, strategy, rounds=1)
     ((_, seen),) = guarded.called("inspect")
     assert torch.equal(seen.cut_gradient, sent[0])
-    ((images, smashed),) = guarded.called("penalty")
+    ((images, smashed),) = guarded.called("train_step")
     bottom = tiny.architecture().bottom(tiny.derive(tiny.SEED, "victim-init"))
     made = bottom(images)
     assert torch.equal(made.detach(), smashed)

@@ -21,7 +21,8 @@ from clients.node import (
 )
 from defenses import SmashedNoise, WeightNoise
 from leakbed.grids import LocalGrid, ask_roster
-from leakbed.wire.messages import SETUP
+from leakbed.tensors import UnavailableDeviceError
+from leakbed.wire.messages import RAN_ON, SETUP
 from tests.support import tiny
 
 pytestmark = pytest.mark.usefixtures("identity")
@@ -92,6 +93,23 @@ def test_setup_answers_with_the_rows_and_forgets_the_cell_before() -> None:
 def test_setup_refuses_a_batch_larger_than_the_partition() -> None:
     reply = setup(LocalGrid(node_app, nodes=1), tiny.cell(plan=tiny.plan(batch_size=44)))
     assert "BatchTooLargeError: batch_size is 44 but a node has only 43" in reply.error.reason
+
+
+def test_auto_is_decided_at_the_setup_and_a_gpu_that_vanishes_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = [True]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: seen[0])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr("clients.node.describe_device", lambda device: {"name": str(device)})
+    grid = LocalGrid(node_app, nodes=1)
+    assert setup(grid, tiny.cell(device="auto")).content[RAN_ON]["device"] == "cuda"
+    seen[0] = False
+    kept = NodeConfig.of(grid._host._contexts[1])
+    with pytest.raises(UnavailableDeviceError, match=r"'cuda' asked for, but .* sees 0 CUDA"):
+        kept.torch_device()
+    setup(grid, tiny.cell(device="auto"))
+    assert NodeConfig.of(grid._host._contexts[1]).torch_device().type == "cpu"
 
 
 def test_the_roster_is_asked_of_the_nodes() -> None:

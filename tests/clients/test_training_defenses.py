@@ -57,13 +57,13 @@ def test_hooks_are_called_with_the_batch_and_what_came_back_for_it() -> None:
     images, labels = cell.rows()
     batches = cell.batches(1, len(images))
     order = [name for name, _ in guarded.CALLS]
-    assert order == ["prepare", *["labels", "penalty", "inspect"] * 3]
+    assert order == ["prepare", *["labels", "train_step", "inspect"] * 3]
     (held,) = guarded.called("prepare")
     assert torch.equal(held.images, images)
     assert (held.batch_size, held.architecture) == (8, tiny.architecture("stateful"))
     inspected = guarded.called("inspect")
     for step, batch in enumerate(batches):
-        shown, _ = guarded.called("penalty")[step]
+        shown, _ = guarded.called("train_step")[step]
         state, seen = inspected[step]
         assert torch.equal(shown, images[batch])
         assert torch.equal(guarded.called("labels")[step], labels[batch])
@@ -99,7 +99,7 @@ def test_the_first_gradient_is_what_the_cut_gradient_makes_of_the_first_weights(
     before = torch.from_numpy(strategy.bottom["0.weight"].copy())
     tiny.train_split(grid, strategy, rounds=1)
     ((_, seen),) = guarded.called("inspect")
-    ((images, smashed),) = guarded.called("penalty")
+    ((images, smashed),) = guarded.called("train_step")
     bottom = tiny.architecture().bottom(derive(tiny.SEED, "victim-init"))
     made = bottom(images)
     assert torch.equal(made.detach(), smashed)

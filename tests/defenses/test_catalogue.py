@@ -9,8 +9,9 @@ import defenses
 from defenses import DEFENSES, DPCutGradient, LocalDP, SmashedNoise, WeightNoise
 from leakbed.contract_trials import defense_breaches
 from leakbed.contracts import Defense
-from leakbed.contracts.defense import Holdings, TrainingStep, refuse_uncalled
-from tests.support import tiny
+from leakbed.contracts.defense import Holdings, ReturnedGradient
+from leakbed.contracts.hooks import refuse_uncalled
+from tests.support import stepping, tiny
 
 FOLDER = Path(defenses.__file__).parent
 
@@ -83,13 +84,13 @@ class TestEveryDefense:
         assert classes.tolist() == [0, 1, 1]
         labels = torch.arange(3)
         state = chosen.prepare(state, holdings())
-        chosen.penalty(state, other, tensor)
+        chosen.train_step(state, stepping.step(other, tensor, labels))
         rows, image = torch.tensor([0, 2]), torch.full((2, 1, 6, 6), 0.5)
         chosen.alter_images(state, image, rows)
         chosen.follow_gradient(state, image, rows)
         assert torch.all(image == 0.5)
         chosen.protect_labels(state, labels, classes=3)
-        seen = TrainingStep(cut_gradient=tensor, labels=labels, first_gradient=torch.ones(36))
+        seen = ReturnedGradient(cut_gradient=tensor, labels=labels, first_gradient=torch.ones(36))
         chosen.inspect(state, seen)
         assert torch.equal(labels, torch.arange(3))
         assert torch.equal(tensor, kept)

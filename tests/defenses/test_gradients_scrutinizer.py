@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from defenses import GradientsScrutinizer
 from defenses.gradients_scrutinizer import likeness
 from leakbed.contracts import DefenseState, IllegalCombinationError
-from leakbed.contracts.defense import NO_ALARM, Run, TrainingStep
+from leakbed.contracts.defense import NO_ALARM, ReturnedGradient, Run
 from tests.support.played import play, random_critic
 
 
@@ -118,7 +118,7 @@ def inspected(defense: GradientsScrutinizer, steps: int, *, alike: bool) -> Defe
     for step in range(steps):
         rows = normal(16, 8, seed=step) * (0.2 if alike else 1.0)
         rows += torch.eye(4, 8, dtype=torch.float64)[labels] if alike else 0
-        seen = TrainingStep(cut_gradient=rows, labels=labels, first_gradient=torch.zeros(1, 1))
+        seen = ReturnedGradient(cut_gradient=rows, labels=labels, first_gradient=torch.zeros(1, 1))
         state = defense.inspect(state, seen).next()
     return state
 
@@ -134,7 +134,7 @@ def test_a_server_that_answers_zeros_is_suspicious_not_an_error() -> None:
     defense, labels = GradientsScrutinizer(every=4), torch.arange(6) % 2
     state = defense.begin(1)
     for _ in range(4):
-        seen = TrainingStep(
+        seen = ReturnedGradient(
             cut_gradient=torch.zeros(6, 3), labels=labels, first_gradient=torch.zeros(1, 1)
         )
         state = defense.inspect(state, seen).next()

@@ -6,10 +6,18 @@ from torch import Tensor
 
 from defenses import NoPeek
 from leakbed.distance_correlation import corrected_correlation, distance_correlation
+from tests.support import stepping
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def penalised(defense: NoPeek, images: Tensor, smashed: Tensor) -> Tensor | None:
+    state = defense.begin(0)
+    after, penalty = defense.train_step(state, stepping.step(images, smashed))
+    assert after is state
+    return penalty
 
 
 def distances(rows: Tensor) -> list[list[float]]:
@@ -111,7 +119,7 @@ def test_descending_the_penalty_makes_smashed_data_forget_the_images(estimator: 
     found = []
     for _ in range(300):
         smashed = images @ weights + target
-        _, penalty = defense.penalty(defense.begin(0), images, smashed)
+        penalty = penalised(defense, images, smashed)
         assert penalty is not None
         found.append(float(corrected_correlation(images, smashed).detach()))
         (slope,) = torch.autograd.grad(penalty, [weights])
@@ -123,7 +131,7 @@ def test_descending_the_penalty_makes_smashed_data_forget_the_images(estimator: 
 def test_alpha_is_a_factor_and_the_inputs_stay() -> None:
     images, smashed = normal(8, 4), normal(8, 3, seed=1)
     kept = images.clone(), smashed.clone()
-    one, five = (NoPeek(alpha=a).penalty(NoPeek().begin(0), images, smashed)[1] for a in (1.0, 5.0))
+    one, five = (penalised(NoPeek(alpha=a), images, smashed) for a in (1.0, 5.0))
     assert one is not None
     assert five is not None
     assert float(five) == pytest.approx(5 * float(one))
@@ -134,14 +142,13 @@ def test_alpha_is_a_factor_and_the_inputs_stay() -> None:
 @pytest.mark.parametrize(("estimator", "least"), [("plain", 2), ("corrected", 4)])
 def test_a_batch_too_small_for_an_estimate_has_no_penalty(estimator: str, least: int) -> None:
     defense = NoPeek(estimator=estimator)
-    state = defense.begin(0)
-    assert defense.penalty(state, normal(least - 1, 2), normal(least - 1, 2))[1] is None
-    assert defense.penalty(state, normal(least, 2), normal(least, 2, seed=1))[1] is not None
+    assert penalised(defense, normal(least - 1, 2), normal(least - 1, 2)) is None
+    assert penalised(defense, normal(least, 2), normal(least, 2, seed=1)) is not None
 
 
 def test_rows_that_coincide_have_a_finite_slope() -> None:
     images, smashed = torch.zeros(6, 4), torch.zeros(6, 3, requires_grad=True)
-    _, penalty = NoPeek().penalty(NoPeek().begin(0), images, smashed)
+    penalty = penalised(NoPeek(), images, smashed)
     assert penalty is not None
     penalty.backward()  # type: ignore[no-untyped-call]
     assert smashed.grad is not None

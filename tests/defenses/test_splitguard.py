@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from defenses import SplitGuard
 from leakbed.contracts import DefenseState, IllegalCombinationError
-from leakbed.contracts.defense import NO_ALARM, Run, TrainingStep
+from leakbed.contracts.defense import NO_ALARM, ReturnedGradient, Run
 from tests.support.played import play, random_critic
 
 
@@ -30,8 +30,8 @@ def literal(fake: list[Tensor], first: list[Tensor], second: list[Tensor]) -> fl
     return (1 / (1 + exp(-5 * s))) ** 2
 
 
-def seen(gradient: Tensor) -> TrainingStep:
-    return TrainingStep(
+def seen(gradient: Tensor) -> ReturnedGradient:
+    return ReturnedGradient(
         cut_gradient=torch.zeros(2, 3), labels=torch.tensor([0, 1]), first_gradient=gradient
     )
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from defenses import SplitOut
 from defenses.splitout import HONEST, WINDOW, outlier, simulated
 from leakbed.contracts import DefenseState, IllegalCombinationError
-from leakbed.contracts.defense import NO_ALARM, Holdings, Run, TrainingStep
+from leakbed.contracts.defense import NO_ALARM, Holdings, ReturnedGradient, Run
 from leakbed.seeds import derive
 from tests.support import tiny
 from tests.support.played import architecture, play, random_critic
@@ -90,8 +90,8 @@ def test_the_simulation_takes_its_share_of_the_rows_and_repeats() -> None:
     assert not torch.equal(one, other)
 
 
-def seen(gradient: Tensor) -> TrainingStep:
-    return TrainingStep(
+def seen(gradient: Tensor) -> ReturnedGradient:
+    return ReturnedGradient(
         cut_gradient=torch.zeros(1, 1), labels=torch.tensor([0]), first_gradient=gradient
     )
 

@@ -5,8 +5,8 @@ import torch
 from dp_accounting import get_epsilon_gaussian
 
 from defenses import LocalDP, WeightNoise
-from defenses.weight_noise import _factor
 from leakbed.seeds import derive, generator
+from leakbed.tensors import TENSORS
 
 # Largest rows: 5 before, 10 after; factors 25 and 50. Vectors below 0.2 keep the factor 1.
 BEFORE = {
@@ -27,14 +27,14 @@ def protected(defense: WeightNoise, before: Any = BEFORE, after: Any = AFTER) ->
 
 
 def test_published_factors_by_hand() -> None:
-    assert _factor(BEFORE["w"]).item() == pytest.approx(25)
-    assert _factor(AFTER["w"]).item() == pytest.approx(50)
-    assert _factor(BEFORE["b"]).item() == 1
-    assert _factor(torch.tensor([0.3, 0.4])).item() == pytest.approx(2.5)
+    assert TENSORS.factor(BEFORE["w"]).item() == pytest.approx(25)
+    assert TENSORS.factor(AFTER["w"]).item() == pytest.approx(50)
+    assert TENSORS.factor(BEFORE["b"]).item() == 1
+    assert TENSORS.factor(torch.tensor([0.3, 0.4])).item() == pytest.approx(2.5)
     kernel = torch.zeros(2, 2, 1, 2)
     kernel[0, :, 0, 0] = torch.tensor([3.0, 4.0])  # over input channels: 5
     kernel[0, :, 0, 1] = torch.tensor([0.0, 12.0])
-    assert _factor(kernel).item() == pytest.approx(60)
+    assert TENSORS.factor(kernel).item() == pytest.approx(60)
 
 
 def test_the_published_upload_carries_the_noise_of_both_snapshots() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from defenses import WeightSparsification
-from defenses.weight_sparsification import kept
+from leakbed.tensors import TENSORS
 
 BEFORE = torch.tensor([1.0, -5.0, 3.0, 0.5])
 AFTER = torch.tensor([1.5, -5.0, 0.25, -4.0])
@@ -35,24 +35,24 @@ def test_what_is_dropped_lies_below_the_published_quantile(count: int) -> None:
     draw = torch.Generator().manual_seed(count)
     values = torch.randn(count, generator=draw)
     for ratio in (0.0, 0.05, 0.1, 0.24, 0.25, 0.5, 0.75, 0.9, 0.99):
-        assert torch.equal(kept(values, ratio), published(values, ratio))
+        assert torch.equal(TENSORS.kept(values, ratio), published(values, ratio))
 
 
 def test_a_bias_of_twelve_loses_two_entries_of_ten_percent() -> None:
     """An earlier form rounded down to one."""
-    assert kept(torch.arange(1.0, 13.0), 0.1).sum() == 10
+    assert TENSORS.kept(torch.arange(1.0, 13.0), 0.1).sum() == 10
 
 
 def test_ties_at_the_quantile_stay() -> None:
     values = torch.tensor([[1.0, -1.0], [1.0, 0.5]])
-    assert kept(values, 0.5).tolist() == [[True, True], [True, False]]
-    assert kept(torch.ones(10), 0.3).all()
-    assert kept(torch.ones(0, 4), 0.3).shape == (0, 4)
+    assert TENSORS.kept(values, 0.5).tolist() == [[True, True], [True, False]]
+    assert TENSORS.kept(torch.ones(10), 0.3).all()
+    assert TENSORS.kept(torch.ones(0, 4), 0.3).shape == (0, 4)
 
 
 def test_a_tensor_larger_than_torch_s_own_quantile_takes_is_sparsified_too() -> None:
     values = torch.arange(2.0**24 + 2) % 4
-    assert torch.equal(kept(values, 0.6), values >= 2)
+    assert torch.equal(TENSORS.kept(values, 0.6), values >= 2)
 
 
 def test_the_published_difference_is_that_of_two_sparse_snapshots() -> None:
@@ -100,4 +100,4 @@ def test_illegal_settings_are_refused(wrong: dict[str, Any], message: str) -> No
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_counts_its_entries(dtype: torch.dtype) -> None:
     values = torch.linspace(0, 1, 70_000).to(dtype)
-    assert kept(values, 0.9).float().mean().item() == pytest.approx(0.1, abs=0.01)
+    assert TENSORS.kept(values, 0.9).float().mean().item() == pytest.approx(0.1, abs=0.01)

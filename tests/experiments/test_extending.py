@@ -34,11 +34,18 @@ def test_the_page_works_as_it_stands(tmp_path: Path) -> None:
     assert _results(tmp_path / "results") == {
         (attack, defense): "done"
         for attack in ("grey:Grey", "nearest:NearestGradient")
-        for defense in ("none", "mask:RandomMask", "shown:NoisyInputs")
+        for defense in ("none", "mask:RandomMask", "shown:NoisyInputs", "near:FedProx")
     }
     assert "far-pixels" in (tmp_path / "results" / "report.html").read_text()
-    assert _results(tmp_path / "updates") == {("constant-image", "halved:Shrunk"): "done"}
-    assert _results(tmp_path / "local") == {("grey:Grey", "none"): "done"}
+    assert _results(tmp_path / "updates") == {
+        ("constant-image", defense): "done"
+        for defense in ("halved:Shrunk", "near:FedProx", "mixed:Mixup+near:FedProx")
+    }
+    assert _results(tmp_path / "local") == {
+        ("grey:Grey", defense): "done" for defense in ("none", "head:AuxiliaryHead")
+    }
+    own = ("relayed:LinearInput", "history:WhiteBox", "means:PrivateMean")
+    assert _results(tmp_path / "evidence") == {(name, "none"): "done" for name in own}
 
 
 def _results(folder: Path) -> dict[tuple[str, str], str]:

@@ -287,14 +287,14 @@ def test_a_defense_that_breaks_is_blamed_by_name(
         ("TRAINING alter_images(self, state, images, rows)", "images / 0", "not finite"),
         ("TRAINING alter_images(self, state, images, rows)", "images.turn", "AttributeError"),
         (
-            "TRAINING penalty(self, state, images, smashed)",
-            "(state, smashed)",
+            "TRAINING train_step(self, state, step)",
+            "(state, step.output)",
             r"\(5, 4, 4, 4\)",
         ),
-        ("TRAINING penalty(self, state, images, smashed)", "(state, 0.5)", "builtins.float"),
+        ("TRAINING train_step(self, state, step)", "(state, 0.5)", "builtins.float"),
         (
-            "TRAINING penalty(self, state, images, smashed)",
-            "(state, smashed.sum() / 0)",
+            "TRAINING train_step(self, state, step)",
+            "(state, step.output.sum() / 0)",
             "finite",
         ),
         (

@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from experiments.cli import app
 from experiments.reference import page, schema
+from experiments.settings.catalogues import plugin_fields
 from experiments.settings.cells import cells
 from experiments.settings.load import load_settings
-from experiments.settings.plugins import plugin_fields
 from experiments.settings.schema import Settings, SettingsError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,7 +68,7 @@ def test_every_key_of_every_settings_file_is_one_of_the_schema(file: Path) -> No
         {"rounds": 3},
         {"protocol": {"round": 3}},
         {"protocol": {"rounds": 0}},
-        {"model": {"cut": "last"}},
+        {"model": {"cut": ""}},
         {"attack": [{"name": "constant-image", "step": 3}]},
         {"attack": [{"name": "no-such"}]},
         {"attack": []},

@@ -45,12 +45,15 @@ TABLE: dict[str, Any] = {
     },
     "attack": [{"name": "constant-image"}],
 }
-# A clip that is differentiated, noise, and a penalty that weighs a node's share of the rows.
+# A clip that is differentiated, noise, a penalty that weighs a node's share of the rows, and own
+# plug-ins in the training step, one of them with weights that it trains.
 DEFENDED = [
     {
         "stack": [
             {"name": "smashed-noise", "sigma": 0.1, "clip": 1.0},
             {"name": "nopeek", "alpha": 1.0},
+            {"name": "tests.support.stepping:Proximal"},
+            {"name": "tests.support.stepping:AuxiliaryHead"},
         ]
     }
 ]
@@ -60,6 +63,28 @@ OWN: dict[str, dict[str, dict[str, Any]]] = {
         "data": {"partition": "iid"},
         "model": {"name": "tests.support.slow_nodes:dense"},
         "protocol": {"fraction": 1.0, "merge": "sum"},
+    },
+    "fedavg defended": {
+        "protocol": {"name": "fedavg"},
+        "defense": [
+            {
+                "stack": [
+                    {"name": "tests.support.stepping:Mixup"},
+                    {"name": "tests.support.stepping:Proximal"},
+                ]
+            }
+        ],
+    },
+    "splitfed-v2 defended": {
+        "model": {"name": "tests.support.slow_nodes:apart"},
+        "protocol": {"name": "splitfed-v2"},
+        "defense": DEFENDED,
+    },
+    "vertical-split defended": {
+        "data": {"partition": "iid"},
+        "model": {"name": "tests.support.slow_nodes:dense"},
+        "protocol": {"name": "vertical-split", "fraction": 1.0, "merge": "sum"},
+        "defense": [{"name": "tests.support.stepping:Proximal"}],
     },
     "parallel-split step": {"protocol": {"name": "parallel-split", "sync": "step"}},
     "requests of one's own": {"protocol": {"name": "tests.support.own_requests:LOCAL_LOSS"}},
@@ -79,7 +104,9 @@ OWN: dict[str, dict[str, dict[str, Any]]] = {
         "defense": DEFENDED,
     },
 }
-CASES = [*PROTOCOLS, *(name for name in OWN if name not in PROTOCOLS)]
+# Own plug-ins in the training step of the other protocols, where they need a change of process.
+STEPPED = ["fedavg defended", "splitfed-v2 defended", "vertical-split defended"]
+CASES = [*PROTOCOLS, *(name for name in OWN if name not in {*PROTOCOLS, *STEPPED})]
 
 Found = dict[str, Any]
 
@@ -126,7 +153,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Found]:
     return cache(lambda case: locally(case, tmp_path_factory.mktemp("here") / "run"))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *STEPPED])
 def test_a_new_process_at_every_message_changes_no_bit(
     case: str, tmp_path: Path, here: Callable[[str], Found]
 ) -> None:
@@ -165,11 +192,12 @@ def test_every_grid_leaves_the_same(
     found: dict[str, Found] = {}
 
     def work(grid: Grid) -> None:
-        for case in CASES:
+        for case in [*CASES, *STEPPED]:
             found[case] = outcome(grid, case, tmp_path / f"there {case}", None)
 
     runtime(work, nodes=NODES)
-    assert [case for case in CASES if found[case] != here(case)] == []
+    assert [case for case in found if found[case] != here(case)] == []
+    assert len(found) == len(CASES) + len(STEPPED)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -28,7 +28,7 @@ import clients.split
 from clients.node import one_torch_thread
 from defenses import LocalDP, NoPeek, SmashedNoise, WeightNoise
 from leakbed.contracts import Defense, DefenseState, Protects
-from leakbed.contracts.defense import UncalledHookError
+from leakbed.contracts.hooks import UncalledHookError
 from leakbed.events import UpdateUp
 from leakbed.grids import LocalGrid
 from leakbed.mods import defend, load_state, save_state
@@ -267,7 +267,7 @@ def test_what_a_party_trains_with_is_nothing_a_mod_sees(what: Protects) -> None:
 def test_a_hook_into_training_is_refused_where_nobody_calls_it() -> None:
     said = refusal(defend(NoPeek(), stream=7), train(), arrays=pack({"w": X}))
     assert "nopeek hooks into the node's own training step, which a mod never sees" in said
-    assert "use it in an app built on Leakbed's split clients" in said
+    assert "use it in an app built on Leakbed's clients" in said
     with pytest.raises(ValueError, match="nopeek hooks into"):
         smash(defend(NoPeek(), stream=7), context())
 

@@ -1,9 +1,13 @@
 """Looking up a class by key or by import path, and what shows of it without running it."""
 
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
 import pytest
 
 from attacks import ADVERSARIES, ATTACKS, INTRUDERS
 from defenses import DEFENSES
+from leakbed.contracts import BOTTOM, ThreatModel
 from leakbed.lookup import ImportPathError
 from leakbed.plugins import PluginError, form_breaches, own_class, picked, role_of
 
@@ -36,3 +40,19 @@ def test_what_is_no_class_or_cannot_be_imported_is_named() -> None:
         own_class("math:pi", "attack")
     with pytest.raises(ImportPathError, match="no_such_module"):
         own_class("no_such_module:Grey", "attack")
+
+
+def test_only_an_attack_on_a_run_that_is_over_has_kinds_of_its_own() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Told(ADVERSARIES["fsha"]):  # type: ignore[misc]
+        """An adversary that would be told the bottom."""
+
+        name: ClassVar[str] = "told"
+
+        @property
+        def threat(self) -> ThreatModel:
+            """One that needs what is granted of a finished run."""
+            return replace(super().threat, needs=frozenset({BOTTOM}))
+
+    (said,) = form_breaches(Told, "attack")
+    assert said.startswith("it is an adversary and names bottom, which is granted of a run that is")

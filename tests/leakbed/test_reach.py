@@ -101,6 +101,31 @@ def test_the_entry_that_a_run_uses_counts_with_its_settings(copy: Path) -> None:
     assert not set(keys(used=frozenset({"splitfed-v1"}))) & set(other)
 
 
+def test_what_a_catalogue_takes_from_another_dict_counts(copy: Path) -> None:
+    added, init = copy / "attacks" / "added.py", copy / "attacks" / "__init__.py"
+    added.write_text("MORE = {}\n")
+    line = "from attacks.exploit import Exploit\n"
+    edit(init, line, f"from attacks.added import MORE\n{line}")
+    edit(init, "__all__ = [\n", '__all__ = [\n    "MORE",\n')
+    edit(init, "] = {\n", "] = {\n    **MORE,\n")
+    init.write_text(init.read_text() + "\nEVERY = {**ATTACKS, **INTRUDERS}\n")
+    before, asked = keys(), reach(["attacks.EVERY"], used={"exploit"})
+    assert {"attacks.added", "attacks.exploit"} <= asked.keys()
+    assert "attacks.norm_score" not in asked
+    added.write_text("MORE = {}\nEDITED = 1\n")
+    assert keys()[1] != before[1]
+
+
+@pytest.mark.parametrize("value", ["1", "{0: 1}", "str(1)"])
+def test_a_dict_that_is_no_catalogue_counts_as_a_whole(copy: Path, value: str) -> None:
+    init = copy / "leakbed" / "data" / "__init__.py"
+    kept = init.read_text()
+    init.write_text(f'{kept}\nLIMITS = {{"rows": {value}}}\n')
+    before = keys()
+    init.write_text(f'{kept}\nLIMITS = {{"rows": {value.replace("1", "2")}}}\n')
+    assert not set(keys()) & set(before)
+
+
 def test_who_hijacks_a_run_counts_for_that_run_alone(copy: Path) -> None:
     hijacked = USED | {"fsha", "adversary"}
     before, beside = keys(), keys(used=hijacked)
@@ -113,10 +138,11 @@ def test_who_hijacks_a_run_counts_for_that_run_alone(copy: Path) -> None:
 def test_imports_inside_functions_count_and_those_for_a_type_checker_do_not(copy: Path) -> None:
     (copy / "leakbed" / "seeds.py").write_text(
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from leakbed.cli import main\n"
+        "if not TYPE_CHECKING:\n    from leakbed.oracle.rivals import UNTRAINED\n"
         "def later():\n    from leakbed.oracle.audit import audit\n    return audit\n"
     )
     found = reach([TRAIN], used=USED)
-    assert "leakbed.oracle.audit" in found
+    assert {"leakbed.oracle.audit", "leakbed.oracle.rivals"} <= found.keys()
     assert "leakbed.cli" not in found
 
 

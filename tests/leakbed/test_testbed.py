@@ -59,6 +59,16 @@ def test_a_missing_package_is_named_with_the_command(monkeypatch: pytest.MonkeyP
         leakbed.run(SETTINGS)
 
 
+def test_a_frame_without_pandas_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = ModuleType("experiments.report.export")
+    fake.records = lambda folder, by_seed: [{"attack": f"{folder} {by_seed}"}]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, fake.__name__, fake)
+    assert leakbed.results("runs/a", by_seed=True)["attack"].tolist() == ["runs/a True"]
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(MissingTestbedError, match=r"'pandas', which is not installed.*make setup"):
+        leakbed.results("runs/a")
+
+
 @pytest.mark.parametrize("elsewhere", [None, "/somebody/else/experiments"])
 def test_a_wheel_alone_or_a_strangers_package_is_no_testbed(
     monkeypatch: pytest.MonkeyPatch, elsewhere: str | None

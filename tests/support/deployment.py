@@ -13,10 +13,10 @@ import sys
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from tests.support.certificates import LOOPBACK, certify
 from tests.support.waiting import until
 
 ROOT = Path(__file__).parents[2]
-LOOPBACK = "127.0.0.1"
 START, STOP = 60.0, 20.0  # seconds; both take about 2
 TAIL = 4000  # characters of each log in an error
 
@@ -28,13 +28,15 @@ class DeploymentError(RuntimeError):
 class Deployment:
     """A SuperLink and its SuperNodes; a context manager."""
 
-    def __init__(self, folder: Path, *, nodes: int) -> None:
+    def __init__(self, folder: Path, *, nodes: int, encrypted: bool = False) -> None:
         """Prepare a deployment.
 
         Args:
             folder: For its home and its logs; empty.
             nodes: How many SuperNodes; their partition ids are 0, 1, ...
+            encrypted: Whether all connections use TLS, with certificates made for it.
         """
+        self._encrypted = encrypted
         self._folder, self._nodes = folder.resolve(), nodes
         self._home = self._folder / "home"
         self._link, *self._ports = free_ports(nodes + 1)
@@ -42,7 +44,11 @@ class Deployment:
 
     def __enter__(self) -> "Deployment":
         self._home.mkdir(parents=True)
-        connection = f'[superlink.loopback]\naddress = "{self._address}"\ninsecure = true\n'
+        trusted = "insecure = true"
+        if self._encrypted:
+            certify(self._certificates)
+            trusted = f'root-certificates = "{self._certificates / "ca.crt"}"'
+        connection = f'[superlink.loopback]\naddress = "{self._address}"\n{trusted}\n'
         (self._home / "config.toml").write_text(connection)
         try:
             self._start()
@@ -65,20 +71,30 @@ class Deployment:
             raise DeploymentError(f"processes left behind: {left}\n{self.logs()}")
 
     def flwr_run(self, experiment: Path, out: Path, *, timeout: float) -> None:
-        """Run an experiment as ``flwr run . loopback --stream`` does.
-
-        Flower exits with 0 even where the run failed: look at the results, and at :meth:`logs`.
+        """Run an experiment of ours, as :meth:`flwr_run_app` does any app.
 
         Args:
             experiment: Its settings file.
             out: Where results go; the ServerApp runs elsewhere, so that both become absolute.
             timeout: Seconds it may take.
+        """
+        config = f'experiment="{experiment.resolve()}" out="{out.resolve()}"'
+        self.flwr_run_app(ROOT, config, timeout=timeout)
+
+    def flwr_run_app(self, app: Path, config: str, *, timeout: float) -> None:
+        """Run an app as ``flwr run . loopback --stream`` does.
+
+        Flower exits with 0 even where the run failed: look at the results, and at :meth:`logs`.
+
+        Args:
+            app: Its folder.
+            config: Its run config.
+            timeout: Seconds it may take.
 
         Raises:
             DeploymentError: It did not end in time, or ``flwr`` itself failed.
         """
-        config = f'experiment="{experiment.resolve()}" out="{out.resolve()}"'
-        run = self._popen("flwr", "run", ROOT, "loopback", "--stream", "--run-config", config)
+        run = self._popen("flwr", "run", app, "loopback", "--stream", "--run-config", config)
         try:
             code = run.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -96,6 +112,21 @@ class Deployment:
     def processes(self) -> dict[int, str]:
         """Return the command of every living process of this deployment, by process id."""
         return processes_of(self._home)
+
+    @property
+    def _certificates(self) -> Path:
+        return self._folder / "certificates"
+
+    def _security(self, *, node: bool) -> tuple[object, ...]:
+        """Return how a service proves itself and whom it trusts."""
+        if not self._encrypted:
+            return ("--insecure",)
+        made = self._certificates
+        trusted = ("--root-certificates", made / "ca.crt") if node else ()
+        return (
+            *("--ssl-ca-certfile", made / "ca.crt", "--ssl-certfile", made / "server.pem"),
+            *("--ssl-keyfile", made / "server.key", *trusted),
+        )
 
     @property
     def _address(self) -> str:
@@ -118,7 +149,14 @@ class Deployment:
     def _start(self) -> None:
         self._services.append(
             self._popen(
-                *("flower-superlink", "--insecure", "--host", LOOPBACK, "--port", self._link),
+                *(
+                    "flower-superlink",
+                    *self._security(node=False),
+                    "--host",
+                    LOOPBACK,
+                    "--port",
+                    self._link,
+                ),
                 "--disable-runtime-dependency-installation",
             )
         )
@@ -128,7 +166,7 @@ class Deployment:
             listed = 'import-paths="tests.support.deployed_network:network"'
             config = f"partition-id={partition} num-partitions={self._nodes} {listed}"
             node = self._popen(
-                *("flower-supernode", "--insecure", "--superlink", self._address),
+                *("flower-supernode", *self._security(node=True), "--superlink", self._address),
                 *("--host", LOOPBACK, "--port", port, "--node-config", config),
             )
             self._services.append(node)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import clients.node
 from leakbed.contracts import Defense, DefenseState, Protects
-from leakbed.contracts.defense import Holdings, TrainingStep
+from leakbed.contracts.defense import Holdings, ReturnedGradient, TrainingStep
 
 CALLS: list[tuple[str, Any]] = []
 
@@ -42,13 +42,13 @@ class Witness(Defense):
             return state, labels
         return replace(state, probing=True), (labels + 1) % classes
 
-    def penalty(
-        self, state: DefenseState, images: Tensor, smashed: Tensor
+    def train_step(
+        self, state: DefenseState, step: TrainingStep
     ) -> tuple[DefenseState, Tensor | None]:
-        CALLS.append(("penalty", (images, smashed.detach().clone())))
-        return state, self.weight * smashed.square().mean() if self.weight else None
+        CALLS.append(("train_step", (step.images, step.output.detach().clone())))
+        return state, self.weight * step.output.square().mean() if self.weight else None
 
-    def inspect(self, state: DefenseState, step: TrainingStep) -> DefenseState:
+    def inspect(self, state: DefenseState, step: ReturnedGradient) -> DefenseState:
         CALLS.append(("inspect", (state, step)))
         seen = torch.cat([state.tensors["seen"], step.first_gradient.double().sum()[None]])
         total = float(seen.sum())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from leakbed.contracts import Defense, DefenseState
-from leakbed.contracts.defense import Holdings, TrainingStep
+from leakbed.contracts.defense import Holdings, ReturnedGradient
 from leakbed.data.sources import load
 from leakbed.models import Architecture
 from leakbed.models.cutting import Parts
@@ -97,7 +97,7 @@ def play(
         smashed.backward(gradient)
         first = next(parts.bottom.parameters()).grad
         assert first is not None
-        seen = TrainingStep(
+        seen = ReturnedGradient(
             cut_gradient=gradient, labels=labels[batch], first_gradient=first.clone()
         )
         probing = state.probing

@@ -584,9 +584,6 @@ def counting() -> Iterator[Driver]:
 def memory(limit: int) -> Iterator[Driver]:
     """Give the device so many bytes more than are used, inside the block.
 
-    Args:
-        limit: Bytes.
-
     Yields:
         The driver, whose ``peak`` starts at what is used.
     """

@@ -174,7 +174,11 @@ def _listed(message: Message) -> str:
     if message.metadata.message_type != SETUP:
         return ""
     cell = json.loads(str(message.content.config_records["cell"]["json"]))
-    named = (cell["data"]["name"], cell["data"]["public_from"], cell["architecture"]["name"])
+    defenses = (name for name, _ in cell["defenses"] if ":" in name)
+    named = (
+        *(cell["data"]["name"], cell["data"]["public_from"], cell["architecture"]["name"]),
+        *defenses,
+    )
     return ",".join(filter(None, named))
 
 

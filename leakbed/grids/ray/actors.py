@@ -16,6 +16,8 @@ import gc
 import logging
 import math
 import os
+import platform
+import re
 import socket
 import sys
 import warnings
@@ -26,6 +28,7 @@ from typing import Any
 import ray
 from flwr.clientapp import ClientApp
 
+from leakbed.errors import OURS
 from leakbed.grids.ray.parcels import Parcel
 
 LOCAL, AUTO = "local", "auto"
@@ -235,10 +238,27 @@ def equal_share(workers: int) -> float:
     Returns:
         As many on each GPU as are needed, and one share more, which is left over for the driver:
         it trains the server's part and attacks. Ray may put more workers on one GPU than on
-        another, so which GPU the share is left on is Ray's choice. 0 where Ray counts no GPU.
+        another, so which GPU the share is left on is Ray's choice. Where Ray counts no GPU, a
+        :class:`NoRoomError`.
     """
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    return 1 / (math.ceil(workers / gpus) + 1) if gpus else 0.0
+    return 1 / (math.ceil(workers / counted_gpus()) + 1)
+
+
+def counted_gpus() -> int:
+    """Return how many GPUs Ray counts.
+
+    Returns:
+        At least 1.
+
+    Raises:
+        NoRoomError: It counts none.
+    """
+    if not (gpus := int(ray.cluster_resources().get("GPU", 0))):
+        raise NoRoomError(
+            "equal shares of the GPUs are asked for, but Ray counts none; set device = 'cpu', or "
+            "gpus_per_worker (num_gpus) = 0, which leaves the nodes alone on CPUs"
+        )
+    return gpus
 
 
 def refuse_crowd(workers: int, *, num_gpus: float) -> None:
@@ -335,8 +355,17 @@ def start_workers(recipe: Recipe, *, workers: int) -> tuple[list[Any], frozenset
         ) from error
     except ray.exceptions.RayError as error:
         stop(actors)
-        raise NoWorkersError(f"a worker could not start with {recipe.app!r}: {error}") from error
+        raise NoWorkersError(
+            f"a worker could not start with {recipe.app!r}: {_own_words(error)}"
+        ) from error
     return actors, kinds[0]
+
+
+def _own_words(error: Exception) -> str:
+    """Return what an error of ours says, which needs no traceback; of another all that Ray says."""
+    ours = rf"^(?:{'|'.join(sorted(OURS))})\.[\w.]+: (.*)"
+    found = re.search(ours, str(error), re.MULTILINE | re.DOTALL)
+    return found[1].strip() if found else str(error)
 
 
 def stop(actors: list[Any]) -> None:
@@ -393,9 +422,9 @@ def _worker_class() -> type:
 
             from leakbed.flower_internals import task_identity  # noqa: PLC0415
             from leakbed.grids.ray.actors import (  # noqa: PLC0415  by name
-                cap_memory,
                 hide_gpus,
                 one_thread,
+                take_share,
             )
             from leakbed.grids.ray.parcels import ParcelHost  # noqa: PLC0415
             from leakbed.lookup import import_object  # noqa: PLC0415
@@ -404,7 +433,7 @@ def _worker_class() -> type:
                 hide_gpus()
             self._host = ParcelHost(import_object(app), roster)  # type: ignore[arg-type]
             if num_gpus:
-                cap_memory(num_gpus)
+                take_share(num_gpus)
 
             one_thread()
             self._identity = task_identity()
@@ -434,13 +463,26 @@ def hide_gpus() -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-def cap_memory(share: float) -> None:
-    """Cap the GPU memory torch may take in this process; without a GPU, do nothing.
+def take_share(share: float) -> None:
+    """Make sure of the GPU that Ray gave this process, and cap the memory torch may take of it.
 
     Args:
-        share: Of the GPU that this process sees; from 1 on there is nobody to leave room for.
+        share: Of that GPU; from 1 on there is nobody to leave room for.
+
+    Raises:
+        UnavailableDeviceError: There is none to be seen: ``"auto"`` would compute on the CPU, in an
+            experiment whose cards name a GPU.
     """
     import torch  # noqa: PLC0415  workers without a GPU may not need it
 
-    if share < 1 and torch.cuda.is_available():
+    if not torch.cuda.is_available():
+        from leakbed.tensors import UnavailableDeviceError  # noqa: PLC0415  it needs torch
+
+        given = os.environ.get("CUDA_VISIBLE_DEVICES")
+        raise UnavailableDeviceError(
+            f"Ray gave this process {share:g} of a GPU (CUDA_VISIBLE_DEVICES = {given!r}), but "
+            f"PyTorch {torch.__version__} sees none there; look at nvidia-smi and the driver of "
+            f"{platform.node()}, or set gpus_per_worker = 0 or device = 'cpu'"
+        )
+    if share < 1:
         torch.cuda.set_per_process_memory_fraction(share)

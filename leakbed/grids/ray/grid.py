@@ -68,8 +68,7 @@ class RayGrid(ResidentGrid):
             nodes: How many nodes there are.
             workers: How many actors; None for as many as there are free CPUs and GPU shares.
             num_gpus: GPU share of each actor, such as 0.25; of 0, actors see no GPU. None for equal
-                shares of the GPUs Ray counts, with one more share on each for this process; 0 where
-                it counts none.
+                shares of the GPUs Ray counts, with one more share on each for this process.
             address: Of a Ray cluster to join (``"auto"`` for the one that runs on this machine),
                 whose machines must have the app's files at the same paths; None for this machine.
 

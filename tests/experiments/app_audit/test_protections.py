@@ -98,6 +98,13 @@ def test_the_difference_of_two_models_is_one_update_over_all_rows(tmp_path: Path
     assert near is not None
     assert near.facts["local_steps"] == 2
     assert "is near what 2 steps" in near.assumed
+    unequal = {"batches": {"1/1": [4, 1], "2/1": [3]}}  # a last batch that is smaller, a node less
+    part = summed(recorded(tmp_path / "part", 0.0, 1.0), unequal, FED, tmp_path / "unequal")
+    assert part is not None
+    assert "over the 8 rows of 2 nodes" in part.assumed
+    (whole,) = list(part.trace.events(UpdateUp))
+    assert isinstance(whole, UpdateUp)
+    assert whole.examples == 8
 
 
 def test_a_model_that_is_never_sent_again_tells_no_sum(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import base64
 import xml.etree.ElementTree as ET
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,7 +30,8 @@ def test_an_image_becomes_its_own_pixels(channels: int, mode: str) -> None:
 
 
 def test_a_scatter_is_one_element_without_prolog_or_fixed_ink() -> None:
-    text = scatter([point(), point(utility=0.4)], utility="test accuracy", leakage="SSIM")
+    drawing = scatter([point(), point(utility=0.4)], utility="test accuracy", leakage="SSIM")
+    text = drawing.inline()
     root = ET.fromstring(text)  # noqa: S314  our own text
     assert root.tag.endswith("svg")
     assert root.get("viewBox")
@@ -43,8 +45,22 @@ def test_a_scatter_is_one_element_without_prolog_or_fixed_ink() -> None:
 
 def test_equal_points_give_equal_text_and_none_still_an_empty_figure() -> None:
     args = {"utility": "a <b>", "leakage": "|Pearson| & co"}
-    assert scatter([point()], **args) == scatter([point()], **args)
-    ET.fromstring(scatter([], **args))  # noqa: S314
+    assert scatter([point()], **args).inline() == scatter([point()], **args).inline()
+    ET.fromstring(scatter([], **args).inline())  # noqa: S314
+
+
+def test_a_figure_is_saved_as_svg_and_pdf_with_text_as_text(tmp_path: Path) -> None:
+    drawing = scatter([point()], utility="test accuracy", leakage="SSIM")
+    svg, pdf = drawing.save(tmp_path, "ssim")
+    assert (svg.name, pdf.name) == ("ssim.svg", "ssim.pdf")
+    root = ET.fromstring(svg.read_text())  # noqa: S314
+    assert {"test accuracy", "SSIM"} <= set(root.itertext())
+    assert root.get("width")  # a size of its own, which the page's elements do not have
+    first = pdf.read_bytes()
+    assert first.startswith(b"%PDF")
+    assert b"/FontFile2" in first  # TrueType: text that can be searched, no outlines
+    drawing.save(tmp_path, "ssim")
+    assert pdf.read_bytes() == first
 
 
 def test_every_marker_has_a_glyph() -> None:

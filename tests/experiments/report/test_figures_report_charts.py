@@ -14,11 +14,11 @@ MakeCard = Callable[..., Card]
 
 def test_two_metrics_are_drawn_at_most(make_card: MakeCard) -> None:
     means = {"identification": 0.5, "abs_pearson": 0.5, "label_accuracy": 0.5}
-    drawn = charts(cells([make_card(means=means)]))
+    drawn = [each.inline() for each in charts(cells([make_card(means=means)]))]
     assert [">identification<" in each for each in drawn] == [True, False]
     assert ">|Pearson|<" in drawn[1]
     (labels,) = charts(cells([make_card(means={"label_accuracy": 0.5})]))
-    assert ">label accuracy<" in labels
+    assert ">label accuracy<" in labels.inline()
 
 
 def test_a_rates_bar_covers_the_spread_between_seeds(
@@ -57,5 +57,9 @@ def test_the_legend_names_colours_and_shapes(make_card: MakeCard) -> None:
         ("smashed-noise", "■"),
     ]
     assert len({entry["color"] for entry in attacks}) == 2
-    drawn = charts(found)[0]
+    drawn = charts(found)[0].inline()
     assert all(entry["color"] in drawn for entry in attacks)
+    assert "smashed-noise" not in drawn  # the page has one legend for all
+    keyed = charts(found, keyed=True)[0].inline()
+    for words in ("unsplit", "smashed-as-image (no attack)", "no defence", "smashed-noise"):
+        assert f">{words}<" in keyed

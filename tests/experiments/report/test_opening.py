@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from experiments.report import opening as report_opening
-from experiments.report.figures import Curve, Mark
+from experiments.report.figures import Curve, Drawing, Mark
 from experiments.report.opening import opening, panels
 from experiments.report.rows import cells
 from experiments.results.cards import Bound, Card, Threat
@@ -55,7 +55,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
     kept: Drawn = {}
     honest = report_opening.panel
 
-    def keep(curves: list[Curve], marks: list[Mark], *, title: str, aside: str, **rest: str) -> str:
+    def keep(
+        curves: list[Curve], marks: list[Mark], *, title: str, aside: str, **rest: str
+    ) -> Drawing:
         kept[title, aside] = curves, marks
         return honest(curves, marks, title=title, aside=aside, **rest)
 
@@ -69,7 +71,7 @@ def seat(who: Seat, *, active: bool = False) -> Threat:
 
 
 def test_each_kind_of_adversary_has_a_panel(make_card: MakeCard, drawn: Drawn) -> None:
-    figures = panels(
+    drawings = panels(
         cells(
             [
                 bounded(make_card, 0.9, 0.8),
@@ -94,6 +96,7 @@ def test_each_kind_of_adversary_has_a_panel(make_card: MakeCard, drawn: Drawn) -
         "similarity-distance": pytest.approx(0.5),
         "best guess without a message": pytest.approx(0.1),
     }
+    figures = [each.inline() for each in drawings]
     texts = [set(ET.fromstring(figure).itertext()) for figure in figures]  # noqa: S314  our own
     assert {"private rows named", "test accuracy", "100%", "unsplit"} <= texts[0]
     assert {"private labels read", "similarity-distance"} <= texts[2]
@@ -177,7 +180,8 @@ def test_lines_and_marks_are_told_apart_without_colour(make_card: MakeCard) -> N
         bounded(make_card, 0.7, 0.7, case="b"),
         bounded(make_card, 0.7, 0.7, case="b", attack="sdar"),
     ]
-    (figure,) = panels(cells(made))
+    (drawing,) = panels(cells(made))
+    figure = drawing.inline()
     grey = re.sub(r"#[0-9a-f]{6}", "#777777", figure)
     words = [text.strip() for text in ET.fromstring(grey).itertext() if text.strip()]  # noqa: S314
     assert words.count("A") == 1  # at its line; in the legend it stands before the case
@@ -187,6 +191,30 @@ def test_lines_and_marks_are_told_apart_without_colour(make_card: MakeCard) -> N
     assert "stroke-dasharray" in grey
     marks = set(re.findall(r'<path id="(m[0-9a-f]+)"', figure))
     assert len(marks) >= 4  # two ticks, and a shape for each attack
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        [["smashed-noise", {"sigma": 0.2}], ["nopeek", {"sigma": 0.3}]],
+        [["smashed-noise", {"sigma": 0.1, "form": "published"}], ["nopeek", {"sigma": 0.3}]],
+    ],
+)
+def test_an_attack_hangs_from_the_ceiling_of_its_own_stack(
+    make_card: MakeCard, drawn: Drawn, other: list[list[Any]]
+) -> None:
+    stack = [["smashed-noise", {"sigma": 0.1}], ["nopeek", {"sigma": 0.3}]]
+    at = {"name": "unsplit", "collect": "last", "when": "inference"}
+    attacked = make_card(
+        defense="smashed-noise+nopeek", settings={"attack": at, "defense": {"stack": other}}
+    )
+    settings = {"attack": at, "defense": {"stack": stack}}
+    bound = bounded(
+        make_card, 0.9, 0.8, defense="smashed-noise+nopeek", settings=settings, attack="sdar"
+    )
+    panels(cells([bound, attacked]))
+    ((_, marks),) = drawn.values()
+    assert {mark.attack: mark.ceiling for mark in marks} == {"sdar": 0.9, "unsplit": None}
 
 
 def compared(make_card: MakeCard) -> list[Card]:

@@ -105,6 +105,14 @@ def test_an_attack_that_reads_the_answer_key_is_marked(
         ({"attack": [{"name": "majority-label"}]}, "rows are identified by guessed images"),
         ({"protocol": {**SPLIT["protocol"], "rounds": 2}, "keep_rounds": "last"}, "keep_rounds"),
         ({"defense": [{"name": "nopeek"}]}, "changes the node's own training steps"),
+        (
+            {
+                "protocol": {"name": "fedavg", "batch_size": 4, "local_steps": 1},
+                "attack": [{"name": "constant-image", "targets": 2}],
+                "defense": [{"name": "tests.support.stepping:Proximal"}],
+            },
+            "changes the node's own training steps",
+        ),
     ],
 )
 def test_without_a_bound_there_is_a_reason_and_no_number(

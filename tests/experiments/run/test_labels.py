@@ -25,10 +25,10 @@ from experiments.settings.load import load_settings
 from experiments.settings.plugins import AttackSettings
 from experiments.settings.schema import SettingsError
 from leakbed.contracts import Evidence, Guess, Knowledge, Seat, ThreatModel, View
-from leakbed.events import Phase
+from leakbed.events import Phase, Target
 from leakbed.flower_internals import task_identity
 from leakbed.grids import LocalGrid
-from leakbed.oracle.truth import AnswerKey, Target
+from leakbed.oracle.truth import AnswerKey
 from leakbed.tap.trace import Trace
 
 TABLE = {

@@ -13,7 +13,7 @@ from experiments.settings.cells import Training, cells
 from experiments.settings.load import load_settings
 from experiments.settings.schema import SettingsError
 from leakbed.contracts import IllegalCombinationError, Protects
-from leakbed.contracts.defense import UncalledHookError
+from leakbed.contracts.hooks import UncalledHookError
 from tests.support import tiny
 
 TABLE = {
@@ -42,6 +42,7 @@ def training(*overrides: str, defense: str = "none") -> Training:
         ("vanilla-split", "nopeek", True),
         ("u-shaped", "nopeek", True),
         ("vertical-split", "nopeek", True),
+        ("fedavg", "adversarial-training", True),
         ("fedavg", "splitguard", False),
         ("vanilla-split", "splitguard", True),
         ("u-shaped", "splitguard", False),

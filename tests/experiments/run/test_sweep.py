@@ -62,8 +62,12 @@ def act(folder, who, does):
     Path(folder, f"{who}-{os.getpid()}").touch()
     if does == "fail":
         raise ValueError("as asked")
-    if does == "wait":
-        until(Path(folder, "go").exists, within=200)
+    while does in ("wait", "go on") and not Path(folder, "go").exists():
+        try:
+            until(Path(folder, "go").exists, within=200)
+        except KeyboardInterrupt:
+            if does == "wait":
+                raise
     if does.startswith("end") and before < int(does[3:]):
         os._exit(1)
 
@@ -112,8 +116,12 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def two_processes() -> Iterator[None]:
-    """Let sweeps use a Ray that was started once."""
-    assert start_ray(None, cpus=2)
+    """Let sweeps use a Ray that was started once, as in the background of a script: no Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert start_ray(None, cpus=2)
+    finally:
+        signal.signal(signal.SIGINT, before)
     yield
     stop_ray()
 
@@ -238,19 +246,19 @@ def test_a_lost_process_loses_no_finished_cell_and_its_others_are_tried_again(
 def test_what_ends_two_processes_is_a_failed_card_and_the_others_go_on(
     tmp_path: Path, mine: Path
 ) -> None:
-    attacks = [CONSTANT, busy(tmp_path, "end9"), TABLE["attack"][0]]
+    attacks = [busy(tmp_path, "end9"), CONSTANT, TABLE["attack"][0]]
     table = {**TABLE, "attack": attacks, "sweep": {}}
     table["defense"] = [{"name": "none"}, slow(tmp_path, "end9")]
     cards = run(table, out=tmp_path / "out")
     assert statuses(cards) == [
+        ("Busy", "failed"),  # the second process found the training run finished
         ("constant-image", "done"),
-        ("Busy", "failed"),
         ("smashed-as-image", "done"),
-        ("constant-image", "failed"),  # here it is the training that ends its process
-        ("Busy", "failed"),
+        ("Busy", "failed"),  # here it is the training that ends its process
+        ("constant-image", "failed"),
         ("smashed-as-image", "failed"),
     ]
-    assert "2 processes were lost over it (WorkerCrashedError" in str(cards[1].why)
+    assert "2 processes were lost over it (WorkerCrashedError" in str(cards[0].why)
     assert len(list(tmp_path.glob("attack-*"))) == len(list(tmp_path.glob("defence-*"))) == 2
     assert came_to_nothing([card.status for card in cards]) == 1
 
@@ -268,6 +276,29 @@ def test_a_process_lost_twice_ends_the_run_where_that_is_asked_for(tmp_path: Pat
         scheduler._lose(lost, RuntimeError("first line\nsecond"))
 
 
+def test_of_a_finished_training_the_cell_under_way_is_given_up_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "hide_gpus", lambda: None)  # of this process, for both tasks
+    made, task = a_sweep(tmp_path)
+    first, _ = sweep.worked(task, None, 0.0)
+    assert isinstance(first, sweep.Finished), "it was not trained before"
+    again = sweep.worked(task, None, 0.0)
+    assert isinstance(next(again), sweep.Trained)
+    assert [each.card.key for each in again] == list(task.cells)  # type: ignore[union-attr]
+
+    kept: list[Card] = []
+    scheduler = object.__new__(sweep._Scheduler)
+    scheduler._settings, scheduler._ending = made.settings, False
+    scheduler._waiting, scheduler._keep = deque(), kept.append
+    lost = sweep._Run(0, task)
+    lost.trained = True
+    for _ in range(2):
+        scheduler._lose(lost, RuntimeError("gone"))
+    assert [card.status for card in kept] == ["failed"]
+    assert list(lost.task.cells) == list(task.cells)[1:], "the others are tried"
+
+
 @pytest.mark.runtime
 @pytest.mark.usefixtures("two_processes")
 def test_an_error_ends_the_run_and_nothing_more_is_begun(tmp_path: Path, mine: Path) -> None:
@@ -283,12 +314,35 @@ def test_an_error_ends_the_run_and_nothing_more_is_begun(tmp_path: Path, mine: P
 def test_ctrl_c_keeps_what_is_finished_and_leaves_nothing_half_done(
     tmp_path: Path, mine: Path
 ) -> None:
+    table, out = interrupted(tmp_path, "wait")
+    (kept,) = cards_in(out)
+    written = kept.stat().st_mtime_ns
+    assert len(list((out / "runs").iterdir())) == 1, "the finished run, and no other"
+    (tmp_path / "go").touch()
+    assert [card.status for card in run(table, out=out)] == ["done", "done"]
+    assert kept.stat().st_mtime_ns == written
+
+
+@pytest.mark.runtime
+@pytest.mark.usefixtures("two_processes")
+def test_ctrl_c_ends_by_force_what_goes_on(
+    tmp_path: Path, mine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "_END_SECONDS", 1.0)
+    _, out = interrupted(tmp_path, "go on")
+    assert len(cards_in(out)) == 1
+    (process,) = (int(each.name.rpartition("-")[2]) for each in tmp_path.glob("defence-*"))
+    until(lambda: not running(process))
+
+
+def interrupted(folder: Path, does: str) -> tuple[dict[str, Any], Path]:
+    """Press Ctrl-C when one cell is finished and one is under way; return settings and results."""
     table = {**TABLE, "attack": [CONSTANT], "sweep": {}}
-    table["defense"] = [{"name": "none"}, slow(tmp_path, "wait")]
-    out = tmp_path / "out"
+    table["defense"] = [{"name": "none"}, slow(folder, does)]
+    out = folder / "out"
 
     def interrupt() -> None:
-        until(lambda: bool(list(tmp_path.glob("defence-*"))) and len(cards_in(out)) == 1)
+        until(lambda: bool(list(folder.glob("defence-*"))) and len(cards_in(out)) == 1)
         os.kill(os.getpid(), signal.SIGINT)
 
     # Started in the background of a script, Python leaves Ctrl-C ignored.
@@ -301,12 +355,7 @@ def test_ctrl_c_keeps_what_is_finished_and_leaves_nothing_half_done(
             told.result()
     finally:
         signal.signal(signal.SIGINT, before)
-    (kept,) = cards_in(out)
-    written = kept.stat().st_mtime_ns
-    assert len(list((out / "runs").iterdir())) == 1, "the finished run, and no other"
-    (tmp_path / "go").touch()
-    assert [card.status for card in run(table, out=out)] == ["done", "done"]
-    assert kept.stat().st_mtime_ns == written
+    return table, out
 
 
 def cards_in(folder: Path) -> list[Path]:
@@ -422,7 +471,7 @@ def test_an_error_of_a_task_can_be_read_elsewhere(
     def fail(*_: Any) -> None:
         raise raised
 
-    monkeypatch.setattr(sweep, "_cards", fail)
+    monkeypatch.setattr(sweep, "_group", fail)
     (ended,) = sweep.worked(a_sweep(tmp_path)[1], None, 0.0)
     there = pickle.loads(pickle.dumps(ended)).error  # noqa: S301  of its own making
     assert type(there) is seen
@@ -485,10 +534,8 @@ def test_a_cluster_without_room_is_named_and_nothing_waits_for_it(
 @pytest.mark.parametrize(
     ("overrides", "there", "share"),
     [
-        (["device=cpu"], {"CPU": 8.0, "GPU": 2.0}, 0.0),
         (["gpus_per_worker=0.3"], {"CPU": 8.0, "GPU": 2.0}, 0.3),
         (["jobs=4"], {"CPU": 8.0, "GPU": 2.0}, 0.5),
-        (["jobs=4"], {"CPU": 8.0}, 0.0),
         (["jobs=4", "ray_address=auto"], {"CPU": 8.0, "GPU": 2.0}, 0.25),
         (["jobs=1", "ray_address=auto"], {"CPU": 2.0, "GPU": 8.0}, 1.0),
     ],
@@ -497,7 +544,33 @@ def test_gpus_are_shared_equally(
     monkeypatch: pytest.MonkeyPatch, overrides: list[str], there: dict[str, float], share: float
 ) -> None:
     monkeypatch.setattr("ray.cluster_resources", lambda: there)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     assert sweep._gpu_share(load_settings(TABLE, overrides)) == share
+
+
+@pytest.mark.parametrize("override", ["device=cpu", "gpus_per_worker=0.5"])
+def test_a_task_takes_no_gpu_where_the_keys_say_cpu(
+    monkeypatch: pytest.MonkeyPatch, override: str
+) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0, "GPU": 2.0})
+    monkeypatch.setattr("torch.cuda.is_available", lambda: override == "device=cpu")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert sweep._gpu_share(load_settings(TABLE, [override])) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [("gpus_per_worker=0", r"'auto' is a GPU here; leave"), ("jobs=2", r"Ray counts none; set")],
+)
+def test_a_task_without_a_gpu_is_refused_where_the_keys_say_cuda(
+    monkeypatch: pytest.MonkeyPatch, override: str, said: str
+) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0})
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises((sweep.UnsharedError, NoRoomError), match=said):
+        sweep._gpu_share(load_settings(TABLE, [override]))
 
 
 @pytest.mark.parametrize(

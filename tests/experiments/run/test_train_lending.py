@@ -14,8 +14,13 @@ def test_a_local_grid_has_the_nodes_asked_for() -> None:
         assert sorted(roster.values()) == [0, 1, 2]
 
 
-def test_ray_is_started_with_the_workers_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("gpu_here", "share"), [(True, None), (False, 0.0)])
+def test_ray_is_started_with_the_workers_asked_for_and_the_device_that_the_keys_name(
+    monkeypatch: pytest.MonkeyPatch, *, gpu_here: bool, share: float | None
+) -> None:
     seen = {}
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu_here)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
 
     class Pretended:
         def __init__(self, app: object, **settings: object) -> None:
@@ -33,4 +38,4 @@ def test_ray_is_started_with_the_workers_asked_for(monkeypatch: pytest.MonkeyPat
     table = {"name": "small", "grid": "ray", "workers": 2, "attack": [{"name": "constant-image"}]}
     with grids_of(load_settings(table))(nodes=1) as (_, roster):
         assert roster == {1: 0}
-    assert seen == {"nodes": 1, "workers": 2, "num_gpus": None, "address": None, "ended": True}
+    assert seen == {"nodes": 1, "workers": 2, "num_gpus": share, "address": None, "ended": True}

@@ -1,42 +1,21 @@
-"""Reading the catalogues from source says the same as importing them."""
-
-from dataclasses import fields
+"""Tables of attacks: what the experiment grants."""
 
 import pytest
 
-from attacks import ADVERSARIES, ATTACKS, INTRUDERS
-from defenses import DEFENSES
-from experiments.settings.plugins import (
-    adversary_names,
-    intruder_names,
-    plugin_fields,
-    protocol_names,
-)
-from strategies import PROTOCOLS
+from experiments.settings.plugins import AttackSettings, attack_table, common_keys
 
 
-@pytest.mark.parametrize(
-    ("package", "catalogue"),
-    [("attacks", {**ATTACKS, **ADVERSARIES, **INTRUDERS}), ("defenses", DEFENSES)],
-)
-def test_source_says_what_the_classes_say(package: str, catalogue: dict[str, type]) -> None:
-    read = plugin_fields(package)
-    assert set(read) == set(catalogue)
-    for name, kind in catalogue.items():
-        assert set(read[name].settings) == {field.name for field in fields(kind)}, name
+def test_a_list_of_grants_takes_every_default() -> None:
+    named = AttackSettings.model_validate(
+        attack_table({"name": "smashed-as-image", "grants": ["bottom", "pairs"]})
+    )
+    assert named.grants == {"bottom": {}, "pairs": {}}
+    table = attack_table({"name": "smashed-as-image", "grants": {"pairs": {"count": 3}}})
+    assert AttackSettings.model_validate(table).grants == {"pairs": {"count": 3}}
 
 
-def test_adversaries_are_those_of_their_catalogue_and_no_attack_is_one() -> None:
-    assert set(adversary_names()) == set(ADVERSARIES)
-    assert not set(ATTACKS) & set(ADVERSARIES)
-    assert all(kind().threat.active for kind in ADVERSARIES.values())
-    assert not any(kind().threat.active for kind in ATTACKS.values())
-
-
-def test_intruders_are_those_of_their_catalogue() -> None:
-    assert set(intruder_names()) == set(INTRUDERS)
-    assert not set(INTRUDERS) & {*ATTACKS, *ADVERSARIES}
-
-
-def test_protocols_are_those_of_the_catalogue() -> None:
-    assert set(protocol_names()) == set(PROTOCOLS)
+@pytest.mark.parametrize("name", ["fsha", "client-gan"])
+def test_who_acts_while_a_run_trains_is_granted_nothing(name: str) -> None:
+    assert "grants" not in common_keys(name)
+    with pytest.raises(ValueError, match="unknown key of attack"):
+        attack_table({"name": name, "grants": ["bottom"]})

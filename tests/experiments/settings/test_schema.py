@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from experiments.catalogue import catalogue
 from experiments.settings import plugins
+from experiments.settings.catalogues import plugin_fields
 from experiments.settings.load import load_settings
-from experiments.settings.plugins import ReservedSettingError, plugin_fields
+from experiments.settings.plugins import ReservedSettingError
 from experiments.settings.schema import Settings
 
 ATTACK = {"name": "constant-image"}
@@ -88,7 +89,8 @@ def test_defaults_are_one_undefended_case() -> None:
         ({"defense": [{"stack": [3]}]}, "3 is no defence"),
         ({"defense": [{"name": "smashed-noise", "sigma": "x"}]}, "sigma: Input should be a valid"),
         ({"sweep": {"seed": [0, -1]}}, "sweep: seed: Input should be greater than or equal to 0"),
-        ({"sweep": {"model.cut": ["a"]}}, "sweep: model.cut: Input should be a valid integer"),
+        ({"sweep": {"model.cut": [1.5]}}, "sweep: model.cut: Input should be a valid integer"),
+        ({"model": {"cut": ""}}, "String should have at least 1 character"),
         ({"sweep": {"attack.targets": [1]}}, "write one [[attack]] for each value"),
         ({"case": [{"name": "a", "data.nodes": 0}]}, "case 'a': data.nodes: Input should be gre"),
         ({"data": {"nodes": "2"}}, "Input should be a valid integer"),

@@ -7,8 +7,8 @@ from typing import Any, Literal
 import pytest
 
 from experiments.settings import values
+from experiments.settings.catalogues import plugin_fields
 from experiments.settings.load import load_settings
-from experiments.settings.plugins import plugin_fields
 from experiments.settings.values import checked_value, is_scalar
 
 

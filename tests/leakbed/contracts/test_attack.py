@@ -50,8 +50,9 @@ def test_threat_models_are_values_and_views_are_not() -> None:
 
 def test_what_is_not_granted_is_none() -> None:
     view = View(seat=Seat.SERVER, image_shape=(1, 2, 2), num_classes=2, targets=3)
-    given = {"seat", "image_shape", "num_classes", "targets", "rows", "local_steps"}
+    given = {"seat", "image_shape", "num_classes", "targets", "rows", "local_steps", "granted"}
     assert all(vars(view)[name] is None for name in vars(view).keys() - given)
+    assert len(view.granted) == 0
     assert (view.rows, view.local_steps) == (1, 1)
     assert all(value is None for value in vars(Guess()).values())
 

@@ -1,11 +1,11 @@
 from typing import ClassVar
 
-import pytest
 import torch
 from torch import Tensor, nn
 
 from leakbed.contracts import Defense, DefenseState, Protects, select
-from leakbed.contracts.defense import Run, TrainingStep, UncalledHookError, refuse_uncalled
+from leakbed.contracts.defense import ReturnedGradient, Run
+from tests.support import stepping
 
 
 class Idle(Defense):
@@ -18,8 +18,9 @@ def test_hooks_that_are_not_overridden_change_nothing() -> None:
     idle, labels = Idle(), torch.arange(3)
     state = idle.begin(5)
     gradient = torch.ones(3, 2)
-    seen = TrainingStep(cut_gradient=gradient, labels=labels, first_gradient=torch.ones(2, 2))
-    assert idle.penalty(state, torch.ones(3, 1), torch.ones(3, 2)) == (state, None)
+    seen = ReturnedGradient(cut_gradient=gradient, labels=labels, first_gradient=torch.ones(2, 2))
+    step = stepping.step(torch.ones(3, 1), torch.ones(3, 2))
+    assert idle.train_step(state, step) == (state, None)
     assert idle.protect_labels(state, labels, classes=3) == (state, labels)
     assert idle.noised_labels(5, labels, classes=3) is labels
     assert idle.protect_cut_gradient(state, gradient) == (state, gradient)
@@ -58,52 +59,3 @@ def test_a_defense_that_needs_no_labels_is_asked_without_them() -> None:
     sent = Twice().protect_labelled_gradient(state, torch.ones(3, 2), torch.arange(3))
     assert sent[0] is state
     assert torch.equal(sent[1], torch.full((3, 2), 2.0))
-
-
-def made(protects: set[Protects], *hooks: str) -> type[Defense]:
-    """A defence that has these methods."""
-    body = {hook: lambda *_, **__: None for hook in hooks}
-    return type("Made", (Defense,), {"name": "made", "protects": frozenset(protects), **body})
-
-
-@pytest.mark.parametrize(
-    ("kind", "said"),
-    [
-        (
-            made({Protects.TRAINING}, "protect_smashed"),
-            "made overrides protect_smashed but protects training; nobody would call it",
-        ),
-        (
-            made({Protects.SMASHED}, "protect_smashed", "penalty"),
-            "made overrides penalty but protects smashed; nobody would call it: add training",
-        ),
-        (
-            made({Protects.SMASHED}, "protect_smashed", "prepare"),
-            "made overrides prepare but protects smashed; nobody would call it: add training",
-        ),
-        (
-            made({Protects.SMASHED}, "protect_smashed_data"),
-            "made protects smashed but overrides no hook of it; did you mean protect_smashed?",
-        ),
-        (
-            made({Protects.SMASHED, Protects.TRAINING}, "protect_smashed"),
-            "made protects training but overrides no hook of it; override penalty or protect_lab",
-        ),
-        (made(set(), "protect_update"), "made overrides protect_update but protects nothing"),
-        (
-            made({Protects.CUT_GRADIENT}, "protect_cut_gradient", "protect_labeled_gradient"),
-            "made has a method protect_labeled_gradient, which nobody would call; did you mean "
-            "protect_labelled_gradient?",
-        ),
-    ],
-)
-def test_a_hook_that_nobody_would_call_is_refused(kind: type[Defense], said: str) -> None:
-    with pytest.raises(UncalledHookError) as caught:
-        refuse_uncalled(kind)
-    assert str(caught.value).startswith(said)
-
-
-def test_an_inherited_hook_counts_and_other_methods_may_have_any_name() -> None:
-    refuse_uncalled(made({Protects.TOP}, "protect_weight_gradients", "score", "noise_multiplier"))
-    base = made({Protects.UPDATE}, "protect_update")
-    refuse_uncalled(type("Heir", (base,), {"name": "heir"}))

@@ -14,7 +14,9 @@ from leakbed.models import (
     IllegalCutError,
     ModelMismatchError,
     UnknownModelError,
+    redrawn,
 )
+from leakbed.seeds import scoped
 
 
 @pytest.fixture(autouse=True)
@@ -243,3 +245,50 @@ def test_a_block_that_adds_what_it_wrote_over_stays_as_written() -> None:
     layers = strange("adding").build(0)
     given = torch.randn(2, 1, 6, 6)
     assert torch.equal(layers[1](given.clone()), layers[1].inner[1](given.relu()) + given.relu())
+
+
+class Scaled(nn.Module):
+    """Draws its own weight as layers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+        self.scale = nn.Parameter(torch.empty(4))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.scale)
+
+
+def layers() -> nn.Sequential:
+    first = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), Scaled())
+    return nn.Sequential(first, nn.MultiheadAttention(4, 2), nn.PReLU())
+
+
+def test_a_network_that_is_handed_over_draws_weights_as_its_constructor_does() -> None:
+    network = layers()
+    network[0][1](torch.ones(3, 4) * 5)  # running statistics are private as well
+    network[0][0].weight.grad = torch.ones(4, 4)
+    build = redrawn(network)
+    with torch.no_grad():
+        network[0][0].weight.zero_()  # a later change of the caller's
+    with scoped(3):
+        built = build()
+    with scoped(3):
+        made = layers().state_dict()
+    assert all(torch.equal(each, made[name]) for name, each in built.state_dict().items())
+    assert not torch.equal(build()[0][0].weight, made["0.0.weight"])  # of another stream
+    assert built.training
+    assert all(each.grad is None for each in built.parameters())
+
+
+def test_a_layer_that_cannot_draw_its_weights_is_named() -> None:
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+    with pytest.raises(ModelMismatchError, match=r"layer '1' \(Bare\) has weights of its own and"):
+        redrawn(nn.Sequential(nn.Linear(1, 1), Bare()))
+    with pytest.raises(ModelMismatchError, match=r"model Bare: it \(Bare\) has weights"):
+        redrawn(Bare())

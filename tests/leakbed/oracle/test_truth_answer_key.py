@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from leakbed.contracts.attributes import UnfitAttributeError
-from leakbed.events import Phase
-from leakbed.oracle.truth import AnswerKey, AnswerKeyError, Target
+from leakbed.events import Phase, Target
+from leakbed.oracle.truth import AnswerKey, AnswerKeyError
 
 IMAGES = torch.randint(0, 256, (1200, 1, 2, 2), generator=torch.Generator().manual_seed(0)) / 255
 

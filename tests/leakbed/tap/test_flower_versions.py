@@ -5,6 +5,8 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+from leakbed.tap.server_app import NEWEST
+
 ROOT = Path(__file__).parents[3]
 
 
@@ -28,3 +30,10 @@ def test_tapping_imports_nothing_internal_of_flower() -> None:
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert ended.stdout == "[]\n"
+
+
+def test_ci_taps_an_app_under_the_oldest_and_the_newest_version_that_were_tested() -> None:
+    script = (ROOT / ".ci" / "run").read_text()
+    newest = ".".join(map(str, NEWEST))
+    assert f'make test-flower-versions FLOWERS="1.21.0 {newest}.0"' in script
+    assert '"flwr>=1.21"' in (ROOT / "pyproject.toml").read_text()

@@ -328,9 +328,43 @@ def test_equal_arrays_are_hashed_once(tmp_path: Path, monkeypatch: pytest.Monkey
             recorder(WeightsDown(node=7, round=1, arrays={"w": mine}))
             mine += 1
         assert len(hashed) == 7
+        whole, hashed[:] = np.arange(1 << 18, dtype=np.float32), []
+        for number in range(3):  # where none begins so, it is hashed as it is written
+            recorder(WeightsDown(node=8, round=1, arrays={"w": whole + number}))
+        assert hashed == [2, 2, 2]  # a look at each one's beginning
+        recorder(WeightsDown(node=9, round=1, arrays={"w": whole.copy()}))
+        assert hashed == [2, 2, 2, 2, 2]
+        last = whole.copy()
+        last[-1] = 0
+        recorder(WeightsDown(node=9, round=1, arrays={"w": last}))
+        assert len(hashed) == 7
     events: list[Any] = list(Trace(tmp_path / "trace").events())
     assert all(np.array_equal(each.after["w"], large + 1) for each in events[4:8])
     assert np.array_equal(events[8].after["w"], large + 2)
     assert list(events[9].arrays) == ["v", "b"]
     assert np.array_equal(events[10].arrays["b"], X.T)
-    assert [float(each.arrays["w"][0]) for each in events[11:]] == [0.0, 1.0]
+    assert [float(each.arrays["w"][0]) for each in events[11:13]] == [0.0, 1.0]
+    assert [float(each.arrays["w"][0]) for each in events[13:17]] == [0.0, 1.0, 2.0, 0.0]
+    assert np.array_equal(events[17].arrays["w"], last)
+    extents = [r.arrays["arrays"] for r in Trace(tmp_path / "trace").records[13:]]
+    assert extents[3] == extents[0]
+    assert len(set(extents)) == 4
+
+
+def test_a_trace_that_was_held_outlives_its_folder(trace: Path) -> None:
+    held, told = Trace(trace), Trace(trace)
+    events, weights = list(told.events()), told.holding("server", "top/round-1")
+    held.hold()
+    shutil.rmtree(trace)
+    for event, known in zip(held.events(), events, strict=True):
+        assert type(event) is type(known)
+        for name in (each.name for each in fields(event)):
+            np.testing.assert_equal(getattr(event, name), getattr(known, name))
+    assert weights is not None
+    np.testing.assert_equal(held.holding("server", "top/round-1"), weights)
+    first = next(held.events(SmashedUp))
+    assert isinstance(first, SmashedUp)
+    first.smashed[:] = 9  # arrays of its own
+    np.testing.assert_equal(next(held.events(SmashedUp)).smashed, events[0].smashed)  # type: ignore[attr-defined]
+    with pytest.raises(TraceError):
+        list(told.events())

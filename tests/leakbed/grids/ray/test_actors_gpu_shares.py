@@ -11,13 +11,15 @@ import torch
 from leakbed.flower_internals import task_identity
 from leakbed.grids.ray.actors import (
     NoRoomError,
-    cap_memory,
+    NoWorkersError,
     equal_share,
     hide_gpus,
     start_ray,
     stop_ray,
+    take_share,
 )
 from leakbed.grids.ray.grid import RayGrid
+from leakbed.tensors import UnavailableDeviceError
 from tests.support import pretended_gpus
 from tests.support.strange_nodes import message, said
 
@@ -70,6 +72,17 @@ def test_without_a_share_auto_is_the_cpu(two_gpus: None) -> None:
 
 
 @pytest.mark.runtime
+def test_a_worker_whose_gpu_vanished_is_refused_as_it_starts(
+    two_gpus: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LEAKBED_PRETEND_GPUS")  # Ray gives shares of what torch does not see
+    one_line = r"^a worker could not start with '[\w.:]+': Ray gave this process 0\.5 of a GPU .*$"
+    with pytest.raises(NoWorkersError, match=one_line) as refused:
+        workers(0.5, count=1)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.runtime
 def test_more_shares_than_gpus_are_refused(two_gpus: None) -> None:
     with pytest.raises(NoRoomError, match=r"4 workers of 1 CPU and 0\.75 GPU have no room"):
         workers(0.75, count=4)
@@ -81,29 +94,39 @@ def test_hiding_leaves_no_gpu_to_see(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
-@pytest.mark.parametrize(
-    ("share", "there", "caps"), [(0.25, True, [0.25]), (1.0, True, []), (0.25, False, [])]
-)
-def test_the_cap_is_the_share_where_there_is_a_gpu(
-    monkeypatch: pytest.MonkeyPatch, share: float, there: bool, caps: list[float]
+@pytest.mark.parametrize(("share", "caps"), [(0.25, [0.25]), (1.0, [])])
+def test_the_cap_is_the_share(
+    monkeypatch: pytest.MonkeyPatch, share: float, caps: list[float]
 ) -> None:
     asked: list[float] = []
-    cuda = torch.cuda
-    monkeypatch.setattr(cuda, "is_available", lambda: there)
-    monkeypatch.setattr(cuda, "set_per_process_memory_fraction", asked.append)
-    cap_memory(share)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", asked.append)
+    take_share(share)
     assert asked == caps
+
+
+def test_a_process_whose_gpu_vanished_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UnavailableDeviceError, match=r"0\.5 of a GPU .*'3'\), but .* sees none"):
+        take_share(0.5)
 
 
 @pytest.mark.parametrize(
     ("gpus", "workers", "share"),
-    [(0, 4, 0.0), (1, 1, 1 / 2), (1, 3, 1 / 4), (2, 1, 1 / 2), (2, 3, 1 / 3), (4, 8, 1 / 3)],
+    [(1, 1, 1 / 2), (1, 3, 1 / 4), (2, 1, 1 / 2), (2, 3, 1 / 3), (4, 8, 1 / 3)],
 )
 def test_equal_shares_leave_one_on_each_gpu_to_the_driver(
     monkeypatch: pytest.MonkeyPatch, gpus: int, workers: int, share: float
 ) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": float(gpus)})
     assert equal_share(workers) == pytest.approx(share)
+
+
+def test_equal_shares_of_no_gpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0})
+    with pytest.raises(NoRoomError, match=r"counts none; set device = 'cpu', or gpus_per_worker"):
+        equal_share(4)
 
 
 @pytest.mark.runtime
