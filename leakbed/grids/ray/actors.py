@@ -121,7 +121,7 @@ def _speaks(host: str, port: int) -> bool:
 
 
 _ROUNDING = 1e-9  # 1 / 0.1 is 10
-# Bytes that travel with a call or an answer; more lie in Ray's store, which costs an exchange 6 ms.
+# Bytes that travel with a call or an answer; more lie in Ray's store, which costs an exchange 5 ms.
 # Ray's own limit of 100 kB is below a batch of images at an early cut; from 2 MB on copying costs
 # as much as the store.
 _WITH_CALL = 2 << 20
