@@ -24,7 +24,6 @@ from experiments.settings.cells import cells
 from experiments.settings.load import load_settings
 from experiments.settings.plugins import AttackSettings
 from experiments.settings.schema import SettingsError
-from experiments.settings.schema import SettingsError
 from leakbed.contracts import Evidence, Guess, Knowledge, Seat, ThreatModel, View
 from leakbed.events import Phase, Target
 from leakbed.flower_internals import task_identity
