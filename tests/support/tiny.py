@@ -215,5 +215,7 @@ def train_split(grid: Any, strategy: VanillaSplit, *, rounds: int = 2) -> dict[s
 
 
 def same(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
-    """Equal names and equal bits."""
-    return left.keys() == right.keys() and all(torch.equal(left[n], right[n]) for n in left)
+    """Equal names and equal bits, on whatever device."""
+    return left.keys() == right.keys() and all(
+        torch.equal(left[n].cpu(), right[n].cpu()) for n in left
+    )
