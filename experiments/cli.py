@@ -240,9 +240,9 @@ def ceiling(
     targets: Annotated[int, typer.Option(min=1, help="How many messages at most.")] = 8,
     candidates: Annotated[int, typer.Option(min=2, help="Among how many rows.")] = 1000,
     draws: Annotated[int, typer.Option(min=1, help="Of the noise, for each candidate.")] = 4,
-    later: Annotated[
-        bool, typer.Option("--later", help="With the node's later batches of the round.")
-    ] = False,
+    span: Annotated[
+        str, typer.Option(help="What is read of a row: its message, the round or the training.")
+    ] = "message",
     summed: Annotated[
         bool, typer.Option("--summed", help="The sum of a round's updates alone.")
     ] = False,
@@ -262,8 +262,48 @@ def ceiling(
             targets=targets,
             candidates=candidates,
             draws=draws,
-            later=later,
+            span=span,
             summed=summed,
+            model=model,
+        )
+        typer.echo(json.dumps(found.table(), indent=1) if as_json else "\n".join(found.lines()))
+
+
+@app.command("label-ceiling")
+def label_ceiling(
+    run: Annotated[
+        Path, typer.Argument(help="A run's folder: trace and answers.", show_default=False)
+    ],
+    *,
+    collect: Annotated[
+        str, typer.Option(help="Last round read: first, middle, last or a number.")
+    ] = "last",
+    span: Annotated[
+        str, typer.Option(help="The own batch's gradient (message), or all behind it (training).")
+    ] = "training",
+    targets: Annotated[int, typer.Option(min=1, help="How many canaries at most.")] = 8,
+    draws: Annotated[int, typer.Option(min=1, help="Of the noise, for each label.")] = 100,
+    kappa: Annotated[
+        float | None,
+        typer.Option(
+            help="With the inputs: how often a label is told without any message.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Model = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, by canary.")] = False,
+) -> None:
+    """Say what cut gradients give away of a canary's label to the best possible guess."""
+    with expected():
+        from experiments.run.label_ceilings import label_ceiling_of_run
+
+        found = label_ceiling_of_run(
+            run,
+            collect=_round(collect),
+            span=span,
+            targets=targets,
+            draws=draws,
+            kappa=kappa,
             model=model,
         )
         typer.echo(json.dumps(found.table(), indent=1) if as_json else "\n".join(found.lines()))

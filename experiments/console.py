@@ -225,6 +225,8 @@ def summary(cards: Sequence[Card]) -> Iterable[RenderableType]:
         yield "In brackets the best guess that needed no message."
     yield from _budget_bound(cards)
     yield from (Text(f"{c.attack}: {c.above_ceiling}") for c in cards if c.above_ceiling)
+    noise = [(c.defense, each) for c in cards for each in c.noise_doubts]
+    yield from (Text(f"{defense}: {said}") for defense, said in dict.fromkeys(noise))
     for status in ("failed", "diverged", "unfit"):
         reasons = Counter(card.why for card in cards if card.status == status)
         yield from (

@@ -153,7 +153,7 @@ def _reached(cell: Row, scored: Sequence[Row]) -> str:
 
 
 def _worst(weights: _Met, scored: Sequence[Row]) -> str:
-    """Name the case of the same network in which an attack reads most of an update."""
+    """Name the case of the same network, and the round, in which most is read of an update."""
     own = weights.cell
     rivals = [
         cell
@@ -169,8 +169,13 @@ def _worst(weights: _Met, scored: Sequence[Row]) -> str:
         return ""
     worst = max(rivals, key=lambda cell: cell.measures["identification"].mean)
     utility = worst.utility()
+    tried = {_moment(cell) for cell in rivals if cell.case == worst.case}
+    beside = f", the worst of the {len(tried)} attacked" if len(tried) > 1 else ""
+    moment = _moment(worst)
+    when = moment if moment.startswith("round") else f"the {moment}"
     return (
-        f" Of the other updates most is read of “{worst.case}”: {worst.first.attack} names "
+        f" Of the other updates most is read of “{worst.case}” in {when}{beside}: "
+        f"{worst.first.attack} names "
         f"{_percent(worst.measures['identification'].mean)} there, at "
         f"{_percent(utility[1].mean if utility else 0.0)} accuracy."
     )

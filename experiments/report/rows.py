@@ -183,17 +183,28 @@ class Row:
     def above_ceiling(self) -> list[str]:
         """Every distinct mark of cards above their ceiling, or of noise that is not as claimed."""
         said = [card.above_ceiling for card in self.cards]
-        noise = [each for card in self.cards if card.ceiling for each in card.ceiling.doubts]
+        noise = [each for card in self.cards for each in card.noise_doubts]
         return list(dict.fromkeys([*filter(None, said), *noise]))
 
     @property
     def ceiling(self) -> tuple[float, float] | None:
-        """The mean of the seeds' ceilings with its error; None unless every seed has one."""
-        bounds = [card.ceiling for card in self.cards]
-        values = [each.ceiling for each in bounds if each and each.ceiling is not None]
+        """The mean of the seeds' ceilings of rows, with error; None unless every seed has one."""
+        return self.ceiling_of("row")
+
+    def ceiling_of(self, game: str) -> tuple[float, float] | None:
+        """Return the mean of the seeds' ceilings of one game with its error.
+
+        Args:
+            game: As for :class:`~experiments.results.cards.Bound`.
+
+        Returns:
+            None unless every seed has one.
+        """
+        bounds = [card.ceiling for card in self.cards if card.ceiling and card.ceiling.game == game]
+        values = [each.ceiling for each in bounds if each.ceiling is not None]
         if not values or len(values) < len(self.cards):
             return None
-        own = [each.error or 0.0 for each in bounds if each]
+        own = [each.error or 0.0 for each in bounds]
         within = sqrt(sum(error**2 for error in own)) / len(values)
         between = stdev(values) / sqrt(len(values)) if len(values) > 1 else 0.0
         return fmean(values), max(within, between)

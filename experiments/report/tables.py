@@ -176,6 +176,7 @@ def _score(cell: Row, metric: str) -> dict[str, Any]:
         f"{best[0]} {value_text(metric, best[1])}" if best else "",
         _judge(cell) if metric == "class_rate" else "",
         _ceiling(cell) if metric == "identification" else "",
+        _canaries(cell) if metric == "label_accuracy" else "",
     ]
     return {
         "label": METRIC_IN_WORDS.get(metric, metric),
@@ -191,6 +192,16 @@ def _ceiling(cell: Row) -> str:
         measure = Measure(mean=value, stderr=error)
         return f"ceiling {text('identification', measure)}"
     return "no ceiling" if any(card.ceiling is not None for card in cell.cards) else ""
+
+
+def _canaries(cell: Row) -> str:
+    """Return how many canaries' labels were named, and how many at most could be but by chance."""
+    if (found := cell.ceiling_of("canary label")) is None:
+        return ""
+    bounds = [card.ceiling for card in cell.cards if card.ceiling]
+    hits, of = sum(each.hits or 0 for each in bounds), sum(each.targets or 0 for each in bounds)
+    ceiling = text("label_accuracy", Measure(mean=found[0], stderr=found[1]))
+    return f"canaries {hits} of {of}, ceiling {ceiling}"
 
 
 def _judge(cell: Row) -> str:

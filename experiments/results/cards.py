@@ -113,6 +113,8 @@ class Bound(BaseModel):
 
     Attributes:
         why: What is missing for a number.
+        game: What is named: a ``"row"``, or a ``"canary label"``, which was drawn whatever the
+            image; then ``candidates`` are classes, and ``hits`` are of canaries alone.
         ceiling: Mean over messages.
         error: Its standard error.
         messages: Of how many messages.
@@ -138,6 +140,7 @@ class Bound(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     why: str | None = None
+    game: Literal["row", "canary label"] = "row"
     ceiling: float | None = None
     error: float | None = None
     messages: int | None = None
@@ -221,6 +224,7 @@ class Card(BaseModel):
         stopped_on_budget: Share of the targets at which the attack ran out of its budget of steps
             rather than out of progress; ``None`` where it has no such budget.
         ceiling: What no attack from the seat exceeds, where the experiment asks for it.
+        noise: What the check of the run's recorded noise found to be other than the defence says.
         version: Of Leakbed.
         source: Hash of the code that the result depends on, as far as it computes.
         guess: Under which name the guess and its truth are kept in ``guesses/`` and ``truths/``;
@@ -262,6 +266,7 @@ class Card(BaseModel):
     notes: tuple[str, ...] = ()
     stopped_on_budget: float | None = Field(default=None, ge=0, le=1)
     ceiling: Bound | None = None
+    noise: tuple[str, ...] = ()
     version: str
     source: str
     guess: str | None = Field(default=None, pattern=r"^[0-9a-f]{16}$")
@@ -280,13 +285,19 @@ class Card(BaseModel):
         return f"budget-bound: {share:.0%} of the targets stopped on the attack's budget of steps"
 
     @property
+    def noise_doubts(self) -> tuple[str, ...]:
+        """All that is known of recorded noise that is not what the defence says."""
+        return (*self.noise, *(self.ceiling.doubts if self.ceiling else ()))
+
+    @property
     def above_ceiling(self) -> str | None:
         """The mark of a card that identifies more than its seat allows but by chance."""
         bound = self.ceiling
         if bound is None or bound.p is None or bound.p >= ABOVE:
             return None
         return (
-            f"above its ceiling: {bound.hits} of {bound.targets} identified, where the best "
+            f"above its ceiling: {bound.hits} of {bound.targets} "
+            f"{'identified' if bound.game == 'row' else 'canary labels named'}, where the best "
             f"possible guess is right {bound.ceiling:.3f} of the time; the attack read what its "
             "seat does not have, or the ceiling leaves out part of the message"
         )

@@ -7,20 +7,26 @@ or sits elsewhere, gets no number but the reason why there is none.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import floor
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from experiments.results.cards import Bound
 from experiments.run.attack import make_attack
 from experiments.run.ceiling_results import RunCeiling
 from experiments.run.ceilings import ceiling_of_run
+from experiments.run.label_ceilings import (
+    LabelCeiling,
+    canary_targets,
+    label_ceiling_of_run,
+)
 from experiments.settings.cells import CellSettings
 from experiments.settings.schema import CeilingSettings
 from leakbed.contracts import Evidence, Knowledge, Seat, ThreatModel
 from leakbed.contracts.noise_laws import NoCeilingError
+from leakbed.events import Target
 from leakbed.oracle.noise_checks import above
 
 _OF_A_MESSAGE = {
@@ -32,20 +38,30 @@ _OF_A_MESSAGE = {
 _NOT_TOLD = {Knowledge.KNOWN_LABELS, Knowledge.OWN_IMAGES, Knowledge.NATURAL_IMAGES}
 
 
+_Found = TypeVar("_Found", RunCeiling, LabelCeiling)
+
+
 class Bounds:
     """The ceilings of one training run, each computed when the first card asks for it."""
 
     def __init__(self) -> None:
         """Compute nothing yet."""
-        self._found: dict[tuple[object, ...], RunCeiling | NoCeilingError] = {}
+        self._found: dict[tuple[object, ...], RunCeiling | LabelCeiling | NoCeilingError] = {}
 
-    def beside(self, cell: CellSettings, run: Path, scores: Mapping[str, Any]) -> Bound | None:
-        """Return what bounds a card's identification.
+    def beside(
+        self,
+        cell: CellSettings,
+        run: Path,
+        scores: Mapping[str, Any],
+        targets: Sequence[Target] = (),
+    ) -> Bound | None:
+        """Return what bounds a card's identification, or of canaries its label accuracy.
 
         Args:
             cell: The card's.
             run: The folder of its training run.
             scores: The card's.
+            targets: The messages behind them, in their order.
 
         Returns:
             The ceiling, or why there is none; None where the experiment does not ask for one.
@@ -54,6 +70,9 @@ class Bounds:
             return None
         threat = make_attack(cell.attack).threat
         try:
+            if "identification" not in scores and cell.training.data.canaries:
+                _refuse_labels(threat, scores, when=cell.attack.when)
+                return self._of_labels(cell, cell.ceiling, run, scores, targets=targets)
             _refuse(threat, scores, when=cell.attack.when)
             found = self._of(cell, cell.ceiling, run, threat, scores)
         except NoCeilingError as error:
@@ -72,24 +91,83 @@ class Bounds:
         candidates = min(settings.candidates, int(scores["candidates"]))
         labels = Knowledge.LABELS in threat.needs
         place = run, cell.attack.collect, cell.attack.when, candidates, labels
+
+        def compute() -> RunCeiling:
+            return ceiling_of_run(
+                run,
+                collect=cell.attack.collect,
+                when=cell.attack.when,
+                targets=settings.messages,
+                candidates=candidates,
+                draws=settings.draws,
+                labels=labels,
+                model=cell.training.model.name,  # the user names it, so it may be imported
+            )
+
+        return self._once(place, compute)
+
+    def _of_labels(
+        self,
+        cell: CellSettings,
+        settings: CeilingSettings,
+        run: Path,
+        scores: Mapping[str, Any],
+        *,
+        targets: Sequence[Target],
+    ) -> Bound:
+        collect = cell.attack.collect
+        hits = [
+            bool(value)
+            for value, canary in zip(
+                scores["label_accuracy"]["values"], canary_targets(run, targets), strict=True
+            )
+            if canary
+        ]
+        if not hits:
+            raise NoCeilingError(
+                "no ceiling: none of the attacked rows is a canary; attack more of them, or set "
+                "more data.canaries"
+            )
+
+        def compute() -> LabelCeiling:
+            return label_ceiling_of_run(
+                run,
+                collect=collect,
+                targets=settings.messages,
+                draws=25 * settings.draws,
+                model=cell.training.model.name,
+            )
+
+        found = self._once((run, "labels", collect), compute)
+        return Bound(
+            game="canary label",
+            ceiling=found.value,
+            error=found.error,
+            messages=len(found.messages),
+            guesses=1,
+            candidates=found.classes,
+            chance=found.chance,
+            seat=found.seat,
+            round=found.messages[0].round,
+            used_before=0,
+            told=found.told,
+            hits=sum(hits),
+            targets=len(hits),
+            p=above(sum(hits), len(hits), ceiling=found.value, error=found.error),
+            doubts=tuple(f"recorded noise, {each}" for each in found.findings if not each.sound),
+        )
+
+    def _once(self, place: tuple[object, ...], compute: Callable[[], _Found]) -> _Found:
+        """Return what was computed for a place, or compute it; its refusal is kept too."""
         if place not in self._found:
             try:
-                self._found[place] = ceiling_of_run(
-                    run,
-                    collect=cell.attack.collect,
-                    when=cell.attack.when,
-                    targets=settings.messages,
-                    candidates=candidates,
-                    draws=settings.draws,
-                    labels=labels,
-                    model=cell.training.model.name,  # the user names it, so it may be imported
-                )
+                self._found[place] = compute()
             except NoCeilingError as error:
                 self._found[place] = error
         found = self._found[place]
         if isinstance(found, NoCeilingError):
             raise found
-        return found
+        return cast("_Found", found)
 
 
 def _refuse(threat: ThreatModel, scores: Mapping[str, Any], *, when: str) -> None:
@@ -118,6 +196,24 @@ def _refuse(threat: ThreatModel, scores: Mapping[str, Any], *, when: str) -> Non
         raise NoCeilingError(
             f"no ceiling: its guesser is not told {', '.join(sorted(map(str, told)))}"
         )
+
+
+def _refuse_labels(threat: ThreatModel, scores: Mapping[str, Any], *, when: str) -> None:
+    """Refuse an attack on labels that the ceiling of canaries does not bound."""
+    if "label_accuracy" not in scores:
+        raise NoCeilingError(
+            "no ceiling: it bounds how often rows are identified, or canaries' labels named"
+        )
+    reads = threat.evidence - {Evidence.NOTHING}
+    if threat.active or (reads and threat.seat != Seat.CLIENT):
+        raise NoCeilingError(
+            "no ceiling: that of labels is of a client that follows the protocol; this attack's "
+            f"seat is {threat.seat}"
+        )
+    if when != "training":
+        raise NoCeilingError("no ceiling: test rows are no canaries; attack rows of training")
+    if Knowledge.LABELS in threat.needs:
+        raise NoCeilingError("no ceiling: the attack is told the labels that it is scored by")
 
 
 def _bound(found: RunCeiling, scores: Mapping[str, Any]) -> Bound:

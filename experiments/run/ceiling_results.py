@@ -36,6 +36,10 @@ class Message:
         cap: What the defence's claim allows a list; None without a claim of this message.
         label: How often the best guess of the row's label is right, by who has no inputs but a pool
             of labelled candidates; None where labels travel in the clear, and of updates.
+        floor: Of a smashed row that a linear bottom made, with noise and no clip: the least mean
+            squared error per pixel of a linear reconstruction; None of others.
+        alone: Of several messages read together: the ceiling of the first alone.
+        read: How many messages are read together.
         used_before: Whether the row was in an earlier batch, so that weights already knew it: the
             ceiling is then given those weights.
     """
@@ -58,6 +62,9 @@ class Message:
     cap: float | None
     label: float | None
     used_before: bool
+    floor: float | None = None
+    alone: float | None = None
+    read: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +74,8 @@ class RunCeiling:
     Attributes:
         messages: One for each.
         findings: Of the residual check; empty where there is no normal noise.
+        span: What is read of a row: a message, the node's later ones of the round too, or all that
+            it left on the wire in the whole training.
         seat: Who reads the messages.
         told: What the informed guesser is told beside the protocol.
         notes: What else a reader must know.
@@ -74,6 +83,7 @@ class RunCeiling:
 
     messages: Sequence[Message]
     findings: Sequence[Finding] = ()
+    span: str = "message"
     seat: str = "server"
     told: str = (
         "the node's weights before the message, all other rows and labels, all seeds but those "
@@ -105,6 +115,7 @@ class RunCeiling:
         return {
             "ceiling": self.value,
             "error": self.error,
+            "span": self.span,
             "seat": self.seat,
             "told": self.told,
             "messages": [asdict(each) for each in self.messages],
@@ -126,6 +137,12 @@ class RunCeiling:
             f"Per record: named with chance {named[0]:.2f} to {named[-1]:.2f}, median "
             f"{named[len(named) // 2]:.2f}.",
         ]
+        if alone := [each.alone for each in self.messages if each.alone is not None]:
+            lines.append(
+                f"Read together: {min(each.read for each in self.messages)} to "
+                f"{max(each.read for each in self.messages)} messages of each row, over the "
+                f"{self.span}. Its first message alone: {fmean(alone):.3f}."
+            )
         if self.norm is not None:
             lines.append(f"Rows without noise have a mean norm of {self.norm:.3g}.")
         labels = [each.label for each in self.messages if each.label is not None]
@@ -133,6 +150,12 @@ class RunCeiling:
             lines.append(
                 f"The row's label is told by its message to who has no inputs, with a pool of "
                 f"labelled candidates, at most {fmean(labels):.3f} of the time."
+            )
+        floors = [each.floor for each in self.messages if each.floor is not None]
+        if floors:
+            lines.append(
+                "The bottom is linear: no linear reconstruction of a row has a mean squared error "
+                f"under {fmean(floors):.4f} per pixel, and none at all would if pixels were normal."
             )
         if first.cap is not None:
             lines.append(f"The defence's claim caps it at {first.cap:.3f}.")

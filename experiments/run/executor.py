@@ -33,6 +33,7 @@ from experiments.run.judge import (
 from experiments.run.keys import answer_key_of, score_code, score_key, training_key
 from experiments.run.malicious_client import sampled, without_intruder
 from experiments.run.malicious_server import decoded_attack
+from experiments.run.noise_of_run import noise_of_run
 from experiments.run.prepare import Prepared, misfit, unfit, unread
 from experiments.run.targets import MisfitError
 from experiments.run.train import Grids, NonFiniteError, train
@@ -195,6 +196,7 @@ class TrainingGroup:
         self._stops = on_error == "stop"
         self._ended: dict[Path, DivergedError | BrokenPluginError] = {}
         self._bounds = Bounds()
+        self._noise: dict[Path, tuple[str, ...]] = {}
         self._traces: dict[Path, Trace] = {}
 
     def keyed(self, group: Sequence[CellSettings]) -> dict[str, CellSettings]:
@@ -305,6 +307,17 @@ class TrainingGroup:
         note = keep_answer(attacked, path)
         return attacked, [] if note is None else [note]
 
+    def _noise_of(self, trained: TrainingRun) -> tuple[str, ...]:
+        """Return what a run's recorded noise is that its defence does not say; checked once."""
+        if trained.folder not in self._noise:
+            model = self._prepared.settings.model.name  # the user names it, so it may be imported
+            forged = self._prepared.settings.adversary is not None
+            found = noise_of_run(trained.folder, forged=forged, model=model)
+            self._noise[trained.folder] = tuple(
+                f"recorded noise, {each}" for each in found if not each.sound
+            )
+        return self._noise[trained.folder]
+
     def _trace(self, trained: TrainingRun) -> Trace:
         """Return a run's trace, verified once for all attacks; what is read is checked again."""
         if trained.trace not in self._traces:
@@ -397,7 +410,8 @@ class TrainingGroup:
             unreliable=verdict.unreliable,
             notes=(*attacked.notes, *verdict.notes, *_of_this_process(cell)),
             stopped_on_budget=verdict.stopped_on_budget,
-            ceiling=self._bounds.beside(cell, trained.folder, verdict.scores),
+            noise=self._noise_of(trained),
+            ceiling=self._bounds.beside(cell, trained.folder, verdict.scores, attacked.targets),
         )
 
 

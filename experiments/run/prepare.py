@@ -358,6 +358,7 @@ def prepare(training: Training, *, root: str | None) -> Prepared:
     if entry.exchanges == "split":
         architecture.parts(0)  # refuses an illegal cut
     check_parties(training, architecture)
+    data.canary_places()  # refuses more than there are rows
     data.owned()  # refuses a public set that does not fit
     sizes = tuple(map(len, data.split().nodes))
     for partition, rows in enumerate(sizes):
@@ -388,6 +389,7 @@ def _recipe(training: Training, root: str | None) -> DataConfig:
         public_from=chosen.public_from,
         test=chosen.test,
         download=chosen.download,
+        canaries=chosen.canaries,
         settings=tuple(sorted(chosen.settings.items())),
     )
 
@@ -534,6 +536,7 @@ def answer_key(prepared: Prepared, bottom: Arrays | None) -> AnswerKey:
         bottom=bottom,
         parties=prepared.data.nodes if prepared.data.aligned else 1,
         classes=dataset.classes,
+        canaries=tuple(prepared.data.canary_places().tolist()),
         seed=prepared.settings.seed,
         training={
             "plan": asdict(prepared.plan),

@@ -1,9 +1,15 @@
-"""A node's bottom as it was before a message: stepped again with the recorded cut gradients."""
+"""Nodes' bottoms as they were before a message: stepped again with the recorded cut gradients.
+
+A row that is exchanged for a candidate moves the bottom at its own step, and with it every later
+message: of its node in the round, of the nodes behind it, and of all nodes in the rounds that
+follow. The gradients that came back are recorded, so each candidate's whole path can be made again.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -11,7 +17,7 @@ from torch import Tensor, nn
 
 from experiments.run.recorded import Recorded
 from leakbed.contracts import Defense, Protects, select
-from leakbed.contracts.noise_laws import Channel, Clean, Law, NoCeilingError, sent_law, together
+from leakbed.contracts.noise_laws import Channel, Clean, Law, NoCeilingError, sent_law
 from leakbed.events import Array, CutGradientDown, Phase, SmashedUp, Target
 from leakbed.plugins import is_own
 from leakbed.seeds import derive, scoped
@@ -35,8 +41,8 @@ def bottom_before(run: Recorded, target: Target) -> nn.Module:
     Raises:
         NoCeilingError: If the trace does not hold what it was trained with.
     """
-    bottom = run.architecture.bottom(0)
     if target.phase == Phase.EVALUATE:
+        bottom = run.architecture.bottom(0)
         last = run.trace.about.get("rounds")
         if run.key.bottom is None or target.round != last:
             raise NoCeilingError(
@@ -45,7 +51,8 @@ def bottom_before(run: Recorded, target: Target) -> nn.Module:
             )
         load(bottom, {name: run.key.bottom[name] for name in bottom.state_dict()})
         return bottom.eval()
-    return _Replay(run, target).reached[0]
+    _refuse_unknown(run, target)
+    return _reached(run, target)[0].bottom
 
 
 def refuse_other_steps(defenses: Sequence[Defense], *, instead: str = "") -> None:
@@ -64,138 +71,206 @@ def refuse_other_steps(defenses: Sequence[Defense], *, instead: str = "") -> Non
         )
 
 
-def following(
-    run: Recorded, target: Target, candidates: Int[Tensor, " candidates"]
-) -> tuple[list[Law], Float[Tensor, " entries"]]:
-    """Return what candidates would send from a row's message to the end of the round.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sent:
+    """One smashed batch, as it was sent and as each candidate would have sent it.
 
-    Every candidate has a bottom and an optimiser of its own, stepped with the recorded gradients.
+    Attributes:
+        event: The recorded one.
+        laws: By candidate.
+    """
+
+    event: SmashedUp
+    laws: Sequence[Law]
+
+
+def following(
+    run: Recorded,
+    target: Target,
+    candidates: Int[Tensor, " candidates"],
+    *,
+    whole: bool,
+) -> Iterator[Sent]:
+    """Yield what candidates would send from a row's message on.
+
+    Every candidate has bottoms and optimisers of its own, stepped with the recorded gradients.
 
     Args:
         run: The recorded run.
         target: One of its smashed rows, of training.
         candidates: Rows of the answer key's images that take its place.
+        whole: Whether to go on to the end of the training, with all nodes' batches; else to the end
+            of the node's round.
 
-    Returns:
-        The law of the node's messages together, for each candidate; and what was recorded.
+    Yields:
+        Batches in the order they were sent. If the trace does not hold what bottoms were trained
+        with, or how they step is not repeated here, that is a
+        :class:`~leakbed.contracts.noise_laws.NoCeilingError`.
     """
-    bottom, optimiser = _Replay(run, target).reached
-    events = [
-        each
-        for each in run.trace.events(SmashedUp, CutGradientDown, round_=target.round)
-        if each.node == target.node and each.step >= target.step
-    ]
-    batches = sorted(
-        (e for e in events if isinstance(e, SmashedUp) and e.phase == Phase.TRAIN),
-        key=lambda event: event.step,
-    )
-    gradients = {e.step: e.gradient for e in events if isinstance(e, CutGradientDown)}
-    order, place = run.key.order, (target.node, target.round)
-    own = order[*place, target.step][int(target.row or 0)]
-    laws: list[Law] = []
-    for candidate in candidates.tolist():
-        mine, kept = copy.deepcopy(bottom), copy.deepcopy(optimiser.state_dict())
-        steps = run.plan.optimiser(mine.parameters())
-        steps.load_state_dict(kept)
-        made = []
-        for event in batches:
-            rows = torch.tensor(order[*place, event.step])
-            rows = torch.where(rows == own, candidate, rows)
-            with scoped(_forward(run, target.node, target.round, event.step)):
-                smashed = mine(run.key.images[rows])
-            clean = Clean(kind=_SMASHED, arrays={_SMASHED: smashed.detach()})
-            made.append(sent_law(run.defenses, clean))
-            if event.step in gradients and event is not batches[-1]:
-                steps.zero_grad()
-                _sent(run.defenses, smashed).backward(as_tensor(gradients[event.step]))
-                steps.step()
-        laws.append(together(made))
-    return laws, torch.cat([torch.from_numpy(e.smashed).flatten() for e in batches])
+    _refuse_unknown(run, target, later=True)
+    honest, rest = _reached(run, target)
+    walkers = [honest.apart() for _ in candidates]
+    own = run.key.order[target.node, target.round, target.step][int(target.row or 0)]
+    for step in rest:
+        if isinstance(step, _Batch):
+            event = step.event
+            recorded = torch.tensor(run.key.order[event.node, event.round, event.step])
+            laws: list[Law] = []
+            for walker, candidate in zip(walkers, candidates.tolist(), strict=True):
+                rows = torch.where(recorded == own, candidate, recorded)
+                made = walker.step(step, rows)
+                clean = Clean(kind=_SMASHED, arrays={_SMASHED: made})
+                laws.append(sent_law(run.defenses, clean))
+            yield Sent(event=event, laws=laws)
+            continue
+        if not whole and isinstance(step, _End):
+            return
+        for walker in walkers:
+            walker.move(step)
 
 
-def _forward(run: Recorded, node: int, round_: int, step: int) -> int:
-    """Return the stream of a node's forward pass, of which dropout draws."""
-    return derive(run.node_stream(node) or 0, f"forward/{round_}/{step}")
+@dataclass(frozen=True, kw_only=True)
+class _Begin:
+    node: int
 
 
-class _Replay:
-    def __init__(self, run: Recorded, target: Target) -> None:
-        if run.key.seed is None:
-            raise NoCeilingError("the answer key does not say the run's seed; record it again")
-        protocol = str(run.trace.about["protocol"])
-        refuse_other_steps(run.defenses, instead="; attack test rows (when = 'inference')")
-        self._run, self._target = run, target
-        entry = find_protocol(protocol)
-        in_step = "sync" in entry.options and run.key.training.get("sync") != "round"
-        self._merged = entry.merges and not in_step
-        # Of a protocol of one's own nobody knows here how its bottoms step.
-        known = not is_own(protocol) and (self._merged or entry.in_turn)
-        if not known and (target.round, target.step) != (1, 0):
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Batch:
+    event: SmashedUp
+    gradient: Array | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _End:
+    node: int
+    rows: int
+
+
+class _RoundEnd:
+    """All nodes of a round are done."""
+
+
+_Step = _Begin | _Batch | _End | _RoundEnd
+
+
+def _steps(run: Recorded, target: Target) -> Iterator[_Step]:
+    """Yield what happened to bottoms in a whole training, round by round as the trace has them."""
+    for round_ in range(1, int(run.trace.about["rounds"]) + 1):
+        events = list(run.trace.events(SmashedUp, CutGradientDown, round_=round_))
+        batches = [e for e in events if isinstance(e, SmashedUp) and e.phase == Phase.TRAIN]
+        gradients = {(e.node, e.step): e.gradient for e in events if isinstance(e, CutGradientDown)}
+        if not batches:
             raise NoCeilingError(
-                f"no ceiling: how bottoms of {protocol!r} step together (protocol.sync = 'step') "
-                "is not repeated here; "
-                "attack the first message, or test rows (when = 'inference')"
+                f"the trace does not hold round {round_}, by which bottoms were trained before or "
+                f"after round {target.round}; record the run with keep_rounds = 'all', or attack "
+                "test rows (when = 'inference')"
             )
-        self._kept: dict[int, dict[str, object]] = {}  # momenta by node
-        first = run.architecture.parts(derive(run.key.seed, "victim-init")).bottom
-        self._state = {name: value.clone() for name, value in first.state_dict().items()}
-        self.reached = self._found()
+        for node in dict.fromkeys(each.node for each in batches):
+            own = sorted((e for e in batches if e.node == node), key=lambda event: event.step)
+            yield _Begin(node=node)
+            for event in own:
+                yield _Batch(event=event, gradient=gradients.get((node, event.step)))
+            yield _End(node=node, rows=sum(len(event.smashed) for event in own))
+        yield _RoundEnd()
 
-    def _found(self) -> tuple[nn.Module, torch.optim.Optimizer]:
-        for round_ in range(1, self._target.round + 1):
-            events = list(self._run.trace.events(SmashedUp, CutGradientDown, round_=round_))
-            batches = [e for e in events if isinstance(e, SmashedUp) and e.phase == Phase.TRAIN]
-            gradients = {
-                (e.node, e.step): e.gradient for e in events if isinstance(e, CutGradientDown)
-            }
-            if not batches:
-                raise NoCeilingError(
-                    f"the trace does not hold round {round_}, by which bottoms were trained before "
-                    f"round {self._target.round}; record the run with keep_rounds = 'all', or "
-                    "attack test rows (when = 'inference')"
-                )
-            ends: list[tuple[int, dict[str, Tensor]]] = []
-            for node in dict.fromkeys(each.node for each in batches):
-                own = sorted((e for e in batches if e.node == node), key=lambda e: e.step)
-                if (found := self._round(node, round_, own, gradients)) is not None:
-                    return found
-                ends.append((sum(len(e.smashed) for e in own), self._last))
-                if not self._merged:
-                    self._state = self._last
-            if self._merged:
-                counts, states = zip(*ends, strict=True)
+
+def _reached(run: Recorded, target: Target) -> tuple[_Bottoms, Iterator[_Step]]:
+    """Return bottoms as they were before a target's batch, and what happened from it on."""
+    bottoms, steps = _Bottoms(run), _steps(run, target)
+    at = target.node, target.round, target.step
+    for step in steps:
+        if not isinstance(step, _Batch):
+            bottoms.move(step)
+            continue
+        event = step.event
+        if (event.node, event.round, event.step) == at:
+            return bottoms, _with(step, steps)
+        bottoms.step(step, torch.tensor(run.key.order[event.node, event.round, event.step]))
+    raise NoCeilingError(f"the trace holds no batch of {target}")
+
+
+def _with(first: _Step, rest: Iterator[_Step]) -> Iterator[_Step]:
+    yield first
+    yield from rest
+
+
+def _refuse_unknown(run: Recorded, target: Target, *, later: bool = False) -> None:
+    """Refuse what cannot be stepped again; of a first message nothing needs to be."""
+    if run.key.seed is None:
+        raise NoCeilingError("the answer key does not say the run's seed; record it again")
+    refuse_other_steps(run.defenses, instead="; attack test rows (when = 'inference')")
+    protocol = str(run.trace.about["protocol"])
+    known = not is_own(protocol) and (_merged(run) or find_protocol(protocol).in_turn)
+    if not known and (later or (target.round, target.step) != (1, 0)):
+        raise NoCeilingError(
+            f"no ceiling: how bottoms of {protocol!r} step together (protocol.sync = 'step') is "
+            "not repeated here; attack the first message alone, or test rows (when = 'inference')"
+        )
+
+
+def _merged(run: Recorded) -> bool:
+    """Say whether nodes start from one bottom, and theirs are averaged when a round ends."""
+    entry = find_protocol(str(run.trace.about["protocol"]))
+    in_step = "sync" in entry.options and run.key.training.get("sync") != "round"
+    return entry.merges and not in_step
+
+
+class _Bottoms:
+    """All nodes' bottoms in training; the one at work is ``bottom``."""
+
+    def __init__(self, run: Recorded) -> None:
+        self._run, self._merges = run, _merged(run)
+        self.kept: dict[int, Mapping[str, object]] = {}  # momenta by node
+        self.ends: list[tuple[int, Mapping[str, Tensor]]] = []
+        first = run.architecture.parts(derive(run.key.seed or 0, "victim-init")).bottom
+        self._state: Mapping[str, Tensor] = _copied(first)
+        self.bottom = run.architecture.bottom(0)
+        self.optimiser = run.plan.optimiser(self.bottom.parameters())
+
+    def apart(self) -> _Bottoms:
+        """Return bottoms that go their own way from here; the run is shared."""
+        made = copy.copy(self)
+        made.bottom = copy.deepcopy(self.bottom)
+        made.optimiser = self._run.plan.optimiser(made.bottom.parameters())
+        made.optimiser.load_state_dict(copy.deepcopy(self.optimiser.state_dict()))
+        made.kept, made.ends = dict(self.kept), list(self.ends)
+        return made
+
+    def move(self, step: _Begin | _End | _RoundEnd) -> None:
+        """Begin or end a node's round, or end the round of all."""
+        if isinstance(step, _Begin):
+            self.bottom.load_state_dict(dict(self._state))
+            self.bottom.train()
+            self.optimiser = self._run.plan.optimiser(self.bottom.parameters())
+            if self._run.plan.optimizer_state == "kept" and step.node in self.kept:
+                self.optimiser.load_state_dict(dict(self.kept[step.node]))
+        elif isinstance(step, _End):
+            self.kept[step.node] = copy.deepcopy(self.optimiser.state_dict())
+            self.ends.append((step.rows, _copied(self.bottom)))
+            if not self._merges:
+                self._state = self.ends[-1][1]
+        else:
+            if self._merges:
+                counts, states = zip(*self.ends, strict=True)
                 merged = average([{n: v.numpy() for n, v in s.items()} for s in states], counts)
                 self._state = {name: torch.tensor(value) for name, value in merged.items()}
-        raise NoCeilingError(f"the trace holds no batch of {self._target}")
+            self.ends = []
 
-    def _round(
-        self,
-        node: int,
-        round_: int,
-        batches: Sequence[SmashedUp],
-        gradients: Mapping[tuple[int, int], Array],
-    ) -> tuple[nn.Module, torch.optim.Optimizer] | None:
-        """Step one node's bottom through a round; return it if the target is reached."""
-        run, target = self._run, self._target
-        bottom = run.architecture.bottom(0)
-        bottom.load_state_dict(self._state)
-        bottom.train()
-        optimiser = run.plan.optimiser(bottom.parameters())
-        if run.plan.optimizer_state == "kept" and node in self._kept:
-            optimiser.load_state_dict(self._kept[node])
-        for event in batches:
-            if (node, round_, event.step) == (target.node, target.round, target.step):
-                return bottom, optimiser
-            rows = torch.tensor(run.key.order[node, round_, event.step])
-            with scoped(_forward(run, node, round_, event.step)):
-                made = bottom(run.key.images[rows])
-            optimiser.zero_grad()
-            sent = _sent(run.defenses, made)
-            sent.backward(as_tensor(gradients[node, event.step]))
-            optimiser.step()
-        self._kept[node] = optimiser.state_dict()
-        self._last = {name: value.clone() for name, value in bottom.state_dict().items()}
-        return None
+    def step(self, batch: _Batch, rows: Int[Tensor, " batch"]) -> Float[Tensor, " batch *cut"]:
+        """Send a batch of some rows, and learn from the gradient that came back."""
+        run, event = self._run, batch.event
+        stream = derive(run.node_stream(event.node) or 0, f"forward/{event.round}/{event.step}")
+        with scoped(stream):  # of which dropout draws
+            made: Tensor = self.bottom(run.key.images[rows])
+        if batch.gradient is not None:
+            self.optimiser.zero_grad()
+            _sent(run.defenses, made).backward(as_tensor(batch.gradient))
+            self.optimiser.step()
+        return made.detach()
+
+
+def _copied(module: nn.Module) -> Mapping[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
 
 
 def _sent(defenses: Sequence[Defense], made: Tensor) -> Tensor:

@@ -83,6 +83,7 @@ class DataSettings(Strict):
         image_size: Resize images to this side.
         channels: 1 makes images grey, 3 coloured.
         download: Whether a missing set may be downloaded.
+        canaries: How many private rows get a label drawn whatever the image, for label games.
         settings: Further keywords of one's own function.
     """
 
@@ -98,6 +99,7 @@ class DataSettings(Strict):
     image_size: int | None = Field(default=None, ge=1, le=_WIDEST)
     channels: Literal[1, 3] | None = None
     download: bool = False
+    canaries: int = Field(default=0, ge=0)
     settings: JsonObject = Field(default_factory=dict)
 
     @field_validator("settings")

@@ -179,38 +179,6 @@ def sent_law(defenses: Sequence[Defense], clean: Clean) -> Law:
     return law
 
 
-def together(laws: Sequence[Law]) -> Law:
-    """Return the law of several messages with noise of their own, read together.
-
-    Args:
-        laws: All without noise, or all of normal noise.
-
-    Returns:
-        Of one message that holds them all, under their names with their numbers.
-
-    Raises:
-        NoCeilingError: If they are of other laws.
-    """
-    means = {
-        f"{number}/{name}": value
-        for number, law in enumerate(laws)
-        if not isinstance(law, Channel)
-        for name, value in law.mean.items()
-    }
-    if all(isinstance(law, Fixed) for law in laws):
-        return Fixed(mean=means)
-    normal = [law for law in laws if isinstance(law, Normal)]
-    if len(normal) < len(laws):
-        kinds = ", ".join(sorted({type(law).__name__ for law in laws}))
-        raise NoCeilingError(f"no ceiling: messages of laws {kinds} are not read together here")
-    sizes = {
-        f"{number}/{name}": size
-        for number, law in enumerate(normal)
-        for name, size in law.deviation.items()
-    }
-    return Normal(mean=means, deviation=sizes)
-
-
 def weighted_sum(parts: Sequence[tuple[float, Law]]) -> Law:
     """Return the law of a sum of messages with noise of their own, each times its weight.
 
@@ -250,25 +218,6 @@ def weighted_sum(parts: Sequence[tuple[float, Law]]) -> Law:
         for name in mean
     }
     return Normal(mean=mean, deviation=deviation)
-
-
-def cap(mu: float, *, chance: float) -> float:
-    """Return what mu-Gaussian DP allows: a guess of the given chance is right no more often.
-
-    Source: Hayes et al., 2023, https://arxiv.org/abs/2302.07225. Of a list, take the list's chance.
-
-    Args:
-        mu: The clipping norm over the noise's deviation: each message is compared with one
-            reference, so this is the radius, although two messages may be twice as far apart.
-        chance: In (0, 1].
-
-    Returns:
-        In (0, 1].
-    """
-    if chance >= 1:
-        return 1.0
-    quantile = torch.special.ndtri(torch.tensor(chance, dtype=torch.float64))
-    return float(torch.special.ndtr(quantile + mu))
 
 
 def of_answers(channel: Channel, prior: Float[Tensor, " classes"]) -> float:

@@ -1,7 +1,7 @@
 """A cell's data as settings: what the harness, the nodes and the oracle all derive it from."""
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from leakbed.data import BadDataError, Dataset, Split, load, split
 from leakbed.data.dataset import fitted
 from leakbed.data.partitioning import ALIGNED, strip
 from leakbed.lookup import listed, pairs
+from leakbed.seeds import derive, generator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,8 @@ class DataConfig:
             the same one.
         test: Share of the rows held out for testing; None as for :func:`leakbed.data.split`.
         download: Whether a missing set may be downloaded.
+        canaries: How many private rows have a label that was drawn from the private rows' labels,
+            whatever the image shows: what an attack tells of such a label it read in messages.
         settings: Further keywords of one's own function, as pairs; ``public_from`` is read without.
     """
 
@@ -51,6 +54,7 @@ class DataConfig:
     public_from: str | None = None
     test: float | None = None
     download: bool = False
+    canaries: int = 0
     settings: tuple[tuple[str, Any], ...] = field(default=())
 
     def __post_init__(self) -> None:
@@ -59,10 +63,26 @@ class DataConfig:
         object.__setattr__(self, "settings", pairs(self.settings))
 
     def dataset(self) -> Dataset:
-        """Return the whole data set; decoded once per process."""
-        return _loaded(
-            self, self.name, size=self.size, channels=self.channels, settings=self.settings
-        )
+        """Return the whole data set, with canaries' labels; decoded once per process."""
+        return _with_canaries(self) if self.canaries else _own(self)
+
+    def canary_places(self) -> Int[Tensor, " canaries"]:
+        """Return which private rows have a drawn label, by their place among the private ones.
+
+        Returns:
+            In order.
+
+        Raises:
+            BadDataError: If there are fewer private rows than canaries.
+        """
+        private = len(self.split().private)
+        if self.canaries > private:
+            raise BadDataError(
+                f"data.canaries is {self.canaries}, but there are {private} private rows; ask for "
+                "fewer, or for more data"
+            )
+        order = torch.randperm(private, generator=generator(derive(self.stream, "canaries")))
+        return order[: self.canaries].sort().values
 
     @property
     def num_classes(self) -> int:
@@ -150,6 +170,23 @@ def _loaded(recipe: DataConfig, name: str, **kept: Any) -> Dataset:  # noqa: ANN
     return load(name, root=folder, image_size=size, download=download, **kept)
 
 
+def _own(recipe: DataConfig) -> Dataset:
+    """Return the data set as its source has it."""
+    own = {"size": recipe.size, "channels": recipe.channels, "settings": recipe.settings}
+    return _loaded(recipe, recipe.name, **own)
+
+
+@lru_cache(maxsize=4)
+def _with_canaries(recipe: DataConfig) -> Dataset:
+    """Return the data set with drawn labels of some private rows; rows were dealt out before."""
+    dataset, private = _own(recipe), recipe.split().private
+    rows, draw = private[recipe.canary_places()], generator(derive(recipe.stream, "canary-labels"))
+    chosen = torch.randint(len(private), (len(rows),), generator=draw)
+    labels = dataset.labels.clone()
+    labels[rows] = dataset.labels[private[chosen]]
+    return replace(dataset, labels=labels)
+
+
 def _foreign(recipe: DataConfig) -> Dataset:
     """Return the other data set that an adversary's images come from."""
     return _loaded(recipe, str(recipe.public_from))
@@ -158,7 +195,7 @@ def _foreign(recipe: DataConfig) -> Dataset:
 @lru_cache(maxsize=4)
 def _split(recipe: DataConfig) -> Split:
     return split(
-        recipe.dataset(),
+        _own(recipe),
         nodes=recipe.nodes,
         partition=recipe.partition,
         public=recipe.public,

@@ -42,7 +42,7 @@ Family = Literal["fixed", "normal", "laplace", "axial"]
 _FAMILIES: Mapping[type, Family] = dict(
     zip((Fixed, Normal, Laplace, Axial), ("fixed", "normal", "laplace", "axial"), strict=True)
 )
-_ROUNDING = 8 * torch.finfo(torch.float32).eps  # of a message, relative to its norm
+ROUNDING = 8 * torch.finfo(torch.float32).eps  # of a message, relative to its norm
 _CLEAR = 1e-6  # of a number sent in the clear, relative: some units in the last place
 _CHUNK = 4096  # entries at once, so that sums over long messages are in double precision
 _BATCH = 1000  # drawn messages at once
@@ -456,7 +456,7 @@ def _fixed(messages: Messages, drawn: Tensor) -> Tensor:
     """0 where a candidate sends the message, up to rounding; else minus infinity."""
     size = float(torch.linalg.vector_norm(messages.means.double(), dim=1).max())
     distance = torch.cdist(drawn.double(), messages.means.double())
-    return torch.zeros_like(distance).masked_fill(distance > _ROUNDING * size, -torch.inf)
+    return torch.zeros_like(distance).masked_fill(distance > ROUNDING * size, -torch.inf)
 
 
 def _normal(messages: Messages, drawn: Tensor) -> Tensor:
@@ -504,7 +504,7 @@ def _axial(messages: Messages, drawn: Tensor) -> Tensor:
     gap = (drawn.double().unsqueeze(1) - messages.means.double()).unflatten(2, (rows, entries))
     on_axis = (gap * axis).sum(-1)
     off = (gap.square().sum(-1) - on_axis.square()).clamp_min(0)
-    size = float(torch.linalg.vector_norm(messages.means.double(), dim=1).max()) * _ROUNDING
+    size = float(torch.linalg.vector_norm(messages.means.double(), dim=1).max()) * ROUNDING
     found = _line(on_axis.square(), along, 1, size) + _line(off, across, entries - 1, size)
     return found.sum(-1)
 

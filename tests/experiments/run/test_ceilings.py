@@ -31,12 +31,13 @@ def recorded(
     model: dict[str, Any] | None = None,
     attack: str = "mean-image",
     keep: str = "all",
+    data: dict[str, Any] | None = None,
     **defense: Any,
 ) -> Path:
     table: dict[str, Any] = {
         "name": "small",
         "keep_rounds": keep,
-        "data": {"size": 300, "nodes": 2},
+        "data": data or {"size": 300, "nodes": 2},
         "model": model or {"name": "mnistnet", "cut": 2},
         "protocol": {"rounds": 2, "batch_size": 8, "local_steps": 2, **protocol},
         "attack": [{"name": attack, "targets": 2}],
@@ -93,6 +94,7 @@ def test_labels_answered_at_random_are_bounded_by_the_answer(tmp_path: Path) -> 
     folder = recorded(tmp_path, own, name="label-dp", epsilon=1.0)
     (note,) = ceiling_of_run(folder, when="inference", **FEW).notes
     assert note.startswith("A training label as label-dp answers it")
+    assert "epsilon 1 alone allows" in note
     with pytest.raises(NoCeilingError, match="what tells the labels beside these rows is noised"):
         ceiling_of_run(folder, **FEW)
 
@@ -123,6 +125,34 @@ def test_a_sum_without_noise_names_the_row(tmp_path: Path) -> None:
     found = ceiling_of_run(folder, summed=True, **FEW)
     assert found.value == pytest.approx(1.0)
     assert all(each.hit for each in found.messages)
+
+
+def test_all_updates_that_a_row_was_in_are_read_together(tmp_path: Path) -> None:
+    own = {"name": "fedavg", "rounds": 8}
+    noise = {"name": "weight-noise", "scale": 0.01, "form": "corrected"}
+    folder = recorded(tmp_path, own, data={"size": 130, "nodes": 2}, **noise)
+    found = ceiling_of_run(folder, span="training", **{**FEW, "targets": 2})
+    assert all(each.sound for each in found.findings), list(map(str, found.findings))
+    for each in found.messages:
+        assert each.read > 1
+        assert each.ceiling > float(each.alone or 0) - 4 * each.error
+    assert max(each.ceiling - float(each.alone or 0) for each in found.messages) > 0.03
+    assert {each.guesses for each in found.messages} == {16}
+    last = recorded(tmp_path / "last", own, keep="last", data={"size": 130, "nodes": 2}, **noise)
+    with pytest.raises(NoCeilingError, match="in which the row was used; record the run with"):
+        ceiling_of_run(last, span="training", **FEW)
+
+
+def test_a_span_that_leaves_no_more_messages_is_refused(fedavg: Path, split: Path) -> None:
+    for asked, why in (
+        ({"span": "training", "summed": True}, "sums of several rounds"),
+        ({"span": "round"}, "all that a node sends in a round"),
+        ({"span": "trainings"}, "did you mean 'training'"),
+    ):
+        with pytest.raises(NoCeilingError, match=why):
+            ceiling_of_run(fedavg, **asked, **FEW)
+    with pytest.raises(NoCeilingError, match="one message on the wire"):
+        ceiling_of_run(split, when="inference", span="round", **FEW)
 
 
 def test_without_noise_everything_is_named_and_the_loss_is_in_the_message(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from experiments.run import ceilings, recorded
+from experiments.run import recorded
 from experiments.run.ceilings import ceiling_of_run
 from experiments.run.runner import run
 from experiments.run.targets import Evidences
@@ -100,14 +100,6 @@ def test_arrays_in_another_order_are_taken_by_their_names(
 
     monkeypatch.setattr(Evidences, "of", turned)
     assert ceiling_of_run(folder, **FEW).table() == expected.table()
-
-
-def test_more_candidates_than_memory_holds_are_refused(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ceilings, "_MEMORY", 2**20)
-    with pytest.raises(NoCeilingError, match=r"candidates' messages of \d+ numbers are .* at most"):
-        ceiling_of_run(folder, **FEW)
 
 
 def test_a_node_that_does_not_count_its_samples_has_no_share_of_the_sum(

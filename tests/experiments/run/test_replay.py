@@ -58,6 +58,7 @@ def test_the_last_round_and_test_rows_are_made_again(
 ) -> None:
     folder = recorded(tmp_path, protocol, model=model)
     assert sound(ceiling_of_run(folder, collect="last", **FEW))
+    assert sound(ceiling_of_run(folder, span="training", candidates=5, targets=1, draws=2))
     assert sound(ceiling_of_run(folder, when="inference", **FEW))
 
 
@@ -65,8 +66,9 @@ def test_bottoms_that_step_together_have_a_first_message_only(tmp_path: Path) ->
     own = {"name": "mnistnet", "cut": 2}
     folder = recorded(tmp_path, "parallel-split", model=own, sync="step")
     assert sound(ceiling_of_run(folder, collect="first", **FEW))
-    with pytest.raises(NoCeilingError, match="how bottoms of 'parallel-split' step together"):
-        ceiling_of_run(folder, collect="last", **FEW)
+    for asked in ({"collect": "last"}, {"collect": "first", "span": "round"}):
+        with pytest.raises(NoCeilingError, match="how bottoms of 'parallel-split' step together"):
+            ceiling_of_run(folder, **asked, **FEW)
 
 
 def test_batchnorm_makes_a_batch_one_message(tmp_path: Path) -> None:
@@ -89,10 +91,19 @@ def test_later_messages_of_the_node_are_made_again_and_add_to_the_ceiling(
     folder = recorded(tmp_path, "vanilla-split", model=model, sigma=1.0, local_steps=6, **own)
     few = {"candidates": 60, "targets": 4, "draws": 40}
     alone = ceiling_of_run(folder, collect="last", **few)
-    more = ceiling_of_run(folder, collect="last", later=True, **few)
+    more = ceiling_of_run(folder, collect="last", span="round", **few)
     assert sound(more)
     error = max(each.error for each in (*alone.messages, *more.messages))
     gains = [b.ceiling - a.ceiling for a, b in zip(alone.messages, more.messages, strict=True)]
     assert min(gains) > -4 * error
     if own:  # Adam takes a whole step for one exchanged row, which shows in all later rows
         assert max(gains) > 4 * error
+    few |= {"candidates": 10, "targets": 1}
+    whole = ceiling_of_run(folder, collect="last", span="training", **few)
+    assert sound(whole)
+    assert not any(each.used_before for each in whole.messages)
+    assert {each.round for each in whole.messages} == {1}  # the row's first use, whenever picked
+    read = [each.read for each in whole.messages]
+    assert 12 < min(read) <= max(read) <= 2 * 2 * 6  # both nodes' batches, from the row's first on
+    assert all(each.ceiling > float(each.alone or 0) - 4 * error for each in whole.messages)
+    assert "over the training. Its first message alone" in "\n".join(whole.lines())

@@ -112,3 +112,22 @@ def test_images_of_another_set_take_the_place_of_public_rows_and_of_nothing_else
 def test_another_set_that_does_not_fit_is_refused(name: str, other: str, message: str) -> None:
     with pytest.raises(BadDataError, match=message):
         DataConfig(name=name, nodes=2, stream=1, public_from=other).owned()
+
+
+def test_canaries_are_private_rows_whose_labels_are_drawn() -> None:
+    plain = DataConfig(name="mnist-5k", size=400, nodes=2, stream=1)
+    marked = replace(plain, canaries=100)
+    private = plain.split().private
+    rows = private[marked.canary_places()]
+    assert len(rows) == len(rows.unique()) == 100
+    assert all(
+        torch.equal(a, b) for a, b in zip(plain.split().nodes, marked.split().nodes, strict=True)
+    )
+    before, after = plain.dataset().labels, marked.dataset().labels
+    changed = (before != after).nonzero().flatten()
+    assert set(changed.tolist()) < set(rows.tolist())
+    assert 80 < len(changed) < 100  # one of ten is drawn as it was
+    assert torch.equal(plain.dataset().images, marked.dataset().images)
+    assert plain.digest() != marked.digest()
+    with pytest.raises(BadDataError, match=r"data.canaries is 1000, but there are \d+ private"):
+        replace(plain, canaries=1000).canary_places()

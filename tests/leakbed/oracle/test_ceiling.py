@@ -15,9 +15,9 @@ from leakbed.contracts.noise_laws import (
     NoCeilingError,
     Normal,
     alike,
-    cap,
     of_answers,
 )
+from leakbed.oracle.caps import cap
 from leakbed.oracle.ceiling import (
     Messages,
     beliefs,

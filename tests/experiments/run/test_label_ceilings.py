@@ -1,0 +1,152 @@
+"""The ceiling of canary labels: gradients are made again, noise is checked, games stay apart."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import experiments.run.attack
+from experiments.cli import app
+from experiments.report.rows import cells
+from experiments.report.tables import tables
+from experiments.results.cards import Card
+from experiments.run import label_ceilings
+from experiments.run.attack import Attacked, attack_run
+from experiments.run.label_ceilings import label_ceiling_of_run
+from experiments.run.runner import run
+from leakbed.contracts.noise_laws import NoCeilingError
+from leakbed.oracle.truth import AnswerKey
+
+TABLE: dict[str, Any] = {
+    "name": "small",
+    "keep_rounds": "all",
+    "ceiling": {"messages": 3, "draws": 2},
+    "data": {"size": 300, "nodes": 2, "canaries": 120},
+    "model": {"name": "mnistnet", "cut": 5},
+    "protocol": {
+        "name": "vanilla-split",
+        "labels": "server",
+        "batch_size": 16,
+        "local_steps": 2,
+        "rounds": 2,
+        "optimizer": "adam",
+        "learning_rate": 0.001,
+    },
+    "attack": [{"name": "similarity-distance", "collect": "first", "targets": 48, "partial": True}],
+}
+NOISE = [{"name": "dp-cut-gradient", "epsilon": 2.0, "clip": 0.1, "horizon": 4}]
+
+
+def only(folder: Path) -> Path:
+    (found,) = (folder / "runs").iterdir()
+    return found
+
+
+@pytest.fixture(scope="module")
+def noised(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Card]:
+    folder = tmp_path_factory.mktemp("noised")
+    (card,) = run({**TABLE, "defense": NOISE}, out=folder)
+    return only(folder), card
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bare")
+    run(TABLE, out=folder)
+    return only(folder)
+
+
+def test_a_top_stepped_again_makes_the_recorded_gradients(noised: tuple[Path, Card]) -> None:
+    found = label_ceiling_of_run(noised[0], targets=2, draws=200, kappa=0.6)
+    assert all(each.sound for each in found.findings), list(map(str, found.findings))
+    assert {each.check for each in found.findings} >= {"mean", "variance", "noise of two messages"}
+    assert found.chance < found.value < 1
+    assert found.cap is not None
+    alone = label_ceiling_of_run(noised[0], targets=2, draws=200, span="message")
+    for each, own in zip(found.messages, alone.messages, strict=True):
+        assert own.read == 1 < each.read
+        assert own.ceiling <= float(own.cap or 0) + 3 * own.error
+        assert each.alone == own.ceiling
+        assert each.ceiling > own.ceiling - 4 * own.error
+        assert 0.6 < float(each.inputs or 0) < 1
+    assert "With the inputs" in found.lines()[-len(found.findings) - 1]
+
+
+def test_a_canary_that_is_first_used_later_is_reached_with_adams_memory(
+    noised: tuple[Path, Card], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = label_ceilings._first_uses
+
+    def later(*given: Any, **more: Any) -> list[Any]:
+        return [target for target in honest(*given, **more) if target.round == 2]
+
+    monkeypatch.setattr(label_ceilings, "_first_uses", later)
+    found = label_ceiling_of_run(noised[0], targets=3, draws=2, span="message")
+    assert {each.round for each in found.messages} == {2}
+    assert all(each.sound for each in found.findings), list(map(str, found.findings))
+
+
+def test_without_noise_every_label_is_named(bare: Path) -> None:
+    found = label_ceiling_of_run(bare, targets=1, kappa=0.5)
+    assert found.value == pytest.approx(1.0)
+    assert {each.hit for each in found.messages} == {1.0}
+    assert found.cap is None
+    assert any("With the inputs there is no bound" in line for line in found.lines())
+    labels = AnswerKey.read(bare / "answers").labels
+    shares = torch.bincount(labels).double() / len(labels)
+    assert found.chance == pytest.approx(float(shares.max()))
+
+
+def test_a_card_is_held_against_its_canaries_alone(
+    noised: tuple[Path, Card], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bound = noised[1].ceiling
+    assert bound is not None
+    assert (bound.game, bound.seat, bound.candidates) == ("canary label", "client", 10)
+    assert 0 < int(bound.targets or 0) < 48  # some attacked rows are canaries
+    assert noised[1].above_ceiling is None
+    (row, *_) = tables(cells([noised[1]]))[0]["rows"]
+    assert any("canaries" in note for each in row["metrics"] for note in each["notes"])
+
+    def cheating(trace: Path, *given: Any, answers: Path, **more: Any) -> Attacked:
+        honest = attack_run(trace, *given, answers=answers, **more)
+        labels = AnswerKey.read(answers).labels_of(honest.targets)
+        return replace(honest, guess=replace(honest.guess, labels=labels))
+
+    monkeypatch.setattr(experiments.run.attack, "attack_run", cheating)
+    (card,) = run({**TABLE, "defense": NOISE}, out=tmp_path)
+    assert "canary labels named" in str(card.above_ceiling)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"data": {"size": 300, "nodes": 2}}, "set data.canaries"),
+        ({"defense": [{"name": "label-dp"}]}, "label-dp changes how the top learns"),
+        ({"protocol": {**TABLE["protocol"], "name": "splitfed-v2"}}, "the one top of"),
+        ({"protocol": {**TABLE["protocol"], "labels": "shared"}}, "set labels = 'server'"),
+    ],
+)
+def test_what_is_no_canary_game_is_refused(
+    changes: dict[str, Any], why: str, tmp_path: Path
+) -> None:
+    run({**TABLE, "attack": [{"name": "majority-label"}], **changes}, out=tmp_path)
+    with pytest.raises(NoCeilingError, match=why):
+        label_ceiling_of_run(only(tmp_path))
+
+
+def test_the_command_prints_text_or_json(noised: tuple[Path, Card]) -> None:
+    few = ["label-ceiling", str(noised[0]), "--targets", "1", "--span", "message"]
+    text = CliRunner().invoke(app, few)
+    assert text.exit_code == 0, text.output
+    assert "of a canary's label" in text.output
+    table = json.loads(CliRunner().invoke(app, [*few, "--json"]).output)
+    assert table["game"] == "canary"
+    for wrong in (["--span", "round"], ["--kappa", "1.5"]):
+        refused = CliRunner().invoke(app, [*few, *wrong])
+        assert refused.exit_code == 2
+        assert wrong[1] in refused.output
