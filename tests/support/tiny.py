@@ -177,7 +177,7 @@ def _listed(message: Message) -> str:
     defenses = (name for name, _ in cell["defenses"] if ":" in name)
     named = (
         *(cell["data"]["name"], cell["data"]["public_from"], cell["architecture"]["name"]),
-        *defenses,
+        *(cell["protocol"], *defenses),
     )
     return ",".join(filter(None, named))
 
