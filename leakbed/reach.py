@@ -8,23 +8,26 @@ A package of ours that only passes names on is followed for the names that are a
 catalogue (a dict by name of what it imports) for the entries that a run uses. So another attack
 beside it, or a further line in the catalogue, changes nothing for the others. What a catalogue
 takes from another dict, and a dict of anything else, counts as a whole. A user's own packages are
-followed as a whole. Installed packages and Python's own modules are not followed, since they do not
-change by being edited between runs. What code reads other than by importing (weights, tables) and
-names put together while it runs are not found.
+followed as a whole, and so are installed ones that offer an entry point of ours: the next version
+of a plug-in is other code. Other installed packages and Python's own modules are not followed,
+since they do not change by being edited between runs. What code reads other than by importing
+(weights, tables) and names put together while it runs are not found.
 """
 
 import ast
 import hashlib
 import importlib.util
+import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
 from leakbed.errors import OURS
+from leakbed.plugins import GROUPS, installed
 
 _ALL = "*"
 _ROOT = Path(__file__).resolve().parents[1]
@@ -33,6 +36,10 @@ _INSTALLED = tuple(
     for key in ("stdlib", "platstdlib", "purelib", "platlib")
     if (folder := sysconfig.get_path(key))
 )
+_INSTALLED_IN = {
+    "site-packages",
+    "dist-packages",
+}  # a user's and a system's own, beside those above
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -414,7 +421,7 @@ def _files(module: str) -> Iterator[tuple[str, Path, bool]]:
         inside = spec.submodule_search_locations
         if spec.has_location and spec.origin is not None:
             file = Path(spec.origin)
-            if not _is_users(file):
+            if not file.is_file() or (is_installed(file) and parts[0] not in _offering()):
                 return
             yield name, file, inside is not None
         if inside is None:
@@ -443,7 +450,29 @@ def _top(name: str) -> ModuleSpec | None:
         return None
 
 
-def _is_users(file: Path) -> bool:
-    """Say whether a file is neither installed nor Python's own."""
+def is_installed(file: Path) -> bool:
+    """Say whether a file is Python's own or lies where packages are installed.
+
+    Args:
+        file: Of a module.
+
+    Returns:
+        False for what lies in a folder of the user's, a package installed as editable among it.
+    """
     folders = file.resolve().parents
-    return file.is_file() and not any(place in folders for place in _INSTALLED)
+    return any(place in folders for place in _INSTALLED) or any(
+        folder.name in _INSTALLED_IN for folder in folders
+    )
+
+
+def _offering() -> frozenset[str]:
+    """Return the packages that offer something by an entry point of ours."""
+    return _offering_on(tuple(sys.path))
+
+
+@cache
+def _offering_on(path: tuple[str, ...]) -> frozenset[str]:
+    """Read what is installed once for each ``sys.path``: it takes a tenth of a second."""
+    del path
+    offers = (offer for group in GROUPS for offer in installed(group).values())
+    return frozenset(offer.module.partition(".")[0] for offer in offers)

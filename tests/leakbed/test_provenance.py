@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from leakbed import provenance
+from leakbed import provenance, reach
 from leakbed.provenance import (
     CodeFolderError,
     EditedCodeError,
@@ -98,6 +98,52 @@ def test_folders_without_an_init_may_lie_in_each_other(
 def test_what_is_installed_or_ours_is_not_followed() -> None:
     assert reached(["json", "torch.nn", "leakbed.cli", "no_such_module", "__main__", ""]) == {}
     assert code_digest(()) == ""
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder of installed packages: a plug-in in two files, and a library."""
+    site = tmp_path / "site-packages"
+    files = {
+        "mine_shipped/__init__.py": "",
+        "mine_shipped/attack.py": "from .blocks import ACT\nimport mine_library, torch",
+        "mine_shipped/blocks.py": "ACT = 1",
+        "mine_library.py": "",
+        "mine_shipped-1.0.dist-info/METADATA": "Name: mine-shipped\nVersion: 1.0\n",
+        "mine_shipped-1.0.dist-info/entry_points.txt": "[leakbed.attacks]\n"
+        "mine-shipped = mine_shipped.attack:Grey\n",
+    }
+    for name, content in files.items():
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / name).write_text(content)
+    monkeypatch.setattr(reach, "_INSTALLED", (*reach._INSTALLED, site))
+    monkeypatch.syspath_prepend(str(site))
+    importlib.invalidate_caches()
+    monkeypatch.setattr(provenance, "_FIRST", {})
+    return site
+
+
+def test_another_version_of_an_installed_plugin_is_other_code(site: Path) -> None:
+    before = code_digest(("mine_shipped.attack",))
+    (site / "mine_shipped" / "blocks.py").write_text("ACT = 2")
+    provenance._FIRST.clear()  # as in a new process
+    assert code_digest(("mine_shipped.attack",)) != before
+    assert list(reached(["mine_shipped.attack"])) == [
+        "mine_shipped",
+        "mine_shipped.attack",
+        "mine_shipped.blocks",
+    ]
+
+
+@pytest.mark.parametrize("name", ["site-packages", "dist-packages"])
+def test_a_library_of_another_environment_on_the_path_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "mine_library.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path / name))
+    importlib.invalidate_caches()
+    assert reached(["mine_library"]) == {}
 
 
 def test_names_of_a_catalogue_are_no_modules() -> None:
