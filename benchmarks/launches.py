@@ -51,7 +51,8 @@ class Count(NamedTuple):
 
 
 def count(loop: Loop) -> Count:
-    """Return what a step of a loop launches and waits for."""
+    """Return what a step of a loop launches and waits for, once what is done but once is done."""
+    loop.run(loop.few)
     found = []
     for steps in (loop.few, loop.many):
         with pretended_cuda.counting() as driver:

@@ -22,7 +22,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from benchmarks.paired import line, show
 from leakbed.events import Array, Arrays
 from leakbed.flower_internals import set_message_id, task_identity, with_content
-from leakbed.grids.ray.parcels import prepared, request
+from leakbed.grids.ray.parcels import prepared
 from leakbed.wire.messages import (
     BACKWARD_STEP,
     HEAD_EVALUATE,
@@ -134,9 +134,9 @@ def as_objects(message: Message) -> int:
 
 
 def as_parcel(message: Message) -> int:
-    """Return the bytes of a message to a new node of a RayGrid, frame and buffers."""
-    parcel = request([(prepared(message, content=True), ())])
-    return sum(len(part) for part in ([parcel] if isinstance(parcel, bytes) else parcel))
+    """Return the bytes of a message to a RayGrid's node, pickle and buffers."""
+    said, *buffers = prepared(message)
+    return len(said) + sum(buffer.nbytes for buffer in buffers)
 
 
 WIRES: dict[str, Count] = {

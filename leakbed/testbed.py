@@ -16,7 +16,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from leakbed.errors import OURS
-from leakbed.flower_internals import flower_log
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -55,6 +54,8 @@ def run(
     checked = testbed("experiments.settings.load").load_settings(settings, overrides)
     folder = None if out is None else Path(out)
     runner = testbed("experiments.run.runner")
+    from leakbed.flower_internals import flower_log  # noqa: PLC0415  `--help` needs no Flower
+
     with nullcontext() if verbose else flower_log():
         cards: list[Any] = runner.run(checked, out=folder, progress=progress)
     return cards

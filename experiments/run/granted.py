@@ -7,6 +7,7 @@ attack's table says so (``grants``); a card names it with its settings.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from defenses import DEFENSES
 from experiments.run.evasion import at_the_end
 from experiments.run.targets import SEALED, MisfitError
 from experiments.run.view import architecture_of
+from experiments.settings.schema import SettingsError
 from leakbed.contract_checks import read_evidence, tell
 from leakbed.contracts import (
     EvidenceKind,
@@ -34,7 +36,7 @@ from leakbed.contracts.threat import Granted
 from leakbed.lookup import unknown_name
 from leakbed.mods import applied
 from leakbed.oracle.truth import AnswerKey
-from leakbed.plugins import picked
+from leakbed.plugins import is_own, picked
 from leakbed.seeds import derive
 from leakbed.tap.trace_index import TYPES
 from leakbed.tensors import load
@@ -55,17 +57,17 @@ def refuse_grants(threat: ThreatModel, settings: AttackSettings) -> None:
         settings: From which it was made.
 
     Raises:
-        ValueError: If so, or a setting of a grant is none, or of another type.
+        SettingsError: If so, or a setting of a grant is none, or of another type.
     """
     kinds = {kind.name: kind for kind in threat.knowledge_kinds}
     if missing := [name for name in kinds if name not in settings.grants]:
-        raise ValueError(
+        raise SettingsError(
             f"attack {settings.name} needs {', '.join(missing)}, which no party of a protocol has "
             f"by itself; an experiment grants it: grants = {list(kinds)} in the attack's table"
         )
     for name, given in settings.grants.items():
         if name not in kinds:
-            raise ValueError(
+            raise SettingsError(
                 f"attack {settings.name}: grants has {name!r}, which its threat model does not "
                 f"need; it needs {', '.join(kinds) or 'nothing that is granted'}"
             )
@@ -75,12 +77,12 @@ def refuse_grants(threat: ThreatModel, settings: AttackSettings) -> None:
 
 def _check_setting(attack: str, kind: KnowledgeKind, key: str, value: object) -> None:
     if key not in kind.settings:
-        raise ValueError(
+        raise SettingsError(
             f"attack {attack}: {unknown_name(f'setting of {kind.name}', key, kind.settings)}"
         )
     wanted = type(kind.settings[key])
     if type(value) is not wanted and not (wanted is float and type(value) is int):
-        raise ValueError(
+        raise SettingsError(
             f"attack {attack}: {key} of {kind.name} is {value!r}; give a {wanted.__name__}, such "
             f"as {kind.settings[key]!r}"
         )
@@ -230,6 +232,13 @@ def _bottom(trace: Trace, key: AnswerKey, targets: Sequence[Target]) -> nn.Modul
 def _defended(key: AnswerKey, smashed: Tensor, stream: int) -> Tensor:
     """Return smashed data as the node's defences let them go."""
     named = key.training.get("defenses", [])
+    for name, _ in named:
+        if is_own(name) and name.partition(":")[0] not in sys.modules:
+            raise MisfitError(
+                f"what the node sends passes its defence, a class of somebody's own, {name!r}, and "
+                "importing it runs the code there; attack in the experiment that has it, or import "
+                "it yourself before you attack"
+            )
     defenses = tuple(picked(name, DEFENSES, "defence")(**own) for name, own in named)
     chosen = select(defenses, Protects.SMASHED)
     stages = [

@@ -31,6 +31,7 @@ from experiments.run.guesses import picked
 from experiments.run.targets import MisfitError
 from experiments.run.view import ADVERSARY, PUBLIC, attacked_architecture, public_images
 from experiments.settings.plugins import KNOWN_PER_CLASS, AttackSettings
+from experiments.settings.schema import SettingsError
 from leakbed.contracts import Evidence, Guess, Knowledge, Seat, ThreatModel, UnfitViewError, View
 from leakbed.events import Phase, Target
 from leakbed.oracle.rivals import (
@@ -137,11 +138,11 @@ def refuse_ungranted(threat: ThreatModel, settings: AttackSettings) -> None:
         settings: From which it was made.
 
     Raises:
-        ValueError: If so.
+        SettingsError: If so.
     """
     count = settings.known_per_class
     if count not in {None, KNOWN_PER_CLASS} and Knowledge.KNOWN_LABELS not in threat.needs:
-        raise ValueError(
+        raise SettingsError(
             f"attack {settings.name}: known_per_class is {count}, but with its other settings it "
             "is told no label; leave the key out"
         )

@@ -125,6 +125,11 @@ def _method(kind: str, given: object) -> JsonObject:
     if isinstance(given, type) or (name is None and plain):
         return {"name": lend(cls, cls.__name__, why=_why(cls)), **chosen}
     key = next(key for key, value in chosen.items() if not _is_plain(value))
+    if name is not None and ":" not in name:
+        raise SettingsError(
+            f"{kind} {name}: {key} is {_a(chosen[key])}; what the catalogue's classes are set to "
+            "are numbers, texts and lists of them, such as its .item() or .tolist()"
+        )
     why = f"an object whose setting {key!r} is {_a(chosen[key])}, which no settings file holds"
     return {"name": lend(_with_defaults(cls, given), cls.__name__, why=why)}
 
@@ -149,8 +154,14 @@ def _of(package: str, catalogue: str) -> Mapping[str, type]:
 def _chosen(given: object) -> JsonObject:
     """Return the settings of an object that are not its class's defaults."""
     own = fields(given) if is_dataclass(given) else ()  # a class of no contract is refused later
-    values = {each.name: getattr(given, each.name) for each in own if each.init}
+    values = {each.name: _as_number(getattr(given, each.name)) for each in own if each.init}
     return {each.name: values[each.name] for each in own if each.init and _differs(each, values)}
+
+
+def _as_number(value: object) -> object:
+    """Return a number of NumPy as one of Python; anything else as it is."""
+    numpy = sys.modules.get("numpy")
+    return value.item() if numpy and isinstance(value, numpy.generic) else value
 
 
 def _differs(each: Field[Any], values: JsonObject) -> bool:

@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
+from leakbed.events import EVENT_TYPES
+from leakbed.lookup import unknown_name
+
 if TYPE_CHECKING:
     import torch
     from jaxtyping import Float, Int
@@ -161,7 +164,7 @@ class EvidenceKind:
     rounds: Literal["attacked", "until"] = "attacked"
 
     def __post_init__(self) -> None:
-        """Refuse a name that is another's, and evidence of nothing.
+        """Refuse a name that is another's, and evidence of nothing or of messages there are not.
 
         Raises:
             ValueError: If so.
@@ -172,6 +175,10 @@ class EvidenceKind:
                 f"evidence {self.name!r} reads no messages; name their kinds, such as "
                 'reads=frozenset({"smashed-up"})'
             )
+        legal = {*EVENT_TYPES, "foreign"}
+        if strange := sorted(each for each in self.reads if each not in legal):
+            said = unknown_name("kind of message", str(strange[0]), legal)
+            raise ValueError(f"evidence {self.name!r}: {said}")
 
     def __str__(self) -> str:
         return self.name

@@ -32,7 +32,7 @@ from flwr.serverapp import Grid
 from leakbed.errors import no_memory
 from leakbed.flower_internals import CLIENT_RAISED, NODE_UNAVAILABLE, set_message_id
 from leakbed.wire.bounds import Asked, Bounds
-from leakbed.wire.calls import Answer, Failure, Handler, handler_of
+from leakbed.wire.calls import Answer, Failure, Handler, handler_of, kinds_of
 from leakbed.wire.fields import Carried
 from leakbed.wire.records import WireError, shortened
 
@@ -111,6 +111,11 @@ class NodeHost:
             return None
         state: RecordDict = self._contexts.pop(node_id).state
         return state
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """Types of messages whose requests the nodes also take by themselves."""
+        return kinds_of(self._app)
 
     def handler(self, kind: str) -> Handler | None:
         """Return what the nodes do with requests of a type; None where they take messages alone."""
@@ -202,9 +207,13 @@ class MessageIds:
 
     def stamp(self, message: Message) -> str:
         """Give a message the next id and return it."""
-        message_id = f"{self._prefix}-{next(self._numbers)}"
+        message_id = self.fresh()
         set_message_id(message, message_id)
         return message_id
+
+    def fresh(self) -> str:
+        """Return the next id."""
+        return f"{self._prefix}-{next(self._numbers)}"
 
 
 class ResidentGrid(Grid):

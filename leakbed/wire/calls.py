@@ -174,6 +174,11 @@ def handler_of(app: ClientApp, kind: str) -> Handler | None:
     return _HANDLERS.get(app, {}).get(kind) if is_plain(app) else None
 
 
+def kinds_of(app: ClientApp) -> frozenset[str]:
+    """Return the types of messages for which :func:`handler_of` finds something."""
+    return frozenset(_HANDLERS.get(app, {})) if is_plain(app) else frozenset()
+
+
 def _within(mods: "tuple[Mod, ...]", kind: str, handler: Handler) -> Handler | None:
     """Return a handler with an app's mods around it; None if one of them knows messages alone."""
     for mod in reversed(mods):

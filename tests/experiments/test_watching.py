@@ -117,7 +117,7 @@ def test_it_sees_what_was_sent_and_begins_with_the_first_weights(tmp_path: Path)
     order = {(event.round, event.node, event.step): event for event in sent(trace)}
     assert len(Telling.shown) == len(order)
     batches = sorted(event.smashed.tobytes() for event in order.values())
-    assert sorted(shown.numpy().tobytes() for shown, *_ in Telling.shown) == batches
+    assert sorted(shown.cpu().numpy().tobytes() for shown, *_ in Telling.shown) == batches
     opened = Telling.opened[0]
     assert opened.server_part is not None
     assert opened.smashed is None
@@ -138,14 +138,14 @@ def test_where_every_node_has_a_copy_of_the_part_it_sees_the_nodes_own(tmp_path:
     owners = {event.smashed.tobytes(): event.node for event in events}
     rows = {node: sum(len(e.smashed) for e in events if e.node == node) for node in range(NODES)}
     last = {
-        owners[shown.numpy().tobytes()]: part
+        owners[shown.cpu().numpy().tobytes()]: part
         for shown, _, part, _ in Telling.shown
-        if shown.numpy().tobytes() in owners
+        if shown.cpu().numpy().tobytes() in owners
     }
     assert last.keys() == rows.keys()
     assert not same(last[0], last[1])
     for name, mean in held(trace, 2).items():
-        weighed = sum(last[node][name] * rows[node] for node in rows) / sum(rows.values())
+        weighed = sum(last[node][name].cpu() * rows[node] for node in rows) / sum(rows.values())
         np.testing.assert_allclose(weighed, mean, rtol=1e-5, atol=1e-6)
 
 

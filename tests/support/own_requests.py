@@ -28,7 +28,7 @@ def local_loss(smashed: Tensor, labels: Tensor, classes: int) -> Tensor:
     rows = smashed.flatten(1)
     generator = torch.Generator().manual_seed(rows.shape[1])
     weights = torch.randn(rows.shape[1], classes, generator=generator, dtype=rows.dtype)
-    return nn.functional.cross_entropy(rows @ weights, labels)
+    return nn.functional.cross_entropy(rows @ weights.to(rows.device), labels)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,9 +56,9 @@ class LocalStep(NodeRequest, SplitRequest):
         smashed = trainer.forward(self.round, self.step)
         own = smashed.detach().clone().requires_grad_()
         labels = torch.as_tensor(trainer.labels(self.round, self.step))
-        loss = local_loss(own, labels, cell.data.num_classes)
+        loss = local_loss(own, labels.to(own.device), cell.data.num_classes)
         (gradient,) = torch.autograd.grad(loss, own)
-        trainer.backward(gradient.numpy(), round_=self.round, step=self.step)
+        trainer.backward(gradient.cpu().numpy(), round_=self.round, step=self.step)
         trainer.optimiser.step()
         keep_bottom(trainer, context, self)
         steps, examples = trainer.steps(self.round)
@@ -66,7 +66,7 @@ class LocalStep(NodeRequest, SplitRequest):
             steps=steps,
             examples=examples,
             step=self.step,
-            smashed=smashed.numpy(),
+            smashed=smashed.cpu().numpy(),
             labels=labels.numpy(),
             loss=loss.item(),
         )

@@ -344,3 +344,25 @@ class Branches(nn.Module):
 
 def branching() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(1, 2, 3), Branches(), nn.Flatten(), nn.Linear(32, 3))
+
+
+class Nested(nn.Module):
+    """As torchvision's networks: a sequence, code, another sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            *(nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True), nn.Conv2d(2, 2, 3), nn.ReLU(inplace=True))
+        )
+        self.classifier = nn.Sequential(nn.Dropout(0.3), nn.Linear(8, 5), nn.ReLU())
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.head(self.classifier(torch.flatten(self.features(images), 1)))
+        return out
+
+
+def unnested() -> nn.Sequential:
+    """The same layers, drawn in the same order, as one sequence."""
+    own = Nested()
+    return nn.Sequential(*own.features, nn.Flatten(), *own.classifier, own.head)

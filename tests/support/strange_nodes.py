@@ -1,6 +1,7 @@
 """Nodes that misbehave on request; a module of its own, so that Ray's workers can import it."""
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -10,6 +11,8 @@ from typing import Any
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from leakbed.wire.calls import serve
+from leakbed.wire.messages import SPLIT_STEP, SplitReply, SplitRequest
 from tests.support.waiting import until
 
 app = ClientApp()
@@ -133,3 +136,14 @@ def hang(message: Message, context: Context) -> Message:
 @app.query("die")
 def die(message: Message, context: Context) -> Message:
     os._exit(3)
+
+
+STOPPING = 9  # the step at which a node's process stops
+
+
+@serve(app, SPLIT_STEP, SplitRequest)
+def step(request: SplitRequest, context: Context) -> SplitReply:
+    """Send the gradient back, with this process's number for that of steps."""
+    if request.step == STOPPING:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return SplitReply(steps=os.getpid(), examples=2, step=request.step, smashed=request.gradient)

@@ -177,7 +177,7 @@ def _listed(message: Message) -> str:
     defenses = (name for name, _ in cell["defenses"] if ":" in name)
     named = (
         *(cell["data"]["name"], cell["data"]["public_from"], cell["architecture"]["name"]),
-        *defenses,
+        *(cell["protocol"], *defenses),
     )
     return ",".join(filter(None, named))
 
@@ -215,5 +215,7 @@ def train_split(grid: Any, strategy: VanillaSplit, *, rounds: int = 2) -> dict[s
 
 
 def same(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
-    """Equal names and equal bits."""
-    return left.keys() == right.keys() and all(torch.equal(left[n], right[n]) for n in left)
+    """Equal names and equal bits, on whatever device."""
+    return left.keys() == right.keys() and all(
+        torch.equal(left[n].cpu(), right[n].cpu()) for n in left
+    )

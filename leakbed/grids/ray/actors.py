@@ -18,7 +18,6 @@ import math
 import os
 import platform
 import re
-import secrets
 import socket
 import sys
 import warnings
@@ -122,6 +121,10 @@ def _speaks(host: str, port: int) -> bool:
 
 
 _ROUNDING = 1e-9  # 1 / 0.1 is 10
+# Bytes that travel with a call or an answer; more lie in Ray's store, which costs an exchange 5 ms.
+# Ray's own limit of 100 kB is below a batch of images at an early cut; from 2 MB on copying costs
+# as much as the store.
+_WITH_CALL = 2 << 20
 START_SECONDS = 300.0  # importing torch takes 20 on a busy machine, over 120 from a cold disk
 
 
@@ -188,6 +191,7 @@ def start_ray(address: str | None, *, cpus: int | None) -> bool:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray's 15 would give the cores to whatever else runs before its workers, and to the driver.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("RAY_max_direct_call_object_size", str(_WITH_CALL))
     with warnings.catch_warnings():
         # Ray leaves files open while it starts, and announces a default it will change one day.
         warnings.simplefilter("ignore", ResourceWarning)
@@ -305,18 +309,14 @@ def room(num_gpus: float) -> tuple[int, dict[str, float]]:
 class Recipe:
     """How to start one more actor of a grid; what it starts with is stored in Ray once."""
 
-    def __init__(
-        self, app: ClientApp | str, roster: dict[int, int], *, num_gpus: float, shelf: str | None
-    ) -> None:
+    def __init__(self, app: ClientApp | str, roster: dict[int, int], *, num_gpus: float) -> None:
         """Prepare; nothing starts yet.
 
         Args:
             app: What every node runs.
             roster: Partition id by node id, of all nodes of the grid.
             num_gpus: GPU share of each actor.
-            shelf: Where actors and this process leave each other large arrays; None for Ray's.
         """
-        self.shelf, self.key = shelf, secrets.token_bytes(32)
         self.app = str(app) if isinstance(app, str) else app_path(app)
         self.num_gpus = num_gpus
         self._place = here()
@@ -326,11 +326,10 @@ class Recipe:
     def start(self) -> Any:  # noqa: ANN401  Ray is untyped
         """Return a new actor, which may take its time to be there."""
         kind = self._kind.options(num_cpus=1, num_gpus=self.num_gpus)
-        limits = self.num_gpus, self.shelf, self.key
-        return kind.remote(*self._place, self.app, self._roster, limits)
+        return kind.remote(*self._place, self.app, self._roster, self.num_gpus)
 
 
-def start_workers(recipe: Recipe, *, workers: int) -> list[tuple[Any, str | None]]:
+def start_workers(recipe: Recipe, *, workers: int) -> tuple[list[Any], frozenset[str]]:
     """Start the actors and wait until every one has imported the app.
 
     Args:
@@ -338,14 +337,15 @@ def start_workers(recipe: Recipe, *, workers: int) -> list[tuple[Any, str | None
         workers: How many.
 
     Returns:
-        The actors' handles, and where each listens, if its calls are to come over a line.
+        The actors' handles, and the types of messages whose requests the app also takes by
+        themselves.
 
     Raises:
         NoWorkersError: If Ray has no room for them, or one does not start.
     """
     actors = [recipe.start() for _ in range(workers)]
     try:
-        addresses = ray.get([actor.ready.remote() for actor in actors], timeout=START_SECONDS)
+        kinds = ray.get([actor.ready.remote() for actor in actors], timeout=START_SECONDS)
     except ray.exceptions.GetTimeoutError as error:
         stop(actors)
         raise NoWorkersError(
@@ -358,7 +358,7 @@ def start_workers(recipe: Recipe, *, workers: int) -> list[tuple[Any, str | None
         raise NoWorkersError(
             f"a worker could not start with {recipe.app!r}: {_own_words(error)}"
         ) from error
-    return list(zip(actors, addresses, strict=True))
+    return actors, kinds[0]
 
 
 def _own_words(error: Exception) -> str:
@@ -416,40 +416,45 @@ def _worker_class() -> type:
             environment: dict[str, str],
             app: str,
             roster: dict[int, int],
-            limits: tuple[float, str | None, bytes],
+            num_gpus: float,
         ) -> None:
             move(path, environment)
 
             from leakbed.flower_internals import task_identity  # noqa: PLC0415
-            from leakbed.grids.ray.actors import hide_gpus, take_share  # noqa: PLC0415  by name
-            from leakbed.grids.ray.lines import listen, one_thread  # noqa: PLC0415
+            from leakbed.grids.ray.actors import (  # noqa: PLC0415  by name
+                hide_gpus,
+                one_thread,
+                take_share,
+            )
             from leakbed.grids.ray.parcels import ParcelHost  # noqa: PLC0415
-            from leakbed.grids.ray.shelf import Shelf  # noqa: PLC0415
             from leakbed.lookup import import_object  # noqa: PLC0415
 
-            num_gpus, folder, key = limits
             if not num_gpus:
                 hide_gpus()
-            shelf = Shelf(folder) if folder else None
-            self._host = ParcelHost(import_object(app), roster, shelf=shelf)  # type: ignore[arg-type]
+            self._host = ParcelHost(import_object(app), roster)  # type: ignore[arg-type]
             if num_gpus:
                 take_share(num_gpus)
 
             one_thread()
             self._identity = task_identity()
             self._identity.__enter__()  # for good: this process serves one grid
-            self._address: str | None = None
-            if folder:
-                self._address = listen(self._host.handle, folder=folder, key=key)
 
-        def ready(self) -> str | None:
-            """Answer, which proves that the app was imported, and where the line is."""
-            return self._address
+        def ready(self) -> frozenset[str]:
+            """Answer, which proves that the app was imported."""
+            return self._host.kinds
 
-        def handle(self, parcel: Parcel, shared: Parcel | None = None) -> Parcel:
-            return self._host.handle(parcel, shared)
+        def handle(self, sent: list[Any], shared: Parcel | None = None) -> list[Parcel]:
+            return self._host.handle(sent, shared)
 
     return Worker
+
+
+def one_thread() -> None:
+    """Let torch compute in this thread alone, where it is loaded: an app may do without."""
+    if "torch" in sys.modules:
+        from leakbed.tensors import configure_torch  # noqa: PLC0415  likewise
+
+        configure_torch()
 
 
 def hide_gpus() -> None:

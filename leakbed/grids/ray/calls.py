@@ -1,24 +1,19 @@
-"""Calls to RayGrid's workers, seen from the driver, and the way of making them through Ray.
+"""What RayGrid's driver knows of workers, nodes and messages, and calls to workers through Ray.
 
-A call is sent to a worker and answered some time later; what a call is to the driver's other code
-is a ticket to wait for. Ray's way works on any cluster; :mod:`leakbed.grids.ray.lines` is the fast
-one.
-
-What RayGrid's driver knows of workers, nodes and messages; plain data, no Ray.
+A call is sent to a worker and answered some time later; what it is to the driver's other code is
+Ray's reference to the answer, to wait for.
 """
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any
 
 import ray
-from flwr.app import Message
 
 from leakbed.grids.base import describe
-from leakbed.grids.ray.parcels import Outline, Parcel, Prepared, State, seal
-from leakbed.wire.records import Buffer
+from leakbed.grids.ray.parcels import Parcel, Reply, Sent, node_of
 
 _CALLS = 8  # calls to a worker, from which on messages pushed together share them
 _GROUP = 16  # messages that share a call at most
@@ -51,11 +46,11 @@ class Worker:
 
 @dataclass(eq=False)
 class PendingMessage:
-    """A message on its way.
+    """A message or typed call on its way.
 
     Attributes:
-        message: From the strategy, with its id.
-        prepared: The message as it travels.
+        sent: A message from the strategy, with its id, or a call.
+        prepared: The same as it travels.
         shared: Its records as stored for several, where it has them in common with others.
         attempts: Workers that died over it.
         worker: Where it is; not set before it is sent.
@@ -64,14 +59,19 @@ class PendingMessage:
         abandoned: Whether nobody waits for the reply any more.
     """
 
-    message: Message
-    prepared: Prepared
+    sent: Sent
+    prepared: Parcel
     shared: Any = None
     attempts: int = 0
     worker: Worker = field(init=False)
     ticket: Any = None
-    reply: Message | None = None
+    reply: Reply | None = None
     abandoned: bool = False
+
+    @property
+    def node(self) -> int:
+        """Flower's id of the node it goes to."""
+        return node_of(self.sent)
 
 
 @dataclass(eq=False, slots=True)
@@ -79,12 +79,12 @@ class Node:
     """What the driver knows of a node that has been sent a message.
 
     Attributes:
-        state: Its last state, packed; empty for a new node.
+        state: Its last state, sealed; None of a new node.
         owner: The worker that keeps something of it alive.
         errands: Its messages; the first is under way, the others wait for that one's state.
     """
 
-    state: State = ()
+    state: Parcel | None = None
     owner: Worker | None = None
     errands: list[PendingMessage] = field(default_factory=list)
 
@@ -113,73 +113,45 @@ class CallFailedError(RuntimeError):
     """A call that a worker could not even begin to understand."""
 
 
-class Calls(Protocol):
-    """A way of calling workers. One thread at a time may use it, but any number may wait."""
+def start(
+    worker: Worker,
+    sent: Sequence[tuple[Parcel, Parcel | None, bool]],
+    shared: Any,  # noqa: ANN401  Ray is untyped
+) -> Any:  # noqa: ANN401  likewise
+    """Call a worker, which answers its calls in their order.
 
-    def connect(self, worker: Worker, address: str | None) -> None:
-        """Take up a worker that has started."""
+    Args:
+        worker: Any, also one that is still starting.
+        sent: For :meth:`~leakbed.grids.ray.parcels.ParcelHost.handle`.
+        shared: Ray's reference to the records that they have in common; None for none. An argument
+            of its own, so that Ray looks it up.
 
-    def share(self, outline: Outline, buffers: Sequence[Buffer]) -> Hashable:
-        """Return what several calls have in common, stored once."""
-
-    def start(self, worker: Worker, parcel: Parcel, shared: Hashable) -> Hashable:
-        """Call a worker and return the ticket; a worker answers its calls in their order."""
-
-    def there(self, tickets: Sequence[Hashable], seconds: float) -> list[Any]:
-        """Return the tickets that can be answered, after waiting for a first one.
-
-        A ticket may also be Ray's reference to a worker's start.
-        """
-
-    def answer(self, ticket: Any) -> Parcel:  # noqa: ANN401  each way has its own
-        """Return the answer to a call that is there, or whose worker is ended."""
-
-    def disconnect(self, worker: Worker) -> None:
-        """Let go of a worker whose answers are all read or lost."""
+    Returns:
+        Ray's reference to the answer.
+    """
+    return worker.actor.handle.remote(sent, *([] if shared is None else [shared]))
 
 
-class RayCalls:
-    """Calls as Ray's own, between any machines."""
+def answer(reference: Any) -> list[Parcel]:  # noqa: ANN401  Ray is untyped
+    """Return the answer to a call.
 
-    def connect(self, worker: Worker, address: str | None) -> None:
-        """Do nothing: Ray's handle is all it takes."""
+    Args:
+        reference: One that is there.
 
-    def share(self, outline: Outline, buffers: Sequence[Buffer]) -> Hashable:
-        """Put records into Ray's store."""
-        shared: Hashable = ray.put(seal(outline, buffers))
-        return shared
+    Returns:
+        One parcel for each message of the call.
 
-    def start(self, worker: Worker, parcel: Parcel, shared: Hashable) -> Hashable:
-        """Call an actor and return Ray's reference to the answer."""
-        reference: Hashable = worker.actor.handle.remote(parcel, *([shared] if shared else []))
-        return reference
-
-    def there(self, tickets: Sequence[Hashable], seconds: float) -> list[Any]:
-        """Return the references that are there, after waiting for a first one."""
-        return there(tickets, seconds)
-
-    def answer(self, ticket: Any) -> Parcel:  # noqa: ANN401  Ray is untyped
-        """Return the answer.
-
-        Args:
-            ticket: One that is there.
-
-        Returns:
-            The parcel.
-
-        Raises:
-            CallFailedError: If the worker raised.
-            WorkerGoneError: If there is no answer to be had.
-        """
-        try:
-            return ray.get(ticket, timeout=READ_SECONDS)
-        except ray.exceptions.RayTaskError as error:
-            raise CallFailedError(describe(error)) from error
-        except ray.exceptions.RayError as error:
-            raise WorkerGoneError(type(error).__name__) from error
-
-    def disconnect(self, worker: Worker) -> None:
-        """Do nothing: Ray lets go of an actor that is ended."""
+    Raises:
+        CallFailedError: If the worker raised.
+        WorkerGoneError: If there is no answer to be had.
+    """
+    try:
+        parcels: list[Parcel] = ray.get(reference, timeout=READ_SECONDS)
+    except ray.exceptions.RayTaskError as error:
+        raise CallFailedError(describe(error)) from error
+    except ray.exceptions.RayError as error:
+        raise WorkerGoneError(type(error).__name__) from error
+    return parcels
 
 
 def there(references: Sequence[Any], seconds: float) -> list[Any]:

@@ -9,15 +9,17 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from functools import partial
 from threading import RLock
 from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
+import ray
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
-from leakbed.grids.base import MessageIds, ResidentGrid, expired, unavailable
+from leakbed.grids.base import MessageIds, ResidentGrid, expired, lateness
 from leakbed.grids.ray.actors import (
     Recipe,
     equal_share,
@@ -26,16 +28,19 @@ from leakbed.grids.ray.actors import (
     start_ray,
     stop_ray,
 )
-from leakbed.grids.ray.calls import PendingMessage
-from leakbed.grids.ray.parcels import INLINE_BYTES, outlined, prepared
+from leakbed.grids.ray.calls import PendingMessage, there
+from leakbed.grids.ray.parcels import TypedCall, failed, packed, prepared, seal
 from leakbed.grids.ray.pool import Pool
-from leakbed.grids.ray.shelf import make_shelf, remove_shelf
 from leakbed.wire.bounds import Asked
+from leakbed.wire.calls import Answer, Call, Failure, Wait, offers_calls
+from leakbed.wire.fields import Carried
 
 # How long a pull waits for a first reply: a caller that pulls in a loop then waits for events.
 _PULL_SECONDS = 0.005
+_STORED = 90 * 1024  # bytes; records of more that several nodes get are put into Ray's store once
 
 
+@offers_calls
 class RayGrid(ResidentGrid):
     """A Flower grid whose nodes live in Ray actors; close it, or use it as a context manager.
 
@@ -77,7 +82,6 @@ class RayGrid(ResidentGrid):
         self._pending: dict[str, tuple[PendingMessage, float]] = {}
         self._lock = RLock()
         self._pool: Pool | None = None
-        self._shelf: str | None = None
         self._own_ray = start_ray(address, cpus=workers)
         with ExitStack() as undo:
             undo.callback(self.close)
@@ -85,9 +89,7 @@ class RayGrid(ResidentGrid):
                 num_gpus = equal_share(min(nodes, workers or fitting_workers(nodes, num_gpus=0)))
             self.workers = min(nodes, workers or fitting_workers(nodes, num_gpus=num_gpus))
             refuse_crowd(self.workers, num_gpus=num_gpus)
-            # A cluster's workers may be on other machines, which share no memory.
-            self._shelf = make_shelf() if self._own_ray and address is None else None
-            recipe = Recipe(app, self.roster, num_gpus=num_gpus, shelf=self._shelf)
+            recipe = Recipe(app, self.roster, num_gpus=num_gpus)
             self._pool = Pool(recipe, self.roster, workers=self.workers)
             undo.pop_all()
 
@@ -135,13 +137,43 @@ class RayGrid(ResidentGrid):
         finally:
             self._abandon(ids)
 
+    def typed(self, kind: str) -> Call | None:
+        """Return a way to hand requests of a type to nodes, which begin at once.
+
+        Args:
+            kind: Type of the message a request would travel in.
+
+        Returns:
+            None where the nodes' app takes messages alone.
+        """
+        return partial(self._called, kind) if kind in self._open().kinds else None
+
+    def _called(self, kind: str, node: int, request: Carried, timeout: float | None) -> Wait:
+        asked, call = Asked.by_call(kind, node, request), TypedCall(node, kind, request)
+        pending = PendingMessage(call, prepared(call, most=self.bounds.weight(asked)))
+        call_id = self._ids.fresh()
+        seconds = math.inf if timeout is None else timeout
+        ends = monotonic() + seconds
+        self._start({call_id: (pending, math.inf)})
+
+        def answer() -> Answer:
+            try:
+                self._wait([call_id], ends - monotonic(), for_all=True)
+            finally:
+                self._abandon([call_id])
+            reply = pending.reply
+            if reply is None or isinstance(reply, Message):
+                return Failure(lateness(seconds))
+            return self.allowed(asked, reply)
+
+        return answer
+
     def close(self) -> None:
         """End the workers, and Ray if this grid started it; the second time, do nothing."""
         if self._pool is not None:
             self._pool.stop()
             self._pool = None
         self._pending.clear()
-        remove_shelf(self._shelf)
         if self._own_ray:
             self._own_ray = False
             stop_ray()
@@ -158,8 +190,8 @@ class RayGrid(ResidentGrid):
         self.close()
 
     def _push(self, sent: list[Message], deadline: Callable[[Message], float]) -> list[str]:
-        pool = self._open()
-        shared = _shared(sent, pool)
+        self._open()
+        shared = _shared(sent)
         errands = {}
         for message in sent:
             message_id = self._ids.stamp(message)
@@ -167,14 +199,20 @@ class RayGrid(ResidentGrid):
             most = self.bounds.weight(Asked.by_message(message))
             sealed = prepared(message, content=common is None, most=most)
             errands[message_id] = PendingMessage(message, sealed, common)
-            if message.metadata.dst_node_id not in self.roster:
-                nodes = f"this grid has nodes 1 to {len(self.roster)}"
-                errands[message_id].reply = unavailable(message, f"no such node; {nodes}")
-        with self._lock:
-            self._pending |= {i: (e, deadline(e.message)) for i, e in errands.items()}
-            pool.tidy()
-            pool.send(errand for errand in errands.values() if errand.reply is None)
+        self._start({i: (e, deadline(m)) for (i, e), m in zip(errands.items(), sent, strict=True)})
         return list(errands)
+
+    def _start(self, errands: dict[str, tuple[PendingMessage, float]]) -> None:
+        """Send messages and calls to their nodes, each to be answered by its deadline."""
+        pool = self._open()
+        for errand, _ in errands.values():
+            if errand.node not in self.roster:
+                nodes = f"this grid has nodes 1 to {len(self.roster)}"
+                errand.reply = failed(errand.sent, f"no such node; {nodes}")
+        with self._lock:
+            self._pending |= errands
+            pool.tidy()
+            pool.send(errand for errand, _ in errands.values() if errand.reply is None)
 
     def _wait(self, message_ids: list[str], seconds: float, *, for_all: bool) -> None:
         """Wait until one, or all, of these messages are answered."""
@@ -187,9 +225,9 @@ class RayGrid(ResidentGrid):
                 open_ = [errand for errand in open_ if errand.reply is None]
                 if not open_ or (len(open_) < len(errands) and not for_all):
                     return
-                tickets = pool.awaited()
+                tickets = pool.awaited(open_)
                 patience = min(deadline - monotonic(), pool.patience())
-            ready = pool.there(tickets, patience)
+            ready = there(tickets, patience)
             with self._lock:
                 pool.advance(ready)
             if not ready and monotonic() >= deadline:
@@ -205,8 +243,8 @@ class RayGrid(ResidentGrid):
                 reply = errand.reply
                 if reply is None and expire and now >= deadline:
                     self._open().abandon(errand)
-                    reply = expired(errand.message)
-                if reply is not None:
+                    reply = expired(errand.sent) if isinstance(errand.sent, Message) else None
+                if isinstance(reply, Message):
                     del self._pending[message_id]
                     replies.append(reply)
         return replies
@@ -223,7 +261,7 @@ class RayGrid(ResidentGrid):
         return self._pool
 
 
-def _shared(sent: list[Message], pool: Pool) -> dict[int, Any]:
+def _shared(sent: list[Message]) -> dict[int, Any]:
     """Return large records that several messages have in common, as stored for all of them.
 
     FedAvg puts one RecordDict into every node's message: it is stored once, and every worker that
@@ -233,7 +271,7 @@ def _shared(sent: list[Message], pool: Pool) -> dict[int, Any]:
     contents = {id(m.content): m.content for m in sent if uses[id(m.content)] > 1}
     shared: dict[int, Any] = {}
     for key, content in contents.items():
-        outline, buffers = outlined(content)
-        if sum(map(len, buffers)) > INLINE_BYTES:
-            shared[key] = pool.share(outline, buffers)
+        held = packed(content)
+        if sum(len(memoryview(buffer)) for buffer in held[1]) > _STORED:
+            shared[key] = ray.put(seal(held))
     return shared

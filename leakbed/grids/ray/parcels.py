@@ -1,40 +1,36 @@
-"""Parcels: what RayGrid's processes hand each other, with tensor bytes beside the pickle.
+"""Parcels: what RayGrid's processes hand each other through Ray, and what a worker does with them.
 
-A parcel is a frame (a pickled outline of plain values, then the bytes of small arrays) and the
-buffers of large arrays, which the receiver reads where they lie in shared memory: on a shelf of the
-grid's own, or in Ray's store.
-Only processes of one run exchange parcels: nothing another party sent is ever unpickled.
+A parcel is a pickle of protocol 5 with the bytes of large arrays beside it, which Ray keeps in its
+store and hands on without a copy. Only processes of one run exchange parcels: nothing another party
+sent is ever unpickled.
 
-A message's way to a RayGrid worker and back, seen from both ends, without Ray.
-
-A node's state travels with its message and goes home with its reply, unless the node keeps
-something alive: a worker holds active nodes only, and any worker can serve any other node.
+A message's way to a worker and back, and a typed call's, seen from both ends, without Ray. A
+node's state travels with them and goes home with the reply, unless the node keeps something alive:
+a worker holds active nodes only, and any worker can serve any other node.
 """
 
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, TypeAlias
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, Metadata, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from leakbed.flower_internals import CLIENT_RAISED, assembled, filled
+from leakbed.flower_internals import CLIENT_RAISED, NODE_UNAVAILABLE, assembled, filled
 from leakbed.grids.base import NodeHost, describe
-from leakbed.grids.ray.shelf import Shelf, take
 from leakbed.wire.bounds import Weight
+from leakbed.wire.calls import Answer as Answered
+from leakbed.wire.calls import Failure
+from leakbed.wire.fields import Carried
 from leakbed.wire.records import Buffer, ReceivedArray, buffer_of
 
-Parcel: TypeAlias = Any  # bytes, or a tuple of bytes and NumPy arrays: what Ray is quick with
+Parcel: TypeAlias = tuple[Any, ...]  # a pickle, then its large buffers
 Outline: TypeAlias = list[tuple[str, str, Any]]  # of one RecordDict: key, kind, what it holds
+Packed: TypeAlias = tuple[Outline, list[Any]]  # and the bytes of its arrays, in their order
 
-# Ray sends up to 100 kB with the call, raw bytes fastest of all; beyond, it uses its store.
-INLINE_BYTES = 90 * 1024
 _LARGE = 16 * 1024  # bytes; a buffer of its own costs Ray about 10 us, as much as copying these
-_ALIGN = 64  # bytes, so that arrays in a frame lie as NumPy and torch want them
-_LENGTH = 8  # bytes that tell the length of the pickled part
 
 _FIELDS = (
     "run_id",
@@ -51,14 +47,40 @@ _FIELDS = (
 )
 
 
-def outlined(records: RecordDict) -> tuple[Outline, list[Buffer]]:
-    """Return records as plain values and, in their order, the bytes of their arrays.
+def seal(value: Any) -> Parcel:  # noqa: ANN401  whatever pickle takes
+    """Put a value into a parcel; its large buffers are not copied.
+
+    Args:
+        value: Of plain values, arrays, and what :func:`packed` returns.
+
+    Returns:
+        What to give Ray.
+    """
+    apart: list[Any] = []
+
+    def stays(buffer: pickle.PickleBuffer) -> bool:
+        raw = buffer.raw()
+        if raw.nbytes < _LARGE:
+            return True
+        apart.append(np.frombuffer(raw, np.uint8))
+        return False
+
+    return pickle.dumps(value, protocol=5, buffer_callback=stays), *apart
+
+
+def opened(parcel: Parcel) -> Any:  # noqa: ANN401  what was sealed
+    """Return what a process of the same run sealed; its large buffers lie where they arrived."""
+    return pickle.loads(parcel[0], buffers=parcel[1:])  # noqa: S301  of our own run
+
+
+def packed(records: RecordDict) -> Packed:
+    """Return records as plain values and the bytes of their arrays, for :func:`seal`.
 
     Args:
         records: Never changed.
 
     Returns:
-        The outline and the buffers.
+        An outline and buffers.
 
     Raises:
         TypeError: If a record is none of Flower's three kinds.
@@ -75,95 +97,33 @@ def outlined(records: RecordDict) -> tuple[Outline, list[Buffer]]:
             outline.append((key, kind, dict(record.items())))
         else:
             raise TypeError(f"record {key!r} is a {type(record).__name__}, which cannot travel")
-    return outline, buffers
+    return outline, [pickle.PickleBuffer(buffer) for buffer in buffers]
 
 
-def restored(outline: Outline, buffers: Iterator[memoryview]) -> RecordDict:
-    """Return the records of an outline, over the next buffers.
-
-    Args:
-        outline: From :func:`outlined`.
-        buffers: Taken from as far as the outline needs them.
-
-    Returns:
-        New records; their arrays lie in the buffers.
-    """
-    records: dict[str, Any] = {}
-    for key, kind, held in outline:
-        if kind == "arrays":
-            arrays = {
-                name: ReceivedArray(dtype, shape, stype, next(buffers))
-                for name, dtype, shape, stype in held
-            }
-            records[key] = filled(ArrayRecord(), arrays)
-        elif kind == "config":
-            records[key] = filled(ConfigRecord(), held)
-        else:
-            records[key] = filled(MetricRecord(), held)
-    return filled(RecordDict(), records)
+def restored(state: Packed) -> tuple[RecordDict, list[memoryview]]:
+    """Return the records that were packed, and the read-only bytes their arrays lie in."""
+    outline, buffers = state
+    views = [memoryview(buffer).toreadonly() for buffer in buffers]
+    rest = iter(views)
+    return filled(
+        RecordDict(), {k: _restored(kind, held, rest) for k, kind, held in outline}
+    ), views
 
 
-def seal(
-    outline: Any,  # noqa: ANN401  plain values
-    buffers: Sequence[Buffer],
-    *,
-    shelf: Shelf | None = None,
-) -> Parcel:
-    """Put plain values and buffers into one parcel.
-
-    Args:
-        outline: What pickle handles by itself: numbers, strings, lists, tuples, dicts.
-        buffers: Bytes of arrays.
-        shelf: Where to leave the large ones, if the receiver is on this machine. Such a parcel can
-            be opened once.
-
-    Returns:
-        What to give Ray.
-    """
-    sizes = [len(buffer) for buffer in buffers]
-    apart = sum(sizes) > INLINE_BYTES
-    large = [apart and size >= _LARGE for size in sizes]
-    said = pickle.dumps((sizes, large, outline), protocol=5)
-    parts: list[Buffer] = [len(said).to_bytes(_LENGTH, "little"), said]
-    at = _LENGTH + len(said)
-    for buffer, size, elsewhere in zip(buffers, sizes, large, strict=True):
-        if not elsewhere:
-            parts += [bytes(-at % _ALIGN), buffer]
-            at += -at % _ALIGN + size
-    frame = b"".join(parts)
-    if not any(large):
-        return frame
-    own = [buffer for buffer, elsewhere in zip(buffers, large, strict=True) if elsewhere]
-    if shelf is not None and (path := shelf.leave(own)) is not None:
-        return (frame, path)
-    return (frame, *(np.frombuffer(buffer, np.uint8) for buffer in own))
-
-
-def opened(parcel: Parcel) -> tuple[Any, list[memoryview]]:
-    """Return what was sealed, the buffers as read-only views into the parcel.
-
-    Args:
-        parcel: From :func:`seal` in a process of the same run.
-
-    Returns:
-        The outline and the buffers.
-    """
-    frame, own = (parcel, ()) if isinstance(parcel, bytes) else (parcel[0], parcel[1:])
-    view = memoryview(frame)
-    at = _LENGTH + int.from_bytes(view[:_LENGTH], "little")
-    sizes, large, outline = pickle.loads(view[_LENGTH:at])  # noqa: S301  of our own run
-    if own and isinstance(own[0], str):
-        own = take(own[0], [size for size, apart in zip(sizes, large, strict=True) if apart])
-    elsewhere = iter(own)
-    buffers = []
-    for size, apart in zip(sizes, large, strict=True):
-        if apart:
-            buffers.append(memoryview(next(elsewhere)).toreadonly())
-            continue
-        at += -at % _ALIGN
-        buffers.append(view[at : at + size])
-        at += size
-    return outline, buffers
+def _restored(
+    kind: str,
+    held: Any,  # noqa: ANN401  by kind
+    buffers: Iterator[memoryview],
+) -> ArrayRecord | ConfigRecord | MetricRecord:
+    if kind == "config":
+        return filled(ConfigRecord(), held)
+    if kind == "metrics":
+        return filled(MetricRecord(), held)
+    arrays = {
+        name: ReceivedArray(dtype, shape, stype, next(buffers))
+        for name, dtype, shape, stype in held
+    }
+    return filled(ArrayRecord(), arrays)
 
 
 def metadata_values(message: Message) -> tuple[Any, ...]:
@@ -177,14 +137,62 @@ def metadata_of(values: tuple[Any, ...]) -> Metadata:
     return Metadata(*values)
 
 
-# A node's state packed: first its pickled outline, then its arrays. None at all is a new node.
-State: TypeAlias = Sequence[Buffer]
+@dataclass(frozen=True)
+class TypedCall:
+    """A request on its way to a node.
 
-# A message's pickled outline and the bytes of its arrays.
-Prepared: TypeAlias = tuple[bytes, list[Buffer]]
+    Attributes:
+        node: Flower's node id.
+        kind: Type of the message it would travel in.
+        request: As handed over.
+    """
 
-# What a parcel says of the node's state, if not how many buffers of it follow.
-_WITH_WORKER, _UNCHANGED = -1, -2
+    node: int
+    kind: str
+    request: Carried
+
+
+Sent: TypeAlias = Message | TypedCall
+Reply: TypeAlias = Message | Carried | Failure
+_Limits: TypeAlias = tuple[int, int] | None
+
+
+def node_of(sent: Sent) -> int:
+    """Return Flower's id of the node that something goes to."""
+    return sent.metadata.dst_node_id if isinstance(sent, Message) else sent.node
+
+
+def failed(sent: Sent, reason: str, *, raised: bool = False) -> Message | Failure:
+    """Return the answer in place of one that never came.
+
+    Args:
+        sent: What is not answered.
+        reason: Why.
+        raised: Whether the node's code is to blame, rather than its worker.
+
+    Returns:
+        An error reply to a message, a failure of a typed call.
+    """
+    if isinstance(sent, Message):
+        return Message(Error(CLIENT_RAISED if raised else NODE_UNAVAILABLE, reason), reply_to=sent)
+    return Failure(reason)
+
+
+def prepared(sent: Sent, *, content: bool = True, most: Weight | None = None) -> Parcel:
+    """Return a message or call as it will travel, also again if it must.
+
+    Args:
+        sent: To a node.
+        content: Whether a message's records travel with it, not in a broadcast.
+        most: What the reply may weigh; the worker refuses more before it sends it.
+
+    Returns:
+        For :meth:`ParcelHost.handle`.
+    """
+    limits = None if most is None else (most.bytes, most.parts)
+    if isinstance(sent, TypedCall):
+        return seal((sent, None, limits))
+    return seal((metadata_values(sent), packed(sent.content) if content else None, limits))
 
 
 @dataclass(frozen=True)
@@ -192,158 +200,148 @@ class Answer:
     """What came back from a worker.
 
     Attributes:
-        reply: To the message.
+        reply: To the message or call.
         stays: Whether the node stays with the worker, as it keeps something alive.
-        state: The node's new state; None if it stays, or if the last one sent is still right.
+        state: The node's new state, sealed; None if it stays, or if the last one is still right.
     """
 
-    reply: Message
+    reply: Reply
     stays: bool
-    state: State | None
+    state: Parcel | None
 
 
-def prepared(message: Message, *, content: bool, most: Weight | None = None) -> Prepared:
-    """Return a message as it will travel, together with others or again if it must.
-
-    Args:
-        message: To a node.
-        content: Whether its records travel with it, not in a broadcast.
-        most: What its reply may weigh; the worker refuses more before it sends it.
-
-    Returns:
-        Its outline, pickled, and the bytes of its arrays.
-    """
-    outline, arrays = outlined(message.content) if content else (None, [])
-    limits = None if most is None else (most.bytes, most.parts)
-    return pickle.dumps((metadata_values(message), outline, limits), protocol=5), arrays
-
-
-def request(sent: Sequence[tuple[Prepared, State | None]], *, shelf: Shelf | None = None) -> Parcel:
-    """Return messages on their way to a worker.
-
-    Args:
-        sent: Each with what its node remembers; None if the node is with the worker.
-        shelf: Where to leave large arrays; None to give them to Ray.
-
-    Returns:
-        The parcel, for :meth:`ParcelHost.handle`.
-    """
-    outlines, buffers = [], list[Buffer]()
-    for (outline, arrays), state in sent:
-        outlines.append((outline, len(arrays), _WITH_WORKER if state is None else len(state)))
-        buffers += [*arrays, *(state or ())]
-    return seal(outlines, buffers, shelf=shelf)
-
-
-def answers(parcel: Parcel, messages: Sequence[Message]) -> list[Answer]:
+def answers(parcels: Sequence[Parcel], sent: Sequence[Sent]) -> list[Answer]:
     """Return what a worker answered.
 
     Args:
-        parcel: From :meth:`ParcelHost.handle`.
-        messages: What it answers, in the order of the request.
+        parcels: From :meth:`ParcelHost.handle`.
+        sent: What they answer, in their order.
 
     Returns:
-        To each message the reply, and where its node's state is now.
+        To each the reply, and where its node's state is now.
     """
-    outlines, buffers = opened(parcel)
-    rest = iter(buffers)
-    pairs = zip(messages, outlines, strict=True)
-    return [_answer(message, pickle.loads(outline), rest) for message, outline in pairs]  # noqa: S301  of our own run
+    return [_answer(one, *opened(parcel)) for one, parcel in zip(sent, parcels, strict=True)]
 
 
-def _answer(message: Message, outline: tuple[Any, ...], buffers: Iterator[memoryview]) -> Answer:
-    said, error, count = outline
+def _answer(
+    sent: Sent,
+    said: Any,  # noqa: ANN401  by what was sent
+    error: tuple[int, str | None] | None,
+    stays: bool,
+    state: Packed | None,
+) -> Answer:
+    reply: Reply
     if error is not None:
-        reply = Message(Error(*error), reply_to=message)
-    else:
+        reply = Message(Error(*error), reply_to=sent) if isinstance(sent, Message) else said
+    elif isinstance(sent, Message):
         metadata, records = said
-        reply = assembled(metadata_of(metadata), restored(records, buffers))
-    # Copied, since a view would hold the whole parcel in Ray's store for as long as the node rests.
-    state = [bytes(buffer) for buffer in islice(buffers, count)] if count >= 0 else None
-    return Answer(reply, stays=count == _WITH_WORKER, state=state)
+        reply = assembled(metadata_of(metadata), restored(records)[0])
+    else:
+        reply = said
+    if state is None:
+        return Answer(reply, stays=stays, state=None)
+    # Copied, since a view would hold the whole reply in Ray's store while the node rests.
+    own = [pickle.PickleBuffer(bytes(buffer)) for buffer in state[1]]
+    return Answer(reply, stays=stays, state=seal((state[0], own)))
 
 
 class ParcelHost:
-    """Hosts nodes in a worker; one message at a time."""
+    """Hosts nodes in a worker; one message or call at a time."""
 
-    def __init__(
-        self, app: ClientApp, roster: Mapping[int, int], *, shelf: Shelf | None = None
-    ) -> None:
+    def __init__(self, app: ClientApp, roster: Mapping[int, int]) -> None:
         """Host nodes.
 
         Args:
             app: The app every node runs.
             roster: Partition id by node id, of all nodes of the grid.
-            shelf: Where to leave large arrays; None to give them to Ray.
         """
-        self._host, self._shelf = NodeHost(app, roster), shelf
+        self._host = NodeHost(app, roster)
+        self.kinds = self._host.kinds
 
-    def handle(self, parcel: Parcel, shared: Parcel | None = None) -> Parcel:
-        """Run messages at their nodes, one after another.
+    def handle(
+        self, sent: Sequence[tuple[Parcel, Parcel | None, bool]], shared: Parcel | None = None
+    ) -> list[Parcel]:
+        """Serve messages and calls at their nodes, one after another.
 
         Args:
-            parcel: From :func:`request`.
+            sent: From :func:`prepared`, each with its node's state, None of a new one, and whether
+                the node is here already.
             shared: The sealed records that the messages have in common, where they travel so.
 
         Returns:
             The replies, for :func:`answers`.
         """
-        outlines, buffers = opened(parcel)
-        rest, replies, sent = iter(buffers), list[bytes](), list[Buffer]()
-        for outline, arrays, count in outlines:
-            metadata, records, limits = pickle.loads(outline)  # noqa: S301  of our own run
-            own = list(islice(rest, arrays))
-            if records is None:
-                records, own = opened(shared)
-            message = assembled(metadata_of(metadata), restored(records, iter(own)))
-            state = list(islice(rest, max(count, 0)))
-            if count != _WITH_WORKER:
-                self._host.settle(message.metadata.dst_node_id, _unpacked(state))
-            said, left = self._answered(message, state, limits)
-            replies.append(said)
-            sent += left
-        return seal(replies, sent, shelf=self._shelf)
+        return [self._served(*one, shared) for one in sent]
+
+    def _served(
+        self,
+        parcel: Parcel,
+        state: Parcel | None,
+        here: bool,
+        shared: Parcel | None,
+    ) -> Parcel:
+        asked, records, limits = opened(parcel)
+        if isinstance(asked, TypedCall):
+            node = asked.node
+        else:
+            content = restored(opened(shared or ()) if records is None else records)[0]
+            message = assembled(metadata_of(asked), content)
+            node = message.metadata.dst_node_id
+        outline, before = list[Any](), list[memoryview]()
+        if not here:
+            outline, buffers = ([], []) if state is None else opened(state)
+            known, before = restored((outline, buffers))
+            self._host.settle(node, known)
+        said, error = (
+            (self._called(asked, limits), None)
+            if isinstance(asked, TypedCall)
+            else self._answered(message, limits)
+        )
+        stays, after = False, None
+        try:
+            left = self._host.depart(node)
+            stays, after = left is None, None if left is None else packed(left)
+            if after is not None and state is not None and _same(after, (outline, before)):
+                after = None
+            return seal((said, error, stays, after))
+        except Exception as problem:  # noqa: BLE001  reported to the server, as Flower does
+            why = describe(problem)
+            failure = Failure(why) if isinstance(asked, TypedCall) else None
+            return seal((failure, (CLIENT_RAISED, why), stays, after))
+
+    def _called(self, call: TypedCall, limits: _Limits) -> Answered:
+        """Return a call's reply or failure."""
+        handler = self._host.handler(call.kind)
+        if handler is None:
+            return Failure(f"this worker's app serves no {call.kind!r}")
+        reply = self._host.call(call.node, handler, call.request)
+        if limits is not None and isinstance(reply, Carried):
+            try:
+                Weight(*limits).refuse(reply.groups())
+            except ValueError as problem:
+                return Failure(describe(problem))
+        return reply
 
     def _answered(
-        self, message: Message, before: list[memoryview], limits: tuple[int, int] | None
-    ) -> tuple[bytes, list[Buffer]]:
-        """Return the reply and the node's state; an app may have put anything into either."""
+        self, message: Message, limits: _Limits
+    ) -> tuple[Any, tuple[int, str | None] | None]:
+        """Return a message's reply as it travels, or its error; an app may reply with anything."""
         reply = self._host.handle(message)
-        count, after = _UNCHANGED, list[Buffer]()
         try:
-            if (state := self._host.depart(message.metadata.dst_node_id)) is None:
-                count = _WITH_WORKER
-            elif not _same(packed := _packed(state), before):
-                count, after = len(packed), packed
-            said, error, buffers = None, None, list[Buffer]()
             if reply.has_error():
-                error = reply.error.code, reply.error.reason
-            else:
-                if limits is not None:
-                    Weight(*limits).refuse(reply.content)
-                outline, buffers = outlined(reply.content)
-                said = metadata_values(reply), outline
-            return pickle.dumps((said, error, count), protocol=5), [*buffers, *after]
+                return None, (reply.error.code, reply.error.reason)
+            if limits is not None:
+                Weight(*limits).refuse(reply.content)
+            return (metadata_values(reply), packed(reply.content)), None
         except Exception as problem:  # noqa: BLE001  reported to the server, as Flower does
-            error = CLIENT_RAISED, describe(problem)
-            return pickle.dumps((None, error, count), protocol=5), after
+            return None, (CLIENT_RAISED, describe(problem))
 
 
-def _packed(state: RecordDict) -> list[Buffer]:
-    outline, buffers = outlined(state)
-    return [pickle.dumps(outline, protocol=5), *buffers]
-
-
-def _unpacked(state: list[memoryview]) -> RecordDict:
-    if not state:
-        return RecordDict()
-    return restored(pickle.loads(state[0]), iter(state[1:]))  # noqa: S301  of our own run
-
-
-def _same(after: Sequence[Buffer], before: Sequence[Buffer]) -> bool:
+def _same(after: Packed, before: Packed) -> bool:
     """Return whether a state surely is what it was: its arrays lie where they lay."""
-    return (
-        len(after) == len(before)
-        and after[0] == before[0]
-        and all(new is old for new, old in zip(after[1:], before[1:], strict=True))
-    )
+    return after[0] == before[0] and list(map(_place, after[1])) == list(map(_place, before[1]))
+
+
+def _place(buffer: Any) -> tuple[int, int]:  # noqa: ANN401  any buffer
+    seen = np.frombuffer(buffer, np.uint8)
+    return seen.ctypes.data, seen.nbytes

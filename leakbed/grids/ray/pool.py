@@ -7,43 +7,43 @@ unanswered goes to others from the nodes' last states.
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 from operator import itemgetter
 from time import monotonic
 from typing import Any
 
 import ray
-from flwr.app import Error, Message
 
-from leakbed.flower_internals import CLIENT_RAISED
-from leakbed.grids.base import unavailable
 from leakbed.grids.ray import actors
 from leakbed.grids.ray.actors import Recipe, start_workers, stop
 from leakbed.grids.ray.calls import (
     CallFailedError,
-    Calls,
     Node,
     PendingMessage,
-    RayCalls,
     Worker,
     WorkerGoneError,
+    answer,
     groups,
+    start,
+    there,
 )
-from leakbed.grids.ray.lines import Lines
-from leakbed.grids.ray.parcels import Answer, Outline, Prepared, State, answers, request
-from leakbed.grids.ray.shelf import Shelf
-from leakbed.wire.records import Buffer
+from leakbed.grids.ray.parcels import Answer, Parcel, Reply, answers, failed
 
 _log = logging.getLogger(__name__)
 
 _ATTEMPTS = 2  # a message that was with a worker as it died is tried once more
 _WINDOW = 32  # messages of each worker to look out for at a time
-_SPENT: Prepared = b"", []
+_SPENT: Parcel = ()
 
 
 class Pool:
-    """The workers of one grid. One thread at a time may use it, but any number may wait."""
+    """The workers of one grid. One thread at a time may use it, but any number may wait.
+
+    Attributes:
+        workers: Those that live.
+        kinds: Types of messages whose requests the nodes also take by themselves.
+    """
 
     def __init__(self, recipe: Recipe, roster: Mapping[int, int], *, workers: int) -> None:
         """Start the workers and wait for them.
@@ -54,15 +54,11 @@ class Pool:
             workers: How many.
         """
         self._recipe, self._roster = recipe, roster
-        self._shelf = Shelf(recipe.shelf) if recipe.shelf else None
         self._nodes: dict[int, Node] = {}
         self._under_way: dict[Any, list[PendingMessage]] = {}
         self._late: list[PendingMessage] = []
-        self._calls: Calls = Lines(recipe.shelf, recipe.key) if recipe.shelf else RayCalls()
-        self.workers = []
-        for number, (actor, address) in enumerate(start_workers(recipe, workers=workers)):
-            self.workers.append(Worker(number, actor))
-            self._calls.connect(self.workers[-1], address)
+        started, self.kinds = start_workers(recipe, workers=workers)
+        self.workers = [Worker(number, actor) for number, actor in enumerate(started)]
         self._numbers = count(workers)
 
     def send(self, errands: Iterable[PendingMessage]) -> None:
@@ -73,7 +69,7 @@ class Pool:
         """
         loads: dict[Worker, list[PendingMessage]] = {}
         for errand in errands:
-            node = self._nodes.setdefault(errand.message.metadata.dst_node_id, Node())
+            node = self._nodes.setdefault(errand.node, Node())
             node.errands.append(errand)
             if len(node.errands) == 1:
                 loads.setdefault(self._assign(errand), []).append(errand)
@@ -81,29 +77,22 @@ class Pool:
         for _, group in sorted(calls, key=itemgetter(0)):  # every worker soon has its first
             self._dispatch(group)
 
-    def awaited(self) -> list[Any]:
-        """Return tickets of what comes next, for :meth:`there`."""
+    def awaited(self, errands: Sequence[PendingMessage]) -> list[Any]:
+        """Return tickets of what comes next, to wait for; those there are for :meth:`advance`.
+
+        Args:
+            errands: Those whose answers are wanted, none of which is there.
+
+        Returns:
+            Ray's references.
+        """
         found = {worker.ready: None for worker in self.workers if worker.ready is not None}
+        if len(errands) == 1 and errands[0].ticket is not None:
+            return [*found, errands[0].ticket]  # nothing else has to be looked at for it
         for worker in self.workers:
             # It answers in this order, and waiting for a few is faster than for all.
             found |= {errand.ticket: None for errand in worker.errands[:_WINDOW]}
         return list(found)
-
-    def there(self, tickets: list[Any], seconds: float) -> list[Any]:
-        """Wait for a first ticket, in any thread.
-
-        Args:
-            tickets: From :meth:`awaited`.
-            seconds: How long to wait; it may return sooner.
-
-        Returns:
-            Those that are there, for :meth:`advance`.
-        """
-        return self._calls.there(tickets, seconds)
-
-    def share(self, outline: Outline, buffers: list[Buffer]) -> Any:  # noqa: ANN401  either way's
-        """Return records that several messages have in common, as stored for all of them."""
-        return self._calls.share(outline, buffers)
 
     def patience(self) -> float:
         """Return for how many seconds a worker may still be starting; endless if none is."""
@@ -134,19 +123,17 @@ class Pool:
 
     def tidy(self) -> None:
         """Take in what nobody waits for any more, and workers that have started."""
-        if (self._late or self.patience() < math.inf) and (tickets := self.awaited()):
-            self.advance(self.there(tickets, 0.0))
+        if (self._late or self.patience() < math.inf) and (tickets := self.awaited(())):
+            self.advance(there(tickets, 0.0))
             self._late = [errand for errand in self._late if errand.reply is None]
 
     def stop(self) -> None:
         """End the workers."""
         stop([worker.actor for worker in self.workers])
-        for worker in self.workers:
-            self._calls.disconnect(worker)
         self.workers = []
 
     def _node(self, errand: PendingMessage) -> Node:
-        return self._nodes[errand.message.metadata.dst_node_id]
+        return self._nodes[errand.node]
 
     def _assign(self, errand: PendingMessage) -> Worker:
         """Choose the worker that keeps the node, else the one with the fewest messages."""
@@ -162,37 +149,37 @@ class Pool:
         if not self.workers:
             self._start_another()
         able = [worker for worker in self.workers if worker.ready is None] or self.workers
-        first = self._roster[errand.message.metadata.dst_node_id] % len(able)
+        first = self._roster[errand.node] % len(able)
         return min(able[first:] + able[:first], key=Worker.load_key)
 
     def _dispatch(self, errands: list[PendingMessage]) -> None:
         """Send messages that have one worker, and one broadcast or none, in one call."""
-        sent: list[tuple[Prepared, State | None]] = []
+        sent: list[tuple[Parcel, Parcel | None, bool]] = []
         for errand in errands:
             node = self._node(errand)
-            sent.append((errand.prepared, node.state if node.owner is None else None))
-        parcel = request(sent, shelf=self._shelf)
-        ticket = self._calls.start(errands[0].worker, parcel, errands[0].shared)
+            here = node.owner is not None
+            sent.append((errand.prepared, None if here else node.state, here))
+        ticket = start(errands[0].worker, sent, errands[0].shared)
         self._under_way[ticket] = errands
         for errand in errands:
             errand.ticket = ticket
 
     def _receive(self, errands: list[PendingMessage]) -> str | None:
         """Read the answer to messages of one call; return the reason if there is none to be had."""
-        messages = [errand.message for errand in errands]
+        sent = [errand.sent for errand in errands]
         try:
-            came = answers(self._calls.answer(errands[0].ticket), messages)
+            came = answers(answer(errands[0].ticket), sent)
         except CallFailedError as error:
-            reason = Error(CLIENT_RAISED, str(error))
-            came = [Answer(Message(reason, reply_to=m), stays=False, state=None) for m in messages]
+            replies = [failed(each, str(error), raised=True) for each in sent]
+            came = [Answer(reply, stays=False, state=None) for reply in replies]
         except WorkerGoneError as error:
             return str(error)
         self._take(errands)
-        for errand, answer in zip(errands, came, strict=True):
+        for errand, found in zip(errands, came, strict=True):
             node = self._node(errand)
-            node.owner = errand.worker if answer.stays else None
-            node.state = node.state if answer.state is None else answer.state
-            self._finish(errand, answer.reply)
+            node.owner = errand.worker if found.stays else None
+            node.state = node.state if found.state is None else found.state
+            self._finish(errand, found.reply)
         return None
 
     def _take(self, errands: list[PendingMessage]) -> None:
@@ -201,7 +188,7 @@ class Pool:
         for errand in errands:
             errand.worker.errands.remove(errand)
 
-    def _finish(self, errand: PendingMessage, reply: Message) -> None:
+    def _finish(self, errand: PendingMessage, reply: Reply) -> None:
         errand.reply, errand.shared, errand.prepared = reply, None, _SPENT
         waiting = self._node(errand).errands
         del waiting[0]
@@ -212,14 +199,13 @@ class Pool:
     def _has_started(self, worker: Worker) -> bool:
         if worker.ready is not None:
             try:
-                address = ray.get(worker.ready, timeout=0)
+                ray.get(worker.ready, timeout=0)
             except ray.exceptions.RayActorError as error:
                 # It may have died over its first message before word of its start got out.
                 return bool(worker.errands) and not error.actor_init_failed
             except ray.exceptions.GetTimeoutError:
                 return False
             worker.ready, worker.deadline = None, math.inf
-            self._calls.connect(worker, address)
         return True
 
     def _start_another(self) -> None:
@@ -241,7 +227,6 @@ class Pool:
         tickets = dict.fromkeys(errand.ticket for errand in worker.errands)
         calls = [self._under_way[ticket] for ticket in tickets]
         lost = [errands for errands in calls if self._receive(errands) is not None]
-        self._calls.disconnect(worker)
         _log.warning("worker %d is gone (%s); %d calls go elsewhere", worker.number, why, len(lost))
         for place, errands in enumerate(lost):
             self._take(errands)
@@ -258,4 +243,4 @@ class Pool:
             else:
                 again = ", like the one before it" if errand.attempts == _ATTEMPTS else ""
                 reason = f"worker {errand.worker.number}, which had this message, is gone{again}"
-                self._finish(errand, unavailable(errand.message, reason))
+                self._finish(errand, failed(errand.sent, reason))

@@ -73,7 +73,7 @@ def test_an_app_on_a_deployment_with_tls_is_attacked_and_its_nodes_noise_is_thei
         out=tmp_path / "out",
         model="digits.task:Net",
         about=FACTS,
-        settings={"iterations": 300, "restarts": 2},
+        settings={"iterations": 150, "restarts": 1},
         seed=0,
     )
     assert card.objective["attack"] < 1e-2 * card.objective["noise"]

@@ -13,9 +13,11 @@ from experiments.run.granted import grant_kinds, refuse_grants
 from experiments.run.targets import Evidences, MisfitError, pick_targets, refuse_misfit
 from experiments.run.view import build_view
 from experiments.settings.plugins import AttackSettings
+from experiments.settings.schema import SettingsError
 from leakbed.contract_checks import read_evidence
 from leakbed.contracts import (
     BOTTOM,
+    BOTTOM_QUERIES,
     PAIRS,
     ROUND_BOTTOMS,
     BrokenPluginError,
@@ -26,7 +28,9 @@ from leakbed.contracts import (
     ThreatModel,
     View,
 )
+from leakbed.contracts.threat import Granted
 from leakbed.events import Bottom, Event, Sealed, Target
+from leakbed.oracle.truth import AnswerKey
 from leakbed.tap.trace import Trace
 from tests.support.own_evidence import ROWS
 from tests.support.small_traces import CPU, Make, make_trace, smashed, update
@@ -168,7 +172,7 @@ def test_what_is_not_granted_or_not_needed_is_refused(grants: dict[str, Any], sa
     threat = ThreatModel(
         seat=Seat.SERVER, evidence=frozenset({ROWS}), needs=frozenset({BOTTOM, PAIRS})
     )
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(SettingsError, match=said):
         refuse_grants(threat, AttackSettings(name="mine:Own", grants=grants))
     refuse_grants(threat, AttackSettings(name="mine:Own", grants={"bottom": {}, "pairs": {}}))
 
@@ -179,3 +183,47 @@ def test_knowledge_needs_the_answer_key(make: Make) -> None:
     )
     with pytest.raises(MisfitError, match="told bottom, which needs the answer key"):
         _view(make([smashed(0, 0)]), threat)
+
+
+def _key(*defenses: tuple[str, dict[str, float]]) -> AnswerKey:
+    images, labels = torch.rand(6, 1, 4, 4), torch.arange(6) % 3
+    return AnswerKey(
+        images=images,
+        labels=labels,
+        test_images=images,
+        test_labels=labels,
+        order={(0, 2, 0): [0, 1]},
+        num_classes=3,
+        public_images=images,
+        public_labels=labels,
+        bottom={k: v + 0.1 for k, v in update(0).before.items() if k.startswith("0.")},
+        training={"defenses": [list(each) for each in defenses]},
+    )
+
+
+def test_queries_are_answered_behind_the_nodes_defences_and_a_told_bottom_is_bare(
+    make: Make,
+) -> None:
+    threat = ThreatModel(
+        seat=Seat.SERVER,
+        evidence=frozenset({Evidence.SMASHED}),
+        needs=frozenset({BOTTOM, BOTTOM_QUERIES}),
+    )
+    trace, images = make([smashed(0, 0)]), torch.rand(3, 1, 4, 4)
+    targets = pick_targets(Evidences.of(trace), threat, when="training", count=8)
+
+    def granted(key: AnswerKey) -> Granted:
+        return grant_kinds(threat, PLAIN, trace, targets, answers=key, device=CPU, stream=3)[0]
+
+    plain, noised = granted(_key()), granted(_key(("smashed-noise", {"sigma": 0.5})))
+    told = plain["bottom"](images)
+    assert torch.equal(told, noised["bottom"](images))
+    assert torch.equal(told, plain["bottom-queries"](images))
+    first, second = noised["bottom-queries"](images), noised["bottom-queries"](images)
+    assert 0.2 < float((first - told).std()) < 0.9
+    assert not torch.equal(first, second), "each answer has noise of its own"
+    assert torch.equal(first, noised["bottom-queries"].renewed()(images))
+    with pytest.raises(MisfitError, match="'nowhere:Mask', and importing it runs the code there"):
+        granted(_key(("nowhere:Mask", {})))["bottom-queries"](images)
+    with pytest.raises(MisfitError, match="the answer key holds no bottom"):
+        granted(replace(_key(), bottom=None))

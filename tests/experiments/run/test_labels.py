@@ -248,5 +248,5 @@ def test_an_attack_that_is_told_nothing_has_no_such_setting() -> None:
 def test_with_settings_that_are_told_nothing_it_is_refused() -> None:
     own = {"reference": "rarer"}
     make_attack(AttackSettings(name="cosine-score", known_per_class=1, own=own))  # the default
-    with pytest.raises(ValueError, match="known_per_class is 5, but with its other settings"):
+    with pytest.raises(SettingsError, match="known_per_class is 5, but with its other settings"):
         make_attack(AttackSettings(name="cosine-score", known_per_class=5, own=own))

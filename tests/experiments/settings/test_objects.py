@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -97,6 +98,15 @@ def test_objects_of_catalogues_and_modules_are_their_names_and_settings() -> Non
             {"stack": [{"name": "smashed-noise"}, {"name": here}]},
         ],
     }
+
+
+def test_settings_of_the_catalogues_classes_are_plain() -> None:
+    attack = UnSplit()  # whose types are checked in tests alone, and when it is made
+    object.__setattr__(attack, "tv", np.float32(0.5))
+    assert named({"attack": [attack]})["attack"] == [{"name": "unsplit", "tv": 0.5}]
+    object.__setattr__(attack, "tv", torch.tensor(0.5))
+    with pytest.raises(SettingsError, match=r"attack unsplit: tv is a torch\.Tensor.*\.item\(\)"):
+        named({"attack": [attack]})
 
 
 def test_what_a_file_can_hold_stays_as_it_is() -> None:

@@ -47,6 +47,7 @@ def test_a_threat_model_names_its_own_kinds_beside_the_contracts() -> None:
         ({"name": "smashed"}, "'smashed' is evidence of the contracts already"),
         ({"name": "My/Own"}, "use lower case without slashes"),
         ({"reads": frozenset()}, "reads no messages; name their kinds"),
+        ({"reads": frozenset({"smashed"})}, "evidence 'history': .*did you mean 'smashed-up'"),
     ],
 )
 def test_a_kind_without_a_name_or_messages_of_its_own_is_refused(

@@ -11,6 +11,7 @@ from leakbed.models import Architecture, IllegalCutError, cut, flat, halves, joi
 from leakbed.models.chains import chained
 from leakbed.models.cutting import check_stages
 from leakbed.seeds import scoped
+from tests.support.strange_networks import Nested
 
 SHAPE = (1, 6, 6)
 
@@ -34,22 +35,6 @@ class Template(nn.Module):
         images = functional.dropout(self.fc1(images), 0.5, training=self.training)
         scores: Tensor = self.fc2(images)
         return scores
-
-
-class Nested(nn.Module):
-    """As torchvision's: a sequence, code, another sequence."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
-            *(nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True), nn.Conv2d(2, 2, 3), nn.ReLU(inplace=True))
-        )
-        self.classifier = nn.Sequential(nn.Dropout(0.3), nn.Linear(8, 5), nn.ReLU())
-        self.head = nn.Linear(5, 3)
-
-    def forward(self, images: Tensor) -> Tensor:
-        out: Tensor = self.head(self.classifier(torch.flatten(self.features(images), 1)))
-        return out
 
 
 class Listed(nn.Module):
@@ -153,7 +138,7 @@ class Interleaved(nn.Module):
 
 
 def at(network: type[nn.Module], path: str) -> Architecture:
-    name = f"{__name__}:{network.__name__}"
+    name = f"{network.__module__}:{network.__name__}"
     return Architecture(name=name, image_shape=SHAPE, num_classes=3, cut=path)
 
 

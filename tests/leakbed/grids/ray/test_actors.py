@@ -1,11 +1,13 @@
 """Addresses at which no Ray cluster answers are refused within seconds."""
 
+import os
 import socket
 from collections.abc import Iterator
 from threading import Thread
 from time import monotonic
 
 import pytest
+import ray
 
 from leakbed.grids.ray import actors
 from leakbed.grids.ray.actors import NoClusterError, answering, start_ray
@@ -83,3 +85,20 @@ def test_auto_without_a_cluster_says_how_to_start_one(monkeypatch: pytest.Monkey
     monkeypatch.setattr(services, "find_bootstrap_address", lambda _: None)
     with pytest.raises(NoClusterError, match="finds no Ray cluster on this machine; start one"):
         answering("auto")
+
+
+@pytest.mark.parametrize(("chosen", "seen"), [(None, str(2 << 20)), ("1000", "1000")])
+def test_batches_travel_with_the_call_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, chosen: str | None, seen: str
+) -> None:
+    name = "RAY_max_direct_call_object_size"
+    if chosen is None:
+        monkeypatch.setenv(name, "")  # so that it is as before after the test
+        monkeypatch.delenv(name)
+    else:
+        monkeypatch.setenv(name, chosen)
+    found: list[str] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: found.append(os.environ[name]))
+    assert start_ray(None, cpus=1)
+    assert found == [seen]

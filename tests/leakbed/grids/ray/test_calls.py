@@ -4,7 +4,7 @@ import pytest
 import ray
 
 from leakbed.grids.ray import calls
-from leakbed.grids.ray.calls import CallFailedError, RayCalls, Worker, WorkerGoneError
+from leakbed.grids.ray.calls import CallFailedError, Worker, WorkerGoneError, answer, start
 
 
 class Method:
@@ -19,9 +19,9 @@ class Actor:
 
 
 def test_a_broadcast_is_an_argument_of_its_own_so_that_ray_looks_it_up() -> None:
-    calls, worker = RayCalls(), Worker(0, Actor())
-    assert calls.start(worker, b"parcel", None) == (b"parcel",)
-    assert calls.start(worker, b"parcel", "reference") == (b"parcel", "reference")
+    worker, sent = Worker(0, Actor()), [((b"parcel",), None, False)]
+    assert start(worker, sent, None) == (sent,)
+    assert start(worker, sent, "reference") == (sent, "reference")
 
 
 @pytest.mark.parametrize(
@@ -42,4 +42,4 @@ def test_rays_errors_are_a_failed_call_or_a_worker_that_is_gone(
 
     monkeypatch.setattr(ray, "get", get)
     with pytest.raises(seen, match=said):
-        RayCalls().answer("ticket")
+        answer("ticket")

@@ -7,7 +7,7 @@ from tests.support.strange_nodes import message
 
 def errands(*shared: str | None) -> list[PendingMessage]:
     with task_identity():
-        return [PendingMessage(message(1, "count"), (b"", []), common) for common in shared]
+        return [PendingMessage(message(1, "count"), (b"",), common) for common in shared]
 
 
 @pytest.mark.parametrize(

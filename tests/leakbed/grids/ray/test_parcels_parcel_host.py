@@ -11,15 +11,18 @@ from leakbed.flower_internals import CLIENT_RAISED, task_identity
 from leakbed.grids.base import MessageIds, node_ids
 from leakbed.grids.ray.parcels import (
     Answer,
+    Parcel,
     ParcelHost,
-    State,
+    TypedCall,
     answers,
-    outlined,
+    opened,
+    packed,
     prepared,
-    request,
     seal,
 )
 from leakbed.wire.bounds import Weight
+from leakbed.wire.calls import Failure, serve
+from leakbed.wire.messages import SPLIT_STEP, SplitReply, SplitRequest
 from tests.support import strange_nodes
 from tests.support.strange_nodes import message, said
 
@@ -52,9 +55,10 @@ def identity() -> Iterator[None]:
         yield
 
 
-def asked(host: ParcelHost, sent: Message, state: State | None) -> Answer:
-    parcel = request([(prepared(sent, content=True), state)])
-    (answer,) = answers(host.handle(parcel), [sent])
+def asked(
+    host: ParcelHost, sent: Message | TypedCall, state: Parcel | None = None, *, here: bool = False
+) -> Answer:
+    (answer,) = answers(host.handle([(prepared(sent), state, here)]), [sent])
     return answer
 
 
@@ -63,7 +67,7 @@ def contexts(host: ParcelHost) -> list[int]:
 
 
 def test_a_node_that_keeps_nothing_alive_goes_home_and_goes_on_anywhere() -> None:
-    state: State = ()
+    state: Parcel | None = None
     for calls in (1, 2, 3):
         host = ParcelHost(strange_nodes.app, node_ids(5))  # each time another worker
         answer = asked(host, message(3, "remember"), state)
@@ -76,28 +80,29 @@ def test_a_node_that_keeps_nothing_alive_goes_home_and_goes_on_anywhere() -> Non
 
 def test_a_node_that_keeps_something_alive_stays() -> None:
     host = ParcelHost(strange_nodes.app, node_ids(5))
-    answer = asked(host, message(3, "count"), ())
+    answer = asked(host, message(3, "count"))
     assert (answer.stays, answer.state, contexts(host)) == (True, None, [3])
-    answer = asked(host, message(3, "count"), None)
+    answer = asked(host, message(3, "count"), here=True)
     assert said(answer.reply)["calls"] == 2
-    answer = asked(host, message(3, "remember"), None)  # clears what is alive
+    answer = asked(host, message(3, "remember"), here=True)  # clears what is alive
     assert not answer.stays
     assert contexts(host) == []
 
 
 def test_a_state_that_comes_along_replaces_what_the_worker_has() -> None:
     host = ParcelHost(strange_nodes.app, node_ids(5))
-    asked(host, message(3, "count"), ())
-    assert said(asked(host, message(3, "count"), ()).reply)["calls"] == 1
+    asked(host, message(3, "count"))
+    assert said(asked(host, message(3, "count")).reply)["calls"] == 1
 
 
 @pytest.mark.parametrize("size", [3, 100_000], ids=["in the frame", "beside it"])
 def test_a_state_that_is_only_read_is_not_sent_again(size: int) -> None:
     arrays = ArrayRecord({"x": Array(np.arange(float(size)))})
     host = ParcelHost(app, node_ids(2))
-    stored = asked(host, message(1, "store", RecordDict({"arrays": arrays})), ())
+    stored = asked(host, message(1, "store", RecordDict({"arrays": arrays})))
     assert stored.state is not None
-    assert all(isinstance(buffer, bytes) for buffer in stored.state)  # none holds a parcel
+    _, (kept,) = opened(stored.state)
+    assert isinstance(memoryview(kept).obj, bytes | np.ndarray)
     handed = asked(host, message(1, "store"), stored.state)
     assert handed.state is None
     assert not handed.stays
@@ -109,9 +114,9 @@ def test_a_state_that_is_only_read_is_not_sent_again(size: int) -> None:
 def test_several_messages_have_their_own_copy_of_a_broadcast() -> None:
     records = RecordDict({"arrays": ArrayRecord(), "config": ConfigRecord({"value": 1})})
     sent = [message(node, "change", records) for node in (1, 2, 3)]
-    parcel = request([(prepared(each, content=False), ()) for each in sent])
+    parcels = [(prepared(each, content=False), None, False) for each in sent]
     host = ParcelHost(strange_nodes.app, node_ids(3))
-    came = answers(host.handle(parcel, seal(*outlined(records))), sent)
+    came = answers(host.handle(parcels, seal(packed(records))), sent)
     assert [said(answer.reply) for answer in came] == [{"before": 1, "size": 0}] * 3
 
 
@@ -122,9 +127,7 @@ def test_of_several_messages_one_that_fails_leaves_the_others() -> None:
     for each in sent:
         ids.stamp(each)
     host = ParcelHost(strange_nodes.app, node_ids(4))
-    came = answers(
-        host.handle(request([(prepared(each, content=True), ()) for each in sent])), sent
-    )
+    came = answers(host.handle([(prepared(each), None, False) for each in sent]), sent)
     first, raised, unsendable, last = [answer.reply for answer in came]
     assert [r.metadata.reply_to_message_id for r in (first, raised, unsendable, last)] == [
         "x-0",
@@ -144,7 +147,7 @@ def test_what_cannot_travel_is_an_error_and_the_node_keeps_its_last_state(
     kind: str, reason: str
 ) -> None:
     host = ParcelHost(app, node_ids(2))
-    answer = asked(host, message(1, kind), [pickle.dumps([], protocol=5)])
+    answer = asked(host, message(1, kind), seal(([], [])))
     assert reason in answer.reply.error.reason
     assert (answer.stays, answer.state, contexts(host)) == (False, None, [])
 
@@ -164,12 +167,47 @@ def test_a_worker_sends_no_reply_that_weighs_more_than_the_plan_allows(
     host = ParcelHost(app, node_ids(1))
     sent = message(1, "store")
     sent.content["arrays"] = ArrayRecord({"a": Array(np.zeros(1000, np.float32))})
-    state = asked(host, sent, ()).state
+    state = asked(host, sent).state
     back = message(1, "store")
-    parcel = host.handle(request([(prepared(back, content=True, most=most), state)]))
-    (answer,) = answers(parcel, [back])
+    parcels = host.handle([(prepared(back, most=most), state, False)])
+    (answer,) = answers(parcels, [back])
     if refused is None:
         assert "kept" in answer.reply.content
         return
     assert re.search(refused, answer.reply.error.reason)
-    assert len(pickle.dumps(parcel)) < 1000  # nothing of it travelled
+    assert len(pickle.dumps(parcels)) < 1000  # nothing of it travelled
+
+
+calling = ClientApp()
+
+
+@serve(calling, SPLIT_STEP, SplitRequest)
+def step(request: SplitRequest, context: Context) -> SplitReply:
+    if request.step == 9:
+        raise ZeroDivisionError("no reason at all")
+    calls = context.live["calls"] = context.live.get("calls", 0) + 1  # type: ignore[attr-defined]
+    return SplitReply(steps=calls, examples=2, step=request.step, smashed=request.gradient)
+
+
+def test_a_call_is_served_and_its_node_stays() -> None:
+    host = ParcelHost(calling, node_ids(3))
+    assert host.kinds == {SPLIT_STEP}
+    request = SplitRequest(round=1, step=1, gradient=np.ones((2, 3), np.float32)).handed_over()
+    for calls in (1, 2):
+        answer = asked(host, TypedCall(2, SPLIT_STEP, request), here=calls == 2)
+        assert isinstance(answer.reply, SplitReply)
+        assert (answer.reply.steps, answer.stays, contexts(host)) == (calls, True, [2])
+        assert np.array_equal(answer.reply.smashed, request.gradient)
+
+
+def test_a_call_that_fails_is_a_failure_in_the_words_of_a_message() -> None:
+    host = ParcelHost(calling, node_ids(3))
+    call = TypedCall(2, SPLIT_STEP, SplitRequest(round=1, step=9))
+    answer = asked(host, call)
+    assert isinstance(answer.reply, Failure)
+    assert answer.reply.reason.startswith("ZeroDivisionError: no reason at all")
+    heavy = Weight(bytes=10, parts=1)
+    big = TypedCall(2, SPLIT_STEP, SplitRequest(round=1, step=1, gradient=np.ones((2, 3))))
+    (refused,) = answers(host.handle([(prepared(big, most=heavy), None, False)]), [big])
+    assert isinstance(refused.reply, Failure)
+    assert "where the plan allows" in refused.reply.reason

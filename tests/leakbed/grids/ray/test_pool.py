@@ -15,7 +15,6 @@ import ray
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from leakbed.flower_internals import NODE_UNAVAILABLE
-from leakbed.grids.ray import grid as ray_grid
 from leakbed.grids.ray.actors import start_ray, stop_ray
 from leakbed.grids.ray.grid import RayGrid
 from tests.support import strange_nodes
@@ -24,30 +23,17 @@ from tests.support.waiting import running, until
 
 pytestmark = [pytest.mark.runtime, pytest.mark.usefixtures("ray_here", "identity")]
 Make = Callable[..., RayGrid]
-# What the pool decides once it knows that a worker is gone is the same either way; that it learns
-# of it is tested both ways.
-over_lines = pytest.mark.parametrize("ray_here", ["lines"], indirect=True)
 
 
 @pytest.fixture(scope="module")
-def started() -> Iterator[None]:
+def ray_here() -> Iterator[None]:
     assert start_ray(None, cpus=4)
     yield
     stop_ray()
 
 
-@pytest.fixture(scope="module", params=["lines", "ray"])
-def ray_here(started: None, request: pytest.FixtureRequest) -> Iterator[str]:
-    """Ray, as if each grid had started it itself, or as found running."""
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param == "lines":
-            patch.setattr(ray_grid, "start_ray", lambda *_, **__: True)
-            patch.setattr(ray_grid, "stop_ray", lambda: None)
-        yield request.param
-
-
 @pytest.fixture(scope="module")
-def grid(ray_here: str) -> Iterator[RayGrid]:
+def grid(ray_here: None) -> Iterator[RayGrid]:
     """A grid nobody breaks."""
     with RayGrid(strange_nodes.app, nodes=10_000, workers=2) as made:
         yield made
@@ -171,7 +157,7 @@ def test_threads_may_share_a_grid(grid: RayGrid) -> None:
 
 
 def test_a_worker_killed_over_a_message_is_replaced_and_the_message_tried_again(
-    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture, ray_here: str
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     grid = make(workers=1)
     assert answers(grid, "remember", [1, 2])[0]["calls"] == 1
@@ -183,12 +169,10 @@ def test_a_worker_killed_over_a_message_is_replaced_and_the_message_tried_again(
     # From its last state, by another process, and so for those that waited behind it.
     assert (said(reply)["calls"], said(reply)["process"] != process) == (2, True)
     assert [said(other)["calls"] for other in pulled(grid, waiting)] == [2, 1]
-    why = {"ray": "ActorDiedError", "lines": "its line is broken"}[ray_here]
-    assert f"worker 0 is gone ({why})" in caplog.text
+    assert "worker 0 is gone (ActorDiedError)" in caplog.text
     assert answers(grid, "remember", [1, 2, 3])[0]["calls"] == 3
 
 
-@over_lines
 def test_others_take_over_at_once(make: Make, tmp_path: Path) -> None:
     grid = make(workers=2)
     other = answers(grid, "remember", [2])[0]["process"]
@@ -211,7 +195,6 @@ def test_a_worker_killed_between_messages_takes_along_only_what_was_alive(make: 
     assert (again["calls"], again["process"] != alive["process"]) == (1, True)
 
 
-@over_lines
 def test_a_message_over_which_two_workers_die_is_an_error_and_the_others_are_answered(
     make: Make,
 ) -> None:
@@ -224,7 +207,6 @@ def test_a_message_over_which_two_workers_die_is_an_error_and_the_others_are_ans
     assert answers(grid, "remember", [1])[0]["calls"] == 1
 
 
-@over_lines
 def test_a_message_that_kills_every_worker_leaves_the_answers_that_were_there(make: Make) -> None:
     grid = make(workers=2)
     died, alive = grid.send_and_receive([message(1, "die"), message(2, "remember")])
@@ -234,7 +216,6 @@ def test_a_message_that_kills_every_worker_leaves_the_answers_that_were_there(ma
     assert [reply["calls"] for reply in answers(grid, "remember", [1, 2])] == [1, 2]
 
 
-@over_lines
 def test_what_nobody_waits_for_is_not_tried_again(make: Make, tmp_path: Path) -> None:
     grid = make(workers=1)
     answers(grid, "remember", [1])
@@ -244,7 +225,6 @@ def test_what_nobody_waits_for_is_not_tried_again(make: Make, tmp_path: Path) ->
     assert answers(grid, "remember", [1])[0]["calls"] == 2
 
 
-@over_lines
 def test_a_worker_that_cannot_be_replaced_ends_in_errors(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,7 +239,6 @@ def test_a_worker_that_cannot_be_replaced_ends_in_errors(
     assert answers(grid, "remember", [1])[0]["calls"] == 2  # its state was home
 
 
-@over_lines
 def test_a_replacement_that_never_starts_is_given_up(make: Make) -> None:
     grid = make(workers=2)
     assert grid._pool is not None
@@ -275,7 +254,6 @@ def test_a_replacement_that_never_starts_is_given_up(make: Make) -> None:
     assert [worker.number for worker in grid._pool.workers] == [1]
 
 
-@over_lines
 def test_without_a_worker_and_without_room_for_one_there_is_an_error(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,14 +267,11 @@ def test_without_a_worker_and_without_room_for_one_there_is_an_error(
     assert replies[1].error.reason == "worker 1, which had this message, is gone"
 
 
-def test_nothing_is_left_in_memory_after_a_killed_worker(make: Make, ray_here: str) -> None:
+def test_a_broadcast_outlives_a_killed_worker(make: Make) -> None:
     grid = make(workers=2)
-    assert (grid._shelf is not None) == (ray_here == "lines")
     process = answers(grid, "count", [1])[0]["process"]
     arrays = ArrayRecord({"x": Array(np.arange(100_000.0))})
     records = RecordDict({"arrays": arrays, "config": ConfigRecord({"value": 1})})
     ids = list(grid.push_messages([message(node, "change", records) for node in (1, 2, 3)]))
     os.kill(process, signal.SIGKILL)
     assert [said(reply)["size"] for reply in pulled(grid, ids)] == [1] * 3
-    grid.close()
-    assert grid._shelf is None or not Path(grid._shelf).exists()
