@@ -174,6 +174,9 @@ class TrainingDefenses:
     ) -> None:
         """Put what defences answered into a module's gradients, and train their own weights.
 
+        Only the module's gradients are weighed by the share: a node's own weights are in no joint
+        loss.
+
         Args:
             answers: From :meth:`ask`.
             module: What the node trains; the optimiser's step follows.
@@ -196,7 +199,13 @@ class TrainingDefenses:
         for _, loss in added[1:]:
             total = total + loss
         with blamed(adding, "defence"):
-            (total * share).backward()
+            own = [leaf for each in answers if each for leaf in each.leaves.values()]
+            if share != 1 and own:
+                total.backward(inputs=own, retain_graph=True)
+                weights = [weight for weight in module.parameters() if weight.requires_grad]
+                (total * share).backward(inputs=weights)
+            else:
+                (total * share).backward()
         if sound and not _finite_gradients(module):
             said = "returned a loss whose gradient is not finite"
             raise BrokenPluginError(blame(adding, "defence", said))
