@@ -200,12 +200,7 @@ class TrainingDefenses:
             total = total + loss
         with blamed(adding, "defence"):
             own = [leaf for each in answers if each for leaf in each.leaves.values()]
-            if share != 1 and own:
-                total.backward(inputs=own, retain_graph=True)
-                weights = [weight for weight in module.parameters() if weight.requires_grad]
-                (total * share).backward(inputs=weights)
-            else:
-                (total * share).backward()
+            _backpropagate(total, module, own, share=share)
         if sound and not _finite_gradients(module):
             said = "returned a loss whose gradient is not finite"
             raise BrokenPluginError(blame(adding, "defence", said))
@@ -303,6 +298,17 @@ class TrainingDefenses:
             place, _, what = key.partition("/")
             momenta[f"{names[int(place)]}/{what}"] = torch.from_numpy(array)
         return replace(state, trained={**state.trained, **moved}, momenta=momenta)
+
+
+def _backpropagate(
+    loss: Float[Tensor, ""], module: nn.Module, own: Sequence[Tensor], *, share: float
+) -> None:
+    """Add a loss's gradient to a module's, weighed by a share, and to own weights as it is."""
+    if share == 1 or not own:
+        (loss * share).backward()
+        return
+    loss.backward(inputs=own, retain_graph=True)
+    (loss * share).backward(inputs=[each for each in module.parameters() if each.requires_grad])
 
 
 def _finite_gradients(module: nn.Module) -> bool:
