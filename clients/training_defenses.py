@@ -27,7 +27,7 @@ from leakbed.contracts import (
 )
 from leakbed.contracts.defense import NO_ALARM, Holdings, ReturnedGradient, TrainingStep
 from leakbed.contracts.hooks import untrained
-from leakbed.contracts.training_steps import Answered, ask, takes_part
+from leakbed.contracts.training_steps import Answered, ask, refuse_stack, takes_part
 from leakbed.mods import load_state, save_state
 from leakbed.seeds import derive
 from leakbed.tensors import finite
@@ -61,10 +61,11 @@ class TrainingDefenses:
             One without state.
 
         Raises:
-            IllegalCombinationError: If a defence needs labels that the node does not have, or
-                cannot take part in such a protocol's training.
+            IllegalCombinationError: If a defence needs labels that the node does not have, cannot
+                take part in such a protocol's training, or voids another one's claim of privacy.
         """
         chosen = select(cell.chosen_defenses(), Protects.TRAINING)
+        refuse_stack(chosen)
         for defense in chosen:
             if (why := untrained(type(defense), exchanges)) is not None:
                 raise IllegalCombinationError(why)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from clients.node import TrainingPlan
 from clients.training_defenses import TrainingDefenses
-from leakbed.contracts import DefenseState
+from leakbed.contracts import DefenseState, IllegalCombinationError
 from leakbed.distance_correlation import distance_correlation
 from leakbed.grids import DeterministicGrid
 from leakbed.mods import load_state
@@ -288,6 +288,13 @@ def test_row_clipping_at_the_cut_is_the_literal_loop() -> None:
                 w.grad = None
     for name, value in (parts.bottom.state_dict() | parts.top.state_dict()).items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("exchanges", ["split", "weights"])
+def test_a_node_refuses_what_adds_to_a_step_that_is_claimed_private(exchanges: str) -> None:
+    cell = tiny.cell(plan=MOMENTUM, defenses=(own("RowClipping"), own("Proximal")))
+    with pytest.raises(IllegalCombinationError, match="proximal takes part in a training step be"):
+        TrainingDefenses.of(cell, exchanges=exchanges)
 
 
 def test_a_clipping_norm_means_the_same_in_either_scale_of_a_joint_loss() -> None:
