@@ -114,6 +114,17 @@ def test_several_rounds_are_told_apart_and_a_missing_one_is_named(tmp_path: Path
         _view(make_trace(tmp_path / "late", last), threat)
 
 
+@pytest.mark.parametrize(
+    ("left", "said"), [([1, 2], "node 1 was sent"), ([1], "node 1 was sent"), ([0], "node 1 sent")]
+)
+def test_a_relayed_bottom_that_passed_one_way_alone_is_named(
+    make: Make, left: list[int], said: str
+) -> None:
+    events = [*_bottoms(0), *(_bottoms(1)[place] for place in left)]
+    with pytest.raises(MisfitError, match=f"lacks the bottom that {said}.* in round 2; record"):
+        _view(make([*events, smashed(0, 0), smashed(1, 0)]), FED_SERVER)
+
+
 @pytest.mark.parametrize("left", [[1], [1, 2]])
 def test_a_bottom_that_was_sent_back_but_not_sent_down_is_named(
     make: Make, left: list[int]
