@@ -36,7 +36,6 @@ _NAMED = frozenset(
     {"data.name", "data.nodes", "model.name", "model.cut", "protocol.name", "attack.name"}
 )
 """Settings that a card has as fields of its own."""
-_COUNTS = ("targets", "rows", "candidates", "failures")
 _COSTS = ("seconds", "attack_seconds", "bytes_up", "bytes_down", "peak_memory", "peak_gpu_memory")
 
 
@@ -124,9 +123,18 @@ def _seeds(row: Row, *, by_seed: bool) -> Record:
 
 
 def _counts(row: Row) -> Record:
+    """Return what became of a row: targets and failures of all seeds, rows of one message."""
     card = row.first
-    found: Record = {"status": card.status, "why": card.why, "demo": card.demo}
-    return found | {name: number(card.scores.get(name)) for name in _COUNTS}
+    scored = bool(card.scores)
+    return {
+        "status": card.status,
+        "why": card.why,
+        "demo": card.demo,
+        "targets": row.targets if scored else None,
+        "rows": number(card.scores.get("rows")),
+        "candidates": number(card.scores.get("candidates")),
+        "failures": row.failures if scored else None,
+    }
 
 
 def _score(row: Row, metric: str) -> Record:

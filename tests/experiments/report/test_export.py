@@ -75,6 +75,22 @@ def test_a_record_has_the_reports_intervals_and_baselines(
     assert found["targets"] == 16
 
 
+def test_targets_and_failures_are_counted_over_all_seeds(
+    make_card: MakeCard, tmp_path: Path
+) -> None:
+    first = make_card(seed=0)
+    second = make_card(seed=1, scores={**first.scores, "failures": 9})
+    folder = left(tmp_path, first, second)
+    (pooled,) = records(folder)
+    assert (pooled["seeds"], pooled["targets"], pooled["failures"]) == (2, 32, 9)
+    assert (pooled["rows"], pooled["candidates"]) == (1, 1000)  # of one message, not of all
+    by_seed = records(folder, by_seed=True)
+    assert [(each["targets"], each["failures"]) for each in by_seed] == [(16, 0), (16, 9)]
+    unscored = make_card(status="diverged", why="at step 3", attack="mean-image")
+    (_, diverged) = sorted(records(left(tmp_path, unscored)), key=lambda each: -each["seeds"])
+    assert (diverged["targets"], diverged["failures"]) == (None, None)
+
+
 def test_what_did_not_run_says_why_and_lists_are_tuples(
     make_card: MakeCard, tmp_path: Path
 ) -> None:
