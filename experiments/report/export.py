@@ -36,7 +36,8 @@ _NAMED = frozenset(
     {"data.name", "data.nodes", "model.name", "model.cut", "protocol.name", "attack.name"}
 )
 """Settings that a card has as fields of its own."""
-_COSTS = ("seconds", "attack_seconds", "bytes_up", "bytes_down", "peak_memory", "peak_gpu_memory")
+COSTS = ("seconds", "attack_seconds", "bytes_up", "bytes_down", "peak_memory", "peak_gpu_memory")
+"""Costs of a card that are columns."""
 
 
 class ExportError(ValueError):
@@ -75,7 +76,7 @@ def records(folder: Path, *, by_seed: bool = False) -> list[Record]:
             *(_score(row, metric) for metric in metrics),
             _ceiling(row),
             _utility(row),
-            {name: row.cost(name) for name in _COSTS if row.cost(name) is not None},
+            {name: row.cost(name) for name in COSTS if row.cost(name) is not None},
             _verdict(row),
         ]
         for row, each in zip(rows, told, strict=True)

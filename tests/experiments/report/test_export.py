@@ -10,6 +10,7 @@ import pytest
 
 import leakbed
 from experiments.report.export import (
+    COSTS,
     ExportError,
     comma_separated,
     escaped,
@@ -17,10 +18,11 @@ from experiments.report.export import (
     records,
     write_figures,
 )
-from experiments.report.rows import cells
+from experiments.report.rows import METRIC_IN_WORDS, cells
 from experiments.report.tables import tables
-from experiments.results.cards import Card, CardError, write_card
+from experiments.results.cards import Bound, Card, CardError, write_card
 from experiments.results.folder import ReportError, note_last_run
+from experiments.settings.plugins import is_taken
 
 MakeCard = Callable[..., Card]
 
@@ -89,6 +91,26 @@ def test_targets_and_failures_are_counted_over_all_seeds(
     unscored = make_card(status="diverged", why="at step 3", attack="mean-image")
     (_, diverged) = sorted(records(left(tmp_path, unscored)), key=lambda each: -each["seeds"])
     assert (diverged["targets"], diverged["failures"]) == (None, None)
+
+
+def test_no_metric_of_ones_own_can_have_the_name_of_a_column(
+    make_card: MakeCard, tmp_path: Path
+) -> None:
+    settings = [
+        {"device": "cpu", "keep_rounds": "last", "metric": [{"name": "far:Far", "own": {}}]},
+        {"device": "cuda", "keep_rounds": "all", "protocol": {"rounds": 2}},
+    ]
+    costs = dict.fromkeys(COSTS, 1.0)
+    accuracy = {"test_accuracy": 0.9, "honest_test_accuracy": 0.95}
+    row = Bound(ceiling=0.5, error=0.01)
+    made = [
+        make_card(settings=each, cost=costs, utility=accuracy, attack_seed=1, ceiling=row)
+        for each in settings
+    ]
+    folder = left(tmp_path, *made)
+    found = {key: None for way in (False, True) for key in records(folder, by_seed=way)[0]}
+    assert {"device", "metric", "ceiling", "peak_gpu_memory", "seed", "attack_seed"} < set(found)
+    assert [key for key in found if key not in METRIC_IN_WORDS and not is_taken(key)] == []
 
 
 def test_what_did_not_run_says_why_and_lists_are_tuples(
