@@ -113,6 +113,22 @@ def test_no_metric_of_ones_own_can_have_the_name_of_a_column(
     assert [key for key in found if key not in METRIC_IN_WORDS and not is_taken(key)] == []
 
 
+def test_ceilings_of_rows_and_of_canary_labels_are_columns_of_their_own(
+    make_card: MakeCard, tmp_path: Path
+) -> None:
+    canaries = Bound(game="canary label", ceiling=0.25, error=0.02, hits=3, targets=16)
+    named = make_card(ceiling=canaries, means={"label_accuracy": 0.2})
+    rows = make_card(attack="mean-image", ceiling=Bound(ceiling=0.5, error=0.01))
+    (table,) = tables(cells([named]))
+    (score,) = table["rows"][0]["metrics"]
+    assert "canaries 3 of 16, ceiling 25% ± 4%" in score["notes"]
+    found = {each["attack"]: each for each in records(left(tmp_path, named, rows))}
+    ends = [f"canary_label_ceiling{end}" for end in ("", "_low", "_high")]
+    assert [found["unsplit"][name] for name in ends] == [0.25, 0.21, 0.29]
+    assert [found["mean-image"][name] for name in ends] == [None] * 3
+    assert (found["unsplit"]["ceiling"], found["mean-image"]["ceiling"]) == (None, 0.5)
+
+
 def test_what_did_not_run_says_why_and_lists_are_tuples(
     make_card: MakeCard, tmp_path: Path
 ) -> None:
