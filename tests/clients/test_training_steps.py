@@ -12,7 +12,7 @@ from clients.node import TrainingPlan
 from leakbed.contracts import DefenseState
 from leakbed.distance_correlation import distance_correlation
 from leakbed.grids import DeterministicGrid
-from leakbed.mods import load_state
+from leakbed.node_memory import load_state
 from leakbed.seeds import derive, generator, scoped
 from tests.support import several_nodes, tiny
 from tests.support.stepping import HERE

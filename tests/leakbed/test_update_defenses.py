@@ -208,7 +208,7 @@ def test_every_message_of_every_node_has_noise_of_its_own() -> None:
     assert np.abs(alike).max() < 0.12  # 2,000 entries: a standard error of 0.022
     again = unpack(sent_by(mod, context(1), zeros)["arrays"])["w"]  # type: ignore[arg-type]
     assert np.array_equal(again, sent[0])
-    state: Any = nodes[0].state.config_records["leakbed.defence.0"]
+    state: Any = nodes[0].state.config_records["leakbed.defence.0.0"]
     assert isinstance(state, ConfigRecord)
     assert (state["messages"], state["stream"]) == (2, derive(7, "run/1/node/1/"))
 
