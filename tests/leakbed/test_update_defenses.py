@@ -269,3 +269,22 @@ def test_the_documented_client_runs_where_no_torch_is_installed() -> None:
 def test_a_rule_in_numpy_says_whether_it_claims_anything() -> None:
     claiming = [Noising(form="corrected"), Budget(sensitivity=0.0).noising, Sparsifying()]
     assert [InNumpy(rule=rule).claiming for rule in claiming] == [True, False, False]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("rule", [Budget().noising, Budget(sensitivity=0.0).noising], ids=repr)
+def test_an_update_that_is_not_finite_is_refused_and_not_sent_unclipped(
+    rule: Noising, bad: float
+) -> None:
+    before = {"w": np.zeros((2, 3), np.float32), "b": np.zeros(3, np.float32)}
+    after = {"w": np.full((2, 3), 100.0, np.float32), "b": np.array([1.0, bad, 1.0], np.float32)}
+    told = r"the update of 'b' is not finite, so it cannot be clipped"
+    with pytest.raises(ValueError, match=told):
+        InNumpy(rule=rule).protect_update(InNumpy(rule=rule).begin(3), before, after)  # type: ignore[arg-type]
+    for defense in (LocalDP(), WeightNoise(form="corrected")):
+        with pytest.raises(ValueError, match=told):
+            defense.protect_update(
+                defense.begin(3),
+                {name: torch.from_numpy(value) for name, value in before.items()},
+                {name: torch.from_numpy(value) for name, value in after.items()},
+            )
