@@ -28,7 +28,7 @@ from leakbed.contracts import (
 from leakbed.contracts.defense import NO_ALARM, Holdings, ReturnedGradient, TrainingStep
 from leakbed.contracts.hooks import untrained
 from leakbed.contracts.training_steps import Answered, ask, refuse_stack, takes_part
-from leakbed.mods import load_state, save_state
+from leakbed.node_memory import load_state, save_state
 from leakbed.seeds import derive
 from leakbed.tensors import finite
 from leakbed.wire.fields import Alarms, Finding

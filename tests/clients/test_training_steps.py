@@ -14,7 +14,7 @@ from clients.training_defenses import TrainingDefenses
 from leakbed.contracts import DefenseState, IllegalCombinationError
 from leakbed.distance_correlation import distance_correlation
 from leakbed.grids import DeterministicGrid
-from leakbed.mods import load_state
+from leakbed.node_memory import load_state
 from leakbed.seeds import derive, generator, scoped
 from tests.support import several_nodes, stepping, tiny
 from tests.support.stepping import HERE
