@@ -287,8 +287,14 @@ class Card(BaseModel):
 
     @property
     def noise_doubts(self) -> tuple[str, ...]:
-        """All that is known of recorded noise that is not what the defence says."""
-        return (*self.noise, *(self.ceiling.doubts if self.ceiling else ()))
+        """What is known of recorded noise that is not what the defence says: one for each check.
+
+        The run's own check and that of its ceiling look at messages that may be the same.
+        """
+        said: dict[str, str] = {}
+        for each in (*self.noise, *(self.ceiling.doubts if self.ceiling else ())):
+            said.setdefault(each.partition(":")[0], each)
+        return tuple(said.values())
 
     @property
     def above_ceiling(self) -> str | None:
