@@ -204,14 +204,23 @@ def test_every_letter_that_latex_reads_is_escaped(make_card: MakeCard) -> None:
 def test_doubts_are_notes_and_what_was_not_scored_is_counted(make_card: MakeCard) -> None:
     text = latex(
         [
-            make_card(unreliable="few_targets"),
+            make_card(attack="fsha"),
             make_card(attack="sdar", stopped_on_budget=0.5),
+            make_card(attack="unsplit", unreliable="few_targets"),
+            make_card(attack="nearest-public", unreliable="few_targets"),
             make_card(attack="mean-image", status="diverged", why="at step 3"),
         ]
     )
-    assert r"$^{1}$ & " in text or r"unsplit$^{2}$" in text
-    assert r"few\_targets." in text
-    assert r"budget-bound: 50\% of the targets" in text
+    marks = dict(re.findall(r"^(\S+?)((?:\$\^\{\d+\}\$)?) & ", text, re.MULTILINE))
+    notes = dict(re.findall(r"(\$\^\{\d+\}\$) ([^$]+)\.(?= |$)", text, re.MULTILINE))
+    assert {attack: notes.get(mark) for attack, mark in marks.items() if attack != "attack"} == {
+        "fsha": None,
+        "sdar": r"budget-bound: 50\% of the targets stopped on the attack's budget of steps",
+        "unsplit": r"few\_targets",
+        "nearest-public": r"few\_targets",
+    }
+    assert len(notes) == 2  # rows of the same doubt share a note
+    assert not marks["fsha"]
     assert "% Not in a table: 1 rows of status diverged." in text
 
 
