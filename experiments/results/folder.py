@@ -52,6 +52,24 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
+def write_private(path: Path, content: bytes) -> None:
+    """Write a file for its owner alone, whole or not at all.
+
+    Args:
+        path: Where; its folder is made if absent.
+        content: Of the file.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with naming_folder(path.parent):
+            partial.touch(mode=0o600)
+            partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
     """Keep other runs out of a results folder; the lock ends with the process, however that ends.

@@ -184,11 +184,26 @@ class CandidateMessages:
         return found
 
     def rows_behind(self, target: Target) -> list[int]:
-        """Return the rows that a message was made of, each once."""
+        """Return the rows that a message was made of, each once.
+
+        Args:
+            target: Where it stands.
+
+        Returns:
+            Of the node's rows; of test rows by their place.
+
+        Raises:
+            NoCeilingError: If the answer key does not know the batch behind it.
+        """
         if target.phase == Phase.EVALUATE:
             return [target.step + int(target.row or 0)]
         batches = self._batches(target)
         if target.row is not None:
+            if target.step >= len(batches) or target.row >= len(batches[target.step]):
+                raise NoCeilingError(
+                    f"the answer key knows no row {target.row} of step {target.step} of node "
+                    f"{target.node} in round {target.round}: it holds {len(batches)} batches there"
+                )
             return [batches[target.step][target.row]]
         return list(dict.fromkeys(row for batch in batches for row in batch))
 

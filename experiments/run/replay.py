@@ -49,6 +49,11 @@ def bottom_before(run: Recorded, target: Target) -> nn.Module:
                 f"the answer key holds the bottom of the last round ({last}) alone; ask for that "
                 f"round rather than {target.round}"
             )
+        if missing := bottom.state_dict().keys() - run.key.bottom.keys():
+            raise NoCeilingError(
+                f"no ceiling: the answer key's bottom lacks {min(missing)!r}; it is of another "
+                f"network than the trace's, and has {', '.join(sorted(run.key.bottom))}"
+            )
         load(bottom, {name: run.key.bottom[name] for name in bottom.state_dict()})
         return bottom.eval()
     _refuse_unknown(run, target)

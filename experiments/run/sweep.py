@@ -29,13 +29,12 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from experiments.results.cards import Card
-from experiments.results.folder import LOCK, make_folder
+from experiments.results.folder import LOCK, make_folder, write_private
 from experiments.run.executor import TrainingGroup, empty_card
 from experiments.run.prepare import prepare
 from experiments.run.train import grids_of
 from experiments.settings.cells import CellSettings
 from experiments.settings.schema import Settings
-from leakbed.errors import naming_folder
 from leakbed.flower_internals import task_identity
 from leakbed.grids.ray.actors import (
     NoRoomError,
@@ -264,8 +263,15 @@ class _Scheduler:
         self._under_way[self._remote.remote(*self._place, packed)] = run
 
     def _receive(self, generator: Any) -> None:  # noqa: ANN401  Ray is untyped
-        """Take in what a task has come to."""
-        run = self._under_way[generator]
+        """Take in what a task has come to; one whose cards cannot be kept is cancelled."""
+        try:
+            self._take_in(generator, self._under_way[generator])
+        except Exception:
+            if self._under_way.pop(generator, None) is not None:
+                ray.cancel(generator)
+            raise
+
+    def _take_in(self, generator: Any, run: _Run) -> None:  # noqa: ANN401  Ray is untyped
         self._store(run)  # what an interrupt kept from it
         try:
             found = ray.get(next(generator))
@@ -294,7 +300,7 @@ class _Scheduler:
         while run.arrived:
             card = run.arrived[0].card
             for part, content in run.arrived[0].files.items():
-                _write(_kept(run.task.sweep.folder, part, card.guess_key), content)
+                write_private(_kept(run.task.sweep.folder, part, card.guess_key), content)
             self._keep(card)
             cells = {key: cell for key, cell in run.task.cells.items() if key != card.key}
             run.task = replace(run.task, cells=cells)
@@ -333,12 +339,19 @@ class _Scheduler:
         run.lost = 0
 
     def _await_end(self) -> None:
-        """Keep what tasks under way still finish, and begin nothing more."""
-        self._ending = True
+        """Keep what tasks under way still finish, and begin nothing more.
+
+        What a cluster without room has not begun by then never ends: it is cut short.
+        """
+        self._ending, seen = True, monotonic()
         while self._under_way:
             ready, _ = ray.wait(list(self._under_way), timeout=_LOOK_SECONDS)
             for generator in ready:
                 self._receive_late(generator)
+            seen = monotonic() if ready or self.places() else seen
+            if monotonic() - seen > _NO_ROOM_SECONDS:
+                self._cut_short()
+                return
 
     def _cut_short(self) -> None:
         """Interrupt tasks under way, which then remove what is half done; end those that go on.
@@ -377,19 +390,6 @@ def _mark(folder: Path) -> tuple[int, int] | None:
 
 def _kept(folder: Path, part: str, key: str) -> Path:
     return folder / part / f"{key}.safetensors"
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file for its owner alone, whole or not at all."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with naming_folder(path.parent):
-            partial.touch(mode=0o600)
-            partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _gpu_share(settings: Settings) -> float:

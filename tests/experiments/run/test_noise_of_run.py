@@ -108,3 +108,16 @@ def test_how_nodes_of_a_protocol_of_ones_own_train_is_not_known(
     assert checked(folder) == []
     with pytest.raises(NoCeilingError, match=rf"nodes of .*:{protocol}' train is not repeated"):
         again(folder)
+
+
+def test_messages_that_the_answer_key_does_not_fit_are_not_checked(tmp_path: Path) -> None:
+    ran(tmp_path, SMASHED, f"{__name__}:OWN_SPLIT")
+    (folder,) = (tmp_path / "runs").iterdir()
+    run = TrainingRun(folder=folder, utility={}, cost={})
+    trace, key = run.open_trace(), run.answer_key()
+    whole = noise_of_run(trace, key)
+    assert whole
+    bottom = {f"own.{name}": value for name, value in (key.bottom or {}).items()}
+    first = {place: rows for place, rows in key.order.items() if place[2] == 0}
+    fewer = noise_of_run(trace, replace(key, bottom=bottom, order=first))
+    assert {each.check for each in fewer} < {each.check for each in whole}
