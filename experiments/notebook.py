@@ -105,7 +105,7 @@ class Scored:
         return self.card.baselines
 
     def __repr__(self) -> str:
-        """Show each metric beside its baselines, one line each."""
+        """Show each metric beside its baselines, one line each, and what speaks against them."""
         threat = "" if self.card.threat is None else f": {self.card.threat.in_words}"
         lines = [f"{self.card.attack} on {self.card.protocol}{threat}"]
         for name, found in self.scores.items():
@@ -117,7 +117,8 @@ class Scored:
                 ]
                 without = f" (without evidence: {', '.join(beside)})" if beside else ""
                 lines.append(f"  {name} {found['mean']:.3f}{without}")
-        return "\n".join([*lines, *([f"  {doubt}"] if (doubt := self.card.unreliable) else [])])
+        doubts = [*filter(None, [self.card.unreliable]), *self.card.noise_doubts]
+        return "\n".join([*lines, *(f"  {doubt}" for doubt in doubts)])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -294,7 +295,13 @@ def train(
     table["defense"] = [_stack(defense)]
     checked = load_settings({**table, "attack": [_NOBODY]})
     refuse_elsewhere(checked)
-    training = _cells(checked)[0].training
+    found = _cells(checked)
+    if len(found) > 1:
+        raise SettingsError(
+            f"defense: a list of values is {len(found)} defences, and one is trained with at a "
+            "time; give one value, or call train() once for each"
+        )
+    training = found[0].training
     make_defenses(training)
     if (why := misfit(training)) is not None:
         raise SettingsError(f"defense: {why}")

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from experiments.results.cards import Card
-from leakbed.errors import naming_folder
+from experiments.results.cards import Card, written_whole
 
 LOCK = ".lock"
 """The file of a results folder that a run holds locked; made anew, so dated, by each run."""
@@ -94,11 +93,9 @@ def note_last_run(
         settings: What was run, as JSON values, so that it can be scored again.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"last-run.{os.getpid()}.partial"
-    with naming_folder(folder):
-        told = {"name": name, "keys": list(keys), "left_out": left_out, "settings": settings}
+    told = {"name": name, "keys": list(keys), "left_out": left_out, "settings": settings}
+    with written_whole(folder / _NOTE) as partial:
         partial.write_text(json.dumps(told))
-    partial.replace(folder / _NOTE)
 
 
 def last_run(folder: Path, cards: Sequence[Card]) -> tuple[str, list[Card]]:

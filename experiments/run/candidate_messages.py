@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from experiments.run.recorded import Recorded
-from experiments.run.replay import Sent, bottom_before, refuse_other_steps
+from experiments.run.replay import Sent, bottom_before, refuse_other_steps, refuse_own_protocol
 from experiments.run.targets import Evidences
 from leakbed.contracts import Defense, Protects, select
 from leakbed.contracts.noise_laws import (
@@ -206,6 +206,7 @@ class CandidateMessages:
         """Return the laws of a node's update, and its losses, with candidates in a row's place."""
         run, key = self._run, self._run.key
         refuse_other_steps(run.defenses)
+        refuse_own_protocol(run.trace.about)
         before = {name: torch.from_numpy(value) for name, value in event.before.items()}
         network = run.architecture.build(0)
         self._refuse_names(before, network.state_dict())

@@ -214,6 +214,8 @@ def _refuse_labels(threat: ThreatModel, scores: Mapping[str, Any], *, when: str)
         raise NoCeilingError("no ceiling: test rows are no canaries; attack rows of training")
     if Knowledge.LABELS in threat.needs:
         raise NoCeilingError("no ceiling: the attack is told the labels that it is scored by")
+    if told := threat.knowledge_kinds:
+        raise NoCeilingError(f"no ceiling: its guesser is not told {', '.join(map(str, told))}")
 
 
 def _bound(found: RunCeiling, scores: Mapping[str, Any]) -> Bound:

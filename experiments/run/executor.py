@@ -312,7 +312,8 @@ class TrainingGroup:
         if trained.folder not in self._noise:
             model = self._prepared.settings.model.name  # the user names it, so it may be imported
             forged = self._prepared.settings.adversary is not None
-            found = noise_of_run(trained.folder, forged=forged, model=model)
+            key = trained.answer_key()
+            found = noise_of_run(self._trace(trained), key, forged=forged, model=model)
             self._noise[trained.folder] = tuple(
                 f"recorded noise, {each}" for each in found if not each.sound
             )

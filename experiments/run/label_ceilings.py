@@ -29,6 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from experiments.run.recorded import Recorded
+from experiments.run.replay import refuse_own_protocol
 from experiments.run.targets import round_number
 from leakbed.contracts import Protects, select
 from leakbed.contracts.noise_laws import Clean, Law, NoCeilingError, sent_law
@@ -271,6 +272,7 @@ def _refuse(run: Recorded) -> None:
 
 
 def _refuse_top(run: Recorded) -> None:
+    refuse_own_protocol(run.trace.about)
     protocol = find_protocol(str(run.trace.about["protocol"]))
     if not protocol.in_turn or protocol.parts != 2:  # noqa: PLR2004
         raise NoCeilingError(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -24,17 +23,21 @@ from leakbed.contracts import Evidence, Protects, Seat, ThreatModel, select
 from leakbed.contracts.noise_laws import NoCeilingError
 from leakbed.events import Phase, Target
 from leakbed.oracle.noise_checks import Finding, check_noise
-from leakbed.oracle.truth import AnswerKeyError
+from leakbed.oracle.truth import AnswerKey
+from leakbed.tap.trace import Trace
 
 _MOST = 8  # messages of a kind, and batches that are stepped again before one
 _NOISED = (Protects.UPDATE, Protects.SMASHED, Protects.CUT_GRADIENT)
 
 
-def noise_of_run(run: Path, *, forged: bool = False, model: str | None = None) -> list[Finding]:
+def noise_of_run(
+    trace: Trace, key: AnswerKey, *, forged: bool = False, model: str | None = None
+) -> list[Finding]:
     """Return what the check of a training run's recorded noise found.
 
     Args:
-        run: The folder of the run, with ``trace`` and ``answers``.
+        trace: Its messages, on disk or in memory.
+        key: Its truth.
         forged: Whether somebody forged the recorded cut gradients, which are then not looked at.
         model: As for :func:`~experiments.run.ceilings.ceiling_of_run`.
 
@@ -43,8 +46,8 @@ def noise_of_run(run: Path, *, forged: bool = False, model: str | None = None) -
     """
     torch.set_num_threads(1)
     try:
-        recorded = Recorded.open(run, model=model)
-    except (NoCeilingError, AnswerKeyError):
+        recorded = Recorded.of(trace, key, model=model)
+    except NoCeilingError:
         return []
     if not select(recorded.defenses, *_NOISED):
         return []

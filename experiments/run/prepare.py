@@ -39,6 +39,7 @@ from leakbed.contracts import (
 from leakbed.contracts.defense import Run
 from leakbed.contracts.gradient_defenses import refuse_order
 from leakbed.contracts.hooks import refuse_uncalled, untrained
+from leakbed.contracts.training_steps import refuse_stack
 from leakbed.data.config import DataConfig
 from leakbed.data.partitioning import ALIGNED, strip_architecture
 from leakbed.events import Arrays
@@ -154,6 +155,7 @@ def check_defenses(
     for each in rows:
         for defense in defenses:
             defense.check(rows=each, batch_size=protocol.batch_size)
+    refuse_stack(select(defenses, Protects.TRAINING))
     if not defenses or find_protocol(protocol.name).exchanges != "split":
         return
     size, steps = protocol.batch_size, protocol.local_steps

@@ -58,12 +58,28 @@ class Recorded:
                     "such as results/runs/<run>"
                 )
         trace = Trace(run / "trace")
+        return cls.of(trace, AnswerKey.read(run / "answers", trace=run / "trace"), model=model)
+
+    @classmethod
+    def of(cls, trace: Trace, key: AnswerKey, *, model: str | None = None) -> Recorded:
+        """Take a run whose trace and answer key are open already, perhaps in memory alone.
+
+        Args:
+            trace: Its messages.
+            key: Its truth.
+            model: As for :func:`ceiling_of_run`.
+
+        Returns:
+            The run.
+
+        Raises:
+            NoCeilingError: If it lacks what a ceiling needs.
+        """
         refuse_import(trace.about, model)
-        key = AnswerKey.read(run / "answers", trace=run / "trace")
         if not key.training:
             raise NoCeilingError(
-                f"the answer key of {run} does not say how nodes trained and with which defences: "
-                "an earlier version wrote it; run the experiment again"
+                f"the answer key of {trace.folder.parent} does not say how nodes trained and with "
+                "which defences: an earlier version wrote it; run the experiment again"
             )
         if key.parties > 1:
             raise NoCeilingError("there is no ceiling yet for nodes that hold strips of images")

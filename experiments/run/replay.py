@@ -71,6 +71,22 @@ def refuse_other_steps(defenses: Sequence[Defense], *, instead: str = "") -> Non
         )
 
 
+def refuse_own_protocol(about: Mapping[str, object]) -> None:
+    """Refuse to repeat the training of a protocol whose steps only its author knows.
+
+    Args:
+        about: What the trace says of its run.
+
+    Raises:
+        NoCeilingError: If its protocol is none of the catalogue's.
+    """
+    if is_own(protocol := str(about["protocol"])):
+        raise NoCeilingError(
+            f"no ceiling: how nodes of {protocol!r} train is not repeated here; of a protocol of "
+            "one's own there are ceilings of the first smashed batch and of test rows alone"
+        )
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sent:
     """One smashed batch, as it was sent and as each candidate would have sent it.

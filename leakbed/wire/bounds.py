@@ -373,7 +373,9 @@ class Bounds:
         if sent.kind in {OWN_STEP, OWN_EVALUATE} and each.record != SMASHED:
             return Limit(kinds=each.kinds, rank=each.rank)  # its size is the protocol's own matter
         rows = self.batch_size
-        if sent.kind in {SPLIT_EVALUATE, OWN_EVALUATE}:
+        if sent.kind == OWN_EVALUATE and "stop" not in sent.config:
+            rows = None
+        elif sent.kind in {SPLIT_EVALUATE, OWN_EVALUATE}:
             rows = sent.number("stop") - sent.number("start")
         if each.rank is not None:
             limit = self._rows_of(rows, _LABEL_BYTES)

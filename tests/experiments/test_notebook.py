@@ -5,7 +5,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,6 +21,7 @@ from experiments.run.runner import run as run_experiment
 from experiments.settings.schema import SettingsError
 from leakbed.contracts import (
     BrokenPluginError,
+    DefenseState,
     Evidence,
     Guess,
     Knowledge,
@@ -96,6 +97,22 @@ def test_objects_score_as_the_names_of_an_experiment_do(run: Run, tmp_path: Path
     assert (found.baselines, found.card.control) == (named.baselines, named.control)
     assert (found.card.attack, found.card.utility) == ("unsplit", named.utility)
     assert run.attack("unsplit", targets=4, **steps).scores == named.scores
+
+
+def test_the_recorded_noise_is_checked(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run.attack("mean-image", targets=2).card.noise == ()
+    honest = SmashedNoise.protect_smashed
+
+    def planted(self: SmashedNoise, state: DefenseState, smashed: Tensor) -> Any:
+        return honest(self, replace(state, messages=0, stream=1), smashed)
+
+    monkeypatch.setattr(SmashedNoise, "protect_smashed", planted)
+    repeats: Run = leakbed.train(
+        model=plain(), data=images(), cut=1, defense=SmashedNoise(sigma=0.1), **SETTINGS
+    )
+    found = repeats.attack("mean-image", targets=2)
+    assert any("noise of two messages: NOT" in each for each in found.card.noise)
+    assert "noise of two messages: NOT" in repr(found)
 
 
 def test_nothing_is_printed_and_no_folder_left(

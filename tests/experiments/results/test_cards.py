@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from experiments.results.cards import (
     PACKAGES,
+    Bound,
     Card,
     CardError,
     Exposure,
@@ -198,3 +199,16 @@ def test_the_source_hash_sees_names_and_contents_of_python_files_only(tmp_path: 
     (tmp_path / "attacks" / "a.py").write_text("x = 2\n")
     assert len({first, renamed, source_hash(tmp_path)}) == 3
     assert len(source_hash()) == 16
+
+
+def test_one_fault_of_the_noise_is_one_doubt_whichever_check_found_it() -> None:
+    ceiling = Bound(
+        ceiling=0.5,
+        doubts=(
+            "recorded noise, variance: NOT what the law says (z 9.0, limit 4.9)",
+            "recorded noise, hits on recorded messages: NOT what the law says (z 5.0, limit 4.0)",
+        ),
+    )
+    noise = ("recorded noise, variance: NOT what the law says (z 40.0, limit 4.9)",)
+    found = card(noise=noise, ceiling=ceiling).noise_doubts
+    assert found == (*noise, ceiling.doubts[1])

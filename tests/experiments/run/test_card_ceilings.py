@@ -14,11 +14,11 @@ from experiments.report.rows import cells
 from experiments.report.tables import tables
 from experiments.results.cards import ABOVE, Bound, Card
 from experiments.run.attack import Attacked, attack_run
-from experiments.run.card_ceilings import _refuse
+from experiments.run.card_ceilings import _refuse, _refuse_labels
 from experiments.run.runner import run
 from experiments.settings.load import load_settings
 from experiments.settings.schema import SettingsError
-from leakbed.contracts import Evidence, Knowledge, Seat, ThreatModel
+from leakbed.contracts import Evidence, Knowledge, KnowledgeKind, Seat, ThreatModel
 from leakbed.contracts.noise_laws import NoCeilingError
 from leakbed.oracle.truth import AnswerKey
 
@@ -141,6 +141,17 @@ def test_who_reads_or_knows_more_is_not_bounded(threat: ThreatModel, why: str) -
     _refuse(READS, {"identification": {}}, when="training")
     blind = ThreatModel(seat=Seat.EAVESDROPPER, evidence=frozenset({Evidence.NOTHING}))
     _refuse(blind, {"identification": {}}, when="training")  # whoever reads nothing knows less
+
+
+def test_an_attack_on_labels_that_is_granted_knowledge_of_its_own_is_not_bounded() -> None:
+    reads = ThreatModel(seat=Seat.CLIENT, evidence=frozenset({Evidence.CUT_GRADIENT}))
+    _refuse_labels(reads, {"label_accuracy": {}}, when="training")
+    kind = KnowledgeKind(
+        name="every-label", in_words="all labels", grant=lambda secrets: secrets.labels
+    )
+    told = replace(reads, needs=frozenset({kind}))
+    with pytest.raises(NoCeilingError, match="its guesser is not told every-label"):
+        _refuse_labels(told, {"label_accuracy": {}}, when="training")
 
 
 def test_an_attack_that_is_told_labels_is_held_against_one_who_is_told_them_too(
