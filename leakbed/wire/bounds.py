@@ -45,6 +45,7 @@ from leakbed.wire.messages import (
     WEIGHTS,
     NodeRequest,
     Stopped,
+    is_own,
     reply_to,
 )
 from leakbed.wire.records import (
@@ -94,8 +95,7 @@ class Asked(NamedTuple):
         config = sent.content.get(CONFIG)
         numbers = config if isinstance(config, ConfigRecord) else {}
         kind, node = sent.metadata.message_type, sent.metadata.dst_node_id
-        own = kind in {OWN_STEP, OWN_EVALUATE}
-        reply = NodeRequest.kind_of(sent).REPLY if own else REPLIES.get(kind)
+        reply = NodeRequest.kind_of(sent).REPLY if is_own(sent) else REPLIES.get(kind)
         return cls(kind, node, numbers, sent.content.array_records, reply)
 
     @classmethod

@@ -434,3 +434,16 @@ def test_a_gradient_goes_back_through_both_of_two_mods(sticky: bool) -> None:
     ):
         app(Message(request.records(), dst_node_id=1, message_type="train.split"), kept)
     assert np.array_equal(seen[1], 15 * np.ones_like(X))
+
+
+@pytest.mark.parametrize("kind", ["train.own", "train.split", "train.head", "train.backward"])
+@pytest.mark.parametrize("own", [{}, {"own": ConfigRecord({"class": "nobody:Imported"})}])
+def test_an_app_whose_action_is_named_as_ours_is_defended_too(kind: str, own: Any) -> None:
+    message = Message(
+        RecordDict({"arrays": pack({"w": X}), **own}), dst_node_id=1, message_type=kind
+    )
+    mod = local_dp(stream=7, epsilon=1e6)  # noise of 5e-6
+    metrics = MetricRecord({"num-examples": 4, "train_loss": 0.5})
+    reply = call(mod, message, context(), arrays=pack({"w": X + 100}), m=metrics)
+    assert np.linalg.norm(unpack(reply.content["arrays"])["w"] - X) == pytest.approx(1.0, rel=1e-3)
+    assert list(reply.content["m"]) == ["num-examples"]
