@@ -60,14 +60,9 @@ def write_private(path: Path, content: bytes) -> None:
         content: Of the file.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with naming_folder(path.parent):
-            partial.touch(mode=0o600)
-            partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_whole(path) as partial:
+        partial.touch(mode=0o600)
+        partial.write_bytes(content)
 
 
 @contextmanager
