@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from attacks import INTRUDERS
 from clients.node import NodeConfig, OutOfStepError
 from leakbed.contracts.attack import CraftedBatch, MaliciousClient, MaliciousClientState, NodeView
-from leakbed.mods import live
+from leakbed.node_memory import live
 from leakbed.plugins import picked
 from leakbed.seeds import derive, scoped
 from leakbed.wire.records import METRICS, config_of, int_field, pack, unpack

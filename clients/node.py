@@ -28,7 +28,7 @@ from leakbed.data.config import DataConfig
 from leakbed.flower_internals import is_simulated
 from leakbed.lookup import import_object, unknown_name
 from leakbed.models import Architecture
-from leakbed.mods import live
+from leakbed.node_memory import live
 from leakbed.plugins import picked
 from leakbed.provenance import RanOn, find_first
 from leakbed.seeds import derive, generator

@@ -27,8 +27,8 @@ from leakbed.contracts import (
 )
 from leakbed.contracts.defense import NO_ALARM, Holdings, ReturnedGradient, TrainingStep
 from leakbed.contracts.hooks import untrained
-from leakbed.contracts.training_steps import Answered, ask, takes_part
-from leakbed.mods import load_state, save_state
+from leakbed.contracts.training_steps import Answered, ask, refuse_stack, takes_part
+from leakbed.node_memory import load_state, save_state
 from leakbed.seeds import derive
 from leakbed.tensors import finite
 from leakbed.wire.fields import Alarms, Finding
@@ -61,10 +61,11 @@ class TrainingDefenses:
             One without state.
 
         Raises:
-            IllegalCombinationError: If a defence needs labels that the node does not have, or
-                cannot take part in such a protocol's training.
+            IllegalCombinationError: If a defence needs labels that the node does not have, cannot
+                take part in such a protocol's training, or voids another one's claim of privacy.
         """
         chosen = select(cell.chosen_defenses(), Protects.TRAINING)
+        refuse_stack(chosen)
         for defense in chosen:
             if (why := untrained(type(defense), exchanges)) is not None:
                 raise IllegalCombinationError(why)
@@ -174,6 +175,9 @@ class TrainingDefenses:
     ) -> None:
         """Put what defences answered into a module's gradients, and train their own weights.
 
+        Only the module's gradients are weighed by the share: a node's own weights are in no joint
+        loss.
+
         Args:
             answers: From :meth:`ask`.
             module: What the node trains; the optimiser's step follows.
@@ -196,7 +200,8 @@ class TrainingDefenses:
         for _, loss in added[1:]:
             total = total + loss
         with blamed(adding, "defence"):
-            (total * share).backward()
+            own = [leaf for each in answers if each for leaf in each.leaves.values()]
+            _backpropagate(total, module, own, share=share)
         if sound and not _finite_gradients(module):
             said = "returned a loss whose gradient is not finite"
             raise BrokenPluginError(blame(adding, "defence", said))
@@ -294,6 +299,17 @@ class TrainingDefenses:
             place, _, what = key.partition("/")
             momenta[f"{names[int(place)]}/{what}"] = torch.from_numpy(array)
         return replace(state, trained={**state.trained, **moved}, momenta=momenta)
+
+
+def _backpropagate(
+    loss: Float[Tensor, ""], module: nn.Module, own: Sequence[Tensor], *, share: float
+) -> None:
+    """Add a loss's gradient to a module's, weighed by a share, and to own weights as it is."""
+    if share == 1 or not own:
+        (loss * share).backward()
+        return
+    loss.backward(inputs=own, retain_graph=True)
+    (loss * share).backward(inputs=[each for each in module.parameters() if each.requires_grad])
 
 
 def _finite_gradients(module: nn.Module) -> bool:

@@ -25,7 +25,7 @@ from leakbed.contracts import Protects, select
 from leakbed.contracts.gradient_defenses import GradientDefenses, Origin
 from leakbed.events import Array, Arrays
 from leakbed.models import Architecture
-from leakbed.mods import live, load_state, save_state
+from leakbed.node_memory import live, load_state, save_state
 from leakbed.seeds import derive
 from leakbed.tensors import as_tensor, finite, placed, predicted
 from leakbed.tensors import load as load_weights

@@ -295,7 +295,13 @@ def train(
     table["defense"] = [_stack(defense)]
     checked = load_settings({**table, "attack": [_NOBODY]})
     refuse_elsewhere(checked)
-    training = _cells(checked)[0].training
+    found = _cells(checked)
+    if len(found) > 1:
+        raise SettingsError(
+            f"defense: a list of values is {len(found)} defences, and one is trained with at a "
+            "time; give one value, or call train() once for each"
+        )
+    training = found[0].training
     make_defenses(training)
     if (why := misfit(training)) is not None:
         raise SettingsError(f"defense: {why}")

@@ -17,9 +17,8 @@ from leakbed.lookup import ImportPathError
 _PROCESS = secrets.token_hex(4)
 _NUMBERS = count(1)
 _LENT: dict[str, object] = {}
-_NAMED: dict[str, str] = {}  # by content: the name of what was lent for it
 _WHY: dict[str, str] = {}
-_MARK = re.compile(r"_[0-9a-f]{8}_\d+$|_data\d+$")
+_MARK = re.compile(r"_[0-9a-f]{8}_\d+$|_data_[0-9a-f]{12}$")
 
 
 def lend(value: object, called: str, *, why: str) -> str:
@@ -41,22 +40,19 @@ def lend(value: object, called: str, *, why: str) -> str:
 
 
 def lend_data(value: object, called: str, *, content: str) -> str:
-    """Return an import path for a function that returns data, the same for equal data.
+    """Return an import path for a function that returns data: the same for equal data alone.
 
-    A run's key has a checksum of its data beside their name, so the name need not tell them apart
-    from another process's.
+    So cards of other data say so, and two folders of results can be told apart by it.
 
     Args:
         value: The function.
         called: What the data are called.
-        content: A checksum of what it returns; it stays in this process.
+        content: A checksum of what it returns, in hexadecimal digits.
 
     Returns:
-        ``leakbed.objects:<called>_data<number>``.
+        ``leakbed.objects:<called>_data_<the first 12 of these digits>``.
     """
-    if content not in _NAMED:
-        _NAMED[content] = f"{_plain(called)}_data{len(_NAMED) + 1}"
-    return _kept(value, _NAMED[content], "data in this process's memory")
+    return _kept(value, f"{_plain(called)}_data_{content[:12]}", "data in this process's memory")
 
 
 def own_path(value: object) -> str | None:

@@ -35,12 +35,21 @@ ROW_NORM = 0.2
 _VARIANCE = "running_var"  # torch's name, in all dimensions of BatchNorm
 _NOISE = {"form": ("published", "corrected"), "distribution": ("normal", "laplace")}
 
+_FEW = 3  # names in an error
+
+
+class UnfitUpdateError(ValueError):
+    """An update to which a defence cannot do what it claims."""
+
 
 class Numbers(Protocol[A]):
     """What arrays of a library do in a way of its own."""
 
     def is_fraction(self, array: A) -> bool:
         """Say whether an array holds fractions; counters are sent as they are."""
+
+    def finite(self, array: A) -> bool:
+        """Say whether no number of an array is infinite or none at all."""
 
     def shrink(self, moves: list[A], clip: float) -> Any:  # noqa: ANN401  a number of the library's
         """Return by what all are multiplied so that their common L2 norm is at most ``clip``."""
@@ -138,12 +147,23 @@ class Noising:
 
         Returns:
             By name.
+
+        Raises:
+            UnfitUpdateError: If a number of it is not finite: it has no norm, so nothing bounds
+                what the others would tell.
         """
         moves = {
             name: value - before[name]
             for name, value in after.items()
             if numbers.is_fraction(value)
         }
+        if wrong := [name for name, move in moves.items() if not numbers.finite(move)]:
+            shown = ", ".join(map(repr, wrong[:_FEW])) + (", ..." if wrong[_FEW:] else "")
+            raise UnfitUpdateError(
+                f"the update of {shown} is not finite, so it cannot be clipped to a norm of "
+                f"{self.clip}, and nothing is sent; find what makes training diverge (a lower "
+                "learning rate may help), or whether the weights that came were finite"
+            )
         shrink = numbers.shrink([*moves.values()], self.clip)
         return {name: before[name] + move * shrink for name, move in moves.items()}
 
@@ -270,6 +290,10 @@ class NumpyNumbers:
     def is_fraction(self, array: Array) -> bool:
         """Say whether an array holds fractions."""
         return array.dtype.kind == "f"
+
+    def finite(self, array: Array) -> bool:
+        """Say whether every number is finite."""
+        return bool(np.isfinite(array).all())
 
     def shrink(self, moves: list[Array], clip: float) -> float:
         """Return by what all are multiplied so that their common L2 norm is at most ``clip``."""

@@ -163,7 +163,8 @@ class Protocol:
             ends; with an option ``sync``, only where that is ``"round"``.
         options: Settings of this protocol alone: name to legal values, the default first.
         requests: Requests of its own that its nodes answer. Nodes then import its module, which in
-            a deployment their operators must list.
+            a deployment their operators must list. Where weights are exchanged, no defence of
+            updates goes with them: it would not see the replies.
     """
 
     exchanges: Literal["weights", "split"]

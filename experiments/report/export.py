@@ -36,8 +36,8 @@ _NAMED = frozenset(
     {"data.name", "data.nodes", "model.name", "model.cut", "protocol.name", "attack.name"}
 )
 """Settings that a card has as fields of its own."""
-_COUNTS = ("targets", "rows", "candidates", "failures")
-_COSTS = ("seconds", "attack_seconds", "bytes_up", "bytes_down", "peak_memory", "peak_gpu_memory")
+COSTS = ("seconds", "attack_seconds", "bytes_up", "bytes_down", "peak_memory", "peak_gpu_memory")
+"""Costs of a card that are columns."""
 
 
 class ExportError(ValueError):
@@ -58,7 +58,8 @@ def records(folder: Path, *, by_seed: bool = False) -> list[Record]:
         Records of equal columns, in the order of the report. A score has ``<metric>``,
         ``<metric>_low`` and ``<metric>_high`` (of a rate the exact 95 % interval, else two standard
         errors to either side), and the best guess without a message as ``<metric>_baseline`` with
-        its ``<metric>_baseline_name``.
+        its ``<metric>_baseline_name``. Of rows the ceiling is ``ceiling``, of canaries' labels
+        ``canary_label_ceiling``.
     """
     rows = cells(read_last_run(Path(folder)).cards)
     if by_seed:
@@ -74,9 +75,9 @@ def records(folder: Path, *, by_seed: bool = False) -> list[Record]:
             {key: each.get(key) for key in differing},
             _counts(row),
             *(_score(row, metric) for metric in metrics),
-            _ceiling(row),
+            _ceilings(row),
             _utility(row),
-            {name: row.cost(name) for name in _COSTS if row.cost(name) is not None},
+            {name: row.cost(name) for name in COSTS if row.cost(name) is not None},
             _verdict(row),
         ]
         for row, each in zip(rows, told, strict=True)
@@ -124,9 +125,18 @@ def _seeds(row: Row, *, by_seed: bool) -> Record:
 
 
 def _counts(row: Row) -> Record:
+    """Return what became of a row: targets and failures of all seeds, rows of one message."""
     card = row.first
-    found: Record = {"status": card.status, "why": card.why, "demo": card.demo}
-    return found | {name: number(card.scores.get(name)) for name in _COUNTS}
+    scored = bool(card.scores)
+    return {
+        "status": card.status,
+        "why": card.why,
+        "demo": card.demo,
+        "targets": row.targets if scored else None,
+        "rows": number(card.scores.get("rows")),
+        "candidates": number(card.scores.get("candidates")),
+        "failures": row.failures if scored else None,
+    }
 
 
 def _score(row: Row, metric: str) -> Record:
@@ -139,10 +149,13 @@ def _score(row: Row, metric: str) -> Record:
     return found
 
 
-def _ceiling(row: Row) -> Record:
-    if row.ceiling is None:
-        return {}
-    return _measured("ceiling", Measure(mean=row.ceiling[0], stderr=row.ceiling[1]))
+def _ceilings(row: Row) -> Record:
+    """Return the ceilings of a row's games, each under a name of its own."""
+    found: Record = {}
+    for name, game in (("ceiling", "row"), ("canary_label_ceiling", "canary label")):
+        if (ceiling := row.ceiling_of(game)) is not None:
+            found |= _measured(name, Measure(mean=ceiling[0], stderr=ceiling[1]))
+    return found
 
 
 def _utility(row: Row) -> Record:

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from experiments.report.rows import METRIC_IN_WORDS, Row
 from experiments.report.statistics import Measure
+from experiments.results.cards import written_whole
 
 PALETTE = ("#0a84c6", "#e07b00", "#159b74", "#c8508f", "#7a68c4", "#b3872b", "#d0493c", "#6b7b8c")
 """Colours of the attacks, of like lightness: each reads on light and on dark paper."""
@@ -84,7 +85,7 @@ class Drawing:
         return _inlined(buffer.getvalue(), self.title)
 
     def save(self, folder: Path, name: str) -> list[Path]:
-        """Write it as SVG and as PDF.
+        """Write it as SVG and as PDF, each whole or not at all.
 
         Args:
             folder: Exists.
@@ -97,7 +98,8 @@ class Drawing:
         with _style():
             for form, metadata in _UNDATED.items():
                 file = folder / f"{name}.{form}"
-                self.figure.savefig(file, format=form, transparent=True, metadata=metadata)
+                with written_whole(file) as partial:
+                    self.figure.savefig(partial, format=form, transparent=True, metadata=metadata)
                 files.append(file)
         return files
 

@@ -26,10 +26,9 @@ from experiments.report.pictures import Block, blocks, samples
 from experiments.report.rows import FAMILY_IN_WORDS, Row, cells, family, read_last_run, versions
 from experiments.report.tables import matrices, setting, stolen, tables
 from experiments.report.template import PAGE, STYLE
-from experiments.results.cards import Card
+from experiments.results.cards import Card, written_whole
 from experiments.results.folder import left_out
 from leakbed import __version__
-from leakbed.errors import naming_folder
 
 Conclusions = Callable[..., list[str]]
 
@@ -270,13 +269,8 @@ def _why(card: Card) -> str:
 
 def _kept(target: Path, text: str) -> Path:
     """Write a private file, whole or not at all."""
-    # Beside the target, since a rename is atomic only within one file system.
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
+    with written_whole(target) as partial:
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with naming_folder(target.parent), os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
     return target

@@ -14,7 +14,8 @@ import math
 import os
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -396,17 +397,33 @@ def write_card(card: Card, folder: Path) -> Path:
     target = Path(folder) / "cards" / f"{card.key}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(card.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
+    with written_whole(target) as partial, partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    return target
+
+
+@contextmanager
+def written_whole(target: Path) -> Iterator[Path]:
+    """Let a file appear, or be replaced, whole or not at all.
+
+    Args:
+        target: The file; its folder exists.
+
+    Yields:
+        The path to write to instead, which becomes the target once the body has ended. A body that
+        raises leaves the target as it was, and nothing beside it; of a full disk the error names
+        the folder.
+    """
     # Beside the target, since a rename is atomic only within one file system.
-    partial = target.with_name(f".{card.key}.{os.getpid()}.partial")
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        with naming_folder(target.parent), partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        with naming_folder(target.parent):
+            yield partial
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
-    return target
 
 
 def read_cards(folder: Path) -> list[Card]:

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from experiments.results.cards import Card
-from leakbed.errors import naming_folder
+from experiments.results.cards import Card, written_whole
 
 LOCK = ".lock"
 """The file of a results folder that a run holds locked; made anew, so dated, by each run."""
@@ -61,14 +60,9 @@ def write_private(path: Path, content: bytes) -> None:
         content: Of the file.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with naming_folder(path.parent):
-            partial.touch(mode=0o600)
-            partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_whole(path) as partial:
+        partial.touch(mode=0o600)
+        partial.write_bytes(content)
 
 
 @contextmanager
@@ -112,11 +106,9 @@ def note_last_run(
         settings: What was run, as JSON values, so that it can be scored again.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"last-run.{os.getpid()}.partial"
-    with naming_folder(folder):
-        told = {"name": name, "keys": list(keys), "left_out": left_out, "settings": settings}
+    told = {"name": name, "keys": list(keys), "left_out": left_out, "settings": settings}
+    with written_whole(folder / _NOTE) as partial:
         partial.write_text(json.dumps(told))
-    partial.replace(folder / _NOTE)
 
 
 def last_run(folder: Path, cards: Sequence[Card]) -> tuple[str, list[Card]]:

@@ -39,6 +39,7 @@ from leakbed.contracts import (
 from leakbed.contracts.defense import Run
 from leakbed.contracts.gradient_defenses import refuse_order
 from leakbed.contracts.hooks import refuse_uncalled, untrained
+from leakbed.contracts.training_steps import refuse_stack
 from leakbed.data.config import DataConfig
 from leakbed.data.partitioning import ALIGNED, strip_architecture
 from leakbed.events import Arrays
@@ -154,6 +155,7 @@ def check_defenses(
     for each in rows:
         for defense in defenses:
             defense.check(rows=each, batch_size=protocol.batch_size)
+    refuse_stack(select(defenses, Protects.TRAINING))
     if not defenses or find_protocol(protocol.name).exchanges != "split":
         return
     size, steps = protocol.batch_size, protocol.local_steps
@@ -479,7 +481,8 @@ def unfit(attack: object, prepared: Prepared) -> str | None:
 
 def misfit(training: Training) -> str | None:
     """Return why a defence or an intruder does not fit a protocol, or None if all do."""
-    exchanges = find_protocol(training.protocol.name).exchanges
+    entry = find_protocol(training.protocol.name)
+    exchanges = entry.exchanges
     sent = {Protects.UPDATE, Protects.TRAINING} if exchanges == "weights" else _SPLIT
     labels = resolve_protocol(training.protocol).labels
     if (why := misplaced(training, exchanges=exchanges, labels=str(labels))) is not None:
@@ -491,6 +494,14 @@ def misfit(training: Training) -> str | None:
             return unlabelled(kind(), str(labels))
         if Protects.TRAINING in protects and (why := untrained(kind, exchanges)) is not None:
             return why
+        if Protects.UPDATE in protects and exchanges == "weights" and entry.requests:
+            asked = ", ".join(each.__name__ for each in entry.requests)
+            return (
+                f"{name} protects the weights that nodes send back in FedAvg's own messages, but "
+                f"{training.protocol.name} asks them requests of its own ({asked}), and what they "
+                "reply would go out unprotected; leave the defence out, or protect the reply in "
+                "the request's answer"
+            )
         if not protects & sent:
             fitting = [
                 key

@@ -92,7 +92,7 @@ class Evidences:
         for event in trace.events(Bottom, round_=number):
             if isinstance(event, Bottom) and event.up:
                 after[event.node] = event.arrays
-            elif isinstance(event, Bottom):
+            elif isinstance(event, Bottom) and event.node not in after:  # else to evaluate it
                 before.setdefault(event.node, event.arrays)
         rows: Counter[int] = Counter()
         for (node, _), event in self.smashed.items():

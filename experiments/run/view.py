@@ -419,12 +419,23 @@ def _updates(
     for target in targets:
         event = by_node[target.node]
         if not event.before or not event.after:
-            raise MisfitError(SEALED)
+            raise MisfitError(_lacking(event))
         before, after = _named(event.before, model), _named(event.after, model)
         for arrays in (before, after):
             _check_weights(arrays, model, name)
         events.append(replace(event, before=before, after=after))
     return events
+
+
+def _lacking(event: UpdateUp) -> str:
+    """Say why there are no weights before or after a node's training."""
+    if not event.before and not event.after:
+        return SEALED
+    passed = "sent back" if event.before else "was sent"
+    return (
+        f"the trace lacks the bottom that node {event.node} {passed} in round {event.round}; "
+        "record every message of the run, or attack another round"
+    )
 
 
 def _named(arrays: Arrays, model: nn.Module) -> Arrays:

@@ -70,14 +70,45 @@ def own_fields(package: Package, path: str) -> PluginFields:
         Its settings.
 
     Raises:
-        PluginError: It breaks the contract, or has the name of a catalogue's.
+        PluginError: It breaks the contract, has the name of a catalogue's, or is a metric whose
+            name stands for something else in results.
     """
     kind = own_class(path, _CONTRACTS[package])
     if kind.name in _listed(package):
         raise PluginError(
             f"{path} has the name {kind.name!r}, which is the catalogue's own; give it another"
         )
+    if package == "metrics" and is_taken(kind.name):
+        raise PluginError(
+            f"{path} has the name {kind.name!r}, under which a card or `leakbed results` may have "
+            "something else; give it one without a dot that does not end in "
+            f"{', '.join(_ENDINGS)} and is none of {', '.join(sorted(_COLUMNS))}"
+        )
     return PluginFields(settings=_types(kind), told=_may_know(kind))
+
+
+_NAMES = {"case", "protocol", "data", "model", "cut", "nodes", "attack", "defense"}
+_RUNS = {"seed", "seeds", "attack_seed", "status", "why", "demo", "control", "doubts"}
+_SETTINGS = {"device", "keep_rounds", "metric"}
+_SCORES = {"targets", "rows", "candidates", "failures", "clipped", "judge", "turns"}
+_BOUNDS = {"ceiling", "canary_label_ceiling", "test_accuracy", "honest_test_accuracy"}
+_TIMES = {"seconds", "attack_seconds"}
+_SIZES = {"bytes_up", "bytes_down", "peak_memory", "peak_gpu_memory"}
+_COLUMNS = _NAMES | _RUNS | _SETTINGS | _SCORES | _BOUNDS | _TIMES | _SIZES
+_ENDINGS = ("_low", "_high", "_baseline", "_baseline_name", "_stderr", "_skill")
+
+
+def is_taken(name: str) -> bool:
+    """Say whether a card's scores or a column of `leakbed results` may have a name.
+
+    Args:
+        name: Of a metric of one's own; the oracle's metrics are in no question here.
+
+    Returns:
+        Whether the metric would overwrite what is there, or be overwritten. Names with a dot are
+        those of settings.
+    """
+    return name in _COLUMNS or "." in name or name.endswith(_ENDINGS)
 
 
 def _may_know(kind: type[Any]) -> bool:

@@ -5,6 +5,7 @@ perhaps after an hour of training. The type of the field says what it takes; pyd
 """
 
 import json
+from contextlib import suppress
 from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -61,19 +62,39 @@ def checked_value(owner: str, key: str, value: Any, *, written: object) -> Any: 
         fitting = _adapter(written).validate_python(value)
     except ValidationError as error:
         wanted = error.errors()[0]["msg"]
+        if error.errors()[0]["type"] == "needs_python_object":
+            wanted = f"no settings file can hold a {_text(written)}; give the class a default"
         raise ValueError(f"{owner}: {key}: {wanted} (got {value!r})") from None
     return fitting if isinstance(fitting, float) else value
 
 
+def _text(kind: object) -> str:
+    return getattr(kind, "__name__", str(kind))
+
+
 def _check_as_json(kind: Any, value: object) -> None:  # noqa: ANN401  any type
     """Check a value against any type: strictly, but for a list, which may stand for a tuple."""
-    try:
-        adapter = TypeAdapter[Any](kind, config=_AS_JSON)
-    except PydanticUserError:  # a type with a configuration of its own
-        adapter = TypeAdapter[Any](kind)
-    except PydanticSchemaGenerationError:
+    adapter = _adapter_of(kind)
+    if adapter is None:
         return
-    adapter.validate_json(json.dumps(value, default=str))
+    try:
+        text = json.dumps(value)
+    except TypeError:  # an object that Python handed over
+        adapter.validate_python(value)
+    else:
+        adapter.validate_json(text)
+
+
+def _adapter_of(kind: Any) -> TypeAdapter[Any] | None:  # noqa: ANN401  any type
+    """Return what checks values of a type; None of one that says nothing of JSON."""
+    try:
+        return TypeAdapter(kind, config=_AS_JSON)
+    except PydanticSchemaGenerationError:
+        return None
+    except PydanticUserError:  # a type with a configuration of its own
+        with suppress(PydanticUserError):
+            return TypeAdapter(kind)
+        return None
 
 
 def schema_of(written: str) -> dict[str, Any]:

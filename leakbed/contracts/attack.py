@@ -443,7 +443,8 @@ class Metric(Protocol):
     """A measure of one's own of guessed images, beside those of the oracle.
 
     Attributes:
-        name: Of its score on a card; none of the oracle's.
+        name: Of its score on a card and its column in `leakbed results`; none of the oracle's, and
+            none that stands for something else there (``seconds``, ``targets``, ``far_low``).
         source: Where it is published, or that it is one's own.
         higher_leaks_more: Whether a higher value is the greater leak.
     """

@@ -496,9 +496,10 @@ class Defense:
         Returns:
             The next state, and one of three. A loss: the node minimises it beside the task's, and
             weighs it by its share of the rows where several nodes share a loss, so that it weighs
-            the same in every protocol; it trains ``trained`` weights as well. Gradients by name, of
-            all ``step.gradients``: the node steps along them in their place. None: the step stays
-            as it is. To train own weights otherwise, return a state with other ones.
+            the same in every protocol; it trains ``trained`` weights as well, without that share.
+            Gradients by name, of all ``step.gradients``: the node steps along them in their place.
+            None: the step stays as it is. To train own weights otherwise, return a state with
+            other ones.
         """
         del step
         return state, None

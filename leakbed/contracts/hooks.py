@@ -104,7 +104,7 @@ def refuse_uncalled(kind: type[Defense]) -> None:
                 f"{kind.name} protects {each} but overrides no hook of it; {hint}"
             )
     for name in own:
-        former = [_FORMER[name]] if name in _FORMER else []
+        former = [hook for hook in [_FORMER.get(name)] if hook and hook not in overridden]
         if near := former or get_close_matches(
             name, owners.keys() - overridden, n=1, cutoff=_ALIKE
         ):

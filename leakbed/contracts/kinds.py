@@ -45,7 +45,7 @@ def _of_rounds(seen: Seen) -> dict[str, Tensor]:
             first[place], last[place] = event.before, event.after
         elif isinstance(event, Bottom) and event.up:
             last[place] = event.arrays
-        elif isinstance(event, Bottom):
+        elif isinstance(event, Bottom) and place not in last:  # else it is an average to evaluate
             first.setdefault(place, event.arrays)
     rounds = {
         target.node: [place for place in sorted(last) if place[0] == target.node]
@@ -56,6 +56,13 @@ def _of_rounds(seen: Seen) -> dict[str, Tensor]:
         raise UnfitViewError(
             f"the attacked nodes took part in different numbers of rounds ({took}), which do not "
             "stack; set protocol.fraction = 1"
+        )
+    if lacking := [each for places in rounds.values() for each in places if each not in first]:
+        node, number = lacking[0]
+        raise UnfitViewError(
+            f"node {node} sent a bottom back in round {number}, and the trace has none that was "
+            "sent down to it before in that round; record every message of the run, or attack "
+            "weights of an earlier round"
         )
     return {
         f"{when}/{name}": _stacked(

@@ -5,7 +5,7 @@ global generators are seeded from its own stream. What it may not change is watc
 count of writes to each tensor.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from leakbed.contract_checks import blame, blamed, refuse_loss, refuse_state, refuse_unsent
-from leakbed.contracts import BrokenPluginError, Defense, DefenseState, TrainingStep
+from leakbed.contracts import (
+    BrokenPluginError,
+    Defense,
+    DefenseState,
+    IllegalCombinationError,
+    TrainingStep,
+)
 from leakbed.seeds import derive, scoped
 from leakbed.tensors import finite
 
@@ -39,6 +45,31 @@ class Answered:
 def takes_part(defense: Defense) -> bool:
     """Return whether a defence has a hook in the training step."""
     return type(defense).train_step is not Defense.train_step
+
+
+def refuse_stack(defenses: Sequence[Defense]) -> None:
+    """Refuse defences of one training step among which a claim of privacy does not hold.
+
+    Losses of all defences are added to the gradients that the last one put in place of the task's,
+    in whatever order they stand, and without the claim's noise; gradients of a later one take the
+    place of the noised ones.
+
+    Args:
+        defenses: That take part in training, in the order of the run.
+
+    Raises:
+        IllegalCombinationError: If one that claims has a hook in the step, and another has one too.
+    """
+    taking = [each for each in defenses if takes_part(each)]
+    claiming = next((place for place, each in enumerate(taking) if each.claiming), None)
+    if claiming is None or len(taking) == 1:
+        return
+    claim = taking.pop(claiming)
+    other = taking[0]
+    raise IllegalCombinationError(
+        f"{other.name} takes part in a training step beside {claim.name}, whose claim of privacy "
+        "covers no loss and no gradients that others put into the step; leave one of them out"
+    )
 
 
 def ask(defense: Defense, state: DefenseState, step: TrainingStep) -> Answered:

@@ -45,6 +45,7 @@ from leakbed.wire.messages import (
     WEIGHTS,
     NodeRequest,
     Stopped,
+    is_own,
     reply_to,
 )
 from leakbed.wire.records import (
@@ -94,8 +95,7 @@ class Asked(NamedTuple):
         config = sent.content.get(CONFIG)
         numbers = config if isinstance(config, ConfigRecord) else {}
         kind, node = sent.metadata.message_type, sent.metadata.dst_node_id
-        own = kind in {OWN_STEP, OWN_EVALUATE}
-        reply = NodeRequest.kind_of(sent).REPLY if own else REPLIES.get(kind)
+        reply = NodeRequest.kind_of(sent).REPLY if is_own(sent) else REPLIES.get(kind)
         return cls(kind, node, numbers, sent.content.array_records, reply)
 
     @classmethod
@@ -373,7 +373,9 @@ class Bounds:
         if sent.kind in {OWN_STEP, OWN_EVALUATE} and each.record != SMASHED:
             return Limit(kinds=each.kinds, rank=each.rank)  # its size is the protocol's own matter
         rows = self.batch_size
-        if sent.kind in {SPLIT_EVALUATE, OWN_EVALUATE}:
+        if sent.kind == OWN_EVALUATE and "stop" not in sent.config:
+            rows = None
+        elif sent.kind in {SPLIT_EVALUATE, OWN_EVALUATE}:
             rows = sent.number("stop") - sent.number("start")
         if each.rank is not None:
             limit = self._rows_of(rows, _LABEL_BYTES)

@@ -39,17 +39,15 @@ from leakbed.flower_internals import filled
 from leakbed.wire.calls import Failure
 from leakbed.wire.fields import OWN, STOPPED, Carried
 from leakbed.wire.messages import (
-    BACKWARD_STEP,
     HARNESS,
-    HEAD_EVALUATE,
     HEAD_STEP,
     OWN_EVALUATE,
     OWN_STEP,
     SHARE,
-    SPLIT_EVALUATE,
     SPLIT_STEP,
     WEIGHTS,
     WEIGHTS_EVALUATE,
+    is_ours,
 )
 from leakbed.wire.records import (
     BOTTOM_GRADIENT,
@@ -76,10 +74,6 @@ from leakbed.wire.records import (
     wire_bytes,
 )
 
-SPLIT = frozenset(
-    {SPLIT_STEP, SPLIT_EVALUATE, HEAD_STEP, HEAD_EVALUATE, BACKWARD_STEP, OWN_STEP, OWN_EVALUATE}
-)
-
 
 def events_down(message: Message, node: int) -> list[Event]:
     """Decode a message on its way to a node.
@@ -95,7 +89,7 @@ def events_down(message: Message, node: int) -> list[Event]:
     kind = message.metadata.message_type
     if kind in HARNESS:
         return []
-    if kind in SPLIT:
+    if is_ours(message):
         return _split_down(_said(message), node)
     found = _weights(message, kind)
     if found is None:
@@ -122,7 +116,7 @@ def events_up(sent: Message, reply: Message, node: int) -> list[Event]:
         return []
     if reply.has_error():
         return [_failed(sent, node, shortened(reply.error.reason))]
-    if kind in SPLIT:
+    if is_ours(sent):
         return _split_up(_said(sent), _said(reply), node)
     before = _weights(sent, kind)
     if before is not None and kind.split(".")[0] == WEIGHTS:

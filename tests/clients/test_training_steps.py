@@ -1,20 +1,22 @@
 """Plug-ins in the training step: equal to plain loops, on FedAvg and at the cut."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from torch import Tensor, nn
 
 from clients.node import TrainingPlan
-from leakbed.contracts import DefenseState
+from clients.training_defenses import TrainingDefenses
+from leakbed.contracts import DefenseState, IllegalCombinationError
 from leakbed.distance_correlation import distance_correlation
 from leakbed.grids import DeterministicGrid
-from leakbed.mods import load_state
+from leakbed.node_memory import load_state
 from leakbed.seeds import derive, generator, scoped
-from tests.support import several_nodes, tiny
+from tests.support import several_nodes, stepping, tiny
 from tests.support.stepping import HERE
 
 pytestmark = pytest.mark.usefixtures("identity")
@@ -231,6 +233,34 @@ def test_each_node_has_a_head_of_its_own_that_survives_a_change_of_process() -> 
     assert len(first.momenta) == 2
 
 
+@pytest.mark.parametrize("share", [0.25, 1e-39])
+def test_own_weights_learn_alike_whatever_share_of_a_joint_loss_the_node_has(share: float) -> None:
+    def stepped(share: float) -> DefenseState:
+        cell = tiny.cell(plan=MOMENTUM, defenses=(own("AuxiliaryHead"),))
+        guard = TrainingDefenses.of(cell)
+        assert guard is not None
+        guard.restore(Context(1, 1, {}, RecordDict(), {}))
+        guard.open({})
+        module = tiny.architecture().bottom(0)
+        images, labels = (each[:8] for each in cell.rows())
+        step = replace(stepping.step(images, module(images), labels), module=module)
+        answers = guard.ask(step)
+        assert answers[0] is not None
+        assert answers[0].loss is not None
+        weighed = answers[0].loss * share
+        literal = torch.autograd.grad(weighed, list(module.parameters()), retain_graph=True)
+        guard.follow_answers(answers, module, share=share)
+        for weight, expected in zip(module.parameters(), literal, strict=True):
+            assert weight.grad is not None
+            assert torch.equal(weight.grad, expected)
+        return guard._states[0]
+
+    whole, part = stepped(1.0), stepped(share)
+    assert tiny.same(whole.trained, part.trained)
+    assert tiny.same(whole.momenta, part.momenta)
+    assert part.trained["bias"].abs().min() > 0  # where it began
+
+
 def test_row_clipping_at_the_cut_is_the_literal_loop() -> None:
     plan = tiny.plan()
     grid = tiny.ready(plan=plan, defenses=(own("RowClipping", clip=0.05, noise=0.0),))
@@ -258,6 +288,13 @@ def test_row_clipping_at_the_cut_is_the_literal_loop() -> None:
                 w.grad = None
     for name, value in (parts.bottom.state_dict() | parts.top.state_dict()).items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("exchanges", ["split", "weights"])
+def test_a_node_refuses_what_adds_to_a_step_that_is_claimed_private(exchanges: str) -> None:
+    cell = tiny.cell(plan=MOMENTUM, defenses=(own("RowClipping"), own("Proximal")))
+    with pytest.raises(IllegalCombinationError, match="proximal takes part in a training step be"):
+        TrainingDefenses.of(cell, exchanges=exchanges)
 
 
 def test_a_clipping_norm_means_the_same_in_either_scale_of_a_joint_loss() -> None:

@@ -140,6 +140,11 @@ def test_two_metrics_of_one_name_are_refused(mine: Path) -> None:
     [
         ("higher_leaks_more: ClassVar[bool] = False", "", "higher_leaks_more is None"),
         ('"far-pixels"', '"ssim"', "the catalogue's own"),
+        ('"far-pixels"', '"seconds"', r"'seconds', under which .* is none of attack, .*, seconds,"),
+        ('"far-pixels"', '"targets"', "'targets', under which a card or `leakbed results`"),
+        ('"far-pixels"', '"ssim_skill"', "'ssim_skill', under which .* end in .*, _skill"),
+        ('"far-pixels"', '"far_low"', "'far_low', under which .* end in _low,"),
+        ('"far-pixels"', '"attack.far"', r"'attack\.far', under which .* without a dot"),
         ("def measure", "def mesure", "it has no method `measure`"),
         ("(frozen=True, kw_only=True)", "", "it can be changed"),
     ],

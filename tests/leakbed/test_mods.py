@@ -1,5 +1,6 @@
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -31,7 +32,8 @@ from leakbed.contracts import Defense, DefenseState, Protects
 from leakbed.contracts.hooks import UncalledHookError
 from leakbed.events import UpdateUp
 from leakbed.grids import LocalGrid
-from leakbed.mods import defend, load_state, save_state
+from leakbed.mods import defend, local_dp, weight_sparsification
+from leakbed.node_memory import load_state, save_state
 from leakbed.tap.wiretap import Wiretap
 from leakbed.wire.messages import EvaluateRequest, SplitReply, SplitRequest
 from leakbed.wire.records import pack, unpack
@@ -150,8 +152,8 @@ def test_the_state_lives_in_the_context_and_holds_tensors() -> None:
     assert np.array_equal(smash(mod, kept), X)
     assert np.array_equal(smash(mod, kept), X + 15)
     assert np.array_equal(smash(mod, kept), X + 30)
-    assert kept.state["leakbed.defence.0"]["messages"] == 3
-    assert unpack(kept.state["leakbed.defence.0.tensors"])["sum"] == 45
+    assert kept.state["leakbed.defence.0.0"]["messages"] == 3
+    assert unpack(kept.state["leakbed.defence.0.0.tensors"])["sum"] == 45
 
 
 def test_updates_are_protected_and_integer_buffers_pass() -> None:
@@ -335,3 +337,113 @@ def test_flowers_privacy_mods_are_refused_on_split_messages(mod: Any) -> None:
     with pytest.raises(ValueError, match=told):
         clients.split.register(app)
     clients.split.register(ClientApp(mods=[one_torch_thread, arrays_size_mod]))
+
+
+def stacked(mods: Sequence[Any], handler: Any) -> Any:
+    """Return a handler with mods around it, the first outermost, as Flower stacks them."""
+    for mod in reversed(mods):
+        handler = partial(mod, call_next=handler)
+    return handler
+
+
+def one_larger(message: Message, context: Context) -> Message:
+    given = unpack(message.content.array_records["arrays"])
+    return Message(RecordDict({"arrays": pack({"w": given["w"] + 1})}), reply_to=message)
+
+
+def test_a_mod_draws_from_its_own_secret_whatever_mod_stands_beside_it() -> None:
+    def sent(secret: int, beside: Sequence[Any], *, inside: bool) -> Any:
+        own = [local_dp(stream=secret)]
+        app, kept = stacked([*own, *beside] if inside else [*beside, *own], one_larger), context()
+        return [unpack(app(train(), kept).content["arrays"])["w"] for _ in range(2)]
+
+    for inside in (True, False):
+        for beside in ([weight_sparsification(ratio=0.0)], [local_dp(stream=5)]):
+            one, other = (sent(secret, beside, inside=inside) for secret in (111, 222))
+            assert not any(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_state_of_another_stream_goes_on_with_the_mod_s_own() -> None:
+    """Where each message meets a fresh process, which draws a secret of its own."""
+    kept, alone = context(), context()
+    smash(defend(SmashedNoise(sigma=1.0), stream=7), kept)
+    noise = smash(defend(SmashedNoise(sigma=1.0), stream=8), kept) - X
+    own = [smash(defend(SmashedNoise(sigma=1.0), stream=8), alone) - X for _ in range(2)]
+    assert np.array_equal(noise, own[1])
+
+
+def test_a_stream_that_a_defence_moved_on_stays_moved() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Ratchet(Remember):
+        def protect_smashed(self, state: DefenseState, smashed: Any) -> tuple[DefenseState, Any]:
+            return replace(state, stream=2 * state.stream), smashed
+
+    mod, kept = defend(lambda _: ((Ratchet(),), 7)), context()
+    for _ in range(3):
+        smash(mod, kept)
+    state = load_state(kept, "leakbed.defence.0.0")
+    assert state is not None
+    assert state.stream == 8 * 7
+
+
+def test_stacked_mods_do_not_mix_their_states() -> None:
+    kept, mods = context(), [defend(Remember(), stream=7), defend(Remember(), stream=7)]
+
+    def handler(message: Message, context: Context) -> Message:
+        reply = SplitReply(steps=1, examples=2, smashed=X, labels=np.array([4, 5]))
+        return Message(reply.records(), reply_to=message)
+
+    app = stacked(mods, handler)
+    message = Message(
+        SplitRequest(round=1, step=0).records(), dst_node_id=1, message_type="train.split"
+    )
+    sent = [SplitReply.of(app(message, kept)).smashed for _ in range(2)]
+    assert np.array_equal(sent[0], X)
+    assert np.array_equal(sent[1], X + 30)  # as two defences of one mod
+
+
+@dataclass(frozen=True, kw_only=True)
+class Times(Defense):
+    """Multiplies smashed data, so that the gradient tells through which defences it passed."""
+
+    by: float
+    name: ClassVar[str] = "times"
+    source: ClassVar[str] = "nowhere"
+    protects: ClassVar[frozenset[Protects]] = frozenset({Protects.SMASHED})
+
+    def protect_smashed(self, state: DefenseState, smashed: Tensor) -> tuple[DefenseState, Tensor]:
+        return state, self.by * smashed
+
+
+@pytest.mark.parametrize("sticky", [True, False])
+def test_a_gradient_goes_back_through_both_of_two_mods(sticky: bool) -> None:
+    kept: Any = context()
+    if sticky:
+        kept.live = {}
+    seen: list[Any] = []
+
+    def handler(message: Message, context: Context) -> Message:
+        seen.append(SplitRequest.of(message).gradient)
+        reply = SplitReply(steps=1, examples=2, smashed=X, labels=np.array([4, 5]))
+        return Message(reply.records(), reply_to=message)
+
+    app = stacked([defend(Times(by=3.0), stream=7), defend(Times(by=5.0), stream=7)], handler)
+    for request in (
+        SplitRequest(round=1, step=0),
+        SplitRequest(round=1, step=1, gradient=np.ones_like(X)),
+    ):
+        app(Message(request.records(), dst_node_id=1, message_type="train.split"), kept)
+    assert np.array_equal(seen[1], 15 * np.ones_like(X))
+
+
+@pytest.mark.parametrize("kind", ["train.own", "train.split", "train.head", "train.backward"])
+@pytest.mark.parametrize("own", [{}, {"own": ConfigRecord({"class": "nobody:Imported"})}])
+def test_an_app_whose_action_is_named_as_ours_is_defended_too(kind: str, own: Any) -> None:
+    message = Message(
+        RecordDict({"arrays": pack({"w": X}), **own}), dst_node_id=1, message_type=kind
+    )
+    mod = local_dp(stream=7, epsilon=1e6)  # noise of 5e-6
+    metrics = MetricRecord({"num-examples": 4, "train_loss": 0.5})
+    reply = call(mod, message, context(), arrays=pack({"w": X + 100}), m=metrics)
+    assert np.linalg.norm(unpack(reply.content["arrays"])["w"] - X) == pytest.approx(1.0, rel=1e-3)
+    assert list(reply.content["m"]) == ["num-examples"]

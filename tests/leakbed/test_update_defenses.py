@@ -130,7 +130,7 @@ def test_numpy_computes_what_torch_does(rule: Any) -> None:
     drawn = torch.randn(100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
     def draw(like: Any) -> Any:
-        made = drawn[: int(np.prod(like.shape)) % 100].sum().expand(like.shape)
+        made = drawn[: 1 + int(np.prod(like.shape)) % 99].sum().expand(like.shape)
         return made if isinstance(like, Tensor) else made.numpy()
 
     noise = {"draw": draw} if isinstance(rule, Noising) else {}
@@ -208,7 +208,7 @@ def test_every_message_of_every_node_has_noise_of_its_own() -> None:
     assert np.abs(alike).max() < 0.12  # 2,000 entries: a standard error of 0.022
     again = unpack(sent_by(mod, context(1), zeros)["arrays"])["w"]  # type: ignore[arg-type]
     assert np.array_equal(again, sent[0])
-    state: Any = nodes[0].state.config_records["leakbed.defence.0"]
+    state: Any = nodes[0].state.config_records["leakbed.defence.0.0"]
     assert isinstance(state, ConfigRecord)
     assert (state["messages"], state["stream"]) == (2, derive(7, "run/1/node/1/"))
 
@@ -269,3 +269,22 @@ def test_the_documented_client_runs_where_no_torch_is_installed() -> None:
 def test_a_rule_in_numpy_says_whether_it_claims_anything() -> None:
     claiming = [Noising(form="corrected"), Budget(sensitivity=0.0).noising, Sparsifying()]
     assert [InNumpy(rule=rule).claiming for rule in claiming] == [True, False, False]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("rule", [Budget().noising, Budget(sensitivity=0.0).noising], ids=repr)
+def test_an_update_that_is_not_finite_is_refused_and_not_sent_unclipped(
+    rule: Noising, bad: float
+) -> None:
+    before = {"w": np.zeros((2, 3), np.float32), "b": np.zeros(3, np.float32)}
+    after = {"w": np.full((2, 3), 100.0, np.float32), "b": np.array([1.0, bad, 1.0], np.float32)}
+    told = r"the update of 'b' is not finite, so it cannot be clipped"
+    with pytest.raises(ValueError, match=told):
+        InNumpy(rule=rule).protect_update(InNumpy(rule=rule).begin(3), before, after)  # type: ignore[arg-type]
+    for defense in (LocalDP(), WeightNoise(form="corrected")):
+        with pytest.raises(ValueError, match=told):
+            defense.protect_update(
+                defense.begin(3),
+                {name: torch.from_numpy(value) for name, value in before.items()},
+                {name: torch.from_numpy(value) for name, value in after.items()},
+            )

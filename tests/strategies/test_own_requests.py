@@ -1,22 +1,39 @@
 """Protocols of one's own whose nodes do something new, and whose server takes what comes first."""
 
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from torch import nn
 
 from leakbed.events import CutGradientDown, Event, Extras, SmashedUp
+from leakbed.grids import LocalGrid
 from leakbed.grids.base import NodeFailed
 from leakbed.seeds import derive
-from leakbed.wire.fields import OWN, Carried, Tensor
-from leakbed.wire.messages import OWN_STEP, NodeRequest, SplitReply, SplitRequest
-from leakbed.wire.records import GRADIENT, SMASHED, WireError
+from leakbed.wire.bounds import Asked, Bounds
+from leakbed.wire.fields import OWN, Carried, Tensor, Whole
+from leakbed.wire.messages import (
+    OWN_EVALUATE,
+    OWN_STEP,
+    SETUP,
+    NodeRequest,
+    SplitReply,
+    SplitRequest,
+)
+from leakbed.wire.records import CONFIG, GRADIENT, ROUND, SMASHED, WireError
 from strategies import PROTOCOLS
-from strategies.node_channel import Clock, NodeChannel
-from tests.support import double_models, several_nodes, tiny
-from tests.support.own_requests import AS_THEY_COME, DELAYS, LOCAL_LOSS, LocalStep, local_loss
+from strategies.node_channel import Clock, NodeChannel, NodeStopped
+from tests.support import double_models, guarded, several_nodes, tiny
+from tests.support.own_requests import (
+    AS_THEY_COME,
+    DELAYS,
+    LOCAL_LOSS,
+    PLAIN_STEPS,
+    LocalStep,
+    local_loss,
+)
 
 pytestmark = pytest.mark.usefixtures("identity")
 
@@ -25,6 +42,7 @@ pytestmark = pytest.mark.usefixtures("identity")
 def listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PROTOCOLS, "local-loss", LOCAL_LOSS)
     monkeypatch.setitem(PROTOCOLS, "as-they-come", AS_THEY_COME)
+    monkeypatch.setitem(PROTOCOLS, "plain-steps", PLAIN_STEPS)
 
 
 def nothing(reply: Message) -> None:
@@ -80,6 +98,65 @@ def test_every_road_leads_to_the_same_bits_and_events(road: str) -> None:
     own = [each for each in here if isinstance(each, Extras)]
     assert len(own) == len(smashed)
     assert {tuple(record) for each in own for record in each.content.values()} == {("local-loss",)}
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_a_gradient_may_come_with_the_next_request(road: str) -> None:
+    chosen: dict[str, Any] = {
+        "at_nodes": [("smashed-noise", {"sigma": 0.1})],
+        "model": tiny.architecture("stateful"),
+        "nodes": 2,
+    }
+    plan = several_nodes.plan(momentum=0.9)
+    there, here = list[Event](), list[Event]()
+    first = several_nodes.trained("vanilla-split", plan, events=there, **chosen)
+    found = several_nodes.trained("plain-steps", plan, events=here, **chosen, **ROADS[road])
+    assert all(torch.equal(first[name], found[name]) for name in first)
+    assert [(type(each), each.node, each.round, each.step) for each in here] == [
+        (type(each), each.node, each.round, each.step) for each in there
+    ]
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_a_detector_that_stops_its_node_is_told_at_once(road: str) -> None:
+    stops = [("witness", {"alarm": 2, "stop": True})]
+    events = list[Event]()
+    with guarded.catalogued(), pytest.raises(NodeStopped) as caught:
+        several_nodes.trained(
+            "plain-steps",
+            several_nodes.plan(),
+            nodes=1,
+            events=events,
+            at_nodes=stops,
+            **ROADS[road],
+        )
+    assert (caught.value.node, caught.value.by) == (0, "witness")
+    assert [each.step for each in events if isinstance(each, SmashedUp)] == [0, 1]
+
+
+def test_a_process_that_lost_the_round_is_no_place_to_go_on() -> None:
+    cell = tiny.cell(plan=several_nodes.plan())
+    (node,) = (grid := LocalGrid(tiny.node_app, nodes=1)).get_node_ids()
+    setup = Message(RecordDict({"cell": cell.record()}), dst_node_id=node, message_type=SETUP)
+    grid.send_and_receive([setup])
+    channel = NodeChannel(grid, timeout=None)
+    with pytest.raises(NodeFailed, match="round 2, step 1 came to a process that served none"):
+        channel.exchange(node, OWN_STEP, LocalStep(round=2, step=1))
+
+
+def test_an_evaluation_needs_no_last_row() -> None:
+    class Rows(NodeRequest):
+        TYPE = OWN_EVALUATE
+        FIELDS: ClassVar = {"round": Whole(CONFIG, ROUND), "start": Whole(CONFIG, "start")}
+        round, start = 1, 0
+
+        def answer(self, context: Context) -> SplitReply:
+            return SplitReply(steps=1, examples=1)
+
+    asked = Asked.by_call(OWN_EVALUATE, 1, Rows())
+    smashed = np.zeros((3, 2), np.float32)
+    reply = SplitReply(steps=1, examples=1, smashed=smashed)
+    Bounds(batch_size=2, row_bytes=8, numbers=smashed.dtype).refuse_answer(asked, reply)
 
 
 @pytest.mark.parametrize("road", ["hand to hand", "messages"])

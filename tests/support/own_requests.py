@@ -93,6 +93,49 @@ class LocalLoss(VanillaSplit):
                 self.close_round([self.close_session(session)])
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PlainStep(NodeRequest, SplitRequest):
+    """What a step of vanilla split learning asks: learn from a gradient, send the next batch."""
+
+    def answer(self, context: Context) -> SplitReply:
+        """Do it."""
+        trainer = bottom_trainer(context, self)
+        if self.gradient is not None:
+            before = self.step - 1
+            trainer.backward(self.gradient, round_=self.round, step=before, received=self.received)
+            trainer.optimiser.step()
+        steps, examples = trainer.steps(self.round)
+        labels = trainer.labels(self.round, self.step)
+        keep_bottom(trainer, context, self, awaits_gradient=True)
+        smashed = trainer.forward(self.round, self.step).numpy()
+        return SplitReply(
+            steps=steps, examples=examples, step=self.step, smashed=smashed, labels=labels
+        )
+
+
+class PlainSteps(VanillaSplit):
+    """Vanilla split learning by requests of its own."""
+
+    def train_round(self, sessions: Sequence[NodeSession]) -> None:
+        """Train with every node in turn."""
+        for session in sessions:
+            opening = PlainStep(
+                round=session.round, step=0, bottom=self.bottom, bottoms=self._bottoms
+            )
+            session.ask(opening)
+            while not session.done:
+                batch = session.receive()
+                with session.blamed():
+                    gradient = self.part.train(*batch.labelled)
+                if session.step + 1 < session.steps:
+                    place = {"round": session.round, "step": session.step + 1}
+                    session.ask(PlainStep(**place, gradient=gradient.numpy()))
+                else:
+                    session.answer(gradient)  # with the closing request
+            if session is not sessions[-1]:
+                self.close_round([self.close_session(session)])
+
+
 class AsTheyCome(SplitFedV2):
     """The one top takes every batch when it arrives."""
 
@@ -119,6 +162,14 @@ def build_local(setup: ProtocolSetup) -> BuiltProtocol:
     return BuiltProtocol(strategy=strategy, arrays=part.arrays(), bottom=lambda: strategy.bottom)
 
 
+def build_plain(setup: ProtocolSetup) -> BuiltProtocol:
+    """Return the strategy of vanilla split learning by requests of its own."""
+    parts = setup.architecture.parts(setup.init_stream)
+    part = setup.part(TopTrainer, parts.top)
+    strategy = PlainSteps(part, setup.arrays(parts.bottom), **setup.common())
+    return BuiltProtocol(strategy=strategy, arrays=part.arrays(), bottom=lambda: strategy.bottom)
+
+
 def build_as_they_come(setup: ProtocolSetup) -> BuiltProtocol:
     """Return the strategy that takes batches as they arrive."""
     parts = setup.architecture.parts(setup.init_stream)
@@ -131,6 +182,7 @@ def build_as_they_come(setup: ProtocolSetup) -> BuiltProtocol:
 
 
 LOCAL_LOSS = Protocol(exchanges="split", build=build_local, in_turn=True, requests=(LocalStep,))
+PLAIN_STEPS = Protocol(exchanges="split", build=build_plain, in_turn=True, requests=(PlainStep,))
 AS_THEY_COME = Protocol(
     exchanges="split", build=build_as_they_come, bottoms=("relayed",), merges=True
 )

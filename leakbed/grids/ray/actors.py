@@ -29,7 +29,7 @@ import ray
 from flwr.clientapp import ClientApp
 
 from leakbed.errors import OURS
-from leakbed.grids.ray.parcels import Parcel
+from leakbed.grids.ray.parcels import Parcel, Returned
 
 LOCAL, AUTO = "local", "auto"
 _SECONDS = 5.0  # a machine that is there answers within one, over any network
@@ -443,7 +443,7 @@ def _worker_class() -> type:
             """Answer, which proves that the app was imported."""
             return self._host.kinds
 
-        def handle(self, sent: list[Any], shared: Parcel | None = None) -> list[Parcel]:
+        def handle(self, sent: list[Any], shared: Parcel | None = None) -> list[Returned]:
             return self._host.handle(sent, shared)
 
     return Worker

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 
 from leakbed.grids.base import describe
-from leakbed.grids.ray.parcels import Parcel, Reply, Sent, node_of
+from leakbed.grids.ray.parcels import Parcel, Reply, Returned, Sent, node_of
 
 _CALLS = 8  # calls to a worker, from which on messages pushed together share them
 _GROUP = 16  # messages that share a call at most
@@ -132,26 +132,26 @@ def start(
     return worker.actor.handle.remote(sent, *([] if shared is None else [shared]))
 
 
-def answer(reference: Any) -> list[Parcel]:  # noqa: ANN401  Ray is untyped
+def answer(reference: Any) -> list[Returned]:  # noqa: ANN401  Ray is untyped
     """Return the answer to a call.
 
     Args:
         reference: One that is there.
 
     Returns:
-        One parcel for each message of the call.
+        For :func:`~leakbed.grids.ray.parcels.answers`, of each message of the call.
 
     Raises:
         CallFailedError: If the worker raised.
         WorkerGoneError: If there is no answer to be had.
     """
     try:
-        parcels: list[Parcel] = ray.get(reference, timeout=READ_SECONDS)
+        returned: list[Returned] = ray.get(reference, timeout=READ_SECONDS)
     except ray.exceptions.RayTaskError as error:
         raise CallFailedError(describe(error)) from error
     except ray.exceptions.RayError as error:
         raise WorkerGoneError(type(error).__name__) from error
-    return parcels
+    return returned
 
 
 def there(references: Sequence[Any], seconds: float) -> list[Any]:

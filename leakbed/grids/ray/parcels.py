@@ -27,6 +27,7 @@ from leakbed.wire.fields import Carried
 from leakbed.wire.records import Buffer, ReceivedArray, buffer_of
 
 Parcel: TypeAlias = tuple[Any, ...]  # a pickle, then its large buffers
+Returned: TypeAlias = tuple[Parcel, Parcel]  # a reply or error; where the node's state is now
 Outline: TypeAlias = list[tuple[str, str, Any]]  # of one RecordDict: key, kind, what it holds
 Packed: TypeAlias = tuple[Outline, list[Any]]  # and the bytes of its arrays, in their order
 
@@ -210,39 +211,51 @@ class Answer:
     state: Parcel | None
 
 
-def answers(parcels: Sequence[Parcel], sent: Sequence[Sent]) -> list[Answer]:
+def answers(returned: Sequence[Returned], sent: Sequence[Sent]) -> list[Answer]:
     """Return what a worker answered.
 
+    A reply that this process cannot read, say for want of its class, is a failed one of its node.
+
     Args:
-        parcels: From :meth:`ParcelHost.handle`.
+        returned: From :meth:`ParcelHost.handle`.
         sent: What they answer, in their order.
 
     Returns:
         To each the reply, and where its node's state is now.
     """
-    return [_answer(one, *opened(parcel)) for one, parcel in zip(sent, parcels, strict=True)]
+    return [_answer(one, *parcels) for one, parcels in zip(sent, returned, strict=True)]
 
 
-def _answer(
+def _answer(sent: Sent, reply: Parcel, rest: Parcel) -> Answer:
+    stays, state = False, None
+    try:
+        stays, state = opened(rest)
+        read = _reply(sent, *opened(reply))
+    except Exception as problem:  # noqa: BLE001  what a node sent may raise anything
+        why = (
+            f"the reply of node {node_of(sent)} cannot be read where the run is driven: "
+            f"{describe(problem)}; its class must be importable there, as at the workers"
+        )
+        read = failed(sent, why, raised=True)
+    if state is None:
+        return Answer(read, stays=stays, state=None)
+    # Copied, since a view would hold the whole reply in Ray's store while the node rests.
+    own = [pickle.PickleBuffer(bytes(buffer)) for buffer in state[1]]
+    return Answer(read, stays=stays, state=seal((state[0], own)))
+
+
+def _reply(
     sent: Sent,
     said: Any,  # noqa: ANN401  by what was sent
     error: tuple[int, str | None] | None,
-    stays: bool,
-    state: Packed | None,
-) -> Answer:
-    reply: Reply
-    if error is not None:
-        reply = Message(Error(*error), reply_to=sent) if isinstance(sent, Message) else said
-    elif isinstance(sent, Message):
+) -> Reply:
+    if isinstance(sent, Message):
+        if error is not None:
+            return Message(Error(*error), reply_to=sent)
         metadata, records = said
-        reply = assembled(metadata_of(metadata), restored(records)[0])
-    else:
-        reply = said
-    if state is None:
-        return Answer(reply, stays=stays, state=None)
-    # Copied, since a view would hold the whole reply in Ray's store while the node rests.
-    own = [pickle.PickleBuffer(bytes(buffer)) for buffer in state[1]]
-    return Answer(reply, stays=stays, state=seal((state[0], own)))
+        return assembled(metadata_of(metadata), restored(records)[0])
+    reply: Reply = said
+    return reply
 
 
 class ParcelHost:
@@ -260,7 +273,7 @@ class ParcelHost:
 
     def handle(
         self, sent: Sequence[tuple[Parcel, Parcel | None, bool]], shared: Parcel | None = None
-    ) -> list[Parcel]:
+    ) -> list[Returned]:
         """Serve messages and calls at their nodes, one after another.
 
         Args:
@@ -279,7 +292,7 @@ class ParcelHost:
         state: Parcel | None,
         here: bool,
         shared: Parcel | None,
-    ) -> Parcel:
+    ) -> Returned:
         asked, records, limits = opened(parcel)
         if isinstance(asked, TypedCall):
             node = asked.node
@@ -303,11 +316,11 @@ class ParcelHost:
             stays, after = left is None, None if left is None else packed(left)
             if after is not None and state is not None and _same(after, (outline, before)):
                 after = None
-            return seal((said, error, stays, after))
+            return seal((said, error)), seal((stays, after))
         except Exception as problem:  # noqa: BLE001  reported to the server, as Flower does
             why = describe(problem)
             failure = Failure(why) if isinstance(asked, TypedCall) else None
-            return seal((failure, (CLIENT_RAISED, why), stays, after))
+            return seal((failure, (CLIENT_RAISED, why))), seal((stays, after))
 
     def _called(self, call: TypedCall, limits: _Limits) -> Answered:
         """Return a call's reply or failure."""

@@ -10,6 +10,7 @@ import pytest
 
 import leakbed
 from experiments.report.export import (
+    COSTS,
     ExportError,
     comma_separated,
     escaped,
@@ -17,10 +18,11 @@ from experiments.report.export import (
     records,
     write_figures,
 )
-from experiments.report.rows import cells
+from experiments.report.rows import METRIC_IN_WORDS, cells
 from experiments.report.tables import tables
-from experiments.results.cards import Card, CardError, write_card
+from experiments.results.cards import Bound, Card, CardError, write_card
 from experiments.results.folder import ReportError, note_last_run
+from experiments.settings.plugins import is_taken
 
 MakeCard = Callable[..., Card]
 
@@ -73,6 +75,58 @@ def test_a_record_has_the_reports_intervals_and_baselines(
     assert found["test_accuracy_low"] is None  # one seed says nothing of its spread
     assert (found["control"], found["doubts"]) == ("holds", "few targets")
     assert found["targets"] == 16
+
+
+def test_targets_and_failures_are_counted_over_all_seeds(
+    make_card: MakeCard, tmp_path: Path
+) -> None:
+    first = make_card(seed=0)
+    second = make_card(seed=1, scores={**first.scores, "failures": 9})
+    folder = left(tmp_path, first, second)
+    (pooled,) = records(folder)
+    assert (pooled["seeds"], pooled["targets"], pooled["failures"]) == (2, 32, 9)
+    assert (pooled["rows"], pooled["candidates"]) == (1, 1000)  # of one message, not of all
+    by_seed = records(folder, by_seed=True)
+    assert [(each["targets"], each["failures"]) for each in by_seed] == [(16, 0), (16, 9)]
+    unscored = make_card(status="diverged", why="at step 3", attack="mean-image")
+    (_, diverged) = sorted(records(left(tmp_path, unscored)), key=lambda each: -each["seeds"])
+    assert (diverged["targets"], diverged["failures"]) == (None, None)
+
+
+def test_no_metric_of_ones_own_can_have_the_name_of_a_column(
+    make_card: MakeCard, tmp_path: Path
+) -> None:
+    settings = [
+        {"device": "cpu", "keep_rounds": "last", "metric": [{"name": "far:Far", "own": {}}]},
+        {"device": "cuda", "keep_rounds": "all", "protocol": {"rounds": 2}},
+    ]
+    costs = dict.fromkeys(COSTS, 1.0)
+    accuracy = {"test_accuracy": 0.9, "honest_test_accuracy": 0.95}
+    row = Bound(ceiling=0.5, error=0.01)
+    made = [
+        make_card(settings=each, cost=costs, utility=accuracy, attack_seed=1, ceiling=row)
+        for each in settings
+    ]
+    folder = left(tmp_path, *made)
+    found = {key: None for way in (False, True) for key in records(folder, by_seed=way)[0]}
+    assert {"device", "metric", "ceiling", "peak_gpu_memory", "seed", "attack_seed"} < set(found)
+    assert [key for key in found if key not in METRIC_IN_WORDS and not is_taken(key)] == []
+
+
+def test_ceilings_of_rows_and_of_canary_labels_are_columns_of_their_own(
+    make_card: MakeCard, tmp_path: Path
+) -> None:
+    canaries = Bound(game="canary label", ceiling=0.25, error=0.02, hits=3, targets=16)
+    named = make_card(ceiling=canaries, means={"label_accuracy": 0.2})
+    rows = make_card(attack="mean-image", ceiling=Bound(ceiling=0.5, error=0.01))
+    (table,) = tables(cells([named]))
+    (score,) = table["rows"][0]["metrics"]
+    assert "canaries 3 of 16, ceiling 25% ± 4%" in score["notes"]
+    found = {each["attack"]: each for each in records(left(tmp_path, named, rows))}
+    ends = [f"canary_label_ceiling{end}" for end in ("", "_low", "_high")]
+    assert [found["unsplit"][name] for name in ends] == [0.25, 0.21, 0.29]
+    assert [found["mean-image"][name] for name in ends] == [None] * 3
+    assert (found["unsplit"]["ceiling"], found["mean-image"]["ceiling"]) == (None, 0.5)
 
 
 def test_what_did_not_run_says_why_and_lists_are_tuples(
@@ -150,14 +204,23 @@ def test_every_letter_that_latex_reads_is_escaped(make_card: MakeCard) -> None:
 def test_doubts_are_notes_and_what_was_not_scored_is_counted(make_card: MakeCard) -> None:
     text = latex(
         [
-            make_card(unreliable="few_targets"),
+            make_card(attack="fsha"),
             make_card(attack="sdar", stopped_on_budget=0.5),
+            make_card(attack="unsplit", unreliable="few_targets"),
+            make_card(attack="nearest-public", unreliable="few_targets"),
             make_card(attack="mean-image", status="diverged", why="at step 3"),
         ]
     )
-    assert r"$^{1}$ & " in text or r"unsplit$^{2}$" in text
-    assert r"few\_targets." in text
-    assert r"budget-bound: 50\% of the targets" in text
+    marks = dict(re.findall(r"^(\S+?)((?:\$\^\{\d+\}\$)?) & ", text, re.MULTILINE))
+    notes = dict(re.findall(r"(\$\^\{\d+\}\$) ([^$]+)\.(?= |$)", text, re.MULTILINE))
+    assert {attack: notes.get(mark) for attack, mark in marks.items() if attack != "attack"} == {
+        "fsha": None,
+        "sdar": r"budget-bound: 50\% of the targets stopped on the attack's budget of steps",
+        "unsplit": r"few\_targets",
+        "nearest-public": r"few\_targets",
+    }
+    assert len(notes) == 2  # rows of the same doubt share a note
+    assert not marks["fsha"]
     assert "% Not in a table: 1 rows of status diverged." in text
 
 

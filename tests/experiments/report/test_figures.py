@@ -1,6 +1,8 @@
 """Figures are inline, deterministic and in the page's own ink."""
 
 import base64
+import errno
+import os
 import xml.etree.ElementTree as ET
 from io import BytesIO
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from experiments.report.figures import GLYPHS, MARKERS, Point, png, scatter
@@ -61,6 +64,25 @@ def test_a_figure_is_saved_as_svg_and_pdf_with_text_as_text(tmp_path: Path) -> N
     assert b"/FontFile2" in first  # TrueType: text that can be searched, no outlines
     drawing.save(tmp_path, "ssim")
     assert pdf.read_bytes() == first
+
+
+def test_a_figure_whose_writing_breaks_off_leaves_the_older_file_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawing = scatter([point()], utility="test accuracy", leakage="SSIM")
+    files = drawing.save(tmp_path, "ssim")
+    before = [file.read_bytes() for file in files]
+
+    def half(_: Figure, file: Path, **__: object) -> None:
+        Path(file).write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Figure, "savefig", half)
+    with pytest.raises(OSError, match="No space left") as caught:
+        drawing.save(tmp_path, "ssim")
+    assert caught.value.filename == str(tmp_path)
+    assert [file.read_bytes() for file in files] == before
+    assert sorted(tmp_path.iterdir()) == sorted(files)
 
 
 def test_every_marker_has_a_glyph() -> None:

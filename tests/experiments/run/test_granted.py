@@ -26,6 +26,7 @@ from leakbed.contracts import (
     Seat,
     Seen,
     ThreatModel,
+    UnfitViewError,
     View,
 )
 from leakbed.contracts.threat import Granted
@@ -111,6 +112,30 @@ def test_several_rounds_are_told_apart_and_a_missing_one_is_named(tmp_path: Path
     assert view.granted["round-bottoms"]["before/0.bias"][:, :, 0].tolist() == [[0, 0], [1, 1]]
     with pytest.raises(MisfitError, match=r"lacks round 1; record the run with keep_rounds"):
         _view(make_trace(tmp_path / "late", last), threat)
+
+
+@pytest.mark.parametrize(
+    ("left", "said"), [([1, 2], "node 1 was sent"), ([1], "node 1 was sent"), ([0], "node 1 sent")]
+)
+def test_a_relayed_bottom_that_passed_one_way_alone_is_named(
+    make: Make, left: list[int], said: str
+) -> None:
+    events = [*_bottoms(0), *(_bottoms(1)[place] for place in left)]
+    with pytest.raises(MisfitError, match=f"lacks the bottom that {said}.* in round 2; record"):
+        _view(make([*events, smashed(0, 0), smashed(1, 0)]), FED_SERVER)
+
+
+@pytest.mark.parametrize("left", [[1], [1, 2]])
+def test_a_bottom_that_was_sent_back_but_not_sent_down_is_named(
+    make: Make, left: list[int]
+) -> None:
+    """The average that a node evaluates afterwards is not what it began the round from."""
+    threat = ThreatModel(seat=Seat.FED_SERVER, evidence=frozenset({ROUND_BOTTOMS}))
+    first = [*_bottoms(0, round_=1), *_bottoms(1, round_=1)]
+    last = [*_bottoms(0), *(_bottoms(1)[place] for place in left)]
+    said = "node 1 sent a bottom back in round 2, and the trace has none that was sent down to it"
+    with pytest.raises(UnfitViewError, match=said):
+        _view(make([*first, *last, smashed(0, 0), smashed(1, 0)]), threat)
 
 
 def test_evidence_of_ones_own_is_read_from_what_its_seat_sees(make: Make) -> None:

@@ -161,7 +161,7 @@ def _named(model: str) -> dict[str, object]:
         ("architecture", ["mlp2"]),
         ("architecture", {"name": "mlp2"}),
         ("architecture", {**SAID["architecture"], "name": ["mlp2"]}),
-        ("architecture", {**SAID["architecture"], "cut": "1"}),
+        ("architecture", {**SAID["architecture"], "cut": 1.5}),
         ("architecture", {**SAID["architecture"], "image_shape": [1, 4, 4.5]}),
         ("architecture", {**SAID["architecture"], "seed": 1}),
         ("nodes", "two"),

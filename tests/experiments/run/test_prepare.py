@@ -1,6 +1,7 @@
 """A run's ingredients, and the misfits that need no training to be seen."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -14,7 +15,9 @@ from experiments.settings.load import load_settings
 from experiments.settings.schema import SettingsError
 from leakbed.contracts import IllegalCombinationError, Protects
 from leakbed.contracts.hooks import UncalledHookError
+from strategies import PROTOCOLS
 from tests.support import tiny
+from tests.support.own_requests import LocalStep
 
 TABLE = {
     "name": "small",
@@ -138,3 +141,17 @@ def test_a_defense_whose_hook_nobody_would_call_is_refused_before_training(
         make_defenses(chosen)
     with pytest.raises(UncalledHookError, match="noisy overrides protect_smashed but protects tra"):
         tiny.cell(defenses=(("smashed-noise", {}),)).chosen_defenses()
+
+
+@pytest.mark.parametrize("defense", ["local-dp", "weight-noise", "weight-sparsification"])
+def test_a_defense_of_updates_sees_no_reply_to_requests_of_one_s_own(
+    monkeypatch: pytest.MonkeyPatch, defense: str
+) -> None:
+    asking = replace(PROTOCOLS["fedavg"], requests=(LocalStep,))
+    monkeypatch.setitem(PROTOCOLS, "fedavg", asking)
+    told = (
+        f"{defense} protects the weights that nodes send back in FedAvg's own messages, but fedavg "
+        "asks them requests of its own (LocalStep)"
+    )
+    assert told in str(misfit(training("protocol.name=fedavg", defense=defense)))
+    assert misfit(training("protocol.name=fedavg")) is None

@@ -10,6 +10,7 @@ from experiments.settings.load import load_settings
 from leakbed.contracts import Defense, IllegalCombinationError, Protects
 from leakbed.contracts.defense import Run
 from leakbed.models import Architecture
+from tests.support import stepping
 
 ARCHITECTURE = Architecture(name="mlp2", image_shape=(1, 4, 4), num_classes=3, cut=1)
 SEEN: list[Any] = []
@@ -91,6 +92,19 @@ def test_parties_that_hold_strips_are_each_sent_a_row() -> None:
     for nodes in (2, 3):
         runs = asked("vertical-split", data={"nodes": nodes})[3:]
         assert {run.passes for run in runs} == {3 * nodes}
+
+
+@pytest.mark.parametrize("protocol", ["vanilla-split", "fedavg"])
+def test_what_adds_to_a_step_that_is_claimed_private_is_refused(protocol: str) -> None:
+    stack = (stepping.RowClipping(), stepping.Proximal())
+    table = {
+        "name": "small",
+        "protocol": {"name": protocol, "batch_size": 4},
+        "attack": [{"name": "constant-image"}],
+    }
+    training = cells(load_settings(table, ()))[0].training
+    with pytest.raises(IllegalCombinationError, match="proximal takes part in a training step be"):
+        check_defenses(stack, training, ARCHITECTURE, rows=(10,))
 
 
 def test_the_order_of_defenses_is_looked_at() -> None:

@@ -19,7 +19,7 @@ from clients.node import BatchTooLargeError
 from experiments.report.page import write_report
 from experiments.results.cards import Card, Exposure
 from experiments.results.folder import left_out
-from experiments.run import attack, executor, runner
+from experiments.run import attack, executor, runner, training_run
 from experiments.run.runner import run
 from experiments.run.train import NonFiniteError
 from experiments.settings.load import FLAGSHIP, load_settings
@@ -85,7 +85,7 @@ def test_a_trace_is_verified_once_for_all_attacks_on_it(
             opened.append(folder)
             super().__init__(folder, partial=partial)
 
-    for module in (attack, executor):
+    for module in (attack, executor, training_run):
         monkeypatch.setattr(module, "Trace", Counted, raising=False)
     assert len(run(TABLE, out=tmp_path)) == 2
     assert len(opened) == 1
@@ -362,7 +362,7 @@ def test_what_a_case_names_is_a_cell_also_where_it_cannot_fit(tmp_path: Path) ->
 
 def test_the_demonstration_has_the_cells_that_fit() -> None:
     wanted, unfit = runner._wanted(load_settings(FLAGSHIP))
-    assert (len(wanted), unfit) == (60, 39)
+    assert (len(wanted), unfit) == (64, 30)
 
 
 def test_the_demonstration_reports_no_seed_that_its_noise_was_chosen_on() -> None:

@@ -1,10 +1,13 @@
 """Values of the wrong type are refused; every plug-in's types are among those that are known."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal
 
 import pytest
+import torch
+from torch import Tensor
 
 from experiments.settings import values
 from experiments.settings.catalogues import plugin_fields
@@ -56,6 +59,11 @@ class Side(StrEnum):
     LEFT = "left"
 
 
+@dataclass
+class Held:
+    of: Tensor
+
+
 @pytest.mark.parametrize(
     ("kind", "value"),
     [
@@ -65,10 +73,12 @@ class Side(StrEnum):
         (list[int] | None, None),
         (Side, "left"),
         (Any, object),
+        (Tensor, torch.zeros(2)),
+        (Held, {"of": 3}),
     ],
 )
 def test_takes_what_fits_a_type_that_was_imported(kind: object, value: object) -> None:
-    assert checked_value("attack x", "key", value, written=kind) == value
+    assert checked_value("attack x", "key", value, written=kind) is value
 
 
 @pytest.mark.parametrize(
@@ -81,6 +91,7 @@ def test_takes_what_fits_a_type_that_was_imported(kind: object, value: object) -
         (list[int], [1.5], "valid integer"),
         (Side, "right", "'left'"),
         (Callable[[int], int], 3, "callable"),
+        (Tensor, 3, "no settings file can hold a Tensor; give the class a default"),
     ],
 )
 def test_refuses_what_does_not_fit_it(kind: object, value: object, said: str) -> None:

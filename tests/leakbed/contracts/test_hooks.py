@@ -65,6 +65,7 @@ def test_a_hook_that_nobody_would_call_is_refused(kind: type[Defense], said: str
 
 def test_an_inherited_hook_counts_and_other_methods_may_have_any_name() -> None:
     refuse_uncalled(made({Protects.TOP}, "protect_weight_gradients", "score", "noise_multiplier"))
+    refuse_uncalled(made({Protects.TRAINING}, "train_step", "penalty"))  # a helper of that hook
     base = made({Protects.UPDATE}, "protect_update")
     refuse_uncalled(type("Heir", (base,), {"name": "heir"}))
 

@@ -10,8 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from leakbed.contract_trials import defense_breaches
-from leakbed.contracts import BrokenPluginError, DefenseState, TrainingStep
-from leakbed.contracts.training_steps import ask
+from leakbed.contracts import (
+    BrokenPluginError,
+    DefenseState,
+    IllegalCombinationError,
+    TrainingStep,
+)
+from leakbed.contracts.training_steps import ask, refuse_stack
 from tests.support import stepping
 from tests.support.stepping import AuxiliaryHead, Mixup, Proximal, RowClipping, Training
 
@@ -179,3 +184,37 @@ def test_a_trial_finds_an_answer_that_changes() -> None:
     assert said == "answers twice otherwise in train_step from one state; draw from " + (
         "state.generator()"
     )
+
+
+class Claiming(RowClipping):
+    """Another one that claims."""
+
+    name: ClassVar[str] = "claiming"
+
+
+class Looking(Training):
+    """Has no hook in the step."""
+
+    name: ClassVar[str] = "looking"
+
+    def inspect(self, state: DefenseState, step: Any) -> DefenseState:
+        return state
+
+
+@pytest.mark.parametrize(
+    ("stack", "said"),
+    [
+        ((RowClipping(), Proximal()), "proximal takes part in a training step beside row-clipping"),
+        ((Proximal(), RowClipping()), "proximal takes part in a training step beside row-clipping"),
+        ((RowClipping(), Looking(), Mixup()), "mixup takes part in a training step beside row-cli"),
+        ((RowClipping(), Claiming()), "claiming takes part in a training step beside row-clipping"),
+    ],
+)
+def test_nothing_else_takes_part_in_a_step_that_is_claimed_private(stack: Any, said: str) -> None:
+    with pytest.raises(IllegalCombinationError, match=f"^{said}.*; leave one of them out"):
+        refuse_stack(stack)
+
+
+def test_what_claims_nothing_or_has_no_hook_in_the_step_may_stand_anywhere() -> None:
+    refuse_stack((Looking(), RowClipping(), Looking()))
+    refuse_stack((Proximal(), AuxiliaryHead(), Proximal()))

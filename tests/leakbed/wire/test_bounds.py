@@ -70,6 +70,7 @@ def test_errors_and_messages_of_strangers_pass() -> None:
     BOUNDS.refuse(message, Message(Error(1, "x" * 10**6), reply_to=message))
     BOUNDS.refuse(sent("train.other"), reply(RecordDict({"any": MetricRecord({"x": 1})})))
     assert BOUNDS.weight(Asked.by_message(sent("train.other"))) is None
+    BOUNDS.refuse(sent("train.own"), reply(RecordDict({"any": MetricRecord({"x": 1})})))
 
 
 @pytest.mark.parametrize(

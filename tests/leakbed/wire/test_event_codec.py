@@ -371,3 +371,13 @@ def test_views_are_read_only() -> None:
     assert isinstance(event, WeightsDown)
     with pytest.raises(ValueError, match="read-only"):
         event.arrays["w"][:] = 0
+
+
+@pytest.mark.parametrize("kind", ["train.own", "train.split", "train.head", "train.backward"])
+def test_an_app_whose_action_is_named_as_ours_sends_weights(kind: str) -> None:
+    sent = down(kind, arrays=pack({"w": X}))
+    (event,) = events_down(sent, 5)
+    assert isinstance(event, WeightsDown)
+    (event,) = events_up(sent, up(sent, arrays=pack({"w": 2 * X}), metrics=METRICS), 5)
+    assert isinstance(event, UpdateUp)
+    assert np.array_equal(event.after["w"], 2 * X)

@@ -1,6 +1,9 @@
 import pickle
 import re
+import sys
 from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -211,3 +214,42 @@ def test_a_call_that_fails_is_a_failure_in_the_words_of_a_message() -> None:
     (refused,) = answers(host.handle([(prepared(big, most=heavy), None, False)]), [big])
     assert isinstance(refused.reply, Failure)
     assert "where the plan allows" in refused.reply.reason
+
+
+class Unreadable(SplitReply):
+    """Of a module that the driver does not have, in the test below."""
+
+
+class Raising(SplitReply):
+    """Travels, and raises where it is read."""
+
+    def __reduce__(self) -> Any:
+        return divmod, (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [(Unreadable, "No module named 'of_a_worker'"), (Raising, "ZeroDivisionErr")]
+)
+def test_a_reply_that_cannot_be_read_is_a_failure_of_its_node_alone(
+    kind: type[SplitReply], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, module = ClientApp(), ModuleType("of_a_worker")
+    module.Unreadable = Unreadable  # type: ignore[attr-defined]
+    monkeypatch.setattr(Unreadable, "__module__", module.__name__)
+
+    @serve(own, SPLIT_STEP, SplitRequest)
+    def reply(request: SplitRequest, context: Context) -> SplitReply:
+        context.live["kept"] = True  # type: ignore[attr-defined]
+        return (kind if request.step == 1 else SplitReply)(steps=1, examples=2, step=request.step)
+
+    host = ParcelHost(own, node_ids(3))
+    sent = [TypedCall(node, SPLIT_STEP, SplitRequest(round=1, step=node)) for node in (1, 2)]
+    with monkeypatch.context() as there:
+        there.setitem(sys.modules, module.__name__, module)
+        parcels = host.handle([(prepared(each), None, False) for each in sent])
+    unread, other = answers(parcels, sent)
+    assert isinstance(unread.reply, Failure)
+    assert unread.reply.reason.startswith("the reply of node 1 cannot be read where the run is ")
+    assert said in unread.reply.reason
+    assert isinstance(other.reply, SplitReply)
+    assert [unread.stays, other.stays] == [True, True]  # the driver still knows where they are
