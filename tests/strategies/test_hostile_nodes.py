@@ -114,7 +114,7 @@ def test_a_node_that_never_answers_is_named_in_time(
     case: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     late: list[Message] = []  # each makes a minute pass
-    for module in ("leakbed.grids.base", "strategies.node_session"):
+    for module in ("leakbed.grids.base", "strategies.node_channel"):
         monkeypatch.setattr(f"{module}.monotonic", lambda: 60.0 * len(late))
     failed = failure(case, kind, lambda reply: late.append(reply) or [], timeout=60.0)
     assert failed is not None
