@@ -8,10 +8,12 @@ whenever it is looked up; :mod:`leakbed.contract_checks` runs it. Importing this
 nor Flower.
 """
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from leakbed.contracts import ThreatModel
@@ -188,7 +190,27 @@ def _defense_breaches(kind: type[Defense]) -> list[str]:
 
 def installed(group: Group) -> dict[str, EntryPoint]:
     """Return what installed packages offer of a kind, by their short names."""
-    return {each.name: each for each in entry_points(group=GROUPS[group])}
+    return {each.name: each for each in _offers(group)}
+
+
+def _offers(group: Group) -> tuple[EntryPoint, ...]:
+    """Return all entry points of a kind; they are read again where Python's path has changed."""
+    return _read(tuple((place, _changed(place)) for place in sys.path))[group]
+
+
+@lru_cache(maxsize=1)
+def _read(places: tuple[tuple[str, int], ...]) -> Mapping[Group, tuple[EntryPoint, ...]]:
+    del places  # what is read depends on them
+    every = entry_points()  # this takes milliseconds, and every cell of an experiment asks
+    return {group: tuple(every.select(group=name)) for group, name in GROUPS.items()}
+
+
+def _changed(place: str) -> int:
+    """Return when a folder was last changed, as by an installation; 0 of what is no folder."""
+    try:
+        return Path(place).stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def offering(group: Group, name: str) -> list[str]:
@@ -201,7 +223,7 @@ def offering(group: Group, name: str) -> list[str]:
     Returns:
         Their names, in order.
     """
-    found = {each.value: each for each in entry_points(group=GROUPS[group], name=name)}
+    found = {each.value: each for each in _offers(group) if each.name == name}
     return sorted(each.dist.name if each.dist else path for path, each in found.items())
 
 

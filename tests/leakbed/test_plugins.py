@@ -1,12 +1,14 @@
 """Looking up a class by key or by import path, and what shows of it without running it."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
 from attacks import ADVERSARIES, ATTACKS, INTRUDERS
 from defenses import DEFENSES
+from leakbed import plugins
 from leakbed.contracts import BOTTOM, ThreatModel
 from leakbed.lookup import ImportPathError
 from leakbed.plugins import PluginError, form_breaches, own_class, picked, role_of
@@ -56,3 +58,27 @@ def test_only_an_attack_on_a_run_that_is_over_has_kinds_of_its_own() -> None:
 
     (said,) = form_breaches(Told, "attack")
     assert said.startswith("it is an adversary and names bottom, which is granted of a run that is")
+
+
+def test_what_packages_offer_is_read_once_until_another_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[object] = []
+    found = plugins.entry_points
+
+    def counted() -> object:
+        read.append(None)
+        return found()
+
+    monkeypatch.setattr(plugins, "entry_points", counted)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for group in plugins.GROUPS:
+        assert "fresh-grey" not in plugins.installed(group)
+    assert len(read) == 1
+    about = tmp_path / "made"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: fresh\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[leakbed.attacks]\nfresh-grey = fresh:Grey\n")
+    about.rename(tmp_path / "fresh-1.0.dist-info")
+    assert plugins.installed("attacks")["fresh-grey"].value == "fresh:Grey"
+    assert len(read) == 2
