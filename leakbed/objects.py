@@ -17,6 +17,7 @@ from leakbed.lookup import ImportPathError
 _PROCESS = secrets.token_hex(4)
 _NUMBERS = count(1)
 _LENT: dict[str, object] = {}
+_NAMED: dict[str, str] = {}  # by content: the name of what was lent for it
 _WHY: dict[str, str] = {}
 _MARK = re.compile(r"_[0-9a-f]{8}_\d+$|_data_[0-9a-f]{12}$")
 
@@ -52,7 +53,8 @@ def lend_data(value: object, called: str, *, content: str) -> str:
     Returns:
         ``leakbed.objects:<called>_data_<the first 12 of these digits>``.
     """
-    return _kept(value, f"{_plain(called)}_data_{content[:12]}", "data in this process's memory")
+    name = _NAMED.setdefault(content, f"{_plain(called)}_data_{content[:12]}")
+    return _kept(value, name, "data in this process's memory")
 
 
 def own_path(value: object) -> str | None:
