@@ -11,6 +11,21 @@ from typing import Any
 from leakbed.oracle.noise_checks import Finding
 
 
+def pooled_error(ceilings: Sequence[tuple[float, float]]) -> float:
+    """Return the standard error of a mean of ceilings.
+
+    Args:
+        ceilings: Each with the standard error of its draws.
+
+    Returns:
+        That of the spread over them, or that of the draws, whichever is larger.
+    """
+    count = len(ceilings)
+    within = sqrt(sum(error**2 for _, error in ceilings)) / count
+    spread = stdev(value for value, _ in ceilings) / sqrt(count) if count > 1 else 0.0
+    return max(within, spread)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Message:
     """The ceiling of one attacked message.
@@ -99,10 +114,7 @@ class RunCeiling:
     @property
     def error(self) -> float:
         """Its standard error: of the spread over messages, and of the draws."""
-        count = len(self.messages)
-        within = sqrt(sum(each.error**2 for each in self.messages)) / count
-        spread = stdev(each.ceiling for each in self.messages) / count**0.5 if count > 1 else 0.0
-        return max(within, spread)
+        return pooled_error([(each.ceiling, each.error) for each in self.messages])
 
     @property
     def norm(self) -> float | None:

@@ -19,15 +19,15 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from math import sqrt
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from experiments.run.ceiling_results import pooled_error
 from experiments.run.recorded import Recorded
 from experiments.run.replay import refuse_own_protocol
 from experiments.run.targets import round_number
@@ -114,10 +114,7 @@ class LabelCeiling:
     @property
     def error(self) -> float:
         """Its standard error: of the spread over canaries, and of the draws."""
-        count = len(self.messages)
-        within = sqrt(sum(each.error**2 for each in self.messages)) / count
-        spread = stdev(each.ceiling for each in self.messages) / sqrt(count) if count > 1 else 0.0
-        return max(within, spread)
+        return pooled_error([(each.ceiling, each.error) for each in self.messages])
 
     @property
     def cap(self) -> float | None:
