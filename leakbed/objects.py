@@ -17,9 +17,8 @@ from leakbed.lookup import ImportPathError
 _PROCESS = secrets.token_hex(4)
 _NUMBERS = count(1)
 _LENT: dict[str, object] = {}
-_NAMED: dict[str, str] = {}  # by content: the name of what was lent for it
 _WHY: dict[str, str] = {}
-_MARK = re.compile(r"_[0-9a-f]{8}_\d+$|_data_[0-9a-f]{12}$")
+_MARK = re.compile(r"_[0-9a-f]{8}_\d+$|(?<=:data)_[0-9a-f]{12}$")
 
 
 def lend(value: object, called: str, *, why: str) -> str:
@@ -40,21 +39,19 @@ def lend(value: object, called: str, *, why: str) -> str:
     return _kept(value, name, why)
 
 
-def lend_data(value: object, called: str, *, content: str) -> str:
+def lend_data(value: object, *, content: str) -> str:
     """Return an import path for a function that returns data: the same for equal data alone.
 
     So cards of other data say so, and two folders of results can be told apart by it.
 
     Args:
         value: The function.
-        called: What the data are called.
         content: A checksum of what it returns, in hexadecimal digits.
 
     Returns:
-        ``leakbed.objects:<called>_data_<the first 12 of these digits>``.
+        ``leakbed.objects:data_<the first 12 of these digits>``.
     """
-    name = _NAMED.setdefault(content, f"{_plain(called)}_data_{content[:12]}")
-    return _kept(value, name, "data in this process's memory")
+    return _kept(value, f"data_{content[:12]}", "data in this process's memory")
 
 
 def own_path(value: object) -> str | None:

@@ -287,14 +287,14 @@ class Card(BaseModel):
 
     @property
     def noise_doubts(self) -> tuple[str, ...]:
-        """What is known of recorded noise that is not what the defence says: one for each check.
+        """What is known of recorded noise that is not what the defence says.
 
-        The run's own check and that of its ceiling look at messages that may be the same.
+        The run's own check and that of its ceiling look at messages that may be the same: what the
+        first says of a check, the second need not repeat.
         """
-        said: dict[str, str] = {}
-        for each in (*self.noise, *(self.ceiling.doubts if self.ceiling else ())):
-            said.setdefault(each.partition(":")[0], each)
-        return tuple(said.values())
+        checks = {each.partition(":")[0] for each in self.noise}
+        of_ceiling = self.ceiling.doubts if self.ceiling else ()
+        return (*self.noise, *(e for e in of_ceiling if e.partition(":")[0] not in checks))
 
     @property
     def above_ceiling(self) -> str | None:

@@ -6,7 +6,6 @@ The attack gets a view and a stream of its own. Whatever would have to run it on
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from attacks import ADVERSARIES, ATTACKS, INTRUDERS
 from attacks.building_blocks.gradient_matching import GradientMatching
-from experiments.results.cards import Exposure
+from experiments.results.cards import Exposure, written_whole
 from experiments.run.evasion import beside, of_another, victim_of
 from experiments.run.granted import grant_kinds, refuse_grants
 from experiments.run.guesses import best_restart, on_cpu
@@ -52,7 +51,6 @@ from leakbed.contracts import (
 )
 from leakbed.contracts.attack import MaliciousClient
 from leakbed.contracts.kinds import renewed
-from leakbed.errors import naming_folder
 from leakbed.events import Phase, Target
 from leakbed.lookup import ImportPathError
 from leakbed.models import Architecture, ModelMismatchError, UnknownModelError
@@ -422,14 +420,9 @@ def save_tensors(
         about: Texts beside them.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    try:
-        with naming_folder(path.parent):
-            save_file({name: value.contiguous() for name, value in tensors.items()}, partial, about)
-        partial.chmod(0o600)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_whole(path) as partial:
+        partial.touch(mode=0o600)
+        save_file({name: value.contiguous() for name, value in tensors.items()}, partial, about)
 
 
 def _opened(trace: Path | Trace) -> Trace:

@@ -341,7 +341,7 @@ class _Scheduler:
     def _await_end(self) -> None:
         """Keep what tasks under way still finish, and begin nothing more.
 
-        What a cluster without room has not begun by then never ends: it is cut short.
+        What a cluster without any CPU or GPU has not begun by then never ends: it is cut short.
         """
         self._ending, seen = True, monotonic()
         while self._under_way:

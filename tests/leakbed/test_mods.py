@@ -363,6 +363,17 @@ def test_a_mod_draws_from_its_own_secret_whatever_mod_stands_beside_it() -> None
             assert not any(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+def test_two_mods_of_one_secret_draw_other_noise() -> None:
+    """Else the server would be rid of one's noise by the other's."""
+
+    def noise(mods: int) -> Any:
+        own = [local_dp(stream=5, clip=1e6, sensitivity=1.0) for _ in range(mods)]
+        sent = unpack(stacked(own, one_larger)(train(), context()).content["arrays"])["w"]
+        return sent - unpack(train().content.array_records["arrays"])["w"] - 1
+
+    assert not np.allclose(noise(2), 2 * noise(1), rtol=1e-3)
+
+
 def test_a_state_of_another_stream_goes_on_with_the_mod_s_own() -> None:
     """Where each message meets a fresh process, which draws a secret of its own."""
     kept, alone = context(), context()

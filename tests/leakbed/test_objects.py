@@ -36,12 +36,10 @@ def test_what_is_drawn_by_a_name_is_the_same_in_every_process() -> None:
 
 
 def test_equal_data_have_one_name() -> None:
-    paths = [lend_data(lambda: 1, "list", content=each) for each in ("sum-a", "sum-b", "sum-a")]
+    paths = [lend_data(lambda: 1, content=each) for each in ("sum-a", "sum-b", "sum-a")]
     assert paths[0] == paths[2] != paths[1]
-    assert (
-        lend_data(lambda: 1, "list", content="0f" * 32) == "leakbed.objects:list_data_0f0f0f0f0f0f"
-    )
-    assert steady("leakbed.objects:list_data_0f0f0f0f0f0f") == "leakbed.objects:list"
+    assert lend_data(lambda: 1, content="0f" * 32) == "leakbed.objects:data_0f0f0f0f0f0f"
+    assert steady("leakbed.objects:data_0f0f0f0f0f0f") == "leakbed.objects:data"
 
 
 def test_only_what_another_process_can_import_has_a_path_of_its_own(

@@ -171,7 +171,7 @@ def test_what_the_program_that_runs_defines_is_never_taken_for_what_it_was(
         ),
         ("defense", [Given(layer=torch.ones(1))], "setting 'layer' is a torch.Tensor"),
         ("model", plain(), "model: leakbed.objects:Sequential_.*a network of this process"),
-        ("data", images(), "data: leakbed.objects:tuple_data.*write it to a module and give"),
+        ("data", images(), "data: leakbed.objects:data_.*write it to a module and give"),
         ("sweep", {"model.name": [plain()]}, "model: leakbed.objects:Sequential_"),
     ],
 )

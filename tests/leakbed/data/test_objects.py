@@ -135,12 +135,12 @@ def test_what_is_no_data_is_named_with_its_row(data: object, said: str) -> None:
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        ((IMAGES * 3, LABELS), "'leakbed.objects:tuple_data.*pixels run from"),
+        ((IMAGES * 3, LABELS), "'leakbed.objects:data_.*pixels run from"),
         ((IMAGES, LABELS[:5]), "labels have shape"),
         ((IMAGES, LABELS.double()), "labels are torch.float64"),
         ((IMAGES.permute(0, 2, 3, 1).repeat(1, 2, 2, 1), LABELS), "looks channels-last"),
         ((IMAGES.long(), LABELS), "images are torch.int64"),
-        (Table(NUMBERS / 100, [0.5, 1, 0, 1]), "Table_data.*labels are torch.float64"),
+        (Table(NUMBERS / 100, [0.5, 1, 0, 1]), "data_.*labels are torch.float64"),
     ],
 )
 def test_what_every_data_set_is_held_to_holds_here_too(data: object, said: str) -> None:
