@@ -35,8 +35,9 @@ from leakbed.contracts import Protects, select
 from leakbed.contracts.noise_laws import Clean, Law, NoCeilingError, sent_law
 from leakbed.events import CutGradientDown, Phase, SmashedUp, Target
 from leakbed.oracle.caps import cap, class_cap
-from leakbed.oracle.ceiling import Messages, beliefs, ceiling
+from leakbed.oracle.ceiling import beliefs, ceiling
 from leakbed.oracle.gathered import Gathered
+from leakbed.oracle.messages import Messages
 from leakbed.oracle.noise_checks import Finding, check_hits, check_noise
 from leakbed.oracle.truth import AnswerKey
 from leakbed.seeds import derive

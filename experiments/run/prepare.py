@@ -24,7 +24,7 @@ from experiments.run.server_part import layers, refuse_more_than_middle
 from experiments.run.targets import MisfitError, refuse_misfit
 from experiments.run.view import initial_view
 from experiments.settings.cells import Training
-from experiments.settings.protocol import ProtocolSettings
+from experiments.settings.protocol import OPTIONS, ProtocolSettings
 from experiments.settings.schema import SettingsError
 from leakbed.contracts import (
     Defense,
@@ -553,7 +553,8 @@ def answer_key(prepared: Prepared, bottom: Arrays | None) -> AnswerKey:
             "plan": asdict(prepared.plan),
             "defenses": [[name, dict(own)] for name, own in prepared.defenses],
             "intruder": prepared.settings.intruder is not None,
-            "sync": prepared.settings.protocol.sync,
+            "rows": [len(part) for part in rows.nodes],
+            **{key: getattr(prepared.settings.protocol, key) for key in OPTIONS},
         },
     )
 

@@ -90,6 +90,18 @@ def test_a_canary_that_is_first_used_later_is_reached_with_adams_memory(
     assert all(each.sound for each in found.findings), list(map(str, found.findings))
 
 
+def test_noise_that_follows_the_batch_tells_more_with_every_gradient(tmp_path: Path) -> None:
+    noise = [{"name": "iso-noise", "ratio": 12.0}]
+    run({**TABLE, "attack": [{"name": "majority-label"}], "defense": noise}, out=tmp_path)
+    found = label_ceiling_of_run(only(tmp_path), targets=2, draws=100)
+    assert all(each.sound for each in found.findings), list(map(str, found.findings))
+    assert {each.read for each in found.messages} == {8}
+    for each in found.messages:
+        assert found.chance < each.alone < each.ceiling < 1
+        assert each.error < 0.03
+        assert each.cap is None
+
+
 def test_without_noise_every_label_is_named(bare: Path) -> None:
     found = label_ceiling_of_run(bare, targets=1, kappa=0.5)
     assert found.value == pytest.approx(1.0)
