@@ -236,7 +236,7 @@ class CandidateMessages:
             before={name: before[name] for name in network.state_dict()},
             batches=[torch.tensor(rows) for rows in self._batches(target)],
             images=key.images,
-            labels=run.trained_labels(),
+            labels=key.labels,
             optimiser=run.plan.optimiser,
             stream=None if stream is None else derive(stream, f"train/{target.round}"),
         )

@@ -278,7 +278,7 @@ class _Game:
         )
         told = None
         if pool is not None:
-            of = one_hot(pool)
+            of = one_hot(pool).double()
             told, _ = label_ceiling(
                 messages, of, draws=self._draws, stream=derive(stream, "label"), truths=truths
             )
