@@ -22,11 +22,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from experiments.results.cards import Card
-from experiments.run.attack import kept_answer
+from experiments.run.attack import Cell, kept_answer
 from experiments.run.defaults import resolve_defaults
 from experiments.run.executor import TrainingGroup
+from experiments.run.fit import unfit
 from experiments.run.keys import training_key
-from experiments.run.prepare import Prepared, make_defenses, misfit, prepare
+from experiments.run.prepare import Prepared, prepare
 from experiments.run.train import grids_of
 from experiments.run.training_run import TrainingRun
 from experiments.settings.cells import CellSettings, cells
@@ -220,12 +221,12 @@ class Run:
         cell = found[0]
         with _working(verbose=self.verbose) as folder:
             group = self._group(cell, folder)
-            ((key, _),) = group.keyed([cell]).items()
-            (card,) = group.cards({key: cell}, {})
+            made = Cell.of(cell)
+            (card,) = group.cards(group.keyed([made]), {})
             if card.status != "done":
                 raise NoScoresError(f"{card.attack} came to no scores ({card.status}): {card.why}")
             file = f"{card.guess_key}.safetensors"
-            kept = kept_answer(folder / "guesses" / file, cell.attack)
+            kept = kept_answer(folder / "guesses" / file, made.attack)
             truth = load_file(folder / "truths" / file)
         return Scored(
             card=card,
@@ -301,12 +302,10 @@ def train(
             f"defense: a list of values is {len(found)} defences, and one is trained with at a "
             "time; give one value, or call train() once for each"
         )
-    training = found[0].training
-    make_defenses(training)
-    if (why := misfit(training)) is not None:
+    if (why := unfit(Cell.of(found[0])).get("defenses")) is not None:
         raise SettingsError(f"defense: {why}")
     with _working(verbose=verbose) as folder:
-        prepared = prepare(training, root=_root())
+        prepared = prepare(found[0].training, root=_root())
         group = TrainingGroup(prepared, folder=folder, grids=grids_of(checked), progress=None)
         finished = group.trained(_NAME).in_memory()
     return Run(settings=table, prepared=prepared, finished=finished, verbose=verbose)

@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any, TypeVar, cast
 
 from experiments.results.cards import Bound
-from experiments.run.attack import make_attack
+from experiments.run.attack import Cell
 from experiments.run.ceiling_results import RunCeiling
 from experiments.run.ceilings import ceiling_of_run
 from experiments.run.label_ceilings import (
@@ -50,7 +50,7 @@ class Bounds:
 
     def beside(
         self,
-        cell: CellSettings,
+        made: Cell,
         run: Path,
         scores: Mapping[str, Any],
         targets: Sequence[Target] = (),
@@ -58,7 +58,7 @@ class Bounds:
         """Return what bounds a card's identification, or of canaries its label accuracy.
 
         Args:
-            cell: The card's.
+            made: The card's cell.
             run: The folder of its training run.
             scores: The card's.
             targets: The messages behind them, in their order.
@@ -66,9 +66,9 @@ class Bounds:
         Returns:
             The ceiling, or why there is none; None where the experiment does not ask for one.
         """
+        cell, threat = made.settings, made.attack.threat
         if cell.ceiling is None:
             return None
-        threat = make_attack(cell.attack).threat
         try:
             if "identification" not in scores and cell.training.data.canaries:
                 _refuse_labels(threat, scores, when=cell.attack.when)
