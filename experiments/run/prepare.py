@@ -5,7 +5,7 @@ may know of the run so that they can refuse one they cannot protect, and which n
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from math import ceil
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,7 +18,6 @@ from clients.malicious import begun, intruder_of, unlabelling, view_of
 from clients.node import NodeConfig, TrainingPlan, smallest_batch, straddles
 from clients.training_defenses import unlabelled
 from defenses import DEFENSES
-from experiments.run.defaults import resolve_protocol
 from experiments.run.rehearse import rehearse
 from experiments.run.server_part import layers, refuse_more_than_middle
 from experiments.run.targets import MisfitError, refuse_misfit
@@ -103,7 +102,7 @@ def check_parties(training: Training, architecture: Architecture) -> None:
             f"protocol.fraction = {protocol.fraction}: each party of {protocol.name} holds a share "
             "of every row, so all must train; leave it out"
         )
-    nodes, merge = training.data.nodes, protocol.merge or "concat"
+    nodes, merge = training.data.nodes, protocol.options.get("merge", "concat")
     party_architectures(architecture, nodes=nodes, merge=merge)
 
 
@@ -332,7 +331,6 @@ def prepare(training: Training, *, root: str | None) -> Prepared:
     Returns:
         The run's ingredients.
     """
-    training = replace(training, protocol=resolve_protocol(training.protocol))
     model, protocol = training.model, training.protocol
     entry = find_protocol(protocol.name)
     data = _recipe(training, root)
@@ -407,9 +405,9 @@ def _plan(protocol: ProtocolSettings) -> TrainingPlan:
         learning_rate=protocol.learning_rate,
         momentum=protocol.momentum,
         weight_decay=protocol.weight_decay,
-        labels=protocol.labels or "shared",
-        bottoms=protocol.bottoms or "sealed",
-        optimizer_state=protocol.optimizer_state or "kept",
+        labels=protocol.labels,
+        bottoms=protocol.bottoms,
+        optimizer_state=protocol.optimizer_state,
     )
 
 
@@ -436,7 +434,7 @@ def unread(threat: ThreatModel, training: Training) -> str | None:
             f"adversary here {does} of strips; use 'vanilla-split'"
         )
     try:
-        bottoms = resolve_protocol(training.protocol).bottoms
+        bottoms = training.protocol.bottoms
         refuse_misfit(threat, updates=entry.exchanges == "weights", bottoms=bottoms)
         if Knowledge.NATURAL_IMAGES in threat.needs:
             held = training.model.upper_cut if entry.parts == _U_SHAPE else None
@@ -484,14 +482,14 @@ def misfit(training: Training) -> str | None:
     entry = find_protocol(training.protocol.name)
     exchanges = entry.exchanges
     sent = {Protects.UPDATE, Protects.TRAINING} if exchanges == "weights" else _SPLIT
-    labels = resolve_protocol(training.protocol).labels
-    if (why := misplaced(training, exchanges=exchanges, labels=str(labels))) is not None:
+    labels = training.protocol.labels
+    if (why := misplaced(training, exchanges=exchanges, labels=labels)) is not None:
         return why
     for name, _ in training.defense.stack:
         kind = picked(name, DEFENSES, "defence")
         protects = kind.protects
         if exchanges == "split" and labels not in kind.labels:
-            return unlabelled(kind(), str(labels))
+            return unlabelled(kind(), labels)
         if Protects.TRAINING in protects and (why := untrained(kind, exchanges)) is not None:
             return why
         if Protects.UPDATE in protects and exchanges == "weights" and entry.requests:
@@ -553,7 +551,7 @@ def answer_key(prepared: Prepared, bottom: Arrays | None) -> AnswerKey:
             "plan": asdict(prepared.plan),
             "defenses": [[name, dict(own)] for name, own in prepared.defenses],
             "intruder": prepared.settings.intruder is not None,
-            "sync": prepared.settings.protocol.sync,
+            "sync": prepared.settings.protocol.options.get("sync"),
         },
     )
 

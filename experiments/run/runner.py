@@ -29,7 +29,6 @@ from experiments.results.folder import (
     remove_orphans,
 )
 from experiments.run.attack import make_attack
-from experiments.run.defaults import resolve_defaults
 from experiments.run.executor import Progress, RunCleanup, TrainingGroup
 from experiments.run.prepare import make_defenses, misfit, prepare, unread
 from experiments.run.train import Grids, grids_of
@@ -226,7 +225,7 @@ def finished(folder: Path) -> dict[str, Card]:
 
 def _wanted(checked: Settings) -> tuple[list[CellSettings], int]:
     """Return the cells to run, and how many were left out."""
-    asked = [resolve_defaults(cell) for cell in cells(checked)]
+    asked = cells(checked)
     for cell in asked:
         make_attack(cell.attack)  # bad values are refused before anything is trained
         make_defenses(cell.training)
