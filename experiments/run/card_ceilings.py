@@ -46,7 +46,7 @@ class Bounds:
 
     def __init__(self) -> None:
         """Compute nothing yet."""
-        self._found: dict[tuple[object, ...], RunCeiling | LabelCeiling | NoCeilingError] = {}
+        self._found: dict[tuple[object, ...], RunCeiling | LabelCeiling | str] = {}
 
     def beside(
         self,
@@ -158,15 +158,18 @@ class Bounds:
         )
 
     def _once(self, place: tuple[object, ...], compute: Callable[[], _Found]) -> _Found:
-        """Return what was computed for a place, or compute it; its refusal is kept too."""
+        """Return what was computed for a place, or compute it; its refusal is kept too.
+
+        Kept as words: an exception holds the arrays of all the calls that it came through.
+        """
         if place not in self._found:
             try:
                 self._found[place] = compute()
             except NoCeilingError as error:
-                self._found[place] = error
+                self._found[place] = str(error)
         found = self._found[place]
-        if isinstance(found, NoCeilingError):
-            raise found
+        if isinstance(found, str):
+            raise NoCeilingError(found)
         return cast("_Found", found)
 
 
