@@ -271,8 +271,9 @@ def _lower(first: Tensor, second: Tensor, thresholds: Tensor) -> NDArray[np.floa
 
 def _least(counts: Tensor, of: int) -> NDArray[np.float64]:
     """Return the one-sided Clopper-Pearson bounds below rates."""
-    bounds = beta.ppf(1 - _SURE, counts.numpy(), of - counts.numpy() + 1)
-    return np.where(counts.numpy() > 0, bounds, 0.0)
+    bounds: NDArray[np.float64] = beta.ppf(1 - _SURE, counts.numpy(), of - counts.numpy() + 1)
+    bounds[counts.numpy() == 0] = 0.0
+    return bounds
 
 
 def _labels(defense: Defense, *, draws: int, stream: int) -> Audit:
