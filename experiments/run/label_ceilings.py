@@ -44,7 +44,7 @@ from experiments.run.label_holders import (
 from experiments.run.recorded import Recorded
 from experiments.run.targets import Evidences, round_number
 from leakbed.contracts import Defense, Protects, select
-from leakbed.contracts.noise_laws import Channel, Clean, Law, NoCeilingError, sent_law
+from leakbed.contracts.noise_laws import Channel, Clean, Fixed, Law, NoCeilingError, sent_law
 from leakbed.events import Phase, Target
 from leakbed.oracle.caps import budget_cap, budget_of, cap, class_cap
 from leakbed.oracle.ceiling import beliefs, label_ceiling
@@ -277,13 +277,14 @@ def recorded_gradients(run: Recorded, *, most: int) -> Iterator[Float[Tensor, " 
 
 
 def refuse_no_game(
-    *, protocol: str, labels: str, defenses: Sequence[Defense], classes: int
+    *, protocol: str, labels: str, bottoms: str, defenses: Sequence[Defense], classes: int
 ) -> None:
     """Refuse canaries where nobody must guess a label, or the best guess is not known here.
 
     Args:
         protocol: Its catalogue key or import path.
         labels: Who holds the labels.
+        bottoms: Whether nodes' parts pass the server ``"sealed"`` or ``"relayed"``.
         defenses: Of the run.
         classes: Labels are 0 to ``classes - 1``.
 
@@ -300,6 +301,11 @@ def refuse_no_game(
         raise NoCeilingError(
             "no ceiling of labels: with labels = 'shared' both sides have them, so nobody must "
             "guess; set labels = 'server', or use 'u-shaped' or 'fedavg'"
+        )
+    if find_protocol(protocol).parts == 3 and bottoms == "relayed":  # noqa: PLR2004
+        raise NoCeilingError(
+            "no ceiling of labels: with bottoms = 'relayed' heads pass the server in the clear, "
+            "and what their weights tell of a label is not read here; set bottoms = 'sealed'"
         )
     if whole and (found := select(defenses, Protects.TRAINING)):
         raise NoCeilingError(
@@ -346,7 +352,8 @@ def _who(run: Recorded) -> tuple[str, str, str]:
     if _sends_updates(run):
         return "the first update", "server", "the weights before each update, all rows"
     if run.architecture.upper_cut is not None:
-        return "the own batch's gradient", "server", "the head before the message, all features"
+        told = "the head before the message, all features, how many test rows heads count as right"
+        return "the own batch's gradient", "server", told
     seat = "party that is sent them" if run.key.parties > 1 else "client"
     return "the own batch's gradient", seat, "the top before the message, every smashed row"
 
@@ -361,6 +368,7 @@ def _refuse(run: Recorded, *, span: str) -> None:
     refuse_no_game(
         protocol=str(run.trace.about["protocol"]),
         labels=run.plan.labels,
+        bottoms=run.plan.bottoms,
         defenses=run.defenses,
         classes=run.key.num_classes,
     )
@@ -423,6 +431,10 @@ class _Game:
                     gathered.add(messages, batch.gradient.flatten())
             if one:
                 break
+        if self._run.architecture.upper_cut is not None and not one:
+            counts = [float(holder.right(until)) for holder in holders]
+            sent = Messages.of_rows(Fixed(mean={"right": torch.tensor(counts).unsqueeze(1)}))
+            gathered.add(sent, torch.tensor(counts[:1]))
         clear = torch.zeros(1, 0, dtype=torch.float64)
         return self._message(target, row, answers, first[0], gathered, clear=clear)
 

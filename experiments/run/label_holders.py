@@ -25,7 +25,7 @@ from leakbed.contracts.gradient_defenses import Origin
 from leakbed.contracts.noise_laws import NoCeilingError
 from leakbed.events import Array, CutGradientDown, FeaturesDown, Phase, SmashedUp, UpperGradientUp
 from leakbed.seeds import derive, scoped
-from leakbed.tensors import load
+from leakbed.tensors import load, predicted
 from strategies.averaging import average
 from strategies.server_model import Labelled, TopTrainer
 from strategies.vertical_split import MERGES
@@ -138,6 +138,25 @@ class Holder:
         stream = derive(self._run.node_stream(batch.node) or 0, f"head/{batch.round}/{batch.step}")
         with scoped(stream):  # of which a head's dropout draws
             return [trainer.train(batch.received, labels[0], origins[0])]
+
+    def right(self, round_: int) -> int:
+        """Return how many test rows the part predicts right, as a head tells the server.
+
+        Args:
+            round_: At the end of which; of one without an evaluation there are none.
+
+        Returns:
+            By the features that heads were sent.
+        """
+        found, module = 0, self._module.eval()
+        for event in self._run.trace.events(FeaturesDown, round_=round_):
+            if isinstance(event, FeaturesDown) and event.phase == Phase.EVALUATE:
+                labels = self._run.key.test_labels[event.step : event.step + len(event.features)]
+                with torch.no_grad():
+                    named = predicted(module(torch.from_numpy(event.features)))
+                found += int((named == labels).sum())
+        module.train()
+        return found
 
     def apart(self) -> Holder:
         """Return parts that go their own way from here, by steps that no defence changes."""

@@ -336,6 +336,7 @@ def _refuse_idle_canaries(training: Training, data: DataConfig) -> None:
         refuse_no_game(
             protocol=training.protocol.name,
             labels=str(training.protocol.labels),
+            bottoms=str(training.protocol.bottoms),
             defenses=make_defenses(training),
             classes=data.num_classes,
         )

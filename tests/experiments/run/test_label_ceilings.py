@@ -18,6 +18,8 @@ from experiments.results.cards import Card
 from experiments.run import label_ceilings
 from experiments.run.attack import Attacked, attack_run
 from experiments.run.label_ceilings import answers_of, label_ceiling_of_run
+from experiments.run.label_holders import begun, rows_of
+from experiments.run.recorded import Recorded
 from experiments.run.runner import run
 from experiments.settings.schema import SettingsError
 from leakbed.contracts.noise_laws import Channel, NoCeilingError, of_answers
@@ -143,6 +145,12 @@ def test_a_head_noises_its_gradients_and_the_servers_attack_is_held_against_them
     bound = card.ceiling
     assert bound is not None, card
     assert (bound.game, bound.seat, bound.doubts) == ("canary label", "server", ()), bound.why
+    recorded = Recorded.open(only(tmp_path))
+    holder, steps = begun(recorded, 1, until=2)
+    for step in steps:
+        holder.train(step, [recorded.key.labels[rows_of(recorded, batch)] for batch in step])
+    right = holder.right(2) / len(recorded.key.test_labels)
+    assert right == pytest.approx(card.utility["test_accuracy"])  # which the server is told
     found = label_ceiling_of_run(only(tmp_path), targets=2, draws=100)
     assert {"variance", "mean"} <= {each.check for each in found.findings}
     assert found.chance < found.messages[0].alone < found.value
@@ -169,6 +177,10 @@ def test_a_run_without_canaries_has_no_game(tmp_path: Path) -> None:
         (
             {"defense": [{"name": "label-dp", "mechanism": "rr-with-prior"}]},
             "label-dp states no chances of its answers",
+        ),
+        (
+            {**U_SHAPED, "protocol": {**U_SHAPED["protocol"], "bottoms": "relayed"}},
+            "heads pass the server in the clear",
         ),
         ({**FEDAVG, "defense": [{"name": "adversarial-training"}]}, "adversarial-training changes"),
         ({"protocol": {**PLAIN, "name": "tests.support.own_requests:LOCAL_LOSS"}}, "is not repeat"),

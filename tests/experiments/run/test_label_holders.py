@@ -19,7 +19,7 @@ from tests.support.canaries import FEDAVG, PLAIN, SMALL, STRIPS, U_SHAPED, only,
         (splitfed("splitfed-v2"), "client", 8),
         (splitfed("parallel-split", sync="step", gradient_scale="local"), "client", 8),
         (STRIPS, "party that is sent them", 4),
-        (U_SHAPED, "server", 8),
+        (U_SHAPED, "server", 9),
         (FEDAVG, "server", 2),
     ],
 )
