@@ -240,15 +240,15 @@ def _path_of(segment: int) -> str:
 
 def _written(file: int, parts: Parts, digest: str | None) -> str:
     """Append parts to a file, and take their checksum a piece at a time if it is not known."""
-    taken = hashlib.sha256()
+    taken = None if digest else hashlib.sha256()
     for part in parts:
         for start in range(0, len(part), _PIECE):
             piece = memoryview(part)[start : start + _PIECE]
-            if digest is None:
+            if taken is not None:
                 taken.update(piece)
             while piece:
                 piece = piece[os.write(file, piece) :]
-    return digest or taken.hexdigest()
+    return str(digest) if taken is None else taken.hexdigest()
 
 
 LONGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
@@ -297,15 +297,16 @@ def storable(arrays: Arrays) -> tuple[dict[str, Array], list[str]]:
 
 
 def _can_hold(name: str, dtype: np.dtype[Any]) -> bool:
-    with suppress(UnicodeEncodeError):
+    try:
         name.encode()
-        return name != "__metadata__" and _has_name(dtype)
-    return False
+    except UnicodeEncodeError:
+        return False
+    return name != "__metadata__" and _little(dtype) in _NAMES
 
 
 @lru_cache(maxsize=64)
-def _has_name(dtype: np.dtype[Any]) -> bool:
-    return dtype.newbyteorder("<") in _NAMES
+def _little(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return dtype.newbyteorder("<")
 
 
 def serialised(arrays: Arrays) -> list[bytes | memoryview]:
@@ -321,8 +322,7 @@ def serialised(arrays: Arrays) -> list[bytes | memoryview]:
         TraceError: If their names are too many for one header.
     """
     lying = {
-        name: np.asarray(value, value.dtype.newbyteorder("<"), order="C")
-        for name, value in arrays.items()
+        name: np.asarray(value, _little(value.dtype), order="C") for name, value in arrays.items()
     }
     layout = tuple((name, value.dtype, value.shape) for name, value in lying.items())
     made = _header if sum(map(len, lying)) <= _REPEATED else _header.__wrapped__
@@ -425,8 +425,6 @@ _WORTH_A_LOOK = 1 << 16  # bytes; fewer are hashed at once
 def _look(arrays: Arrays) -> _Look | None:
     """Return what tells arrays apart: their names, layouts and the bytes they lie in."""
     look: _Look = []
-    if sum(value.nbytes for value in arrays.values()) < _WORTH_A_LOOK:
-        return None
     for name, value in arrays.items():
         owner: Any = value
         while isinstance(owner, np.ndarray):
@@ -436,7 +434,7 @@ def _look(arrays: Arrays) -> _Look | None:
             return None
         start = value.__array_interface__["data"][0] - np.frombuffer(owner, np.uint8).ctypes.data
         look.append((name, value.dtype.str, value.shape, value.strides, start, owner))
-    return look
+    return look if sum(value.nbytes for value in arrays.values()) >= _WORTH_A_LOOK else None
 
 
 @contextmanager

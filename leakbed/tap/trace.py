@@ -13,8 +13,8 @@ import atexit
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
@@ -56,6 +56,7 @@ from leakbed.wire.records import buffer_of
 __all__ = ["Record", "Recorder", "Trace", "TraceError"]
 
 _INDEX = "index.jsonl"
+_as_line = json.JSONEncoder(separators=(",", ":")).encode
 _KINDS = {cls: kind for kind, cls in TYPES.items()}
 # Fields that are one array, not several by name.
 _SINGLE = {"smashed", "labels", "rows", "gradient", "features"}
@@ -133,16 +134,7 @@ class Recorder:
         a name such as ``__metadata__``, or too many of them) is written as a foreign one with its
         size, so that no sender can spoil what others sent.
         """
-        with self._whole():
-            try:
-                event, groups, values = _sorted(event)
-                parts = {name: self._parts(arrays) for name, arrays in groups.items()}
-                _check_names(parts)
-            except _UnstorableError as error:
-                event, groups, values, parts = _as_foreign(event, str(error)), {}, {}, {}
-            line = {"kind": _KINDS[type(event)], **_shortened(scalars_of(event)), **values}
-            written = {name: self._added(groups[name], parts[name]) for name in groups}
-            self._record(line, written)
+        self._whole(self._tell, event)
 
     def hold(self, seat: str, name: str, arrays: Arrays) -> None:
         """Write what a party itself holds, such as its part of the model at a round's end.
@@ -154,24 +146,22 @@ class Recorder:
             name: What it is, such as ``"top/round-2"``.
             arrays: Its tensors by name.
         """
-        with self._whole():
-            extent = self._segments.add(_saved(arrays))
-            self._record({"kind": HOLDING, "seat": seat, "name": name}, {HELD: extent})
+        line = {"kind": HOLDING, "seat": seat, "name": name}
+        self._whole(lambda: self._record(line, {HELD: self._segments.add(_saved(arrays))}))
 
     def close(self) -> None:
         """Write the closing line; a second call does nothing."""
         with self._lock:
             self._end({"end": self._count})
 
-    @contextmanager
-    def _whole(self) -> Iterator[None]:
+    def _whole(self, write: Callable[..., None], *args: Any) -> None:  # noqa: ANN401  what it takes
         """Write one record whole, or end the trace: it must not look complete without it."""
         with self._lock:
             if self._index.closed:
                 raise ClosedTraceError(f"{self.folder} is closed; it takes no more records")
             try:
                 with naming_folder(self.folder):
-                    yield
+                    write(*args)
             except BaseException as error:
                 self._abort(error)
                 raise
@@ -193,6 +183,17 @@ class Recorder:
         finally:
             self._index.close()
 
+    def _tell(self, event: Event) -> None:
+        try:
+            event, groups, values = _sorted(event)
+            parts = {name: self._parts(arrays) for name, arrays in groups.items()}
+            _check_names(parts)
+        except _UnstorableError as error:
+            event, groups, values, parts = _as_foreign(event, str(error)), {}, {}, {}
+        line = {"kind": _KINDS[type(event)], **_shortened(scalars_of(event)), **values}
+        written = {name: self._added(groups[name], parts[name]) for name in groups}
+        self._record(line, written)
+
     def _record(self, line: dict[str, Any], arrays: Mapping[str, Extent]) -> None:
         places = {name: extent.line() for name, extent in arrays.items()}
         self._write({"number": self._count, **line, "arrays": places})
@@ -201,7 +202,7 @@ class Recorder:
 
     def _write(self, line: Mapping[str, Any]) -> None:
         chained = {**line, "before": self._digest.hexdigest()}
-        data = json.dumps(chained, separators=(",", ":")).encode() + b"\n"
+        data = _as_line(chained).encode() + b"\n"
         self._digest.update(data)
         self._index.write(data)
         self._index.flush()
