@@ -23,7 +23,6 @@ from torch import Tensor
 
 from experiments.results.cards import Card
 from experiments.run.attack import Cell, kept_answer
-from experiments.run.defaults import resolve_defaults
 from experiments.run.executor import TrainingGroup
 from experiments.run.fit import unfit
 from experiments.run.keys import training_key
@@ -35,7 +34,7 @@ from experiments.settings.load import load_settings
 from experiments.settings.objects import method, named, refuse_elsewhere
 from experiments.settings.plugins import JsonObject
 from experiments.settings.protocol import ProtocolSettings
-from experiments.settings.schema import DataSettings, ModelSettings, Settings, SettingsError
+from experiments.settings.schema import DataSettings, ModelSettings, SettingsError
 from leakbed.contracts import Guess
 from leakbed.events import CutGradientDown, Event, Phase, SmashedUp, UpdateUp
 from leakbed.flower_internals import flower_log, task_identity
@@ -213,7 +212,7 @@ class Run:
         """
         table = method("attack", {"name": attack, **settings})
         measured = [method("metric", {"name": each}) for each in metrics]
-        found = _cells(load_settings({**self.settings, "attack": [table], "metric": measured}))
+        found = cells(load_settings({**self.settings, "attack": [table], "metric": measured}))
         if len(found) > 1:
             raise SettingsError(
                 f"attack: a list of settings is {len(found)} attacks; call attack once for each"
@@ -296,7 +295,7 @@ def train(
     table["defense"] = [_stack(defense)]
     checked = load_settings({**table, "attack": [_NOBODY]})
     refuse_elsewhere(checked)
-    found = _cells(checked)
+    found = cells(checked)
     if len(found) > 1:
         raise SettingsError(
             f"defense: a list of values is {len(found)} defences, and one is trained with at a "
@@ -313,18 +312,20 @@ def train(
 
 def _table(settings: Mapping[str, Any], **parts: object) -> JsonObject:
     """Return settings by section; each key belongs to one of them."""
-    table: JsonObject = {"name": _NAME, "keep_rounds": "all"}
-    for section, given in parts.items():
-        table[section] = {"name": given}
+    table = named({section: {"name": given} for section, given in parts.items()})
+    table |= {"name": _NAME, "keep_rounds": "all"}
+    own = load_settings({**table, "attack": [_NOBODY]}).protocol.options
+    keys = {section: kind.model_fields.keys() - _APART for section, kind in _SECTIONS.items()}
+    keys["protocol"] |= own.keys()
     for key, value in settings.items():
-        places = [s for s, kind in _SECTIONS.items() if key in {*kind.model_fields} - _APART]
+        places = [section for section, known in keys.items() if key in known]
         if key in _WHOLE:
             table[key] = value
         elif places:
             table[places[0]][key] = value
         else:
-            legal = {name for kind in _SECTIONS.values() for name in kind.model_fields} - _APART
-            raise SettingsError(unknown_name("setting of a training", key, legal | {*_WHOLE}))
+            legal = {*_WHOLE}.union(*keys.values())
+            raise SettingsError(unknown_name("setting of a training", key, legal))
     return table
 
 
@@ -337,10 +338,6 @@ def _stack(defense: object) -> object:
         return {"stack": [_stack(each) for each in defense]}
     given = defense if isinstance(defense, Mapping) else {"name": defense}
     return method("defense", given)
-
-
-def _cells(checked: Settings) -> list[CellSettings]:
-    return [resolve_defaults(cell) for cell in cells(checked)]
 
 
 def _root() -> str | None:

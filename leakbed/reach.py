@@ -17,6 +17,7 @@ since they do not change by being edited between runs. What code reads other tha
 import ast
 import hashlib
 import importlib.util
+import re
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
@@ -174,7 +175,7 @@ def _read(text: bytes) -> Source:
         return Source(digest=hashlib.sha256(text).hexdigest())
     return Source(
         digest=hashlib.sha256(_told(tree).encode()).hexdigest(),
-        imports=tuple(dict.fromkeys(_imports(tree.body))),
+        imports=tuple(dict.fromkeys(_imports(tree.body, calls=_CALLS.search(text) is not None))),
         named=tuple(_paths(tree.body)),
     )
 
@@ -207,10 +208,11 @@ def _text(node: ast.AST | None) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _imports(body: Iterable[ast.AST]) -> Iterator[str]:
+def _imports(body: Iterable[ast.AST], *, calls: bool = True) -> Iterator[str]:
     """Yield the names that statements import, relative ones with their dots.
 
-    What is imported for a type checker alone is not run.
+    What is imported for a type checker alone is not run. Expressions, which are most of a file, are
+    looked into only where it may have ``calls`` that import.
     """
     for statement in body:
         if isinstance(statement, ast.Import):
@@ -220,11 +222,14 @@ def _imports(body: Iterable[ast.AST]) -> Iterator[str]:
             dot = "" if base.endswith(".") else "."
             yield from (f"{base}{dot}{alias.name}" for alias in statement.names)
         elif isinstance(statement, ast.If) and _checks_types(statement.test):
-            yield from _imports(statement.orelse)
-        else:
+            yield from _imports(statement.orelse, calls=calls)
+        elif calls or not isinstance(statement, ast.expr):
             if isinstance(statement, ast.Call):
                 yield from _called(statement)
-            yield from _imports(ast.iter_child_nodes(statement))
+            yield from _imports(ast.iter_child_nodes(statement), calls=calls)
+
+
+_CALLS = re.compile(b"import_module|__import__")
 
 
 def _checks_types(test: ast.expr) -> bool:

@@ -12,7 +12,6 @@ from clients.malicious import unlabelling
 from clients.training_defenses import unlabelled
 from defenses import DEFENSES
 from experiments.run.attack import Cell
-from experiments.run.defaults import resolve_protocol
 from experiments.run.prepare import Prepared
 from experiments.run.server_part import layers, refuse_more_than_middle
 from experiments.run.targets import refuse_misfit
@@ -89,9 +88,9 @@ def fitting(wanted: Sequence[Cell]) -> list[Cell]:
 def _attack_unfit(cell: Cell) -> str | None:
     """Return why a protocol sends nothing that an attack reads, or gives an intruder no say."""
     training, threat = cell.settings.training, cell.attack.threat
-    entry, protocol = find_protocol(training.protocol.name), resolve_protocol(training.protocol)
+    entry, protocol = find_protocol(training.protocol.name), training.protocol
     if isinstance(cell.attack, MaliciousClient) and entry.exchanges == "split":
-        why = unlabelling(cell.attack, str(protocol.labels))
+        why = unlabelling(cell.attack, protocol.labels)
         if why is not None:
             return why
     watches = training.adversary is not None and training.adversary.watches
@@ -139,12 +138,12 @@ def _defense_unfit(training: Training) -> str | None:
     entry = find_protocol(training.protocol.name)
     exchanges = entry.exchanges
     sent = {Protects.UPDATE, Protects.TRAINING} if exchanges == "weights" else _SPLIT
-    labels = resolve_protocol(training.protocol).labels
+    labels = training.protocol.labels
     for name, _ in training.defense.stack:
         kind = picked(name, DEFENSES, "defence")
         protects = kind.protects
         if exchanges == "split" and labels not in kind.labels:
-            return unlabelled(kind, str(labels))
+            return unlabelled(kind, labels)
         if Protects.TRAINING in protects and (why := untrained(kind, exchanges)) is not None:
             return why
         if Protects.UPDATE in protects and exchanges == "weights" and entry.requests:

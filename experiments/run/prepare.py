@@ -5,7 +5,7 @@ may know of the run so that they can refuse one they cannot protect, and which n
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from math import ceil
 from typing import Any
@@ -17,7 +17,6 @@ from torch import Tensor
 from clients.malicious import begun, intruder_of, view_of
 from clients.node import NodeConfig, TrainingPlan, smallest_batch, straddles
 from defenses import DEFENSES
-from experiments.run.defaults import resolve_protocol
 from experiments.run.rehearse import rehearse
 from experiments.settings.cells import Training
 from experiments.settings.protocol import ProtocolSettings
@@ -90,7 +89,7 @@ def check_parties(training: Training, architecture: Architecture) -> None:
             f"protocol.fraction = {protocol.fraction}: each party of {protocol.name} holds a share "
             "of every row, so all must train; leave it out"
         )
-    nodes, merge = training.data.nodes, protocol.merge or "concat"
+    nodes, merge = training.data.nodes, protocol.options.get("merge", "concat")
     party_architectures(architecture, nodes=nodes, merge=merge)
 
 
@@ -287,7 +286,6 @@ def prepare(training: Training, *, root: str | None) -> Prepared:
     Returns:
         The run's ingredients.
     """
-    training = replace(training, protocol=resolve_protocol(training.protocol))
     model, protocol = training.model, training.protocol
     entry = find_protocol(protocol.name)
     data = _recipe(training, root)
@@ -361,9 +359,9 @@ def _plan(protocol: ProtocolSettings) -> TrainingPlan:
         learning_rate=protocol.learning_rate,
         momentum=protocol.momentum,
         weight_decay=protocol.weight_decay,
-        labels=protocol.labels or "shared",
-        bottoms=protocol.bottoms or "sealed",
-        optimizer_state=protocol.optimizer_state or "kept",
+        labels=protocol.labels,
+        bottoms=protocol.bottoms,
+        optimizer_state=protocol.optimizer_state,
     )
 
 
@@ -416,7 +414,7 @@ def answer_key(prepared: Prepared, bottom: Arrays | None) -> AnswerKey:
             "plan": asdict(prepared.plan),
             "defenses": [[name, dict(own)] for name, own in prepared.settings.defense.stack],
             "intruder": prepared.settings.intruder is not None,
-            "sync": prepared.settings.protocol.sync,
+            "sync": prepared.settings.protocol.options.get("sync"),
         },
     )
 

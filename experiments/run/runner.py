@@ -30,7 +30,6 @@ from experiments.results.folder import (
     remove_orphans,
 )
 from experiments.run.attack import Cell
-from experiments.run.defaults import resolve_defaults
 from experiments.run.executor import Progress, RunCleanup, TrainingGroup
 from experiments.run.fit import fitting
 from experiments.run.prepare import prepare
@@ -185,7 +184,7 @@ def planned(
     Returns:
         What is to be run.
     """
-    asked = [Cell.of(resolve_defaults(cell)) for cell in cells(checked)]
+    asked = [Cell.of(cell) for cell in cells(checked)]
     wanted = fitting(asked)
     groups = [list(group) for _, group in groupby(wanted, key=lambda cell: cell.settings.training)]
     trainings = [

@@ -381,7 +381,7 @@ def _setup(prepared: Prepared, roster: Mapping[int, int]) -> ProtocolSetup:
         device=resolve_device(prepared.settings.device),
         optimizer_state=prepared.plan.optimizer_state,
         stream=prepared.stream("server/lots"),
-        options={key: getattr(protocol, key) for key in find_protocol(protocol.name).options},
+        options=protocol.options,
         protocol=protocol.name,
         batch_size=protocol.batch_size,
         local_steps=protocol.local_steps,

@@ -50,7 +50,7 @@ def literal(victims: Victims, target: int, *, iterations: int, k: float) -> Tens
 
 @pytest.mark.parametrize("iterations", [1, 3, 10])
 def test_the_first_iterations_are_those_of_the_paper(iterations: int) -> None:
-    victims = small_victims(3)
+    victims = small_victims(2)
     attack = DeepLeakageFromModel(
         scale="published",
         sweep=(120.0,),
@@ -62,18 +62,19 @@ def test_the_first_iterations_are_those_of_the_paper(iterations: int) -> None:
     )
     images = attack.run(victims.view, seed=SEED).images
     assert images is not None
-    for target in range(3):
+    for target in range(2):
         expected = literal(victims, target, iterations=iterations, k=120.0)
         torch.testing.assert_close(images[target].double(), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("learning_rate", [0.01, 0.5])
 def test_images_come_back_at_any_learning_rate(learning_rate: float) -> None:
-    victims = small_victims(4, learning_rate=learning_rate)
-    guess = DeepLeakageFromModel(restarts=2).run(victims.view, seed=SEED)
-    assert (victims.errors(guess) < 1e-3).sum() >= 3
+    victims = small_victims(2, learning_rate=learning_rate)
+    attack = DeepLeakageFromModel(restarts=1, good_enough=1e-8)
+    guess = attack.run(victims.view, seed=SEED)
+    assert (victims.errors(guess) < 1e-3).all()
     assert guess.labels is not None
-    assert (guess.labels == victims.labels).sum() >= 3
+    assert torch.equal(guess.labels, victims.labels)
 
 
 def test_an_empty_minimum_is_not_mistaken_for_a_solution() -> None:

@@ -55,13 +55,13 @@ def literal(victims: Victims, target: int, *, iterations: int) -> Tensor:
 
 @pytest.mark.parametrize("iterations", [1, 3, 10])
 def test_the_first_iterations_are_those_of_the_paper(iterations: int) -> None:
-    victims = small_victims(3)
+    victims = small_victims(2)
     attack = DeepLeakageFromModelPlus(
         guard=False, iterations=iterations, restarts=1, patience=None, good_enough=0.0
     )
     images = attack.run(victims.view, seed=SEED).images
     assert images is not None
-    for target in range(3):
+    for target in range(2):
         expected = literal(victims, target, iterations=iterations)
         torch.testing.assert_close(images[target].double(), expected, rtol=0, atol=1e-6)
 
@@ -70,20 +70,14 @@ def test_the_first_iterations_are_those_of_the_paper(iterations: int) -> None:
 def test_images_and_labels_come_back_at_any_learning_rate(
     scaling: str, learning_rate: float
 ) -> None:
-    victims = small_victims(4, learning_rate=learning_rate)
-    attack = DeepLeakageFromModelPlus(restarts=2, scaling=scaling)
+    victims = small_victims(2, learning_rate=learning_rate)
+    attack = DeepLeakageFromModelPlus(restarts=1, scaling=scaling, good_enough=1e-8)
     guess = attack.run(victims.view, seed=SEED)
-    assert (victims.errors(guess) < 1e-3).sum() >= 3
+    assert (victims.errors(guess) < 1e-3).all()
     assert guess.labels is not None
-    assert (guess.labels == victims.labels).sum() >= 3
-
-
-def test_an_update_of_other_images_gives_other_images() -> None:
-    victims = small_victims(3)
-    view = victims.view
-    guess = DeepLeakageFromModelPlus(restarts=1, iterations=150).run(view, seed=SEED)
-    assert guess.images is not None
-    others = Victims(view=view, images=victims.images.roll(1, 0), labels=victims.labels)
+    assert torch.equal(guess.labels, victims.labels)
+    # Each comes from its own update.
+    others = Victims(view=victims.view, images=victims.images.roll(1, 0), labels=victims.labels)
     assert (others.errors(guess) > 1e-2).all()
 
 

@@ -6,7 +6,6 @@ from random import Random
 import pytest
 
 from experiments.run.attack import Cell
-from experiments.run.defaults import resolve_defaults
 from experiments.run.fit import unfit
 from experiments.run.prepare import prepare
 from experiments.settings.cells import cells
@@ -21,7 +20,7 @@ FIRST, ALL, AT_A_TIME = 200, 5000, 600
 
 def prepared(file: Path) -> None:
     """Do what a run does before it trains."""
-    wanted = [resolve_defaults(cell) for cell in cells(load_settings(file))]
+    wanted = cells(load_settings(file))
     for cell in wanted:
         unfit(Cell.of(cell))
     prepare(wanted[0].training, root=None)
