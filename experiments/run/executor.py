@@ -69,36 +69,36 @@ class Progress(Protocol):
         ...
 
 
-def card_fields(made: Cell, key: str) -> dict[str, Any]:
+def card_fields(cell: Cell, key: str) -> dict[str, Any]:
     """Return card fields common to finished, unfit and diverged cells.
 
     Args:
-        made: The cell.
+        cell: The cell.
         key: Of its card.
 
     Returns:
         Fields of a :class:`~experiments.results.cards.Card`.
     """
-    cell, training = made.settings, made.settings.training
+    settings, training = cell.settings, cell.settings.training
     exchanges = find_protocol(training.protocol.name).exchanges
     return {
         "key": key,
-        "case": cell.case,
-        "demo": cell.demo,
+        "case": settings.case,
+        "demo": settings.demo,
         "protocol": training.protocol.name,
         "data": training.data.name,
         "model": training.model.name,
         "cut": training.model.cut if exchanges == "split" else None,
         "nodes": training.data.nodes,
-        "attack": cell.attack.name,
+        "attack": settings.attack.name,
         "defense": training.defense.name,
         "seed": training.seed,
-        "threat": Threat.of(made.attack.threat),
-        "tuned_on": cell.attack.model_dump(mode="json")["tuned_on"],
-        "settings": cell.as_json(),
-        "reported": cell.attack.reported,
+        "threat": Threat.of(cell.attack.threat),
+        "tuned_on": settings.attack.model_dump(mode="json")["tuned_on"],
+        "settings": settings.as_json(),
+        "reported": settings.attack.reported,
         "version": __version__,
-        "source": score_code(cell),
+        "source": score_code(settings),
     }
 
 

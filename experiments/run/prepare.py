@@ -211,8 +211,16 @@ class Prepared:
 
     @cached_property
     def defenses(self) -> tuple[Defense, ...]:
-        """The run's defences, made once; a control run has its own."""
-        return make_defenses(self.settings)
+        """The run's defences, made once; a control run has its own.
+
+        Values out of range raise the defence's own errors, and a hook that nobody would call is an
+        :class:`~leakbed.contracts.hooks.UncalledHookError`.
+        """
+        stack = self.settings.defense.stack
+        kinds = [picked(name, DEFENSES, "defence") for name, _ in stack]
+        for kind in kinds:
+            refuse_uncalled(kind)
+        return tuple(kind(**own) for kind, (_, own) in zip(kinds, stack, strict=True))
 
     @property
     def fingerprint(self) -> str:
@@ -363,18 +371,6 @@ def _plan(protocol: ProtocolSettings) -> TrainingPlan:
         bottoms=protocol.bottoms,
         optimizer_state=protocol.optimizer_state,
     )
-
-
-def make_defenses(training: Training) -> tuple[Defense, ...]:
-    """Return a run's defences; values out of range raise the defence's own errors.
-
-    One with a hook that nobody would call is a
-    :class:`~leakbed.contracts.hooks.UncalledHookError`.
-    """
-    kinds = [picked(name, DEFENSES, "defence") for name, _ in training.defense.stack]
-    for kind in kinds:
-        refuse_uncalled(kind)
-    return tuple(kind(**own) for kind, (_, own) in zip(kinds, training.defense.stack, strict=True))
 
 
 def answer_key(prepared: Prepared, bottom: Arrays | None) -> AnswerKey:
