@@ -265,8 +265,8 @@ def _lower(first: Tensor, second: Tensor, thresholds: Tensor) -> NDArray[np.floa
         len(scores) - torch.searchsorted(scores.sort().values, thresholds, right=True)
         for scores in (first, second)
     )
-    found: NDArray[np.float64] = norm.ppf(_least(right, len(first)))
-    return found - norm.ppf(1 - _least(len(second) - wrong, len(second)))
+    hits, misses = _least(right, len(first)), _least(len(second) - wrong, len(second))
+    return np.asarray(norm.ppf(hits) - norm.ppf(1 - misses), np.float64)
 
 
 def _least(counts: Tensor, of: int) -> NDArray[np.float64]:
