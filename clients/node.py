@@ -332,9 +332,8 @@ def _rows(
 
 def cell_defenses(context: Context) -> tuple[tuple[Defense, ...], int]:
     """Return a node's defences of what a mod sees, and their stream; none before it is set up."""
-    if _CELL not in context.state:
+    if _CELL not in context.state or not (cell := NodeConfig.of(context)).defenses:
         return (), 0
-    cell = NodeConfig.of(context)
     chosen = select(cell.chosen_defenses(), Protects.UPDATE, Protects.SMASHED)
     return chosen, cell.defense_stream
 

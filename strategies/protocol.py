@@ -141,6 +141,7 @@ class BuiltProtocol:
     bottom: Callable[[], Arrays] | None = None
 
 
+Option = str | int | float | bool
 Build = Callable[[ProtocolSetup], BuiltProtocol]
 """Makes a protocol's server part."""
 
@@ -161,7 +162,8 @@ class Protocol:
         in_turn: Whether nodes train one after another, each from the part that the last one left.
         merges: Whether nodes step bottoms of their own, which are averaged by rows when a round
             ends; with an option ``sync``, only where that is ``"round"``.
-        options: Settings of this protocol alone: name to legal values, the default first.
+        options: Settings of this protocol alone: name to legal values (texts, numbers, yes or no),
+            the default first.
         requests: Requests of its own that its nodes answer. Nodes then import its module, which in
             a deployment their operators must list. Where weights are exchanged, no defence of
             updates goes with them: it would not see the replies.
@@ -176,5 +178,32 @@ class Protocol:
     divides: Literal["rows", "features"] = "rows"
     in_turn: bool = False
     merges: bool = False
-    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    options: Mapping[str, tuple[Option, ...]] = field(default_factory=dict)
     requests: tuple[type[NodeRequest], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the legal values.
+
+        Raises:
+            ValueError: If those of a key are no tuple of texts, numbers or bools.
+        """
+        for key, values in self.choices.items():
+            if not isinstance(values, tuple) or not values or not all(map(_is_option, values)):
+                raise ValueError(
+                    f"{key!r} has the legal values {values!r}; write a tuple of texts, numbers or "
+                    "bools, the default first, such as ('fast', 'slow')"
+                )
+
+    @property
+    def choices(self) -> dict[str, tuple[Option, ...]]:
+        """What a settings file may choose: key to legal values, the default first."""
+        return {
+            "labels": self.labels,
+            "bottoms": self.bottoms,
+            "optimizer_state": self.optimizer_state,
+            **self.options,
+        }
+
+
+def _is_option(value: object) -> bool:
+    return isinstance(value, str | int | float)

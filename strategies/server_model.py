@@ -375,7 +375,7 @@ class TopTrainer(ServerPart):
             raise UnfitBatchError(f"the top cannot train on this batch: {error}") from error
         rows, classes = logits.shape
         least, most = labels.aminmax()
-        if len(labels) != rows or not 0 <= least.item() <= most.item() < classes:
+        if labels.shape[0] != rows or not 0 <= least.item() <= most.item() < classes:
             illegal = (labels < 0) | (labels >= classes)
             raise UnfitBatchError(
                 f"{len(labels)} labels from {labels.min()} to {labels.max()} came with "

@@ -148,7 +148,7 @@ def _reached(cell: Row, scored: Sequence[Row]) -> str:
     ]
     if not same:
         return ""
-    best = max(same, key=lambda each: each.measures["identification"].mean)
+    best = _strongest(same)
     return f"{best.first.attack} names {text('identification', best.measures['identification'])}"
 
 
@@ -167,18 +167,44 @@ def _worst(weights: _Met, scored: Sequence[Row]) -> str:
     ]
     if not rivals:
         return ""
-    worst = max(rivals, key=lambda cell: cell.measures["identification"].mean)
-    utility = worst.utility()
+    worst = _strongest(rivals)
     tried = {_moment(cell) for cell in rivals if cell.case == worst.case}
-    beside = f", the worst of the {len(tried)} attacked" if len(tried) > 1 else ""
-    moment = _moment(worst)
-    when = moment if moment.startswith("round") else f"the {moment}"
+    tied = [each for each in rivals if (each.case, _named(each)) == (worst.case, _named(worst))]
+    moments = list(dict.fromkeys(_moment(cell) for cell in sorted(tied, key=_round)))
+    beside = f"the worst of the {len(tried)}" if len(moments) < len(tried) else "all that were"
+    there = "there" if len(moments) == 1 else f"in {_in_words([_moment(worst)])}"
+    utility = worst.utility()
     return (
-        f" Of the other updates most is read of “{worst.case}” in {when}{beside}: "
-        f"{worst.first.attack} names "
-        f"{_percent(worst.measures['identification'].mean)} there, at "
-        f"{_percent(utility[1].mean if utility else 0.0)} accuracy."
+        f" Of the other updates most is read of “{worst.case}” in {_in_words(moments)}"
+        f"{f', {beside} attacked' if len(tried) > 1 else ''}: {worst.first.attack} names "
+        f"{text('identification', worst.measures['identification'])} {there}; that model ended "
+        f"at {_percent(utility[1].mean if utility else 0.0)} accuracy."
     )
+
+
+def _strongest(attacked: Sequence[Row]) -> Row:
+    """Return what names most; of equals, what did on most rows, then the first by its name."""
+    return min(
+        attacked,
+        key=lambda each: (
+            -_named(each),
+            -each.targets,
+            each.case,
+            each.first.attack,
+            _round(each),
+        ),
+    )
+
+
+def _named(cell: Row) -> float:
+    """Return the share of rows that are named, without what rounding adds to a mean."""
+    return round(cell.measures["identification"].mean, 9)
+
+
+def _in_words(moments: Sequence[str]) -> str:
+    """Return rounds as one phrase, such as ``the first round and round 4``."""
+    *rest, last = [each if each.startswith("round") else f"the {each}" for each in moments]
+    return f"{', '.join(rest)} and {last}" if rest else last
 
 
 def _told(weights: _Met, split: _Met) -> str:
@@ -372,6 +398,15 @@ def _messages(cell: Row) -> tuple[object, ...]:
 def _moment(cell: Row) -> str:
     collect = _attack(cell).get("collect", "last")
     return _MOMENTS.get(str(collect), f"round {collect}")
+
+
+def _round(cell: Row) -> int:
+    """Return the number of the round whose messages were read."""
+    settings: Any = cell.first.settings
+    rounds = settings.get("protocol", {}).get("rounds", len(_MOMENTS))
+    collect: Any = _attack(cell).get("collect", "last")
+    named = {"first": 1, "middle": (rounds + 1) // 2, "last": rounds}
+    return int(named.get(collect, collect))
 
 
 def _attack(cell: Row) -> dict[str, object]:

@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any, TypeVar, cast
 
 from experiments.results.cards import Bound
-from experiments.run.attack import make_attack
+from experiments.run.attack import Cell
 from experiments.run.ceiling_results import RunCeiling
 from experiments.run.ceilings import ceiling_of_run
 from experiments.run.label_ceilings import (
@@ -46,11 +46,11 @@ class Bounds:
 
     def __init__(self) -> None:
         """Compute nothing yet."""
-        self._found: dict[tuple[object, ...], RunCeiling | LabelCeiling | NoCeilingError] = {}
+        self._found: dict[tuple[object, ...], RunCeiling | LabelCeiling | str] = {}
 
     def beside(
         self,
-        cell: CellSettings,
+        made: Cell,
         run: Path,
         scores: Mapping[str, Any],
         targets: Sequence[Target] = (),
@@ -58,7 +58,7 @@ class Bounds:
         """Return what bounds a card's identification, or of canaries its label accuracy.
 
         Args:
-            cell: The card's.
+            made: The card's cell.
             run: The folder of its training run.
             scores: The card's.
             targets: The messages behind them, in their order.
@@ -66,9 +66,9 @@ class Bounds:
         Returns:
             The ceiling, or why there is none; None where the experiment does not ask for one.
         """
+        cell, threat = made.settings, made.attack.threat
         if cell.ceiling is None:
             return None
-        threat = make_attack(cell.attack).threat
         try:
             if "identification" not in scores and cell.training.data.canaries:
                 _refuse_labels(threat, scores, when=cell.attack.when)
@@ -158,15 +158,18 @@ class Bounds:
         )
 
     def _once(self, place: tuple[object, ...], compute: Callable[[], _Found]) -> _Found:
-        """Return what was computed for a place, or compute it; its refusal is kept too."""
+        """Return what was computed for a place, or compute it; its refusal is kept too.
+
+        Kept as words: an exception holds the arrays of all the calls that it came through.
+        """
         if place not in self._found:
             try:
                 self._found[place] = compute()
             except NoCeilingError as error:
-                self._found[place] = error
+                self._found[place] = str(error)
         found = self._found[place]
-        if isinstance(found, NoCeilingError):
-            raise found
+        if isinstance(found, str):
+            raise NoCeilingError(found)
         return cast("_Found", found)
 
 

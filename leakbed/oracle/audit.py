@@ -265,14 +265,16 @@ def _lower(first: Tensor, second: Tensor, thresholds: Tensor) -> NDArray[np.floa
         len(scores) - torch.searchsorted(scores.sort().values, thresholds, right=True)
         for scores in (first, second)
     )
-    hits, misses = _least(right, len(first)), _least(len(second) - wrong, len(second))
-    return np.asarray(norm.ppf(hits) - norm.ppf(1 - misses), np.float64)
+    above = norm.ppf(_least(right, len(first)))
+    below = norm.ppf(1 - _least(len(second) - wrong, len(second)))
+    return np.asarray(above - below, dtype=np.float64)
 
 
 def _least(counts: Tensor, of: int) -> NDArray[np.float64]:
     """Return the one-sided Clopper-Pearson bounds below rates."""
-    bounds = beta.ppf(1 - _SURE, counts.numpy(), of - counts.numpy() + 1)
-    return np.where(counts.numpy() > 0, bounds, 0.0)
+    bounds: NDArray[np.float64] = beta.ppf(1 - _SURE, counts.numpy(), of - counts.numpy() + 1)
+    bounds[counts.numpy() == 0] = 0.0
+    return bounds
 
 
 def _labels(defense: Defense, *, draws: int, stream: int) -> Audit:

@@ -20,7 +20,7 @@ import re
 import stat
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -177,23 +177,40 @@ def create(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
 
 
-def read(folder: Path, extent: Extent, *, arrays: bool) -> dict[str, Array]:
-    """Check an extent of a trace against its checksum and its own header, and read it if asked.
+class Reading:
+    """The segment files of a trace that is being read, each opened once; a context manager."""
 
-    A file that is missing, a link, no plain file or behind a link is an :class:`OSError`.
+    def __init__(self, folder: Path) -> None:
+        """Open nothing yet.
 
-    Args:
-        folder: The trace.
-        extent: What the index says.
-        arrays: Whether its arrays are wanted; else it is checked piece by piece.
+        Args:
+            folder: The trace.
+        """
+        self._folder, self._ends = folder, ExitStack()
+        self._files: dict[int, IO[bytes]] = {}
 
-    Returns:
-        The arrays by name, in their order; none if they are not wanted.
+    def __enter__(self) -> "Reading":
+        return self
 
-    Raises:
-        TraceError: If it is not what was written there.
-    """
-    with opened(folder, extent.inside) as file:
+    def __exit__(self, *error: object) -> None:
+        self._ends.close()
+
+    def read(self, extent: Extent, *, arrays: bool) -> dict[str, Array]:
+        """Check an extent against its checksum and its own header, and read it if asked.
+
+        A file that is missing, a link, no plain file or behind a link is an :class:`OSError`.
+
+        Args:
+            extent: What the index says.
+            arrays: Whether its arrays are wanted; else it is checked piece by piece.
+
+        Returns:
+            The arrays by name, in their order; none if they are not wanted.
+
+        Raises:
+            TraceError: If it is not what was written there.
+        """
+        file = self._file(extent)
         held = os.fstat(file.fileno()).st_size
         if extent.offset + extent.size > held:
             raise TraceError(f"{extent.inside} ends at byte {held}, before its last")
@@ -201,14 +218,20 @@ def read(folder: Path, extent: Extent, *, arrays: bool) -> dict[str, Array]:
         _check_header(file, size=extent.size)
         data = file.read(extent.size) if arrays else b""
         found = hashlib.sha256(data).hexdigest() if arrays else _digest_of(file, extent.size)
-    if found != extent.digest:
-        raise TraceError("it fails its checksum")
-    if not arrays:
-        return {}
-    try:
-        return deserialised(data)
-    except Exception as error:  # safetensors raises classes of several libraries
-        raise TraceError(f"it is damaged: {error}") from error
+        if found != extent.digest:
+            raise TraceError("it fails its checksum")
+        if not arrays:
+            return {}
+        try:
+            return deserialised(data)
+        except Exception as error:  # safetensors raises classes of several libraries
+            raise TraceError(f"it is damaged: {error}") from error
+
+    def _file(self, extent: Extent) -> IO[bytes]:
+        if extent.segment not in self._files:
+            file = self._ends.enter_context(opened(self._folder, extent.inside))
+            self._files[extent.segment] = file
+        return self._files[extent.segment]
 
 
 def _path_of(segment: int) -> str:
@@ -217,15 +240,15 @@ def _path_of(segment: int) -> str:
 
 def _written(file: int, parts: Parts, digest: str | None) -> str:
     """Append parts to a file, and take their checksum a piece at a time if it is not known."""
-    taken = hashlib.sha256()
+    taken = None if digest else hashlib.sha256()
     for part in parts:
         for start in range(0, len(part), _PIECE):
             piece = memoryview(part)[start : start + _PIECE]
-            if digest is None:
+            if taken is not None:
                 taken.update(piece)
             while piece:
                 piece = piece[os.write(file, piece) :]
-    return digest or taken.hexdigest()
+    return str(digest) if taken is None else taken.hexdigest()
 
 
 LONGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
@@ -274,15 +297,16 @@ def storable(arrays: Arrays) -> tuple[dict[str, Array], list[str]]:
 
 
 def _can_hold(name: str, dtype: np.dtype[Any]) -> bool:
-    with suppress(UnicodeEncodeError):
+    try:
         name.encode()
-        return name != "__metadata__" and _has_name(dtype)
-    return False
+    except UnicodeEncodeError:
+        return False
+    return name != "__metadata__" and _little(dtype) in _NAMES
 
 
 @lru_cache(maxsize=64)
-def _has_name(dtype: np.dtype[Any]) -> bool:
-    return dtype.newbyteorder("<") in _NAMES
+def _little(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return dtype.newbyteorder("<")
 
 
 def serialised(arrays: Arrays) -> list[bytes | memoryview]:
@@ -298,8 +322,7 @@ def serialised(arrays: Arrays) -> list[bytes | memoryview]:
         TraceError: If their names are too many for one header.
     """
     lying = {
-        name: np.asarray(value, value.dtype.newbyteorder("<"), order="C")
-        for name, value in arrays.items()
+        name: np.asarray(value, _little(value.dtype), order="C") for name, value in arrays.items()
     }
     layout = tuple((name, value.dtype, value.shape) for name, value in lying.items())
     made = _header if sum(map(len, lying)) <= _REPEATED else _header.__wrapped__
@@ -402,8 +425,6 @@ _WORTH_A_LOOK = 1 << 16  # bytes; fewer are hashed at once
 def _look(arrays: Arrays) -> _Look | None:
     """Return what tells arrays apart: their names, layouts and the bytes they lie in."""
     look: _Look = []
-    if sum(value.nbytes for value in arrays.values()) < _WORTH_A_LOOK:
-        return None
     for name, value in arrays.items():
         owner: Any = value
         while isinstance(owner, np.ndarray):
@@ -413,7 +434,7 @@ def _look(arrays: Arrays) -> _Look | None:
             return None
         start = value.__array_interface__["data"][0] - np.frombuffer(owner, np.uint8).ctypes.data
         look.append((name, value.dtype.str, value.shape, value.strides, start, owner))
-    return look
+    return look if sum(value.nbytes for value in arrays.values()) >= _WORTH_A_LOOK else None
 
 
 @contextmanager

@@ -13,8 +13,8 @@ import atexit
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
@@ -29,12 +29,12 @@ from leakbed.events import Arrays, Event, Foreign, Phase, Records, arrays_of, sc
 from leakbed.tap.segments import (
     Extent,
     Parts,
+    Reading,
     Recent,
     Segments,
     TraceError,
     create,
     opened,
-    read,
     serialised,
     storable,
 )
@@ -56,6 +56,7 @@ from leakbed.wire.records import buffer_of
 __all__ = ["Record", "Recorder", "Trace", "TraceError"]
 
 _INDEX = "index.jsonl"
+_as_line = json.JSONEncoder(separators=(",", ":")).encode
 _KINDS = {cls: kind for kind, cls in TYPES.items()}
 # Fields that are one array, not several by name.
 _SINGLE = {"smashed", "labels", "rows", "gradient", "features"}
@@ -133,16 +134,7 @@ class Recorder:
         a name such as ``__metadata__``, or too many of them) is written as a foreign one with its
         size, so that no sender can spoil what others sent.
         """
-        with self._whole():
-            try:
-                event, groups, values = _sorted(event)
-                parts = {name: self._parts(arrays) for name, arrays in groups.items()}
-                _check_names(parts)
-            except _UnstorableError as error:
-                event, groups, values, parts = _as_foreign(event, str(error)), {}, {}, {}
-            line = {"kind": _KINDS[type(event)], **_shortened(scalars_of(event)), **values}
-            written = {name: self._added(groups[name], parts[name]) for name in groups}
-            self._record(line, written)
+        self._whole(self._tell, event)
 
     def hold(self, seat: str, name: str, arrays: Arrays) -> None:
         """Write what a party itself holds, such as its part of the model at a round's end.
@@ -154,24 +146,22 @@ class Recorder:
             name: What it is, such as ``"top/round-2"``.
             arrays: Its tensors by name.
         """
-        with self._whole():
-            extent = self._segments.add(_saved(arrays))
-            self._record({"kind": HOLDING, "seat": seat, "name": name}, {HELD: extent})
+        line = {"kind": HOLDING, "seat": seat, "name": name}
+        self._whole(lambda: self._record(line, {HELD: self._segments.add(_saved(arrays))}))
 
     def close(self) -> None:
         """Write the closing line; a second call does nothing."""
         with self._lock:
             self._end({"end": self._count})
 
-    @contextmanager
-    def _whole(self) -> Iterator[None]:
+    def _whole(self, write: Callable[..., None], *args: Any) -> None:  # noqa: ANN401  what it takes
         """Write one record whole, or end the trace: it must not look complete without it."""
         with self._lock:
             if self._index.closed:
                 raise ClosedTraceError(f"{self.folder} is closed; it takes no more records")
             try:
                 with naming_folder(self.folder):
-                    yield
+                    write(*args)
             except BaseException as error:
                 self._abort(error)
                 raise
@@ -193,6 +183,17 @@ class Recorder:
         finally:
             self._index.close()
 
+    def _tell(self, event: Event) -> None:
+        try:
+            event, groups, values = _sorted(event)
+            parts = {name: self._parts(arrays) for name, arrays in groups.items()}
+            _check_names(parts)
+        except _UnstorableError as error:
+            event, groups, values, parts = _as_foreign(event, str(error)), {}, {}, {}
+        line = {"kind": _KINDS[type(event)], **_shortened(scalars_of(event)), **values}
+        written = {name: self._added(groups[name], parts[name]) for name in groups}
+        self._record(line, written)
+
     def _record(self, line: dict[str, Any], arrays: Mapping[str, Extent]) -> None:
         places = {name: extent.line() for name, extent in arrays.items()}
         self._write({"number": self._count, **line, "arrays": places})
@@ -201,7 +202,7 @@ class Recorder:
 
     def _write(self, line: Mapping[str, Any]) -> None:
         chained = {**line, "before": self._digest.hexdigest()}
-        data = json.dumps(chained, separators=(",", ":")).encode() + b"\n"
+        data = _as_line(chained).encode() + b"\n"
         self._digest.update(data)
         self._index.write(data)
         self._index.flush()
@@ -253,18 +254,20 @@ class Trace:
         self.tapped: Mapping[str, Any] = header.get("tapped", {})
         self._held: dict[Extent, Arrays] = {}
         checked: set[Extent] = set()
-        for record in self.records:
-            for name, extent in record.arrays.items():
-                if extent not in checked:
-                    self._read(record, name)
-                    checked.add(extent)
+        with Reading(self.folder) as files:
+            for record in self.records:
+                for name, extent in record.arrays.items():
+                    if extent not in checked:
+                        self._read(files, record, name)
+                        checked.add(extent)
 
     def hold(self) -> None:
         """Read every array into memory, so that the folder may go."""
-        for record in self.records:
-            for name, extent in record.arrays.items():
-                if extent not in self._held:
-                    self._held[extent] = self._read(record, name, arrays=True)
+        with Reading(self.folder) as files:
+            for record in self.records:
+                for name, extent in record.arrays.items():
+                    if extent not in self._held:
+                        self._held[extent] = self._read(files, record, name, arrays=True)
 
     def events(self, *kinds: type[Event], round_: int | None = None) -> Iterator[Event]:
         """Yield the recorded events in order.
@@ -276,11 +279,12 @@ class Trace:
         Yields:
             Events with arrays of their own.
         """
-        for record in self.records:
-            event_type = TYPES.get(record.kind)
-            wanted = round_ is None or record.fields.get("round") == round_
-            if wanted and event_type is not None and issubclass(event_type, kinds or Event):
-                yield self._event(record, event_type)
+        with Reading(self.folder) as files:
+            for record in self.records:
+                event_type = TYPES.get(record.kind)
+                wanted = round_ is None or record.fields.get("round") == round_
+                if wanted and event_type is not None and issubclass(event_type, kinds or Event):
+                    yield self._event(files, record, event_type)
 
     def holding(self, seat: str, name: str) -> Arrays | None:
         """Return what a party held under a name, or None.
@@ -294,14 +298,15 @@ class Trace:
         """
         for record in self.records:
             if record.kind == HOLDING and record.fields == {"seat": seat, "name": name}:
-                return self._read(record, HELD, arrays=True)
+                with Reading(self.folder) as files:
+                    return self._read(files, record, HELD, arrays=True)
         return None
 
-    def _event(self, record: Record, event_type: type[Event]) -> Event:
+    def _event(self, files: Reading, record: Record, event_type: type[Event]) -> Event:
         values: dict[str, Any] = dict(record.fields)
         if "phase" in values:
             values["phase"] = Phase(values["phase"])
-        groups = {name: self._read(record, name, arrays=True) for name in record.arrays}
+        groups = {name: self._read(files, record, name, arrays=True) for name in record.arrays}
         if issubclass(event_type, Records):
             values["content"] = self._records(record, values.pop("values", {}), groups)
         else:
@@ -319,13 +324,13 @@ class Trace:
         except TraceError as error:
             raise TraceError(f"{self.folder}: {record}: {error}") from error
 
-    def _read(self, record: Record, name: str, *, arrays: bool = False) -> Arrays:
+    def _read(self, files: Reading, record: Record, name: str, *, arrays: bool = False) -> Arrays:
         """Check a group of a record's arrays; return them if they are wanted, else none."""
         extent = record.arrays[name]
         if extent in self._held:
             return {each: array.copy() for each, array in self._held[extent].items()}
         try:
-            return read(self.folder, extent, arrays=arrays)
+            return files.read(extent, arrays=arrays)
         except TraceError as error:
             raise TraceError(f"{self.folder}: {record} was altered: {name}: {error}") from error
         except OSError as error:

@@ -69,6 +69,7 @@ _KINDS = {"f": "floating-point numbers", "i": "whole numbers"}
 _SLACK = 64 * 1024  # bytes of all names, numbers and words of a reply: metrics, findings, paths
 _HEADER = 1024  # bytes before an array's numbers; NumPy writes 128 for a few dimensions
 _LABEL_BYTES = _NUMBER_BYTES = 8  # an int64; any number of a metric
+_ARRAYS, _METRICS = (np.ndarray, WireArray), (dict, MetricRecord)  # handed over, or in a message
 _SHOWN, _FEW = 60, 8  # characters of a sender's name in an error; names expected
 
 
@@ -317,7 +318,7 @@ class Bounds:
     def _refuse_plan(self, asked: Asked, content: Mapping[str, Mapping[str, Any]]) -> None:
         """Refuse other steps, or other samples in them, than the node was set up for."""
         plan, metrics = self.plan(asked.node), content.get(METRICS)
-        if plan is None or not isinstance(metrics, MetricRecord | dict):
+        if plan is None or not isinstance(metrics, _METRICS):
             return  # what is missing is refused by whoever reads it
         said = (metrics.get("steps"), metrics.get("num-examples"))
         if said != plan:
@@ -432,7 +433,7 @@ def _weight(allowed: Mapping[str, Names]) -> Weight | None:
 
 def _is_arrays(key: str, record: Mapping[str, Any]) -> bool:
     """Say whether a record is one of arrays; a message's says so itself, a group by its key."""
-    return isinstance(record, ArrayRecord) or (isinstance(record, dict) and key not in PLAIN)
+    return key not in PLAIN if isinstance(record, dict) else isinstance(record, ArrayRecord)
 
 
 def _refuse_arrays(key: str, record: Mapping[str, Any], names: Names) -> None:
@@ -451,7 +452,7 @@ def _size_of(record: Mapping[str, Any]) -> int:
 
 
 def _value_size(value: object) -> int:
-    if isinstance(value, WireArray | np.ndarray):
+    if isinstance(value, _ARRAYS):
         return wire_bytes(value)
     if isinstance(value, list):
         return (

@@ -94,12 +94,12 @@ class NodeMod:
 
     Attributes:
         on_message: The mod.
-        on_call: The same for a request: told the type of its message, the request, the node's
-            context, and the handler to call next.
+        on_call: The same for a request: told the type of its message, the handler to call next,
+            the request, and the node's context.
     """
 
     on_message: "Mod"
-    on_call: Callable[[str, Any, Context, Handler], Carried]
+    on_call: Callable[[str, Handler, Any, Context], Carried]
 
     def __call__(
         self, message: Message, context: Context, call_next: "ClientAppCallable"
@@ -115,7 +115,7 @@ def before(act: Callable[[Context], None]) -> NodeMod:
         act(context)
         return call_next(message, context)
 
-    def on_call(kind: str, request: Any, context: Context, call_next: Handler) -> Carried:  # noqa: ANN401  of its type
+    def on_call(kind: str, call_next: Handler, request: Any, context: Context) -> Carried:  # noqa: ANN401  of its type
         del kind
         act(context)
         return call_next(request, context)
@@ -184,15 +184,5 @@ def _within(mods: "tuple[Mod, ...]", kind: str, handler: Handler) -> Handler | N
     for mod in reversed(mods):
         if not isinstance(mod, NodeMod):
             return None
-        handler = partial(_modified, mod, kind, handler)
+        handler = partial(mod.on_call, kind, handler)
     return handler
-
-
-def _modified(
-    mod: NodeMod,
-    kind: str,
-    handler: Handler,
-    request: Any,  # noqa: ANN401  of the type's class
-    context: Context,
-) -> Carried:
-    return mod.on_call(kind, request, context, handler)

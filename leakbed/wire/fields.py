@@ -38,6 +38,7 @@ from leakbed.wire.records import (
 )
 
 ALARMS, STOPPED = f"{SEALED}alarms", "stopped"
+_GROUPS = "_groups"  # the attribute that keeps a message's groups; not pickled
 OWN = "own"  # the record that says of which class a request of a protocol of one's own is
 
 
@@ -329,17 +330,9 @@ class Tensor(Field):
 
     def hand_over(self, value: Array, message: "Carried") -> Array | None:
         """Return a read-only copy; None of an array that would not travel."""
-        if not self.sent or (self.optional and not self._accompanied(message)):
+        if self.optional and self.name not in message.groups().get(self.record, ()):
             return None
         return handed_over(self.name, value)
-
-    def _accompanied(self, message: "Carried") -> bool:
-        """Say whether the record, which an optional array does not make, is there."""
-        return any(
-            getattr(message, name) is not None
-            for name, each in message.FIELDS.items()
-            if isinstance(each, Tensor) and each.record == self.record and not each.optional
-        )
 
 
 @dataclass(frozen=True)
@@ -476,12 +469,21 @@ class Carried:
     FIELDS: ClassVar[Mapping[str, Field]] = {}
 
     def groups(self) -> Groups:
-        """Return what each record holds, by name, before anything is made bytes."""
+        """Return what each record holds, by name, before anything is made bytes; made once."""
+        made: Groups | None = vars(self).get(_GROUPS)
+        if made is None:
+            made = vars(self)[_GROUPS] = self._grouped()
+        return made
+
+    def _grouped(self) -> Groups:
         groups: Groups = {}
         for name, field in self.FIELDS.items():
             if (value := getattr(self, name)) is not None:
                 field.write(value, groups, self)
         return groups
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != _GROUPS}
 
     def records(self) -> RecordDict:
         """Return the records that carry this message."""

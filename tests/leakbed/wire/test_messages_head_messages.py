@@ -47,8 +47,8 @@ def carried(records: RecordDict, kind: str) -> Message:
 @pytest.mark.parametrize(("value", "kind"), ALL, ids=lambda v: type(v).__name__)
 def test_every_field_survives_the_wire(value: Any, kind: str) -> None:
     found = type(value).of(carried(value.records(), kind))
-    for name, expected in vars(value).items():
-        np.testing.assert_equal(getattr(found, name), expected, err_msg=name)
+    for name in value.FIELDS:
+        np.testing.assert_equal(getattr(found, name), getattr(value, name), err_msg=name)
 
 
 @pytest.mark.parametrize(("value", "kind"), ALL, ids=lambda v: type(v).__name__)
