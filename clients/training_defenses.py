@@ -316,7 +316,7 @@ def _finite_gradients(module: nn.Module) -> bool:
     return all(finite(p.grad) for p in module.parameters() if p.grad is not None)
 
 
-def unlabelled(defense: Defense, labels: str) -> str:
+def unlabelled(defense: Defense | type[Defense], labels: str) -> str:
     """Say why a defence cannot work where labels are kept as they are.
 
     Args:

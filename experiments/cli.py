@@ -91,10 +91,8 @@ def compare(
 ) -> None:
     """Compare what FedAvg weights and split activations leak, on the same private images."""
     with expected():
-        chosen = [*(overrides or ()), *_on_ray(ray_address)]
         from experiments.settings.load import FLAGSHIP
-
-        _experiment(FLAGSHIP, out=out, overrides=chosen, verbose=verbose)
+    run(FLAGSHIP, out=out, overrides=overrides, ray_address=ray_address, verbose=verbose)
 
 
 @app.command()
@@ -109,12 +107,25 @@ def run(
 ) -> None:
     """Run the experiment of a TOML file; finished cells are not run again."""
     with expected():
-        chosen = [*(overrides or ()), *_on_ray(ray_address)]
-        if scale is not None:
-            from experiments.settings.load import at_scale
+        from experiments.console import Bars
+        from experiments.results.folder import default_folder
+        from experiments.settings.load import at_scale, load_settings
 
-            file = at_scale(file, scale)
-        _experiment(file, out=out, overrides=chosen, verbose=verbose)
+        # The machines of a Ray cluster are one more setting.
+        chosen = [
+            *(overrides or ()),
+            *([f'ray_address="{ray_address}"'] if ray_address is not None else []),
+        ]
+        checked = load_settings(file if scale is None else at_scale(file, scale), chosen)
+        folder = out or default_folder(checked.name)
+        _quiet_flower(verbose=verbose)
+        from experiments.run.runner import run as run_cells
+
+        with Bars(_console(stderr=True)) as bars:
+            cards = run_cells(checked, out=folder, progress=bars)
+        _show(cards, folder)
+        if code := came_to_nothing([card.status for card in cards]):
+            raise typer.Exit(code)
 
 
 @app.command()
@@ -490,29 +501,6 @@ def _defense(name: str, settings: Mapping[str, Any]) -> Defense:
         if key not in legal:
             raise NoAuditError(unknown_name(f"setting of {name}", key, legal))
     return kind(**settings)
-
-
-def _experiment(source: Path, *, out: Path | None, overrides: Sequence[str], verbose: bool) -> None:
-    """Run an experiment under a progress bar and show what came of it."""
-    from experiments.console import Bars
-    from experiments.results.folder import default_folder
-    from experiments.settings.load import load_settings
-
-    checked = load_settings(source, overrides)
-    folder = out or default_folder(checked.name)
-    _quiet_flower(verbose=verbose)
-    from experiments.run.runner import run
-
-    with Bars(_console(stderr=True)) as bars:
-        cards = run(checked, out=folder, progress=bars)
-    _show(cards, folder)
-    if code := came_to_nothing([card.status for card in cards]):
-        raise typer.Exit(code)
-
-
-def _on_ray(address: str | None) -> list[str]:
-    """Return the override that shares an experiment among the machines of a Ray cluster."""
-    return [] if address is None else [f'ray_address="{address}"']
 
 
 def _show(cards: Sequence[Card], folder: Path) -> None:

@@ -22,11 +22,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from experiments.results.cards import Card
-from experiments.run.attack import kept_answer
-from experiments.run.defaults import resolve_defaults
+from experiments.run.attack import Cell, kept_answer
 from experiments.run.executor import TrainingGroup
+from experiments.run.fit import unfit
 from experiments.run.keys import training_key
-from experiments.run.prepare import Prepared, make_defenses, misfit, prepare
+from experiments.run.prepare import Prepared, prepare
 from experiments.run.train import grids_of
 from experiments.run.training_run import TrainingRun
 from experiments.settings.cells import CellSettings, cells
@@ -34,7 +34,7 @@ from experiments.settings.load import load_settings
 from experiments.settings.objects import method, named, refuse_elsewhere
 from experiments.settings.plugins import JsonObject
 from experiments.settings.protocol import ProtocolSettings
-from experiments.settings.schema import DataSettings, ModelSettings, Settings, SettingsError
+from experiments.settings.schema import DataSettings, ModelSettings, SettingsError
 from leakbed.contracts import Guess
 from leakbed.events import CutGradientDown, Event, Phase, SmashedUp, UpdateUp
 from leakbed.flower_internals import flower_log, task_identity
@@ -212,7 +212,7 @@ class Run:
         """
         table = method("attack", {"name": attack, **settings})
         measured = [method("metric", {"name": each}) for each in metrics]
-        found = _cells(load_settings({**self.settings, "attack": [table], "metric": measured}))
+        found = cells(load_settings({**self.settings, "attack": [table], "metric": measured}))
         if len(found) > 1:
             raise SettingsError(
                 f"attack: a list of settings is {len(found)} attacks; call attack once for each"
@@ -220,12 +220,12 @@ class Run:
         cell = found[0]
         with _working(verbose=self.verbose) as folder:
             group = self._group(cell, folder)
-            ((key, _),) = group.keyed([cell]).items()
-            (card,) = group.cards({key: cell}, {})
+            made = Cell.of(cell)
+            (card,) = group.cards(group.keyed([made]), {})
             if card.status != "done":
                 raise NoScoresError(f"{card.attack} came to no scores ({card.status}): {card.why}")
             file = f"{card.guess_key}.safetensors"
-            kept = kept_answer(folder / "guesses" / file, cell.attack)
+            kept = kept_answer(folder / "guesses" / file, made.attack)
             truth = load_file(folder / "truths" / file)
         return Scored(
             card=card,
@@ -295,18 +295,16 @@ def train(
     table["defense"] = [_stack(defense)]
     checked = load_settings({**table, "attack": [_NOBODY]})
     refuse_elsewhere(checked)
-    found = _cells(checked)
+    found = cells(checked)
     if len(found) > 1:
         raise SettingsError(
             f"defense: a list of values is {len(found)} defences, and one is trained with at a "
             "time; give one value, or call train() once for each"
         )
-    training = found[0].training
-    make_defenses(training)
-    if (why := misfit(training)) is not None:
+    if (why := unfit(Cell.of(found[0])).get("defenses")) is not None:
         raise SettingsError(f"defense: {why}")
     with _working(verbose=verbose) as folder:
-        prepared = prepare(training, root=_root())
+        prepared = prepare(found[0].training, root=_root())
         group = TrainingGroup(prepared, folder=folder, grids=grids_of(checked), progress=None)
         finished = group.trained(_NAME).in_memory()
     return Run(settings=table, prepared=prepared, finished=finished, verbose=verbose)
@@ -314,18 +312,20 @@ def train(
 
 def _table(settings: Mapping[str, Any], **parts: object) -> JsonObject:
     """Return settings by section; each key belongs to one of them."""
-    table: JsonObject = {"name": _NAME, "keep_rounds": "all"}
-    for section, given in parts.items():
-        table[section] = {"name": given}
+    table = named({section: {"name": given} for section, given in parts.items()})
+    table |= {"name": _NAME, "keep_rounds": "all"}
+    named_so = load_settings({**table, "attack": [_NOBODY]}).protocol
+    keys = {section: kind.model_fields.keys() - _APART for section, kind in _SECTIONS.items()}
+    keys["protocol"] |= named_so.chosen.keys()
     for key, value in settings.items():
-        places = [s for s, kind in _SECTIONS.items() if key in {*kind.model_fields} - _APART]
+        places = [section for section, known in keys.items() if key in known]
         if key in _WHOLE:
             table[key] = value
         elif places:
             table[places[0]][key] = value
         else:
-            legal = {name for kind in _SECTIONS.values() for name in kind.model_fields} - _APART
-            raise SettingsError(unknown_name("setting of a training", key, legal | {*_WHOLE}))
+            legal = {*_WHOLE}.union(*keys.values())
+            raise SettingsError(unknown_name("setting of a training", key, legal))
     return table
 
 
@@ -338,10 +338,6 @@ def _stack(defense: object) -> object:
         return {"stack": [_stack(each) for each in defense]}
     given = defense if isinstance(defense, Mapping) else {"name": defense}
     return method("defense", given)
-
-
-def _cells(checked: Settings) -> list[CellSettings]:
-    return [resolve_defaults(cell) for cell in cells(checked)]
 
 
 def _root() -> str | None:

@@ -8,7 +8,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,11 @@ _HEAD = """# Settings
 Every key of an experiment's TOML file. `make readme` writes this page from the code that reads the
 file; `leakbed schema > settings.schema.json` writes the same for editors. `leakbed list` names what
 the catalogues hold."""
+_PROTOCOLS = """## Protocols
+
+What each takes, the default first. A key of the last column is its own: another
+protocol refuses it, and a case that names another protocol leaves it behind.
+[protocols.md](protocols.md) says what they mean."""
 _ATTACK = """## `[[attack]]`
 
 Keys of all attacks, or of those of a kind. Beside them stand an attack's own, below."""
@@ -79,8 +84,7 @@ def schema() -> JsonObject:
     for name, kind in _SECTIONS.items():
         _describe(whole["$defs"][kind.__name__], kind)
         properties[name] = {**properties[name], "description": described.get(name, "")}
-    protocol = whole["$defs"]["ProtocolSettings"]["properties"]
-    protocol["name"]["examples"] = sorted(PROTOCOLS)
+    _choose(whole["$defs"]["ProtocolSettings"])
     whole["$defs"]["ModelSettings"]["properties"]["name"]["examples"] = sorted(MODELS)
     whole["$defs"]["ModelSettings"]["properties"]["activation"]["examples"] = sorted(ACTIVATIONS)
     attacks = whole["$defs"].pop("AttackSettings")["properties"]
@@ -111,6 +115,8 @@ def page() -> str:
         "## At the top",
         _rows(Settings, top),
         *(part for name, kind in _SECTIONS.items() for part in (f"## `[{name}]`", _rows(kind))),
+        _PROTOCOLS,
+        _protocols(),
         _ATTACK,
         _rows(AttackSettings, shared),
         _DEFENSE,
@@ -144,6 +150,22 @@ def _describe(told: JsonObject, kind: type) -> None:
     for key, text in attributes(kind).items():
         if key in told["properties"]:
             told["properties"][key]["description"] = text
+
+
+def _choose(told: JsonObject) -> None:
+    """Say which keys and values each protocol takes; of one's own nothing is known."""
+    told["properties"]["name"]["examples"] = sorted(PROTOCOLS)
+    told["allOf"] = []
+    for name, entry in PROTOCOLS.items():
+        takes = {
+            "propertyNames": {"enum": [*ProtocolSettings.model_fields, *entry.options]},
+            "properties": {key: {"enum": list(legal)} for key, legal in entry.choices.items()},
+        }
+        asked = {"properties": {"name": _const(name)}}
+        default = ProtocolSettings.model_fields["name"].default
+        required = {} if name == default else {"required": ["name"]}
+        told["allOf"].append({"if": {**asked, **required}, "then": takes})
+        told["properties"] |= {key: {"description": f"Of {name}."} for key in entry.options}
 
 
 def _attacks(common: Mapping[str, JsonObject]) -> list[JsonObject]:
@@ -228,6 +250,20 @@ def _rows(kind: type[BaseModel], keys: list[str] | None = None) -> str:
     return "\n".join(lines)
 
 
+def _protocols() -> str:
+    lines = ["| protocol | labels | bottoms | optimizer_state | its own |", "|" + " --- |" * 5]
+    for name, entry in PROTOCOLS.items():
+        legal = {key: _or(values) for key, values in entry.choices.items()}
+        own = "; ".join(f"`{key}`: {legal[key]}" for key in entry.options) or "none"
+        common = (legal[key] for key in legal if key not in entry.options)
+        lines.append(_line(f"`{name}`", *common, own))
+    return "\n".join(lines)
+
+
+def _or(values: Iterable[object]) -> str:
+    return " or ".join(map(json.dumps, values))
+
+
 def _plugins(package: str, catalogue: Mapping[str, type]) -> list[str]:
     parts = []
     for name, kind in catalogue.items():
@@ -251,6 +287,8 @@ def _line(*cells: str) -> str:
 def _value(default: Any) -> str:  # noqa: ANN401  of any setting
     if default is None:
         return ""
+    if default == "":  # of the protocol that is named
+        return ""
     plain = list(default) if isinstance(default, tuple) else default
     return f"`{json.dumps(plain)}`" if isinstance(plain, str | int | float | list | dict) else ""
 
@@ -262,7 +300,7 @@ def _type(told: JsonObject, known: JsonObject) -> str:
     if "anyOf" in told:
         return " or ".join(dict.fromkeys(_type(e, known) for e in told["anyOf"] if e != _NONE))
     if "enum" in told or "const" in told:
-        return " or ".join(json.dumps(each) for each in told.get("enum", [told.get("const")]))
+        return _or(told.get("enum", [told.get("const")]))
     kind = _WORDS.get(told.get("type", ""), "any")
     limits = [
         f"{sign} {told[key]:g}"

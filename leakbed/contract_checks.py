@@ -15,10 +15,9 @@ from leakbed.contracts import (
     EvidenceKind,
     Guess,
     KnowledgeKind,
-    MissingKnowledgeError,
     Secrets,
     Seen,
-    UnfitViewError,
+    UnfitError,
     View,
 )
 from leakbed.errors import OURS, of_machine
@@ -60,13 +59,12 @@ def blamed(plugin: object, what: str, *, within: object = None) -> Iterator[None
 
     Raises:
         BrokenPluginError: The body raised, with the line of the plug-in's file.
-        MissingKnowledgeError: The body raised it: the attack was not told what it needs.
-        UnfitViewError: The body raised it: the evidence does not fit.
+        UnfitError: The body raised it: the attack was not told what it needs, or cannot read it.
         Exception: What the body raised as another error of ours, or what the machine refused.
     """
     try:
         yield
-    except (BrokenPluginError, MissingKnowledgeError, UnfitViewError):
+    except (BrokenPluginError, UnfitError):
         raise
     except Exception as error:
         ours = type(error).__module__.partition(".")[0] in OURS

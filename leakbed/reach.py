@@ -17,6 +17,7 @@ since they do not change by being edited between runs. What code reads other tha
 import ast
 import hashlib
 import importlib.util
+import re
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
@@ -66,12 +67,20 @@ class _Asked:
         found: Digest by dotted name.
         done: Names that were followed already.
         waiting: Names to follow.
+        packages: What the own files of packages say, by dotted name.
     """
 
     used: frozenset[str]
     found: dict[str, str] = field(default_factory=dict)
     done: set[str] = field(default_factory=set)
     waiting: list[str] = field(default_factory=list)
+    packages: dict[str, "_Package"] = field(default_factory=dict)
+
+    def package(self, module: str, file: Path) -> "_Package":
+        """Return what a package's own file says, which is read once."""
+        if module not in self.packages:
+            self.packages[module] = _package(text_of(file), module)
+        return self.packages[module]
 
 
 def reach(modules: Iterable[str], *, used: Iterable[str] = ()) -> dict[str, str]:
@@ -166,7 +175,7 @@ def _read(text: bytes) -> Source:
         return Source(digest=hashlib.sha256(text).hexdigest())
     return Source(
         digest=hashlib.sha256(_told(tree).encode()).hexdigest(),
-        imports=tuple(dict.fromkeys(_imports(tree.body))),
+        imports=tuple(dict.fromkeys(_imports(tree.body, calls=_CALLS.search(text) is not None))),
         named=tuple(_paths(tree.body)),
     )
 
@@ -199,10 +208,11 @@ def _text(node: ast.AST | None) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _imports(body: Iterable[ast.AST]) -> Iterator[str]:
+def _imports(body: Iterable[ast.AST], *, calls: bool = True) -> Iterator[str]:
     """Yield the names that statements import, relative ones with their dots.
 
-    What is imported for a type checker alone is not run.
+    What is imported for a type checker alone is not run. Expressions, which are most of a file, are
+    looked into only where it may have ``calls`` that import.
     """
     for statement in body:
         if isinstance(statement, ast.Import):
@@ -212,11 +222,14 @@ def _imports(body: Iterable[ast.AST]) -> Iterator[str]:
             dot = "" if base.endswith(".") else "."
             yield from (f"{base}{dot}{alias.name}" for alias in statement.names)
         elif isinstance(statement, ast.If) and _checks_types(statement.test):
-            yield from _imports(statement.orelse)
-        else:
+            yield from _imports(statement.orelse, calls=calls)
+        elif calls or not isinstance(statement, ast.expr):
             if isinstance(statement, ast.Call):
                 yield from _called(statement)
-            yield from _imports(ast.iter_child_nodes(statement))
+            yield from _imports(ast.iter_child_nodes(statement), calls=calls)
+
+
+_CALLS = re.compile(b"import_module|__import__")
 
 
 def _checks_types(test: ast.expr) -> bool:
@@ -278,27 +291,42 @@ def _follow(name: str, search: _Asked) -> None:
     """Count what a name of ours stands for, and all packages that it lies in."""
     if not _is_ours(name):
         return
-    parts = name.split(".")
+    parts = tuple(name.split("."))
     for depth in range(1, len(parts) + 1):
-        place, module = _ROOT.joinpath(*parts[:depth]), ".".join(parts[:depth])
-        if (file := place / "__init__.py").is_file():
+        module, file = ".".join(parts[:depth]), _file_of(_ROOT, parts[:depth])
+        if file is None:
+            return
+        if file.name == "__init__.py":
             asked = parts[depth] if depth < len(parts) else _ALL
-            is_module = (place / f"{asked}.py").is_file() or (place / asked).is_dir()
+            is_module = asked != _ALL and _is_module(_ROOT, parts[: depth + 1])
             _count_package(module, file, "" if is_module else asked, search)
-        elif (file := place.with_suffix(".py")).is_file():
-            if module not in search.found:
-                source = read(file)
-                search.found[module] = source.digest
-                search.waiting += _absolutes(source, module.rpartition(".")[0])
-                search.waiting += [path for key, path in source.named if key in search.used]
-            return
-        else:
-            return
+            continue
+        if module not in search.found:
+            source = read(file)
+            search.found[module] = source.digest
+            search.waiting += _absolutes(source, module.rpartition(".")[0])
+            search.waiting += [path for key, path in source.named if key in search.used]
+        return
+
+
+@lru_cache(maxsize=4096)
+def _file_of(root: Path, parts: tuple[str, ...]) -> Path | None:
+    """Return the file of a module or a package; looked for once per process."""
+    place = root.joinpath(*parts)
+    files = place / "__init__.py", place.with_suffix(".py")
+    return next((file for file in files if file.is_file()), None)
+
+
+@lru_cache(maxsize=4096)
+def _is_module(root: Path, parts: tuple[str, ...]) -> bool:
+    """Say whether a name within a package is a file or a folder there; looked for once as well."""
+    place = root.joinpath(*parts)
+    return place.with_suffix(".py").is_file() or place.is_dir()
 
 
 def _count_package(module: str, file: Path, asked: str, search: _Asked) -> None:
     """Count what a package's own file runs by itself, and what is asked of it."""
-    said = _package(text_of(file), module)
+    said = search.package(module, file)
     counted = set(search.found.get(module, "").split())
     if module not in search.found:
         search.waiting += said.always

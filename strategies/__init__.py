@@ -18,7 +18,12 @@ from strategies import (
 from strategies.protocol import Protocol
 
 PROTOCOLS: dict[str, Protocol] = {
-    "fedavg": Protocol(exchanges="weights", build=fedavg.build, parts=1),
+    "fedavg": Protocol(
+        exchanges="weights",
+        build=fedavg.build,
+        labels=("shared", "server", "client"),  # it reads none, and cases share tables
+        parts=1,
+    ),
     "parallel-split": Protocol(
         exchanges="split",
         build=parallel_split.build,

@@ -33,7 +33,6 @@ class ProtocolSetup:
         optimiser: Makes the server's optimiser over its parameters.
         nodes: How many nodes there are.
         fraction: Share of them that train in a round.
-        bottoms: ``"sealed"`` or ``"relayed"``.
         labels: Labels of each node's rows by Flower node id, where the server holds them.
         test_labels: Labels of the held-out rows.
         evaluate_rounds: Rounds that end with an evaluation through both parts.
@@ -41,9 +40,8 @@ class ProtocolSetup:
         defense_stream: The secret seed of their noise.
         timeout: Seconds to wait for each reply.
         device: Where the server computes.
-        optimizer_state: ``"kept"`` from round to round, or ``"fresh"`` in each.
+        chosen: What was chosen of each key of :attr:`Protocol.choices`.
         stream: The server's own, for what a protocol draws by lot.
-        options: The protocol's own settings, by name, as its entry in the catalogue lists them.
         protocol: Its catalogue key, for errors.
         passes: In how many batches of the whole run a node's row is, at most.
         batch_size: Rows in a batch; None bounds no reply by it.
@@ -57,7 +55,6 @@ class ProtocolSetup:
     optimiser: Callable[[Any], torch.optim.Optimizer]
     nodes: int
     fraction: float
-    bottoms: str
     labels: Mapping[int, Int[Tensor, " rows"]] | None
     test_labels: Int[Tensor, " test"]
     evaluate_rounds: Collection[int]
@@ -65,9 +62,8 @@ class ProtocolSetup:
     defense_stream: int
     timeout: float | None
     device: torch.device
-    optimizer_state: str = "kept"
+    chosen: Mapping[str, Any]
     stream: int = 0
-    options: Mapping[str, Any] = field(default_factory=dict)
     protocol: str = "the protocol"
     passes: int = 1
     batch_size: int | None = None
@@ -87,14 +83,14 @@ class ProtocolSetup:
     def common(self) -> dict[str, Any]:
         """Return the keywords that every split strategy takes."""
         return {
-            "bottoms": self.bottoms,
+            "bottoms": self.chosen["bottoms"],
             "labels": self.labels,
             "fraction_train": self.fraction,
             "test_labels": self.test_labels,
             "evaluate_rounds": self.evaluate_rounds,
             "step_timeout": self.timeout,
             "smashed_shape": self.architecture.smashed_shape,
-            "optimizer_state": self.optimizer_state,
+            "optimizer_state": self.chosen["optimizer_state"],
             "bounds": self.bounds(),
         }
 
@@ -141,6 +137,7 @@ class BuiltProtocol:
     bottom: Callable[[], Arrays] | None = None
 
 
+Option = str | int | float | bool
 Build = Callable[[ProtocolSetup], BuiltProtocol]
 """Makes a protocol's server part."""
 
@@ -161,7 +158,8 @@ class Protocol:
         in_turn: Whether nodes train one after another, each from the part that the last one left.
         merges: Whether nodes step bottoms of their own, which are averaged by rows when a round
             ends; with an option ``sync``, only where that is ``"round"``.
-        options: Settings of this protocol alone: name to legal values, the default first.
+        options: Settings of this protocol alone: name to legal values (texts, numbers, yes or no),
+            the default first.
         requests: Requests of its own that its nodes answer. Nodes then import its module, which in
             a deployment their operators must list. Where weights are exchanged, no defence of
             updates goes with them: it would not see the replies.
@@ -176,5 +174,32 @@ class Protocol:
     divides: Literal["rows", "features"] = "rows"
     in_turn: bool = False
     merges: bool = False
-    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    options: Mapping[str, tuple[Option, ...]] = field(default_factory=dict)
     requests: tuple[type[NodeRequest], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the legal values.
+
+        Raises:
+            ValueError: If those of a key are no tuple of texts, numbers or bools.
+        """
+        for key, values in self.choices.items():
+            if not isinstance(values, tuple) or not values or not all(map(_is_option, values)):
+                raise ValueError(
+                    f"{key!r} has the legal values {values!r}; write a tuple of texts, numbers or "
+                    "bools, the default first, such as ('fast', 'slow')"
+                )
+
+    @property
+    def choices(self) -> dict[str, tuple[Option, ...]]:
+        """What a settings file may choose: key to legal values, the default first."""
+        return {
+            "labels": self.labels,
+            "bottoms": self.bottoms,
+            "optimizer_state": self.optimizer_state,
+            **self.options,
+        }
+
+
+def _is_option(value: object) -> bool:
+    return isinstance(value, str | int | float)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from leakbed.flower_internals import task_identity
+from tests.support import shape_checks as _shape_checks  # noqa: F401  before what it checks
 
 torch.set_num_threads(1)
 

@@ -31,9 +31,8 @@ from experiments.app_audit.protections import defense_of, of_gradients, summed
 from experiments.app_audit.truth import OwnedTruthError, answers_of
 from experiments.results.cards import Card
 from experiments.run.offline import attack_trace
-from experiments.run.targets import MisfitError
 from experiments.run.view import architecture_of
-from leakbed.contracts import MissingKnowledgeError, UnfitViewError
+from leakbed.contracts import UnfitError
 from leakbed.events import Arrays, Failed, UpdateUp
 from leakbed.lookup import format_error
 from leakbed.models import ModelMismatchError, UnknownModelError, weights_as_run
@@ -197,7 +196,7 @@ def _attack(
             about={key: value for key, value in facts.items() if key != "model"},
             seed=0,
         )
-    except (MisfitError, UnfitViewError, MissingKnowledgeError) as error:
+    except UnfitError as error:
         found.unfit[name] = str(error)
     else:
         found.cards.append(card)

@@ -148,8 +148,9 @@ def _reached(cell: Row, scored: Sequence[Row]) -> str:
     ]
     if not same:
         return ""
-    best = max(same, key=lambda each: each.measures["identification"].mean)
-    return f"{best.first.attack} names {text('identification', best.measures['identification'])}"
+    best = _strongest(same)
+    share = text("identification", best.measures["identification"])
+    return f"{best.first.attack} names {share} of the rows"
 
 
 def _worst(weights: _Met, scored: Sequence[Row]) -> str:
@@ -167,18 +168,44 @@ def _worst(weights: _Met, scored: Sequence[Row]) -> str:
     ]
     if not rivals:
         return ""
-    worst = max(rivals, key=lambda cell: cell.measures["identification"].mean)
-    utility = worst.utility()
+    worst = _strongest(rivals)
     tried = {_moment(cell) for cell in rivals if cell.case == worst.case}
-    beside = f", the worst of the {len(tried)} attacked" if len(tried) > 1 else ""
-    moment = _moment(worst)
-    when = moment if moment.startswith("round") else f"the {moment}"
+    tied = [each for each in rivals if (each.case, _named(each)) == (worst.case, _named(worst))]
+    moments = list(dict.fromkeys(_moment(cell) for cell in sorted(tied, key=_round)))
+    beside = f"the worst of the {len(tried)}" if len(moments) < len(tried) else "all that were"
+    there = "there" if len(moments) == 1 else f"in {_in_words([_moment(worst)])}"
+    utility = worst.utility()
     return (
-        f" Of the other updates most is read of “{worst.case}” in {when}{beside}: "
-        f"{worst.first.attack} names "
-        f"{_percent(worst.measures['identification'].mean)} there, at "
-        f"{_percent(utility[1].mean if utility else 0.0)} accuracy."
+        f" Of the other updates most is read of “{worst.case}” in {_in_words(moments)}"
+        f"{f', {beside} attacked' if len(tried) > 1 else ''}: {worst.first.attack} names "
+        f"{text('identification', worst.measures['identification'])} of the rows {there}; that "
+        f"model ended at {_percent(utility[1].mean if utility else 0.0)} accuracy."
     )
+
+
+def _strongest(attacked: Sequence[Row]) -> Row:
+    """Return what names most; of equals, what did on most rows, then the first by its name."""
+    return min(
+        attacked,
+        key=lambda each: (
+            -_named(each),
+            -each.targets,
+            each.case,
+            each.first.attack,
+            _round(each),
+        ),
+    )
+
+
+def _named(cell: Row) -> float:
+    """Return the share of rows that are named, without what rounding adds to a mean."""
+    return round(cell.measures["identification"].mean, 9)
+
+
+def _in_words(moments: Sequence[str]) -> str:
+    """Return rounds as one phrase, such as ``the first round and round 4``."""
+    *rest, last = [each if each.startswith("round") else f"the {each}" for each in moments]
+    return f"{', '.join(rest)} and {last}" if rest else last
 
 
 def _told(weights: _Met, split: _Met) -> str:
@@ -186,11 +213,13 @@ def _told(weights: _Met, split: _Met) -> str:
     rows = list(dict.fromkeys(met.bound.candidates for met in (split, weights)))
     among = " and ".join(f"{count:,}" for count in rows if count is not None) or "all"
     told = weights.bound.told or "all but the row and the noise"
-    chances = [_percent(met.bound.chance or 0.0) for met in (split, weights)]
+    places = (split, "at the cut"), (weights, "behind the update")
+    chances = [f"{_percent(met.bound.chance or 0.0)} {where}" for met, where in places]
     return (
         f"The best possible guess is told {told}, and chooses among {among} rows, of which chance "
-        f"names {' and '.join(dict.fromkeys(chances))}: that is more than any server knows of a "
-        "bottom it does not hold, and no attack on one such message names more, but by luck."
+        f"names {' and '.join(chances)}. No server of split learning is told the weights of the "
+        "nodes' layers, so attacks on one such message name no more, but by luck. In brackets are "
+        "two standard errors of a guess, and 95% intervals of an attack."
     )
 
 
@@ -372,6 +401,15 @@ def _messages(cell: Row) -> tuple[object, ...]:
 def _moment(cell: Row) -> str:
     collect = _attack(cell).get("collect", "last")
     return _MOMENTS.get(str(collect), f"round {collect}")
+
+
+def _round(cell: Row) -> int:
+    """Return the number of the round whose messages were read."""
+    settings: Any = cell.first.settings
+    rounds = settings.get("protocol", {}).get("rounds", len(_MOMENTS))
+    collect: Any = _attack(cell).get("collect", "last")
+    named = {"first": 1, "middle": (rounds + 1) // 2, "last": rounds}
+    return int(named.get(collect, collect))
 
 
 def _attack(cell: Row) -> dict[str, object]:

@@ -45,6 +45,7 @@ from leakbed.contracts import (
     BrokenPluginError,
     Evidence,
     Guess,
+    UnfitError,
     UnfitViewError,
     View,
     Watcher,
@@ -62,10 +63,12 @@ from leakbed.tap.trace import Trace
 from leakbed.tensors import resolve_device
 from strategies import Protocol, find_protocol
 
+Method = Attack | Adversary[Any] | MaliciousClient
+"""An attack of any of the three contracts."""
 _ANSWERS = ("images", "labels", "clusters", "attributes", "scores", "adversarial", "clones")
 
 
-class EmptyGuessError(ValueError):
+class EmptyGuessError(UnfitError):
     """An attack that answered with nothing."""
 
 
@@ -88,7 +91,7 @@ class Attacked:
         notes: What a reader of the numbers should know of the attack, one line each.
     """
 
-    attack: Attack | Adversary[Any] | MaliciousClient
+    attack: Method
     targets: Sequence[Target]
     guess: Guess
     seconds: float
@@ -113,7 +116,28 @@ class Attacked:
             )
 
 
-def make_attack(settings: AttackSettings) -> Attack | Adversary[Any] | MaliciousClient:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cell:
+    """A cell with its attack, which is made once and for this cell alone.
+
+    By contract an attack holds settings and no state. One of a user's that holds some all the same
+    can so pass it to no other cell; what acts in a training is made there, of its settings.
+
+    Attributes:
+        settings: Which alone go to another process.
+        attack: Of those settings.
+    """
+
+    settings: CellSettings
+    attack: Method
+
+    @classmethod
+    def of(cls, settings: CellSettings) -> "Cell":
+        """Make a cell's attack; values out of range raise the attack's own errors."""
+        return cls(settings=settings, attack=make_attack(settings.attack))
+
+
+def make_attack(settings: AttackSettings) -> Method:
     """Return a passive attack, an active adversary or a malicious client with its settings.
 
     Args:
@@ -125,7 +149,7 @@ def make_attack(settings: AttackSettings) -> Attack | Adversary[Any] | Malicious
     Raises:
         SettingsError: If it is to learn live, and can only read a run that is over.
     """
-    catalogue: dict[str, type[Attack | Adversary[Any] | MaliciousClient]] = {
+    catalogue: dict[str, type[Method]] = {
         **ATTACKS,
         **ADVERSARIES,
         **INTRUDERS,
@@ -134,7 +158,7 @@ def make_attack(settings: AttackSettings) -> Attack | Adversary[Any] | Malicious
     own = dict(settings.own)
     if settings.restarts is not None and "restarts" in _fields(kind):
         own["restarts"] = settings.restarts
-    attack = kind(**own)
+    attack: Method = kind(**own)
     refuse_ungranted(attack.threat, settings)
     refuse_grants(attack.threat, settings)
     if settings.live and not isinstance(attack, Watcher):
@@ -158,6 +182,7 @@ def attack_run(
     stream: int,
     device: str,
     answers: Path | AnswerKey | None = None,
+    attack: Method | None = None,
 ) -> Attacked:
     """Attack a recorded run.
 
@@ -172,6 +197,7 @@ def attack_run(
         device: As for :func:`leakbed.models.resolve_device`.
         answers: Opened only for an attack whose threat model declares that it is given labels, of
             all targets or of a few.
+        attack: Of those settings, where it was made before.
 
     Returns:
         The guess of the restart with the lowest objective of the attack's own, target by target.
@@ -181,7 +207,7 @@ def attack_run(
     """
     recorded = _opened(trace)
     evidences = Evidences.of(recorded, settings.collect)
-    attack = make_attack(settings)
+    attack = make_attack(settings) if attack is None else attack
     if not isinstance(attack, Attack):
         raise MisfitError(
             f"{attack.name} rewrites messages while a run trains, which a recorded trace cannot "
@@ -228,28 +254,29 @@ def attack_run(
     )
 
 
-def answer(run: TrainingRun, cell: CellSettings, *, trace: Trace) -> Attacked:
+def answer(run: TrainingRun, cell: Cell, *, trace: Trace) -> Attacked:
     """Attack a run of ours as a cell says, with what stands beside the answer.
 
     Args:
         run: Finished.
-        cell: Its settings.
+        cell: The cell.
         trace: The run's, opened.
 
     Returns:
         The answer.
     """
-    seed, name = cell.training.seed, cell.attack.name
+    training, asked = cell.settings.training, cell.settings.attack
     attacked = attack_run(
         trace,
-        cell.attack,
-        stream=derive(seed, f"adversary/{steady(name)}"),
-        device=cell.training.device,
+        asked,
+        stream=derive(training.seed, f"adversary/{steady(asked.name)}"),
+        device=training.device,
         answers=run.answers if run.held is None else run.answer_key(),
+        attack=cell.attack,
     )
     if attacked.rivalry is None:
         return attacked
-    return with_rivals(attacked, run.answer_key(), trace, stream=derive(seed, "oracle"))
+    return with_rivals(attacked, run.answer_key(), trace, stream=derive(training.seed, "oracle"))
 
 
 def with_rivals(
@@ -347,12 +374,12 @@ def keep_answer(attacked: Attacked, path: Path) -> str | None:
     return None
 
 
-def kept_answer(path: Path, settings: AttackSettings) -> Attacked | None:
+def kept_answer(path: Path, attack: Method) -> Attacked | None:
     """Return a kept answer.
 
     Args:
         path: From :func:`keep_answer`.
-        settings: The attack's.
+        attack: That answered.
 
     Returns:
         The answer with its rivals; None where none is kept, or an earlier version kept less.
@@ -381,7 +408,7 @@ def kept_answer(path: Path, settings: AttackSettings) -> Attacked | None:
 
     exposed = told["exposure"]
     return Attacked(
-        attack=make_attack(settings),
+        attack=attack,
         targets=[Target(**{**each, "phase": Phase(each["phase"])}) for each in told["targets"]],
         guess=guess(""),
         seconds=told["seconds"],

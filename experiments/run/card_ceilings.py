@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any, TypeVar, cast
 
 from experiments.results.cards import Bound
-from experiments.run.attack import make_attack
+from experiments.run.attack import Cell
 from experiments.run.ceiling_results import RunCeiling
 from experiments.run.ceilings import ceiling_of_run
 from experiments.run.label_ceilings import (
@@ -46,11 +46,11 @@ class Bounds:
 
     def __init__(self) -> None:
         """Compute nothing yet."""
-        self._found: dict[tuple[object, ...], RunCeiling | LabelCeiling | NoCeilingError] = {}
+        self._found: dict[tuple[object, ...], RunCeiling | LabelCeiling | str] = {}
 
     def beside(
         self,
-        cell: CellSettings,
+        cell: Cell,
         run: Path,
         scores: Mapping[str, Any],
         targets: Sequence[Target] = (),
@@ -66,15 +66,15 @@ class Bounds:
         Returns:
             The ceiling, or why there is none; None where the experiment does not ask for one.
         """
-        if cell.ceiling is None:
+        settings, threat = cell.settings, cell.attack.threat
+        if settings.ceiling is None:
             return None
-        threat = make_attack(cell.attack).threat
         try:
-            if "identification" not in scores and cell.training.data.canaries:
-                _refuse_labels(threat, scores, when=cell.attack.when)
-                return self._of_labels(cell, cell.ceiling, run, scores, targets=targets)
-            _refuse(threat, scores, when=cell.attack.when)
-            found = self._of(cell, cell.ceiling, run, threat, scores)
+            if "identification" not in scores and settings.training.data.canaries:
+                _refuse_labels(threat, scores, when=settings.attack.when)
+                return self._of_labels(settings, settings.ceiling, run, scores, targets=targets)
+            _refuse(threat, scores, when=settings.attack.when)
+            found = self._of(settings, settings.ceiling, run, threat, scores)
         except NoCeilingError as error:
             return Bound(why=str(error))
         return _bound(found, scores)
@@ -158,15 +158,18 @@ class Bounds:
         )
 
     def _once(self, place: tuple[object, ...], compute: Callable[[], _Found]) -> _Found:
-        """Return what was computed for a place, or compute it; its refusal is kept too."""
+        """Return what was computed for a place, or compute it; its refusal is kept too.
+
+        Kept as words: an exception holds the arrays of all the calls that it came through.
+        """
         if place not in self._found:
             try:
                 self._found[place] = compute()
             except NoCeilingError as error:
-                self._found[place] = error
+                self._found[place] = str(error)
         found = self._found[place]
-        if isinstance(found, NoCeilingError):
-            raise found
+        if isinstance(found, str):
+            raise NoCeilingError(found)
         return cast("_Found", found)
 
 

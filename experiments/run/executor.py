@@ -14,13 +14,13 @@ from experiments.results.cards import Card, Threat, peak_memory
 from experiments.run.alarms import detected
 from experiments.run.attack import (
     Attacked,
-    EmptyGuessError,
+    Cell,
     answer,
     keep_answer,
     kept_answer,
-    make_attack,
 )
 from experiments.run.card_ceilings import Bounds
+from experiments.run.fit import unfit
 from experiments.run.judge import (
     Verdict,
     honest_probe,
@@ -34,15 +34,14 @@ from experiments.run.keys import answer_key_of, score_code, score_key, training_
 from experiments.run.malicious_client import sampled, without_intruder
 from experiments.run.malicious_server import decoded_attack
 from experiments.run.noise_of_run import noise_of_run
-from experiments.run.prepare import Prepared, misfit, unfit, unread
-from experiments.run.targets import MisfitError
+from experiments.run.prepare import Prepared
 from experiments.run.train import Grids, NonFiniteError, train
 from experiments.run.training_run import TrainingRun
-from experiments.settings.cells import CellSettings, Training
+from experiments.settings.cells import CellSettings
 from experiments.settings.plugins import JsonObject
 from leakbed import __version__
 from leakbed.contract_trials import refuse_breaches
-from leakbed.contracts import BrokenPluginError, MissingKnowledgeError, UnfitViewError
+from leakbed.contracts import BrokenPluginError, UnfitError
 from leakbed.grids.base import NodeFailed
 from leakbed.hijack import HijackDivergedError
 from leakbed.objects import lent
@@ -70,7 +69,7 @@ class Progress(Protocol):
         ...
 
 
-def card_fields(cell: CellSettings, key: str) -> dict[str, Any]:
+def card_fields(cell: Cell, key: str) -> dict[str, Any]:
     """Return card fields common to finished, unfit and diverged cells.
 
     Args:
@@ -80,31 +79,31 @@ def card_fields(cell: CellSettings, key: str) -> dict[str, Any]:
     Returns:
         Fields of a :class:`~experiments.results.cards.Card`.
     """
-    training = cell.training
+    settings, training = cell.settings, cell.settings.training
     exchanges = find_protocol(training.protocol.name).exchanges
     return {
         "key": key,
-        "case": cell.case,
-        "demo": cell.demo,
+        "case": settings.case,
+        "demo": settings.demo,
         "protocol": training.protocol.name,
         "data": training.data.name,
         "model": training.model.name,
         "cut": training.model.cut if exchanges == "split" else None,
         "nodes": training.data.nodes,
-        "attack": cell.attack.name,
+        "attack": settings.attack.name,
         "defense": training.defense.name,
         "seed": training.seed,
-        "threat": Threat.of(make_attack(cell.attack).threat),
-        "tuned_on": cell.attack.model_dump(mode="json")["tuned_on"],
-        "settings": cell.as_json(),
-        "reported": cell.attack.reported,
+        "threat": Threat.of(cell.attack.threat),
+        "tuned_on": settings.attack.model_dump(mode="json")["tuned_on"],
+        "settings": settings.as_json(),
+        "reported": settings.attack.reported,
         "version": __version__,
-        "source": score_code(cell),
+        "source": score_code(settings),
     }
 
 
 def empty_card(
-    cell: CellSettings,
+    cell: Cell,
     key: str,
     *,
     status: Literal["unfit", "diverged", "failed"],
@@ -124,7 +123,7 @@ def empty_card(
     return Card(**card_fields(cell, key), status=status, why=why)
 
 
-_UNFIT = (MisfitError, MissingKnowledgeError, UnfitViewError, EmptyGuessError)
+_SHORT = 2**26  # bytes of a trace that every attack, score and check of a run reads from memory
 
 
 class RunCleanup:
@@ -199,11 +198,11 @@ class TrainingGroup:
         self._noise: dict[Path, tuple[str, ...]] = {}
         self._traces: dict[Path, Trace] = {}
 
-    def keyed(self, group: Sequence[CellSettings]) -> dict[str, CellSettings]:
+    def keyed(self, group: Sequence[Cell]) -> dict[str, Cell]:
         """Return the cells by the keys of their cards."""
-        return {score_key(cell, self._prepared): cell for cell in group}
+        return {score_key(cell.settings, self._prepared): cell for cell in group}
 
-    def cards(self, keyed: Mapping[str, CellSettings], done: Mapping[str, Card]) -> Iterator[Card]:
+    def cards(self, keyed: Mapping[str, Cell], done: Mapping[str, Card]) -> Iterator[Card]:
         """Yield a card per cell as it is there; train and attack only for one that is missing.
 
         Args:
@@ -212,22 +211,33 @@ class TrainingGroup:
 
         Yields:
             Cards in the order of the cells; who asked for a new one writes it.
+
+        Raises:
+            BrokenPluginError: Code of an attack or a defence breaks, and that ends the experiment.
         """
-        training = self._prepared.settings
         for key, cell in keyed.items():
             if key in done:
                 yield done[key]
                 continue
-            attack = make_attack(cell.attack)
-            why = misfit(training) or unread(attack.threat, training)
-            why = why or unfit(attack, self._prepared)
-            if why is not None:
-                yield empty_card(cell, key, status="unfit", why=why)
+            if why := unfit(cell, self._prepared):
+                yield empty_card(cell, key, status="unfit", why=next(iter(why.values())))
                 continue
             try:
-                yield self._attacked(cell, key)
+                trained = self.trained(cell.settings.case)
+                card = self._scored(cell, key, trained, *self._answered(cell, trained))
             except NotKeptError as error:
                 self.lacking[key] = str(error)
+                continue
+            except (UnfitError, DivergedError) as error:
+                status: Literal["unfit", "diverged"]
+                status = "unfit" if isinstance(error, UnfitError) else "diverged"
+                card = empty_card(cell, key, status=status, why=str(error))
+            except BrokenPluginError as error:
+                if self._stops:
+                    raise
+                card = empty_card(cell, key, status="failed", why=str(error))
+            yield card
+        self._traces.clear()  # of the next groups of this process there may be hundreds
 
     @property
     def ran_on(self) -> RanOn:
@@ -249,12 +259,9 @@ class TrainingGroup:
     def _run(self, prepared: Prepared) -> Path:
         return self._folder / "runs" / training_key(prepared)
 
-    def trained(self, case: str) -> TrainingRun:
-        """Return the group's finished run, trained now if there is none; raises how it ended."""
-        return self._trained(case, self._prepared)
-
-    def _trained(self, case: str, prepared: Prepared) -> TrainingRun:
-        """Return a finished run of these settings, trained now if there is none."""
+    def trained(self, case: str, prepared: Prepared | None = None) -> TrainingRun:
+        """Return the run of the group, or of its control, trained now if it is not finished."""
+        prepared = prepared or self._prepared
         training = prepared.settings
         folder = self._run(prepared)
         if (finished := self._known.get(folder.name) or TrainingRun.read(folder)) is not None:
@@ -265,7 +272,7 @@ class TrainingGroup:
             raise NotKeptError(f"its training run is not in {folder.parent}, or of other code")
         if self._progress is not None:
             self._progress.note(f"{case}: training {training.protocol.name}{training.attacker()}")
-        _try_out(training)
+        _try_out(prepared)
         with self._grids(training.data.nodes) as (grid, roster):
             try:
                 return train(prepared, grid, folder, roster=roster)
@@ -275,37 +282,24 @@ class TrainingGroup:
                 self._ended[folder] = ended
             raise self._ended[folder]
 
-    def _attacked(self, cell: CellSettings, key: str) -> Card:
-        try:
-            trained = self._trained(cell.case, self._prepared)
-            attacked, note = self._answered(cell, trained)
-            return self._scored(cell, key, trained, attacked, notes=note)
-        except _UNFIT as error:
-            return empty_card(cell, key, status="unfit", why=str(error))
-        except DivergedError as error:
-            return empty_card(cell, key, status="diverged", why=str(error))
-        except BrokenPluginError as error:
-            if self._stops:
-                raise
-            return empty_card(cell, key, status="failed", why=str(error))
-
-    def _answered(self, cell: CellSettings, trained: TrainingRun) -> tuple[Attacked, list[str]]:
+    def _answered(self, cell: Cell, trained: TrainingRun) -> tuple[Attacked, tuple[str, ...]]:
         """Return the answer to a cell, kept or made now, and a note if it is too large to keep."""
-        path = self._folder / "guesses" / f"{answer_key_of(cell, self._prepared)}.safetensors"
+        settings, training = cell.settings, cell.settings.training
+        path = self._folder / "guesses" / f"{answer_key_of(settings, self._prepared)}.safetensors"
         if (kept := kept_answer(path, cell.attack)) is not None:
-            return kept, []
+            return kept, ()
         if self._rescores:
             raise NotKeptError(f"its guess is not in {path.parent}, or of other code")
-        if cell.training.adversary is not None:
-            attacked = decoded_attack(trained, cell.attack)
-        elif cell.training.intruder is not None:
-            attacked = sampled(trained, cell.attack, self._prepared)
+        if training.adversary is not None:
+            attacked = decoded_attack(trained, cell)
+        elif training.intruder is not None:
+            attacked = sampled(trained, cell, self._prepared)
         else:
             if self._progress is not None:
-                self._progress.note(f"{cell.case}: attacking with {cell.attack.name}")
+                self._progress.note(f"{settings.case}: attacking with {settings.attack.name}")
             attacked = answer(trained, cell, trace=self._trace(trained))
         note = keep_answer(attacked, path)
-        return attacked, [] if note is None else [note]
+        return attacked, () if note is None else (note,)
 
     def _noise_of(self, trained: TrainingRun) -> tuple[str, ...]:
         """Return what a run's recorded noise is that its defence does not say; checked once."""
@@ -320,54 +314,54 @@ class TrainingGroup:
         return self._noise[trained.folder]
 
     def _trace(self, trained: TrainingRun) -> Trace:
-        """Return a run's trace, verified once for all attacks; what is read is checked again."""
+        """Return a run's trace, verified once for all attacks, and read once if it is short."""
         if trained.trace not in self._traces:
-            self._traces[trained.trace] = trained.open_trace()
+            self._traces[trained.trace] = trace = trained.open_trace()
+            trace.hold(at_most=_SHORT)
         return self._traces[trained.trace]
 
     def _scored(
         self,
-        cell: CellSettings,
+        cell: Cell,
         key: str,
         trained: TrainingRun,
         attacked: Attacked,
-        *,
-        notes: Sequence[str],
+        notes: tuple[str, ...],
     ) -> Card:
         """Score an answer, and say what the run came to."""
+        settings, training = cell.settings, cell.settings.training
         utility: JsonObject = {}
         cost: JsonObject = {"attack_seconds": attacked.seconds}
-        if cell.training.intruder is not None:
+        if training.intruder is not None:
             cost = {}
-            if cell.attack.control is not False:
-                honest = self._trained(cell.case, without_intruder(self._prepared))
+            if settings.attack.control is not False:
+                honest = self.trained(settings.case, without_intruder(self._prepared))
                 utility = {f"honest_{name}": value for name, value in honest.utility.items()}
             verdict, truth = judge_samples(attacked, trained, self._prepared)
         else:
-            measures = tuple(own_class(e.name, "metric")(**e.own) for e in cell.metrics)
+            measures = tuple(own_class(e.name, "metric")(**e.own) for e in settings.metrics)
             answers = replace(trained.answer_key(), measures=measures)
-            stream = derive(cell.training.seed, "oracle")
+            stream = derive(training.seed, "oracle")
             verdict, truth = judge(attacked, answers, self._trace(trained), stream=stream)
-            if cell.training.adversary is not None:
+            if training.adversary is not None:
                 verdict = self._beside_a_hijack(cell, trained, verdict)
-        guess = answer_key_of(cell, self._prepared)
+        guess = answer_key_of(settings, self._prepared)
         keep_truth(truth, self._folder / "truths" / f"{guess}.safetensors")
         verdict = replace(verdict, notes=(*verdict.notes, *notes))
         return self._card(
             cell, key, trained, verdict, attacked=attacked, cost=cost, utility=utility, guess=guess
         )
 
-    def _beside_a_hijack(
-        self, cell: CellSettings, trained: TrainingRun, verdict: Verdict
-    ) -> Verdict:
+    def _beside_a_hijack(self, cell: Cell, trained: TrainingRun, verdict: Verdict) -> Verdict:
         """Put the curve of an adversary beside its scores, and of a hijack a control run."""
         beside: JsonObject = {}
-        if cell.attack.control is not False and not cell.attack.live:
-            control = self._trained(cell.case, _never_hijacked(self._prepared))
-            stream = derive(cell.training.seed, "oracle")
+        settings = cell.settings
+        if settings.attack.control is not False and not settings.attack.live:
+            control = self.trained(settings.case, _never_hijacked(self._prepared))
+            stream = derive(settings.training.seed, "oracle")
             beside = {
-                "never_hijacked": never_hijacked(control, cell.attack),
-                **honest_probe(control, cell.attack, stream=stream),
+                "never_hijacked": never_hijacked(control, cell),
+                **honest_probe(control, cell, stream=stream),
                 "detection": detected(control),
             }
         return replace(
@@ -378,7 +372,7 @@ class TrainingGroup:
 
     def _card(
         self,
-        cell: CellSettings,
+        cell: Cell,
         key: str,
         trained: TrainingRun,
         verdict: Verdict,
@@ -389,10 +383,10 @@ class TrainingGroup:
         guess: str,
     ) -> Card:
         """Say what a run came to; cost and utility stand beside what the training had of them."""
-        where = describe_device(resolve_device(cell.training.device))
+        device = resolve_device(cell.settings.training.device)
         return Card(
             **card_fields(cell, key),
-            device={**where, "nodes": ", ".join(trained.devices)},
+            device={**describe_device(device), "nodes": ", ".join(trained.devices)},
             status="done",
             guess=guess,
             exposure=attacked.exposure,
@@ -406,10 +400,10 @@ class TrainingGroup:
                 **trained.cost,
                 **cost,
                 "peak_memory": peak_memory(),
-                **peak_gpu_memory(resolve_device(cell.training.device)),
+                **peak_gpu_memory(device),
             },
             unreliable=verdict.unreliable,
-            notes=(*attacked.notes, *verdict.notes, *_of_this_process(cell)),
+            notes=(*attacked.notes, *verdict.notes, *_of_this_process(cell.settings)),
             stopped_on_budget=verdict.stopped_on_budget,
             noise=self._noise_of(trained),
             ceiling=self._bounds.beside(cell, trained.folder, verdict.scores, attacked.targets),
@@ -427,11 +421,11 @@ def _of_this_process(cell: CellSettings) -> list[str]:
     ]
 
 
-def _try_out(training: Training) -> None:
+def _try_out(prepared: Prepared) -> None:
     """Hold a user's own defences against their contract before they are first trained with."""
-    for name, own in training.defense.stack:
+    for (name, _), defense in zip(prepared.settings.defense.stack, prepared.defenses, strict=True):
         if is_own(name):
-            refuse_breaches(own_class(name, "defence")(**own))
+            refuse_breaches(defense)
 
 
 def _never_hijacked(prepared: Prepared) -> Prepared:

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from torch import Tensor
 
-from experiments.run.attack import Attacked, make_attack, save_tensors
+from experiments.run.attack import Attacked, Cell, save_tensors
 from experiments.run.evasion import Victim, at_the_end, victim_of, whole_network
 from experiments.run.guesses import share_on_budget
 from experiments.run.malicious_client import UNTRAINED
@@ -24,7 +24,6 @@ from experiments.run.malicious_server import decoded_attack
 from experiments.run.prepare import Prepared
 from experiments.run.targets import Evidences, MisfitError, pick_targets
 from experiments.run.training_run import TrainingRun
-from experiments.settings.plugins import AttackSettings
 from leakbed.contracts import Guess
 from leakbed.contracts.attack import MaliciousClient
 from leakbed.events import Phase, Target
@@ -255,40 +254,40 @@ def as_scores(found: Evasion) -> Scores:
     )
 
 
-def never_hijacked(control: TrainingRun, settings: AttackSettings) -> dict[str, Any]:
+def never_hijacked(control: TrainingRun, cell: Cell) -> dict[str, Any]:
     """Return the scores of an adversary that hijacked nobody, on the same targets.
 
     Args:
         control: Trained with the adversary, which forged nothing.
-        settings: The adversary's.
+        cell: The adversary's.
 
     Returns:
         Every metric with its spread, as of any attack.
     """
-    honest = decoded_attack(control, settings)
+    honest = decoded_attack(control, cell)
     infers = honest.attack.threat.infers
     truth = AnswerKey.read(control.answers).truth(honest.targets, attribute=infers)
     found = baselines(truth, unordered_labels=honest.guess.images is None)
     return score(honest.guess, truth, baselines=found).as_dict()
 
 
-def honest_probe(control: TrainingRun, settings: AttackSettings, *, stream: int) -> dict[str, Any]:
+def honest_probe(control: TrainingRun, cell: Cell, *, stream: int) -> dict[str, Any]:
     """Return what a linear head reads off honest smashed data, told the truth of half of them.
 
     Args:
         control: Trained with the adversary, which forged nothing.
-        settings: The adversary's; its targets may be of training or of evaluation.
+        cell: The adversary's; its targets may be of training or of evaluation.
         stream: The oracle's.
 
     Returns:
         ``honest_probe``, from :func:`leakbed.oracle.linear_probe`; nothing where the adversary
         infers no attribute.
     """
-    threat = make_attack(settings).threat
+    threat = cell.attack.threat
     if threat.infers is None:
         return {}
     evidences = Evidences.of(Trace(control.trace))
-    targets = pick_targets(evidences, threat, when=settings.when, count=_ALL)
+    targets = pick_targets(evidences, threat, when=cell.settings.attack.when, count=_ALL)
     truth = AnswerKey.read(control.answers).truth(targets, attribute=threat.infers)
     found = linear_probe(
         _smashed(evidences, targets),

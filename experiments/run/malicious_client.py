@@ -15,11 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clients.malicious import MaliciousClientSession
-from experiments.run.attack import Attacked, make_attack
+from experiments.run.attack import Attacked, Cell
 from experiments.run.prepare import Prepared
 from experiments.run.targets import MisfitError
 from experiments.run.training_run import SAMPLES, TrainingRun
-from experiments.settings.plugins import AttackSettings
 from leakbed.contracts import Guess
 from leakbed.grids import DeterministicGrid
 from leakbed.tensors import finite
@@ -65,12 +64,12 @@ def without_intruder(prepared: Prepared) -> Prepared:
     return replace(prepared, settings=replace(prepared.settings, intruder=None))
 
 
-def sampled(run: TrainingRun, settings: AttackSettings, prepared: Prepared) -> Attacked:
+def sampled(run: TrainingRun, cell: Cell, prepared: Prepared) -> Attacked:
     """Return a malicious client's samples as its guess, those of an untrained network beside it.
 
     Args:
         run: Trained with it.
-        settings: The intruder's.
+        cell: The intruder's.
         prepared: That run's ingredients.
 
     Returns:
@@ -90,7 +89,7 @@ def sampled(run: TrainingRun, settings: AttackSettings, prepared: Prepared) -> A
     guess = Guess(images=images, failed=failed)
     untrained = _untrained(prepared, run, count=len(images))
     return Attacked(
-        attack=make_attack(settings),
+        attack=cell.attack,
         targets=(),
         guess=guess,
         seconds=0.0,

@@ -22,14 +22,14 @@ from torch import Tensor, nn
 
 from attacks import ADVERSARIES, ATTACKS
 from experiments.run.alarms import timed
-from experiments.run.attack import Attacked, make_attack, met
+from experiments.run.attack import Attacked, Cell, met
 from experiments.run.prepare import Prepared, answer_key
 from experiments.run.server_part import Mirror, layers
 from experiments.run.targets import Evidences, pick_targets
 from experiments.run.training_run import DECODED, TrainingRun
 from experiments.run.view import initial_view
 from experiments.settings.cells import Hijacking
-from experiments.settings.plugins import AttackSettings, JsonObject
+from experiments.settings.plugins import JsonObject
 from leakbed.contracts import Adversary, Guess, Knowledge, Watcher
 from leakbed.events import CutGradientDown, Event, Phase, SmashedUp, Target
 from leakbed.hijack import Hijack, HijackError, Watch
@@ -220,27 +220,26 @@ def _on_cpu(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach().cpu()
 
 
-def decoded_attack(run: TrainingRun, settings: AttackSettings) -> Attacked:
+def decoded_attack(run: TrainingRun, cell: Cell) -> Attacked:
     """Return the answers of an adversary, or of a watcher, to its targets.
 
     A run without the smashed data asked for raises :class:`~experiments.run.targets.MisfitError`.
 
     Args:
         run: Trained with the adversary.
-        settings: The adversary's, with which targets and how many.
+        cell: The adversary's, with which targets and how many.
 
     Returns:
         The answers, in the targets' order.
     """
-    adversary = make_attack(settings)
     trace = Trace(run.trace)
     evidences = Evidences.of(trace)
-    when, count = settings.when, settings.targets
-    targets = pick_targets(evidences, adversary.threat, when=when, count=count)
+    when, count = cell.settings.attack.when, cell.settings.attack.targets
+    targets = pick_targets(evidences, cell.attack.threat, when=when, count=count)
     exposed, notes = met(trace, evidences, targets, asked=count)
     found = _picked(run, targets)
     return Attacked(
-        attack=adversary,
+        attack=cell.attack,
         targets=targets,
         guess=Guess(
             images=found.get("images"),

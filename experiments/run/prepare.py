@@ -4,41 +4,27 @@ That is: what the protocol divides among nodes (rows, or the features of all row
 may know of the run so that they can refuse one they cannot protect, and which nodes are malicious.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from math import ceil
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from attacks import INTRUDERS
-from clients.malicious import begun, intruder_of, unlabelling, view_of
+from clients.malicious import begun, intruder_of, view_of
 from clients.node import NodeConfig, TrainingPlan, smallest_batch, straddles
-from clients.training_defenses import unlabelled
 from defenses import DEFENSES
-from experiments.run.defaults import resolve_protocol
 from experiments.run.rehearse import rehearse
-from experiments.run.server_part import layers, refuse_more_than_middle
-from experiments.run.targets import MisfitError, refuse_misfit
-from experiments.run.view import initial_view
 from experiments.settings.cells import Training
 from experiments.settings.protocol import ProtocolSettings
 from experiments.settings.schema import SettingsError
-from leakbed.contracts import (
-    Defense,
-    Knowledge,
-    MissingKnowledgeError,
-    Protects,
-    ThreatModel,
-    UnfitViewError,
-    View,
-    select,
-)
+from leakbed.contracts import Defense, Protects, select
 from leakbed.contracts.defense import Run
 from leakbed.contracts.gradient_defenses import refuse_order
-from leakbed.contracts.hooks import refuse_uncalled, untrained
+from leakbed.contracts.hooks import refuse_uncalled
 from leakbed.contracts.training_steps import refuse_stack
 from leakbed.data.config import DataConfig
 from leakbed.data.partitioning import ALIGNED, strip_architecture
@@ -51,7 +37,7 @@ from leakbed.provenance import RanOn
 from leakbed.seeds import derive
 from leakbed.tensors import resolve_device
 from strategies import find_protocol
-from strategies.vertical_split import party_architectures
+from strategies.vertical_split import MERGES, party_architectures
 
 
 def partition_of(training: Training) -> str:
@@ -103,8 +89,8 @@ def check_parties(training: Training, architecture: Architecture) -> None:
             f"protocol.fraction = {protocol.fraction}: each party of {protocol.name} holds a share "
             "of every row, so all must train; leave it out"
         )
-    nodes, merge = training.data.nodes, protocol.merge or "concat"
-    party_architectures(architecture, nodes=nodes, merge=merge)
+    if (merge := protocol.chosen.get("merge", "concat")) in MERGES:  # a stranger's is not known
+        party_architectures(architecture, nodes=training.data.nodes, merge=merge)
 
 
 def labels_of(data: DataConfig, partition: int) -> Int[Tensor, " rows"]:
@@ -205,41 +191,6 @@ def check_intruder(training: Training, cell: Callable[[int], NodeConfig]) -> Non
         begun(intruder, view_of(told), seed=0)
 
 
-def misplaced(training: Training, *, exchanges: str, labels: str) -> str | None:
-    """Return why a protocol gives an intruder no say, or None if it does.
-
-    Args:
-        training: The run's settings.
-        exchanges: What the protocol exchanges.
-        labels: The value of ``protocol.labels``, resolved.
-
-    Returns:
-        What does not fit and what would.
-    """
-    if training.intruder is None or exchanges == "weights":
-        return None
-    kind = picked(training.intruder.name, INTRUDERS, "attack")
-    return unlabelling(kind(**training.intruder.own), labels)
-
-
-_U_SHAPE = 3  # parts of a network whose head the node holds
-_SPLIT = set(Protects) - {Protects.UPDATE}
-
-
-@runtime_checkable
-class Foreseeing(Protocol):
-    """A passive attack that can say before training that its settings do not fit."""
-
-    @property
-    def threat(self) -> ThreatModel:
-        """Who attacks and what it may read."""
-        ...
-
-    def check(self, view: View) -> None:
-        """Refuse what could not work, from a view without evidence."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
     """A training run's ingredients, checked before anything is sent.
@@ -249,7 +200,6 @@ class Prepared:
         data: What the rows are a function of.
         architecture: The network.
         plan: How nodes train.
-        defenses: Name and settings of each defence.
         ran_on: Its data and the user's code, as this process has them.
     """
 
@@ -257,8 +207,20 @@ class Prepared:
     data: DataConfig
     architecture: Architecture
     plan: TrainingPlan
-    defenses: tuple[tuple[str, Mapping[str, Any]], ...]
     ran_on: RanOn
+
+    @cached_property
+    def defenses(self) -> tuple[Defense, ...]:
+        """The run's defences, made once; a control run has its own.
+
+        Values out of range raise the defence's own errors, and a hook that nobody would call is an
+        :class:`~leakbed.contracts.hooks.UncalledHookError`.
+        """
+        stack = self.settings.defense.stack
+        kinds = [picked(name, DEFENSES, "defence") for name, _ in stack]
+        for kind in kinds:
+            refuse_uncalled(kind)
+        return tuple(kind(**own) for kind, (_, own) in zip(kinds, stack, strict=True))
 
     @property
     def fingerprint(self) -> str:
@@ -314,7 +276,7 @@ class Prepared:
         """Return what makes a node malicious; it does not defend itself against anybody."""
         chosen = self.settings.intruder
         if chosen is None or partition not in chosen.nodes:
-            return {"defenses": self.defenses}
+            return {"defenses": self.settings.defense.stack}
         stream = self.stream(f"adversary/{steady(chosen.name)}/{partition}")
         return {"intruder": (chosen.name, chosen.own), "intruder_stream": stream}
 
@@ -332,7 +294,6 @@ def prepare(training: Training, *, root: str | None) -> Prepared:
     Returns:
         The run's ingredients.
     """
-    training = replace(training, protocol=resolve_protocol(training.protocol))
     model, protocol = training.model, training.protocol
     entry = find_protocol(protocol.name)
     data = _recipe(training, root)
@@ -354,7 +315,6 @@ def prepare(training: Training, *, root: str | None) -> Prepared:
         data=data,
         architecture=architecture,
         plan=_plan(protocol),
-        defenses=training.defense.stack,
         ran_on=RanOn.here(data, architecture, also=training.plugins()),
     )
     if entry.exchanges == "split":
@@ -366,7 +326,7 @@ def prepare(training: Training, *, root: str | None) -> Prepared:
     for partition, rows in enumerate(sizes):
         prepared.cell(partition).batches(1, rows)
     rehearse(training, architecture, rows=sizes)
-    check_defenses(make_defenses(training), training, architecture, rows=sizes)
+    check_defenses(prepared.defenses, training, architecture, rows=sizes)
     check_intruder(training, prepared.cell)
     resolve_device(training.device)
     return prepared
@@ -401,119 +361,8 @@ def _plan(protocol: ProtocolSettings) -> TrainingPlan:
     if protocol.optimizer == "adam" and protocol.momentum:
         raise SettingsError(f"protocol.momentum = {protocol.momentum} is SGD's; Adam has none")
     return TrainingPlan(
-        batch_size=protocol.batch_size,
-        local_steps=protocol.local_steps,
-        optimizer=protocol.optimizer,
-        learning_rate=protocol.learning_rate,
-        momentum=protocol.momentum,
-        weight_decay=protocol.weight_decay,
-        labels=protocol.labels or "shared",
-        bottoms=protocol.bottoms or "sealed",
-        optimizer_state=protocol.optimizer_state or "kept",
+        **{each.name: getattr(protocol, each.name) for each in fields(TrainingPlan)}
     )
-
-
-def make_defenses(training: Training) -> tuple[Defense, ...]:
-    """Return a run's defences; values out of range raise the defence's own errors.
-
-    One with a hook that nobody would call is a
-    :class:`~leakbed.contracts.hooks.UncalledHookError`.
-    """
-    kinds = [picked(name, DEFENSES, "defence") for name, _ in training.defense.stack]
-    for kind in kinds:
-        refuse_uncalled(kind)
-    return tuple(kind(**own) for kind, (_, own) in zip(kinds, training.defense.stack, strict=True))
-
-
-def unread(threat: ThreatModel, training: Training) -> str | None:
-    """Return why a protocol sends nothing that an attack reads, or None if it does."""
-    entry = find_protocol(training.protocol.name)
-    watches = training.adversary is not None and training.adversary.watches
-    if (threat.active or watches) and entry.divides == "features":
-        does = "watches the smashed data" if watches else "forges the gradients"
-        return (
-            f"each party of {training.protocol.name} holds a strip of every image, and no "
-            f"adversary here {does} of strips; use 'vanilla-split'"
-        )
-    try:
-        bottoms = resolve_protocol(training.protocol).bottoms
-        refuse_misfit(threat, updates=entry.exchanges == "weights", bottoms=bottoms)
-        if Knowledge.NATURAL_IMAGES in threat.needs:
-            held = training.model.upper_cut if entry.parts == _U_SHAPE else None
-            refuse_more_than_middle(training.protocol.name, held)
-    except MisfitError as error:
-        return str(error)
-    return None
-
-
-def unfit(attack: object, prepared: Prepared) -> str | None:
-    """Return why an attack cannot work with what is known before training, or None if it may.
-
-    An attack with a method ``check`` is shown the view of before the first message.
-
-    Args:
-        attack: With its settings.
-        prepared: The run.
-
-    Returns:
-        The attack's own reason, as an unfit card states it.
-    """
-    if not isinstance(attack, Foreseeing):
-        return None
-    layout = prepared.architecture
-    try:
-        part = layers(layout) if Knowledge.SERVER_PART in attack.threat.needs else None
-        attack.check(
-            initial_view(
-                attack.threat,
-                layout,
-                rows=prepared.plan.batch_size,
-                public=prepared.public,
-                device=resolve_device("cpu"),
-                part=part,
-                labelled=prepared.plan.labels == "shared",
-            )
-        )
-    except (MisfitError, MissingKnowledgeError, UnfitViewError) as error:
-        return str(error)
-    return None
-
-
-def misfit(training: Training) -> str | None:
-    """Return why a defence or an intruder does not fit a protocol, or None if all do."""
-    entry = find_protocol(training.protocol.name)
-    exchanges = entry.exchanges
-    sent = {Protects.UPDATE, Protects.TRAINING} if exchanges == "weights" else _SPLIT
-    labels = resolve_protocol(training.protocol).labels
-    if (why := misplaced(training, exchanges=exchanges, labels=str(labels))) is not None:
-        return why
-    for name, _ in training.defense.stack:
-        kind = picked(name, DEFENSES, "defence")
-        protects = kind.protects
-        if exchanges == "split" and labels not in kind.labels:
-            return unlabelled(kind(), str(labels))
-        if Protects.TRAINING in protects and (why := untrained(kind, exchanges)) is not None:
-            return why
-        if Protects.UPDATE in protects and exchanges == "weights" and entry.requests:
-            asked = ", ".join(each.__name__ for each in entry.requests)
-            return (
-                f"{name} protects the weights that nodes send back in FedAvg's own messages, but "
-                f"{training.protocol.name} asks them requests of its own ({asked}), and what they "
-                "reply would go out unprotected; leave the defence out, or protect the reply in "
-                "the request's answer"
-            )
-        if not protects & sent:
-            fitting = [
-                key
-                for key, other in DEFENSES.items()
-                if other.protects & sent and untrained(other, exchanges) is None
-            ]
-            return (
-                f"{name} protects {', '.join(sorted(protects))} messages but "
-                f"{training.protocol.name} sends {', '.join(sorted(sent))}; "
-                f"use {' or '.join(fitting)}"
-            )
-    return None
 
 
 def answer_key(prepared: Prepared, bottom: Arrays | None) -> AnswerKey:
@@ -551,9 +400,9 @@ def answer_key(prepared: Prepared, bottom: Arrays | None) -> AnswerKey:
         seed=prepared.settings.seed,
         training={
             "plan": asdict(prepared.plan),
-            "defenses": [[name, dict(own)] for name, own in prepared.defenses],
+            "defenses": [[name, dict(own)] for name, own in prepared.settings.defense.stack],
             "intruder": prepared.settings.intruder is not None,
-            "sync": prepared.settings.protocol.sync,
+            "sync": prepared.settings.protocol.chosen.get("sync"),
         },
     )
 

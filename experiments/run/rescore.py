@@ -72,7 +72,7 @@ def rescore(folder: Path, *, progress: Progress | None = None, root: str | None 
                 if card.key not in done:
                     write_card(card, folder)
                 if progress is not None:
-                    progress.advance(keys[card.key].label)
+                    progress.advance(keys[card.key].settings.label)
         stay = [key if key in found else old for key, old in zip(plan.cells, before, strict=True)]
         plan.note(folder, checked, stay)
         every = {card.key: card for card in read_cards(folder)}
@@ -80,5 +80,5 @@ def rescore(folder: Path, *, progress: Progress | None = None, root: str | None 
     return Rescored(
         cards=[every[key] for key in stay if key in every],
         changed=len(found.keys() - done.keys()),
-        lacking={plan.cells[key].label: why for key, why in lacking.items()},
+        lacking={plan.cells[key].settings.label: why for key, why in lacking.items()},
     )

@@ -14,7 +14,8 @@ process that does everything in turn.
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,12 @@ from experiments.results.folder import (
     noted_keys,
     remove_orphans,
 )
-from experiments.run.attack import make_attack
-from experiments.run.defaults import resolve_defaults
+from experiments.run.attack import Cell
 from experiments.run.executor import Progress, RunCleanup, TrainingGroup
-from experiments.run.prepare import make_defenses, misfit, prepare, unread
+from experiments.run.fit import fitting
+from experiments.run.prepare import prepare
 from experiments.run.train import Grids, grids_of
-from experiments.settings.cells import CellSettings, cells
+from experiments.settings.cells import cells
 from experiments.settings.load import load_settings
 from experiments.settings.objects import refuse_elsewhere
 from experiments.settings.schema import Settings
@@ -70,7 +71,44 @@ def run(
     root = root or os.environ.get("LEAKBED_DATA")
     root = str(Path(root).absolute()) if root else None  # workers may start elsewhere
     with lock_folder(folder):
-        return _run(checked, folder=folder, progress=progress, grids=grids, root=root)
+        done = finished(folder)
+        plan = planned(checked, folder=folder, grids=grids, progress=progress, root=root)
+        plan.begin(folder, checked, done, progress)
+
+        def keep(card: Card) -> None:
+            """Write a card that is new, and say that its cell is done."""
+            if card.key not in done:
+                write_card(card, folder)
+                done[card.key] = card
+            if progress is not None:
+                progress.advance(plan.cells[card.key].settings.label)
+
+        cleanup = RunCleanup(plan.trainings, keep=checked.keep_runs)
+        shared = plan.lacking(done) if grids is None else set()
+        shared = shared if _is_shared(checked, len(shared)) else set()
+        with task_identity():
+            for place, (group, keyed) in enumerate(zip(plan.trainings, plan.keyed, strict=True)):
+                if place not in shared:
+                    for card in group.cards(keyed, done):
+                        keep(card)
+                    cleanup.after(group)
+        if shared:
+            from experiments.run import sweep  # noqa: PLC0415  Ray takes seconds to import
+
+            sweep.share(
+                sweep.Sweep(
+                    settings=checked, folder=folder.absolute(), source=source_hash(), root=root
+                ),
+                {
+                    place: (plan.keyed[place], plan.trainings[place].ran_on)
+                    for place in sorted(shared)
+                },
+                done=dict(done),
+                keep=keep,
+                tidy=lambda place: cleanup.after(plan.trainings[place]),
+                note=None if progress is None else progress.note,
+            )
+        return [done[key] for key in plan.cells]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,13 +122,39 @@ class Plan:
     """
 
     trainings: list[TrainingGroup]
-    keyed: list[dict[str, CellSettings]]
+    keyed: list[dict[str, Cell]]
     left_out: int
 
-    @property
-    def cells(self) -> dict[str, CellSettings]:
+    @cached_property
+    def cells(self) -> dict[str, Cell]:
         """All of them, in order."""
         return {key: cell for keys in self.keyed for key, cell in keys.items()}
+
+    def lacking(self, done: Mapping[str, Card]) -> set[int]:
+        """Return which training runs have a cell without a card."""
+        return {place for place, keys in enumerate(self.keyed) if not keys.keys() <= done.keys()}
+
+    def begin(
+        self, folder: Path, checked: Settings, done: Mapping[str, Card], progress: Progress | None
+    ) -> None:
+        """Note what is run, and say how much it is, and how much of the last run is no part of it.
+
+        Args:
+            folder: For results.
+            checked: The experiment.
+            done: Cards that stand.
+            progress: Told so.
+        """
+        gone = sum(key in done and key not in self.cells for key in noted_keys(folder))
+        self.note(folder, checked, list(self.cells))
+        if progress is None:
+            return
+        progress.start(len(self.cells), left_out=self.left_out)
+        if gone:
+            progress.note(
+                f"{gone} results of the last run here are of other settings, data or code, or were "
+                "named by an earlier version; they stay in cards/ and are no part of this run"
+            )
 
     def note(self, folder: Path, checked: Settings, keys: Sequence[str]) -> None:
         """Write down which cards are the last run's, and what it ran."""
@@ -120,11 +184,12 @@ def planned(
     Returns:
         What is to be run.
     """
-    wanted, left_out = _wanted(checked)
-    groups = [list(group) for _, group in groupby(wanted, key=lambda cell: cell.training)]
+    asked = [Cell.of(cell) for cell in cells(checked)]
+    wanted = fitting(asked)
+    groups = [list(group) for _, group in groupby(wanted, key=lambda cell: cell.settings.training)]
     trainings = [
         TrainingGroup(
-            prepare(group[0].training, root=root),
+            prepare(group[0].settings.training, root=root),
             folder=folder,
             grids=grids or grids_of(checked),
             progress=progress,
@@ -134,67 +199,7 @@ def planned(
         for group in groups
     ]
     keyed = [group.keyed(own) for group, own in zip(trainings, groups, strict=True)]
-    return Plan(trainings=trainings, keyed=keyed, left_out=left_out)
-
-
-def _run(
-    checked: Settings,
-    *,
-    folder: Path,
-    progress: Progress | None,
-    grids: Grids | None,
-    root: str | None,
-) -> list[Card]:
-    """Run every cell that has no card yet, in a folder that is this run's alone."""
-    done = finished(folder)
-    plan = planned(checked, folder=folder, grids=grids, progress=progress, root=root)
-    trainings, keyed = plan.trainings, plan.keyed
-    labels = {key: cell.label for key, cell in plan.cells.items()}
-    gone = sum(key in done and key not in labels for key in noted_keys(folder))
-    plan.note(folder, checked, list(labels))
-    if progress is not None:
-        _announce(progress, len(labels), left_out=plan.left_out, gone=gone)
-    tidying = RunCleanup(trainings, keep=checked.keep_runs)
-
-    def keep(card: Card) -> None:
-        """Write a card that is new, and say that its cell is done."""
-        if card.key not in done:
-            write_card(card, folder)
-            done[card.key] = card
-        if progress is not None:
-            progress.advance(labels[card.key])
-
-    lacking = {place for place, keys in enumerate(keyed) if not keys.keys() <= done.keys()}
-    shared = lacking if grids is None and _is_shared(checked, len(lacking)) else set()
-    with task_identity():
-        for place in sorted(set(range(len(keyed))) - shared):
-            for card in trainings[place].cards(keyed[place], done):
-                keep(card)
-            tidying.after(trainings[place])
-    if shared:
-        from experiments.run import sweep  # noqa: PLC0415  Ray takes seconds to import
-
-        sweep.share(
-            sweep.Sweep(
-                settings=checked, folder=folder.absolute(), source=source_hash(), root=root
-            ),
-            {place: (keyed[place], trainings[place].ran_on) for place in sorted(shared)},
-            done=dict(done),
-            keep=keep,
-            tidy=lambda place: tidying.after(trainings[place]),
-            note=None if progress is None else progress.note,
-        )
-    return [done[key] for key in labels]
-
-
-def _announce(progress: Progress, cells: int, *, left_out: int, gone: int) -> None:
-    """Say how many cells there are, and how many results of the last run are no part of it."""
-    progress.start(cells, left_out=left_out)
-    if gone:
-        progress.note(
-            f"{gone} results of the last run here are of other settings, data or code, or were "
-            "named by an earlier version; they stay in cards/ and are no part of this run"
-        )
+    return Plan(trainings=trainings, keyed=keyed, left_out=len(asked) - len(wanted))
 
 
 def _is_shared(checked: Settings, lacking: int) -> bool:
@@ -222,41 +227,3 @@ def finished(folder: Path) -> dict[str, Card]:
     cards = read_cards(folder) if (folder / "cards").is_dir() else []
     remove_orphans(folder, cards)
     return {card.key: card for card in cards if card.status != "failed"}
-
-
-def _wanted(checked: Settings) -> tuple[list[CellSettings], int]:
-    """Return the cells to run, and how many were left out."""
-    asked = [resolve_defaults(cell) for cell in cells(checked)]
-    for cell in asked:
-        make_attack(cell.attack)  # bad values are refused before anything is trained
-        make_defenses(cell.training)
-    fitting = _fitting(asked)
-    return fitting, len(asked) - len(fitting)
-
-
-def _fitting(wanted: Sequence[CellSettings]) -> list[CellSettings]:
-    """Leave out cells that cannot fit and that no case asks for by name.
-
-    An attack or a defence that fits nowhere stays: its cards say why, and nothing else would.
-    """
-    fit = [cell for cell in wanted if not _is_crossed(cell)]
-    attacks = {cell.attack.choice for cell in fit}
-    defenses = {cell.training.defense.choice for cell in fit}
-    return [
-        cell
-        for cell in wanted
-        if cell.attack.choice not in attacks
-        or cell.training.defense.choice not in defenses
-        or not _is_crossed(cell)
-    ]
-
-
-def _is_crossed(cell: CellSettings) -> bool:
-    """Say whether an attack or a defence that its case does not name cannot fit it."""
-    training = cell.training
-    honest = misfit(replace(training, intruder=None))
-    if honest is not None and "defenses" not in cell.named:
-        return True
-    threat = make_attack(cell.attack).threat
-    why = unread(threat, training) or (misfit(training) if honest is None else None)
-    return why is not None and "attacks" not in cell.named

@@ -30,6 +30,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from experiments.results.cards import Card
 from experiments.results.folder import LOCK, make_folder, write_private
+from experiments.run.attack import Cell
 from experiments.run.executor import TrainingGroup, empty_card
 from experiments.run.prepare import prepare
 from experiments.run.train import grids_of
@@ -147,7 +148,7 @@ class _Run:
 
 def share(
     sweep: Sweep,
-    runs: Mapping[int, tuple[Mapping[str, CellSettings], RanOn]],
+    runs: Mapping[int, tuple[Mapping[str, Cell], RanOn]],
     *,
     done: Mapping[str, Card],
     keep: Callable[[Card], None],
@@ -174,7 +175,7 @@ def share(
     for number, (keyed, ran_on) in runs.items():
         for key in keyed.keys() & done.keys():
             keep(done[key])
-        cells = {key: cell for key, cell in keyed.items() if key not in done}
+        cells = {key: cell.settings for key, cell in keyed.items() if key not in done}
         tasks[number] = Task(sweep=sweep, cells=cells, ran_on=ran_on)
     own = start_ray(settings.ray_address, cpus=min(settings.jobs, len(tasks)))
     try:
@@ -333,7 +334,7 @@ class _Scheduler:
         if self._settings.on_error == "stop":
             raise JobGoneError(f"{said}; finished cells stay")
         for key, cell in list(run.task.cells.items())[: 1 if run.trained else None]:
-            card = empty_card(cell, key, status="failed", why=said)
+            card = empty_card(Cell.of(cell), key, status="failed", why=said)
             run.arrived.append(Finished(card, {}))
         self._store(run)
         run.lost = 0
@@ -532,19 +533,19 @@ def worked(
             take_share(share)
         configure_torch()
         with _results(task, mark) as (folder, is_askers), task_identity():
-            group = _group(task, folder)
+            group, keyed = _group(task, folder)
             if group.is_trained:
                 yield Trained()
-            for card in group.cards(task.cells, {}):
+            for card in group.cards(keyed, {}):
                 yield Finished(card, {} if is_askers else _taken(folder, card.guess_key))
     except Exception as error:  # noqa: BLE001  the asker raises it
         yield Ended(_readable(error))
 
 
-def _group(task: Task, folder: Path) -> TrainingGroup:
-    """Return the training run of a task, which this process has the same code for."""
-    (first, *_) = task.cells.values()
-    prepared = prepare(first.training, root=task.sweep.root)
+def _group(task: Task, folder: Path) -> tuple[TrainingGroup, dict[str, Cell]]:
+    """Return the training run of a task and its cells, which this process has the same code for."""
+    made = [Cell.of(cell) for cell in task.cells.values()]
+    prepared = prepare(made[0].settings.training, root=task.sweep.root)
     task.ran_on.check("another process", prepared.ran_on)
     group = TrainingGroup(
         prepared,
@@ -553,12 +554,12 @@ def _group(task: Task, folder: Path) -> TrainingGroup:
         progress=None,
         on_error=task.sweep.settings.on_error,
     )
-    if group.keyed(tuple(task.cells.values())).keys() != task.cells.keys():
+    if (keyed := group.keyed(made)).keys() != task.cells.keys():
         raise EditedCodeError(
             "the code was edited after the run began, and another process would train or attack "
             "with the new one; start the run anew"
         )
-    return group
+    return group, keyed
 
 
 @contextmanager

@@ -16,13 +16,13 @@ from math import ceil
 from typing import Any
 
 from experiments.results.cards import Exposure
-from leakbed.contracts import Evidence, Seat, ThreatModel
+from leakbed.contracts import Evidence, Seat, ThreatModel, UnfitError
 from leakbed.contracts.threat import sees
 from leakbed.events import Arrays, Bottom, CutGradientDown, Phase, SmashedUp, Target, UpdateUp
 from leakbed.tap.trace import Trace
 
 
-class MisfitError(ValueError):
+class MisfitError(UnfitError):
     """An attack needs messages that the recorded protocol does not send; says what would fit."""
 
 

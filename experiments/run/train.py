@@ -21,20 +21,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result
 from jaxtyping import Int
 from torch import Tensor
 
 from clients import node_app
 from experiments.run.alarms import found
-from experiments.run.prepare import Prepared, answer_key, labels_of, make_defenses, passes_of
+from experiments.run.prepare import Prepared, answer_key, labels_of, passes_of
 from experiments.run.training_run import SUMMARY, TrainingRun, unfinished
 from experiments.run.view import ADVERSARY, PUBLIC
 from experiments.settings.plugins import JsonObject
 from experiments.settings.schema import Settings
 from leakbed.contract_checks import blamed
-from leakbed.contracts import Defense, Protects, select
+from leakbed.contracts import Protects, select
 from leakbed.distance_correlation import corrected_correlation, distance_correlation
 from leakbed.events import Arrays, Event, Phase, SmashedUp, arrays_of
 from leakbed.grids import DeterministicGrid, LocalGrid, NodeFailed
@@ -49,7 +50,7 @@ from leakbed.tensors import as_tensor, finite, load, predicted, resolve_device
 from leakbed.wire.messages import SETUP, SPLIT_STEP
 from strategies import find_protocol
 from strategies.node_channel import NodeStopped
-from strategies.protocol import Build, BuiltProtocol, ProtocolSetup
+from strategies.protocol import BuiltProtocol, ProtocolSetup
 from strategies.split_strategy import SplitStrategy
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class NodeCountError(ValueError):
 def train(
     prepared: Prepared, grid: Grid, folder: Path, *, roster: Mapping[int, int] | None
 ) -> TrainingRun:
-    """Train under the wiretap.
+    """Train under the wiretap; a run that cannot be put into its folder is an ``OSError``.
 
     Args:
         prepared: From :func:`prepare`.
@@ -138,38 +139,59 @@ def train(
 
     Returns:
         The finished run.
-
-    Raises:
-        OSError: The finished run cannot be put into its folder.
     """
-    adversary, live = prepared.settings.adversary, None
-    if adversary is not None:
-        live = _acting(_ADVERSARY)(prepared, adversary)
-    timeout = prepared.settings.protocol.timeout
+    settings, protocol, live = prepared.settings, prepared.settings.protocol, None
+    if settings.adversary is not None:
+        live = _acting(_ADVERSARY)(prepared, settings.adversary)
     canonical = DeterministicGrid(
         grid,
         stream=prepared.stream("sampling"),
         roster=roster,
         nodes=prepared.data.nodes,
-        timeout=timeout,
+        timeout=protocol.timeout,
     )
     _check_node_count(canonical, prepared)
-    devices = _tell_nodes(canonical, prepared, timeout)
+    devices = _tell_nodes(canonical, prepared, protocol.timeout)
     with unfinished(folder) as work:
-        summary = _record(prepared, canonical, work, live)
-        if prepared.settings.intruder is not None:
+        started, stop, utility = perf_counter(), None, {}
+        with Recorder(work / "trace", about=_about(prepared)) as recorder:
+            _hold_public(recorder, prepared)
+            tap = _tap(prepared, canonical, recorder, live)
+            with _blamed(protocol.name):
+                built = _built(prepared, canonical, live)
+                try:
+                    with scoped(prepared.stream("server")):
+                        result = built.strategy.start(
+                            tap,
+                            built.arrays,
+                            num_rounds=protocol.rounds,
+                            timeout=protocol.timeout,
+                            evaluate_fn=_keeper(recorder),
+                        )
+                    utility = _utility(prepared, result)
+                except NodeStopped as error:  # nothing is evaluated any more
+                    stop = error
+        seconds = perf_counter() - started
+        cost = {"seconds": seconds, "bytes_up": tap.bytes_up, "bytes_down": tap.bytes_down}
+        summary = {"utility": utility, "cost": cost, **_kept(prepared, built, stop, work)}
+        if settings.intruder is not None:
             _acting(_INTRUDER)(canonical, prepared, work)
         if live is not None:
             summary = live.concluded(summary, work)
         (work / SUMMARY).write_text(json.dumps({**summary, "devices": devices}))
-        if (rival := TrainingRun.read(folder)) is not None:
-            return rival  # another process finished the same run first
-        shutil.rmtree(folder, ignore_errors=True)
-        try:
-            work.rename(folder)
-        except OSError:
-            if TrainingRun.read(folder) is None:  # else another did so just now
-                raise
+        return _moved(work, folder)
+
+
+def _moved(work: Path, folder: Path) -> TrainingRun:
+    """Put a finished run into its folder, unless another process finished the same one first."""
+    if (rival := TrainingRun.read(folder)) is not None:
+        return rival
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        work.rename(folder)
+    except OSError:
+        if TrainingRun.read(folder) is None:  # else another did so just now
+            raise
     return TrainingRun(folder=folder, **json.loads((folder / SUMMARY).read_text()))
 
 
@@ -188,36 +210,40 @@ def _acting(role: str) -> Callable[..., Any]:
     return found
 
 
-def _record(
-    prepared: Prepared, grid: DeterministicGrid, work: Path, live: "LiveAdversary | None"
+def _tap(
+    prepared: Prepared,
+    grid: DeterministicGrid,
+    recorder: Recorder,
+    live: "LiveAdversary | None",
+) -> Wiretap:
+    """Return the wiretap of a run, with all that reads or forges at it."""
+    kept = recorder if _keeps_all(prepared) else SomeRounds(recorder, _wanted(prepared))
+    hooks: list[PassiveHook] = [RefuseNonFinite(), kept]
+    active = live if live is not None and live.forges else None
+    if live is not None and active is None:
+        hooks.append(live)
+    return Wiretap(grid, hooks, active=active, roster=grid.roster, strict=True)
+
+
+def _built(
+    prepared: Prepared, grid: DeterministicGrid, live: "LiveAdversary | None"
+) -> BuiltProtocol:
+    """Return a run's strategy with its first weights."""
+    entry = find_protocol(prepared.settings.protocol.name)
+    built = entry.build(_setup(prepared, grid.roster))
+    if live is not None and isinstance(built.strategy, SplitStrategy):
+        live.stands_beside(built.strategy)
+    return built
+
+
+def _kept(
+    prepared: Prepared, built: BuiltProtocol, stop: NodeStopped | None, work: Path
 ) -> JsonObject:
-    """Train under the wiretap, write trace and answers, and return the summary."""
-    started = perf_counter()
-    with Recorder(work / "trace", about=_about(prepared)) as recorder:
-        _hold_public(recorder, prepared)
-        kept = recorder if _keeps_all(prepared) else SomeRounds(recorder, _wanted(prepared))
-        hooks: list[PassiveHook] = [RefuseNonFinite(), kept]
-        active = live if live is not None and live.forges else None
-        if live is not None and active is None:
-            hooks.append(live)
-        tap = Wiretap(grid, hooks, active=active, roster=grid.roster, strict=True)
-        entry = find_protocol(prepared.settings.protocol.name)
-        with _blamed(prepared.settings.protocol.name, entry.build):
-            built = entry.build(_setup(prepared, grid.roster))
-            if live is not None and isinstance(built.strategy, SplitStrategy):
-                live.stands_beside(built.strategy)
-            utility, stop = _start(prepared, built, tap, recorder)
-    cost = {
-        "seconds": perf_counter() - started,
-        "bytes_up": tap.bytes_up,
-        "bytes_down": tap.bytes_down,
-    }
+    """Write the answer key, and return what the summary says of a run that is over."""
     # A stopped run has no last bottom: what it held at the last round's end is not what it sent.
     answers = answer_key(prepared, _last_bottom(built) if stop is None else None)
     answers.write(work / "answers", trace=work / "trace")
     return {
-        "utility": utility,
-        "cost": cost,
         "detection": found(getattr(built.strategy, "alarms", {}), stop),
         "smashed": smashed_dependence(Trace(work / "trace"), answers),
         "seed": prepared.settings.seed,
@@ -241,7 +267,7 @@ def _last_bottom(built: BuiltProtocol) -> Arrays | None:
 def _keeps_all(prepared: Prepared) -> bool:
     """Say whether all rounds are recorded: nobody knows beforehand where a node will stop."""
     settings = prepared.settings
-    return settings.keep_rounds == "all" or any(d.stop for d in make_defenses(settings))
+    return settings.keep_rounds == "all" or any(each.stop for each in prepared.defenses)
 
 
 def _wanted(prepared: Prepared) -> frozenset[int]:
@@ -306,41 +332,31 @@ def _tell_nodes(grid: DeterministicGrid, prepared: Prepared, timeout: float) -> 
     return sorted(devices)
 
 
-def _blamed(name: str, build: Build) -> AbstractContextManager[None]:
+def _blamed(name: str) -> AbstractContextManager[None]:
     """Blame a protocol of one's own by its path for what its code raises."""
+    build = find_protocol(name).build
     return blamed(name, "protocol", within=build) if is_own(name) else nullcontext()
 
 
-def _start(
-    prepared: Prepared, built: BuiltProtocol, tap: Wiretap, recorder: Recorder
-) -> tuple[dict[str, float], NodeStopped | None]:
-    """Train; return the utility, and the node that stopped, where one did."""
-    protocol = prepared.settings.protocol
-    entry = find_protocol(protocol.name)
+def _keeper(recorder: Recorder) -> Callable[[int, ArrayRecord], None]:
+    """Return what records the server's own weights at the start and at each round's end."""
 
-    def keep(round_: int, arrays: ArrayRecord) -> MetricRecord | None:
-        """Record what the server itself holds at the start and at each round's end."""
+    def keep(round_: int, arrays: ArrayRecord) -> None:
         held = {name: value.numpy() for name, value in arrays.items()}
         recorder.hold("server", f"model/round-{round_}", held)
-        return None
 
-    try:
-        with scoped(prepared.stream("server")):
-            result = built.strategy.start(
-                tap,
-                built.arrays,
-                num_rounds=protocol.rounds,
-                timeout=protocol.timeout,
-                evaluate_fn=keep,
-            )
-    except NodeStopped as stop:
-        return {}, stop  # nothing is evaluated any more
+    return keep
+
+
+def _utility(prepared: Prepared, result: Result) -> dict[str, float]:
+    """Return what a trained model is good for; nothing where no rows were held out."""
+    protocol = prepared.settings.protocol
     if not len(prepared.data.split().test):
-        return {}, None  # nothing is held out to measure utility on
-    if entry.exchanges == "weights":
-        return {"test_accuracy": _whole_accuracy(prepared, result.arrays)}, None
+        return {}
+    if find_protocol(protocol.name).exchanges == "weights":
+        return {"test_accuracy": _whole_accuracy(prepared, result.arrays)}
     metrics = result.evaluate_metrics_clientapp[protocol.rounds]
-    return {"test_accuracy": float(str(metrics["accuracy"]))}, None
+    return {"test_accuracy": float(str(metrics["accuracy"]))}
 
 
 def _setup(prepared: Prepared, roster: Mapping[int, int]) -> ProtocolSetup:
@@ -353,19 +369,17 @@ def _setup(prepared: Prepared, roster: Mapping[int, int]) -> ProtocolSetup:
         optimiser=prepared.plan.optimiser,
         nodes=prepared.data.nodes,
         fraction=protocol.fraction,
-        bottoms=prepared.plan.bottoms,
         labels={node: _labels_at_server(prepared, part) for node, part in roster.items()}
         if at_server
         else None,
         test_labels=dataset.labels[rows.test],
         evaluate_rounds=(protocol.rounds,),
-        defenses=_server_defenses(prepared),
+        defenses=select(prepared.defenses, Protects.CUT_GRADIENT, Protects.TOP),
         defense_stream=prepared.stream("defence/server"),
         timeout=protocol.timeout,
         device=resolve_device(prepared.settings.device),
-        optimizer_state=prepared.plan.optimizer_state,
         stream=prepared.stream("server/lots"),
-        options={key: getattr(protocol, key) for key in find_protocol(protocol.name).options},
+        chosen=protocol.chosen,
         protocol=protocol.name,
         batch_size=protocol.batch_size,
         local_steps=protocol.local_steps,
@@ -374,16 +388,12 @@ def _setup(prepared: Prepared, roster: Mapping[int, int]) -> ProtocolSetup:
     )
 
 
-def _server_defenses(prepared: Prepared) -> tuple[Defense, ...]:
-    return select(make_defenses(prepared.settings), Protects.CUT_GRADIENT, Protects.TOP)
-
-
 def _labels_at_server(prepared: Prepared, partition: int) -> Int[Tensor, " rows"]:
     """Return the labels of a node's rows that the server trains with, as defences noised them."""
     labels = labels_of(prepared.data, partition)
     # Feature parties hold strips of the same rows, so that a row has one noisy label.
     place = "" if prepared.data.aligned else f"/{partition}"
-    for index, defense in enumerate(make_defenses(prepared.settings)):
+    for index, defense in enumerate(prepared.defenses):
         stream = prepared.stream(f"defence/server/labels/{index}{place}")
         labels = defense.noised_labels(stream, labels, classes=prepared.data.num_classes)
     return labels

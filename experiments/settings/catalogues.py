@@ -15,6 +15,7 @@ from typing import Any
 _ROOT = Path(__file__).resolve().parents[2]
 _ADVERSARIES, _INTRUDERS = "ADVERSARIES", "INTRUDERS"
 _KNOWN = "Knowledge.KNOWN_LABELS"
+_CHOICES = ("labels", "bottoms", "optimizer_state")  # that every protocol has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +73,24 @@ def intruder_names() -> tuple[str, ...]:
 
 
 @cache
-def protocol_names() -> tuple[str, ...]:
-    """Return the keys of the catalogue of protocols."""
-    return tuple(_entries(_parsed(_ROOT / "strategies" / "__init__.py")))
+def protocol_choices() -> dict[str, dict[str, tuple[Any, ...]]]:
+    """Return the catalogue of protocols by key, each as its ``strategies.Protocol.choices``."""
+    contract = _parsed(_ROOT / "strategies" / "protocol.py")
+    defaults = {
+        ast.unparse(line.target): line.value
+        for node in contract.body
+        if isinstance(node, ast.ClassDef) and node.name == "Protocol"
+        for line in node.body
+        if isinstance(line, ast.AnnAssign)
+    }
+    found: dict[str, dict[str, tuple[Any, ...]]] = {}
+    for name, entry in _entries(_parsed(_ROOT / "strategies" / "__init__.py")).items():
+        written = entry.keywords if isinstance(entry, ast.Call) else []
+        given = {each.arg: each.value for each in written}
+        common = {key: given.get(key, defaults[key]) for key in _CHOICES}
+        found[name] = {key: ast.literal_eval(value) for key, value in common.items() if value}
+        found[name] |= ast.literal_eval(given.get("options", ast.Dict([], [])))
+    return found
 
 
 def metric_names() -> frozenset[str]:

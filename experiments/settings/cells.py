@@ -26,6 +26,7 @@ from experiments.settings.schema import (
     ModelSettings,
     Settings,
     SettingsError,
+    part_of,
 )
 from leakbed.contracts import ThreatModel
 from leakbed.plugins import is_own, own_class
@@ -33,6 +34,9 @@ from leakbed.tensors import resolve_device
 
 CHECKPOINT_EVERY = 100
 """Forged gradients between two measures, unless the experiment says otherwise."""
+# Every card had these keys before options were their protocol's own. A protocol without them has
+# them as null still, so that settings have the keys they always had; this list does not grow.
+_ONCE_COMMON = ("sync", "gradient_scale", "merge")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +111,7 @@ class Training:
             "seed": self.seed,
             "data": self.data.model_dump(mode="json"),
             "model": self.model.model_dump(mode="json"),
-            "protocol": self.protocol.model_dump(mode="json"),
+            "protocol": {**dict.fromkeys(_ONCE_COMMON), **self.protocol.model_dump(mode="json")},
             "defense": self.defense.model_dump(mode="json", exclude={"everywhere", "called"}),
             "device": resolve_device(self.device).type,
             "keep_rounds": self.keep_rounds,
@@ -343,18 +347,12 @@ def _label(case: str, swept: Mapping[str, Any]) -> str:
 def _training(
     settings: Settings, overrides: Mapping[str, Any], defense: DefenseSettings
 ) -> Training:
-    merged: dict[str, JsonObject] = {
-        section: getattr(settings, section).model_dump() for section in SECTIONS
-    }
-    for key, value in overrides.items():
-        section, _, name = key.partition(".")
-        if name:
-            merged[section][name] = value
+    data, model, protocol = (part_of(section, overrides) for section in SECTIONS)
     return Training(
         seed=overrides.get("seed", settings.seed),
-        data=DataSettings(**merged["data"]),
-        model=ModelSettings(**merged["model"]),
-        protocol=ProtocolSettings(**merged["protocol"]),
+        data=DataSettings(**{**settings.data.model_dump(), **data}),
+        model=ModelSettings(**{**settings.model.model_dump(), **model}),
+        protocol=settings.protocol.replaced(protocol),
         defense=defense,
         device=settings.device,
         keep_rounds=settings.keep_rounds,

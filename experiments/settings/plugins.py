@@ -29,7 +29,7 @@ from experiments.settings.catalogues import (
     metric_names,
     names_known,
     plugin_fields,
-    protocol_names,
+    protocol_choices,
 )
 from experiments.settings.values import checked_value, is_known, is_scalar
 from leakbed.contracts import Knowledge, ThreatModel
@@ -156,7 +156,7 @@ def import_path(group: Group, name: str) -> str:
 def _listed(group: Group) -> Collection[str]:
     """Return the catalogue's own keys; those of models and data are read by importing them."""
     if group == "protocols":
-        return protocol_names()
+        return protocol_choices()
     if group == "models":
         return frozenset(vars(import_module("leakbed.models"))["MODELS"])
     if group == "data":

@@ -5,6 +5,7 @@ case x sweep x defence x attack; see :mod:`experiments.settings.cells`.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -227,7 +228,7 @@ class Settings(Strict):
     on_error: Literal["card", "stop"] = "card"
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
-    protocol: ProtocolSettings = ProtocolSettings()
+    protocol: ProtocolSettings = Field(default_factory=ProtocolSettings)
     case: tuple[JsonObject, ...] = ()
     attack: tuple[AttackSettings, ...] = Field(min_length=1)
     defense: tuple[DefenseSettings, ...] = (DefenseSettings(),)
@@ -313,7 +314,24 @@ class Settings(Strict):
                 raise ValueError(f"sweep {key!r} has no values")
             for value in values:
                 _check_dotted("sweep", key, value)
+        self._check_protocols()
         return self
+
+    def _check_protocols(self) -> None:
+        """Check what cases and swept values make of ``[protocol]``, whose keys its name decides."""
+        swept = [key for key in self.sweep if key.startswith("protocol.")]
+        for case in self.case or ({},):
+            for values in product(*(self.sweep[key] for key in swept)):
+                found = {**case, **dict(zip(swept, values, strict=True))}
+                try:
+                    self.protocol.replaced(part_of("protocol", found))
+                except ValidationError as error:
+                    fault = error.errors()[0]
+                    key = ".".join(["protocol", *map(str, fault["loc"])])
+                    place = "sweep" if key in swept or not case else f"case {case['name']!r}"
+                    wanted = str(fault["msg"]).removeprefix("Value error, ")
+                    given = f" (got {fault['input']!r})" if fault["loc"] else ""
+                    raise ValueError(f"{place}: {key}: {wanted}{given}") from None
 
     def _check_case(self, case: JsonObject) -> None:
         if not isinstance(case.get("name"), str):
@@ -394,11 +412,17 @@ class _Seed(Strict):
     seed: int = Field(default=0, ge=0)
 
 
-_SECTIONS: dict[str, type[BaseModel]] = {
-    "data": DataSettings,
-    "model": ModelSettings,
-    "protocol": ProtocolSettings,
-}
+_SECTIONS: dict[str, type[BaseModel]] = {"data": DataSettings, "model": ModelSettings}
+
+
+def part_of(section: str, overrides: Mapping[str, Any]) -> JsonObject:
+    """Return what dotted keys say of a section, by its own keys."""
+    return {
+        name: value
+        for key, value in overrides.items()
+        for place, dot, name in [key.partition(".")]
+        if dot and place == section
+    }
 
 
 def _check_chosen(
@@ -416,7 +440,9 @@ def _check_chosen(
 
 def _check_dotted(place: str, key: str, value: object) -> None:
     """Refuse a key that cannot be overridden, or a value that its section refuses."""
-    section, _, name = key.partition(".")
+    section, dot, name = key.partition(".")
+    if section == "protocol" and dot:
+        return  # which of its keys are legal, and with which values, depends on its name
     if section in {"attack", "defense"}:
         raise ValueError(
             f"{place}: {key!r} cannot be overridden; write one [[{section}]] for each value"

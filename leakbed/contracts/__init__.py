@@ -46,6 +46,7 @@ from leakbed.contracts.threat import (
     Secrets,
     Seen,
     ThreatModel,
+    UnfitError,
 )
 
 __all__ = [
@@ -77,6 +78,7 @@ __all__ = [
     "State",
     "ThreatModel",
     "TrainingStep",
+    "UnfitError",
     "UnfitViewError",
     "View",
     "Watcher",

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar, runtime_checkable
 
-from leakbed.contracts.threat import Granted, Seat, ThreatModel
+from leakbed.contracts.threat import Granted, Seat, ThreatModel, UnfitError
 
 if TYPE_CHECKING:
     import torch
@@ -137,7 +137,7 @@ class Guess:
     clones: Mapping[str, Float[Tensor, " targets *shape"]] | None = None
 
 
-class UnfitViewError(ValueError):
+class UnfitViewError(UnfitError):
     """Evidence of a shape or number the attack cannot read; the message says what it reads."""
 
 

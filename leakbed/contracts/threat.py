@@ -257,7 +257,11 @@ def _refuse_name(name: str, taken: Sequence[str], what: str) -> None:
         raise ValueError(f"{name!r} is {what} of the contracts already; call it otherwise")
 
 
-class MissingKnowledgeError(ValueError):
+class UnfitError(ValueError):
+    """An attack and what it is to attack do not go together; says why, and what would."""
+
+
+class MissingKnowledgeError(UnfitError):
     """A view lacks something the attack's threat model says it needs."""
 
 

@@ -14,8 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import exp, inf, log, sqrt
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.stats import beta, norm
 from torch import Tensor
@@ -253,20 +255,26 @@ def _told_apart(first: Tensor, second: Tensor) -> float:
         if 2 * half <= 2**24
         else torch.tensor([0.5])
     )
-    best = max(thresholds.tolist(), key=lambda at: _lower(*chosen, at))
-    return _lower(*judged, best)
+    best = int(_lower(*chosen, thresholds).argmax())
+    return float(_lower(*judged, thresholds[best : best + 1])[0])
 
 
-def _lower(first: Tensor, second: Tensor, threshold: float) -> float:
-    right, wrong = int((first > threshold).sum()), int((second > threshold).sum())
-    return float(
-        norm.ppf(_least(right, len(first))) - norm.ppf(1 - _least(len(second) - wrong, len(second)))
+def _lower(first: Tensor, second: Tensor, thresholds: Tensor) -> NDArray[np.float64]:
+    """Return a mu that the two inputs' scores exceed at each threshold, but for a chance."""
+    right, wrong = (
+        len(scores) - torch.searchsorted(scores.sort().values, thresholds, right=True)
+        for scores in (first, second)
     )
+    above = norm.ppf(_least(right, len(first)))
+    below = norm.ppf(1 - _least(len(second) - wrong, len(second)))
+    return np.asarray(above - below, dtype=np.float64)
 
 
-def _least(count: int, of: int) -> float:
-    """Return the one-sided Clopper-Pearson bound below a rate."""
-    return float(beta.ppf(1 - _SURE, count, of - count + 1)) if count else 0.0
+def _least(counts: Tensor, of: int) -> NDArray[np.float64]:
+    """Return the one-sided Clopper-Pearson bounds below rates."""
+    bounds: NDArray[np.float64] = beta.ppf(1 - _SURE, counts.numpy(), of - counts.numpy() + 1)
+    bounds[counts.numpy() == 0] = 0.0
+    return bounds
 
 
 def _labels(defense: Defense, *, draws: int, stream: int) -> Audit:

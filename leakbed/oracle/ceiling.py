@@ -446,17 +446,23 @@ def _draw(
     pair = []
     for each in (scales[:, :count], scales[:, count:]):
         uniform = torch.rand(means.shape, generator=random).clamp_min(1e-7).to(means) - 0.5
-        pair.append(
-            -uniform.sign() * torch.log1p(-2 * uniform.abs()) * each.repeat_interleave(sizes, 1)
-        )
+        noise = -uniform.sign() * torch.log1p(-2 * uniform.abs())
+        pair.append(noise * each.repeat_interleave(sizes, 1))
     return means + pair[0] - pair[1]
 
 
 def _fixed(messages: Messages, drawn: Tensor) -> Tensor:
     """0 where a candidate sends the message, up to rounding; else minus infinity."""
-    size = float(torch.linalg.vector_norm(messages.means.double(), dim=1).max())
-    distance = torch.cdist(drawn.double(), messages.means.double())
-    return torch.zeros_like(distance).masked_fill(distance > ROUNDING * size, -torch.inf)
+    means = messages.means.double()
+    limit = ROUNDING * float(means.norm(dim=1).max())
+    # Two messages lie at least as far apart as some of their entries do, which most pairs settle.
+    some = slice(-_CHUNK, None)
+    near = torch.cdist(drawn[:, some].double(), means[:, some]) <= limit
+    found = torch.full_like(near, -torch.inf, dtype=torch.float64)
+    for message, candidate in (pairs.unbind(1) for pairs in near.nonzero().split(_BATCH)):
+        apart = (drawn[message].double() - means[candidate]).norm(dim=1)
+        found[message, candidate] = torch.where(apart > limit, -torch.inf, 0.0).double()
+    return found
 
 
 def _normal(messages: Messages, drawn: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import re
 import stat
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -178,23 +178,40 @@ def create(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
 
 
-def read(folder: Path, extent: Extent, *, arrays: bool) -> dict[str, Array]:
-    """Check an extent of a trace against its checksum and its own header, and read it if asked.
+class Reading:
+    """The segment files of a trace that is being read, each opened once; a context manager."""
 
-    A file that is missing, a link, no plain file or behind a link is an :class:`OSError`.
+    def __init__(self, folder: Path) -> None:
+        """Open nothing yet.
 
-    Args:
-        folder: The trace.
-        extent: What the index says.
-        arrays: Whether its arrays are wanted; else it is checked piece by piece.
+        Args:
+            folder: The trace.
+        """
+        self._folder, self._ends = folder, ExitStack()
+        self._files: dict[int, IO[bytes]] = {}
 
-    Returns:
-        The arrays by name, in their order; none if they are not wanted.
+    def __enter__(self) -> "Reading":
+        return self
 
-    Raises:
-        TraceError: If it is not what was written there.
-    """
-    with opened(folder, extent.inside) as file:
+    def __exit__(self, *error: object) -> None:
+        self._ends.close()
+
+    def read(self, extent: Extent, *, arrays: bool) -> dict[str, Array]:
+        """Check an extent against its checksum and its own header, and read it if asked.
+
+        A file that is missing, a link, no plain file or behind a link is an :class:`OSError`.
+
+        Args:
+            extent: What the index says.
+            arrays: Whether its arrays are wanted; else it is checked piece by piece.
+
+        Returns:
+            The arrays by name, in their order; none if they are not wanted.
+
+        Raises:
+            TraceError: If it is not what was written there.
+        """
+        file = self._file(extent)
         held = os.fstat(file.fileno()).st_size
         if extent.offset + extent.size > held:
             raise TraceError(f"{extent.inside} ends at byte {held}, before its last")
@@ -202,14 +219,20 @@ def read(folder: Path, extent: Extent, *, arrays: bool) -> dict[str, Array]:
         _check_header(file, size=extent.size)
         data = file.read(extent.size) if arrays else b""
         found = hashlib.sha256(data).hexdigest() if arrays else _digest_of(file, extent.size)
-    if found != extent.digest:
-        raise TraceError("it fails its checksum")
-    if not arrays:
-        return {}
-    try:
-        return deserialised(data)
-    except Exception as error:  # safetensors raises classes of several libraries
-        raise TraceError(f"it is damaged: {error}") from error
+        if found != extent.digest:
+            raise TraceError("it fails its checksum")
+        if not arrays:
+            return {}
+        try:
+            return deserialised(data)
+        except Exception as error:  # safetensors raises classes of several libraries
+            raise TraceError(f"it is damaged: {error}") from error
+
+    def _file(self, extent: Extent) -> IO[bytes]:
+        if extent.segment not in self._files:
+            file = self._ends.enter_context(opened(self._folder, extent.inside))
+            self._files[extent.segment] = file
+        return self._files[extent.segment]
 
 
 def _path_of(segment: int) -> str:

@@ -29,12 +29,12 @@ from leakbed.events import Arrays, Event, Foreign, Phase, Records, arrays_of, sc
 from leakbed.tap.segments import (
     Extent,
     Parts,
+    Reading,
     Recent,
     Segments,
     TraceError,
     create,
     opened,
-    read,
     serialised,
     storable,
 )
@@ -254,18 +254,27 @@ class Trace:
         self.tapped: Mapping[str, Any] = header.get("tapped", {})
         self._held: dict[Extent, Arrays] = {}
         checked: set[Extent] = set()
-        for record in self.records:
-            for name, extent in record.arrays.items():
-                if extent not in checked:
-                    self._read(record, name)
-                    checked.add(extent)
+        with Reading(self.folder) as files:
+            for record in self.records:
+                for name, extent in record.arrays.items():
+                    if extent not in checked:
+                        self._read(files, record, name)
+                        checked.add(extent)
 
-    def hold(self) -> None:
-        """Read every array into memory, so that the folder may go."""
-        for record in self.records:
-            for name, extent in record.arrays.items():
-                if extent not in self._held:
-                    self._held[extent] = self._read(record, name, arrays=True)
+    def hold(self, *, at_most: int | None = None) -> None:
+        """Read every array into memory, so that the folder may go.
+
+        Args:
+            at_most: Bytes; the arrays of a longer trace stay where they are.
+        """
+        extents = {each for record in self.records for each in record.arrays.values()}
+        if at_most is not None and sum(each.size for each in extents) > at_most:
+            return
+        with Reading(self.folder) as files:
+            for record in self.records:
+                for name, extent in record.arrays.items():
+                    if extent not in self._held:
+                        self._held[extent] = self._read(files, record, name, arrays=True)
 
     def events(self, *kinds: type[Event], round_: int | None = None) -> Iterator[Event]:
         """Yield the recorded events in order.
@@ -277,11 +286,12 @@ class Trace:
         Yields:
             Events with arrays of their own.
         """
-        for record in self.records:
-            event_type = TYPES.get(record.kind)
-            wanted = round_ is None or record.fields.get("round") == round_
-            if wanted and event_type is not None and issubclass(event_type, kinds or Event):
-                yield self._event(record, event_type)
+        with Reading(self.folder) as files:
+            for record in self.records:
+                event_type = TYPES.get(record.kind)
+                wanted = round_ is None or record.fields.get("round") == round_
+                if wanted and event_type is not None and issubclass(event_type, kinds or Event):
+                    yield self._event(files, record, event_type)
 
     def holding(self, seat: str, name: str) -> Arrays | None:
         """Return what a party held under a name, or None.
@@ -295,14 +305,15 @@ class Trace:
         """
         for record in self.records:
             if record.kind == HOLDING and record.fields == {"seat": seat, "name": name}:
-                return self._read(record, HELD, arrays=True)
+                with Reading(self.folder) as files:
+                    return self._read(files, record, HELD, arrays=True)
         return None
 
-    def _event(self, record: Record, event_type: type[Event]) -> Event:
+    def _event(self, files: Reading, record: Record, event_type: type[Event]) -> Event:
         values: dict[str, Any] = dict(record.fields)
         if "phase" in values:
             values["phase"] = Phase(values["phase"])
-        groups = {name: self._read(record, name, arrays=True) for name in record.arrays}
+        groups = {name: self._read(files, record, name, arrays=True) for name in record.arrays}
         if issubclass(event_type, Records):
             values["content"] = self._records(record, values.pop("values", {}), groups)
         else:
@@ -320,13 +331,13 @@ class Trace:
         except TraceError as error:
             raise TraceError(f"{self.folder}: {record}: {error}") from error
 
-    def _read(self, record: Record, name: str, *, arrays: bool = False) -> Arrays:
+    def _read(self, files: Reading, record: Record, name: str, *, arrays: bool = False) -> Arrays:
         """Check a group of a record's arrays; return them if they are wanted, else none."""
         extent = record.arrays[name]
         if extent in self._held:
             return {each: array.copy() for each, array in self._held[extent].items()}
         try:
-            return read(self.folder, extent, arrays=arrays)
+            return files.read(extent, arrays=arrays)
         except TraceError as error:
             raise TraceError(f"{self.folder}: {record} was altered: {name}: {error}") from error
         except OSError as error:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attacks import DeepLeakageFromModel, DeepLeakageFromModelPlus
+from attacks import DeepLeakageFromModelPlus
 from attacks.building_blocks.dummy_gradients import Dummies, check_last_bias, clues
 from leakbed.contracts import UnfitViewError
 from leakbed.models import Architecture, ModelMismatchError, weights_as_run
@@ -25,15 +25,13 @@ def test_the_truth_explains_a_step_of_a_network_that_cannot_be_cut(model: str) -
         torch.testing.assert_close(0.05 * tensor, told.update[name], rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("attack", [DeepLeakageFromModel, DeepLeakageFromModelPlus])
-def test_images_and_labels_of_such_a_network_come_back(
-    attack: type[DeepLeakageFromModel] | type[DeepLeakageFromModelPlus],
-) -> None:
-    victims = small_victims(3, model=f"{NETWORKS}:Whole")
-    guess = attack(restarts=2).run(victims.view, seed=6)
-    assert (victims.errors(guess) < 1e-3).sum() >= 2
+def test_images_and_labels_of_such_a_network_come_back() -> None:
+    victims = small_victims(2, model=f"{NETWORKS}:Whole")
+    attack = DeepLeakageFromModelPlus(restarts=1, good_enough=1e-8)
+    guess = attack.run(victims.view, seed=6)
+    assert (victims.errors(guess) < 1e-3).all()
     assert guess.labels is not None
-    assert (guess.labels == victims.labels).sum() >= 2
+    assert torch.equal(guess.labels, victims.labels)
 
 
 def test_the_last_weights_are_those_used_last_whatever_was_made_first() -> None:

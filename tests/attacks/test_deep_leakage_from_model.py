@@ -5,52 +5,35 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax
 
 from attacks.deep_leakage_from_model import DeepLeakageFromModel
 from leakbed.contracts import Guess, UnfitViewError
-from leakbed.seeds import derive, generator
+from leakbed.seeds import generator
 from tests.support.budgets import assert_doubling_changes_little, unbound
-from tests.support.weight_updates import Victims, digit_victims, small_victims
+from tests.support.weight_updates import (
+    Victims,
+    digit_victims,
+    literal_search,
+    small_victims,
+)
 
 SEED = 6
 
 
 def literal(victims: Victims, target: int, *, iterations: int, k: float) -> Tensor:
-    """Return DLM's dummy image after some L-BFGS iterations, one victim, as the paper has it."""
-    view = victims.view
-    assert view.before is not None
-    assert view.after is not None
-    assert view.architecture is not None
-    model = view.architecture.build(0).double()
-    model.load_state_dict({name: tensor[target].double() for name, tensor in view.before.items()})
-    names = [name for name, _ in model.named_parameters()]
-    moved = [view.before[n][target].double() - view.after[n][target].double() for n in names]
-    stream = derive(derive(SEED, f"target/{target}"), "try/0")
-    start = torch.randn(148, generator=generator(stream), dtype=torch.float64)
-    image = start[:144].view(1, 1, 12, 12).clone().requires_grad_()
-    score = start[144:].view(1, 4).clone().requires_grad_()
+    """Return DLM's dummy image after some L-BFGS iterations, as the paper has it."""
     factor = torch.tensor([k], dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([image, score, factor], lr=1, max_iter=iterations + 1)
-    seen: list[tuple[float, Tensor]] = []
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = -(score.softmax(-1) * log_softmax(model(image), -1)).sum(-1).mean()
-        gradients = torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
+    def gap(gradients: list[Tensor], moved: list[Tensor]) -> Tensor:
         pairs = zip(gradients, moved, strict=True)
-        gap = torch.stack([((g - factor * m) ** 2).sum() for g, m in pairs]).sum()
-        gap.backward()
-        seen.append((gap.item(), image.detach().clone()))
-        return gap
+        return torch.stack([((g - factor * m) ** 2).sum() for g, m in pairs]).sum()
 
-    optimizer.step(closure)
-    return min(seen, key=lambda pair: pair[0])[1]
+    return literal_search(victims, target, gap, seed=SEED, iterations=iterations, beside=[factor])
 
 
 @pytest.mark.parametrize("iterations", [1, 3, 10])
 def test_the_first_iterations_are_those_of_the_paper(iterations: int) -> None:
-    victims = small_victims(3)
+    victims = small_victims(2)
     attack = DeepLeakageFromModel(
         scale="published",
         sweep=(120.0,),
@@ -62,18 +45,19 @@ def test_the_first_iterations_are_those_of_the_paper(iterations: int) -> None:
     )
     images = attack.run(victims.view, seed=SEED).images
     assert images is not None
-    for target in range(3):
+    for target in range(2):
         expected = literal(victims, target, iterations=iterations, k=120.0)
         torch.testing.assert_close(images[target].double(), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("learning_rate", [0.01, 0.5])
 def test_images_come_back_at_any_learning_rate(learning_rate: float) -> None:
-    victims = small_victims(4, learning_rate=learning_rate)
-    guess = DeepLeakageFromModel(restarts=2).run(victims.view, seed=SEED)
-    assert (victims.errors(guess) < 1e-3).sum() >= 3
+    victims = small_victims(2, learning_rate=learning_rate)
+    attack = DeepLeakageFromModel(restarts=1, good_enough=1e-8)
+    guess = attack.run(victims.view, seed=SEED)
+    assert (victims.errors(guess) < 1e-3).all()
     assert guess.labels is not None
-    assert (guess.labels == victims.labels).sum() >= 3
+    assert torch.equal(guess.labels, victims.labels)
 
 
 def test_an_empty_minimum_is_not_mistaken_for_a_solution() -> None:

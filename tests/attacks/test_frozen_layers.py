@@ -22,7 +22,7 @@ from leakbed.models import Architecture
 from tests.support.small_traces import CPU, make_trace
 from tests.support.weight_updates import SMALL, smooth_images
 
-NODES = 3
+NODES = 2
 FROZEN = Architecture(
     name="tests.support.strange_networks:half_frozen",
     image_shape=SMALL,
@@ -59,8 +59,8 @@ def seen(
 @pytest.mark.parametrize(
     "attack",
     [
-        DeepLeakageFromModel(labels="analytic", good_enough=1e-12),
-        DeepLeakageFromModelPlus(labels="analytic", scaling="each", good_enough=1e-12),
+        DeepLeakageFromModel(labels="analytic", restarts=2, good_enough=1e-8),
+        DeepLeakageFromModelPlus(labels="analytic", scaling="each", restarts=1, good_enough=1e-8),
     ],
 )
 def test_frozen_layers_do_not_hide_the_image(tmp_path: Path, attack: GradientMatching) -> None:
@@ -75,7 +75,7 @@ def test_frozen_layers_do_not_hide_the_image(tmp_path: Path, attack: GradientMat
 
 def test_the_frozen_layer_is_the_one_that_was_sent(tmp_path: Path) -> None:
     """Not one the attack drew itself: other weights of it explain the update less."""
-    attack = DeepLeakageFromModelPlus(labels="analytic", restarts=1)
+    attack = DeepLeakageFromModelPlus(labels="analytic", restarts=1, iterations=40)
     view = seen(tmp_path / "trace", attack, smooth_images(NODES))
     assert view.buffers is not None
     other = {name: -value for name, value in view.buffers.items()}

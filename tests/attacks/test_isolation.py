@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from attacks import ADVERSARIES, ATTACKS, INTRUDERS
 
 FENCE = """
@@ -62,10 +64,11 @@ fenced("file", lambda: open("private.npy"))
 """
 
 
-def said(acts: str) -> dict[str, str]:
-    """Return what became of every act in a fenced process."""
+@pytest.fixture(scope="module")
+def became() -> dict[str, str]:
+    """What became of every act in a fenced process."""
     done = subprocess.run(  # noqa: S603  our own interpreter on our own code
-        [sys.executable, "-c", FENCE + acts],
+        [sys.executable, "-c", FENCE + ATTACKING + TRESPASSING],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
@@ -74,11 +77,11 @@ def said(acts: str) -> dict[str, str]:
     return dict(line.split(" | ", 1) for line in done.stdout.splitlines())
 
 
-def test_no_attack_needs_data_or_flower() -> None:
-    assert said(ATTACKING) == dict.fromkeys([*ATTACKS, *ADVERSARIES, *INTRUDERS], "ran")
+def test_no_attack_needs_data_or_flower(became: dict[str, str]) -> None:
+    ran = {name for name, end in became.items() if end == "ran"}
+    assert ran == {*ATTACKS, *ADVERSARIES, *INTRUDERS}
 
 
-def test_the_fence_holds() -> None:
-    became = said(TRESPASSING)
-    assert set(became) == {"oracle", "flower", "file"}
-    assert all("an attack" in reason for reason in became.values())
+def test_the_fence_holds(became: dict[str, str]) -> None:
+    for name in ("oracle", "flower", "file"):
+        assert "an attack" in became[name]

@@ -12,6 +12,7 @@ from attacks.feature_space_hijacking_property import FeatureSpaceHijackingProper
 from experiments.report.caveats import shortfall
 from experiments.report.rows import cells as pooled_cells
 from experiments.results.cards import Card
+from experiments.run.attack import Cell
 from experiments.run.judge import honest_probe
 from experiments.run.runner import run
 from experiments.run.training_run import TrainingRun
@@ -90,8 +91,8 @@ def test_beside_it_stand_the_same_head_and_a_probe_of_honest_training(
         assert probe["targets"] == probe["fitted"] == tested
         assert 0 < probe["attribute_accuracy"]["mean"] < 1
         assert len(probe["attribute_accuracy"]["values"]) == tested
-    control, attack = runs(folder)[0], cells(load_settings(TABLE))[0].attack
-    assert honest_probe(control, attack, stream=1) == honest_probe(control, attack, stream=1)
+    control, cell = runs(folder)[0], Cell.of(cells(load_settings(TABLE))[0])
+    assert honest_probe(control, cell, stream=1) == honest_probe(control, cell, stream=1)
 
 
 def test_the_probe_reads_each_row_with_its_own_truth(
@@ -101,7 +102,7 @@ def test_the_probe_reads_each_row_with_its_own_truth(
     monkeypatch.setattr("experiments.run.judge.linear_probe", lambda *a, **k: seen.append((a, k)))
     folder, _ = done
     control = runs(folder)[0]
-    honest_probe(control, cells(load_settings(TABLE))[0].attack, stream=1)
+    honest_probe(control, Cell.of(cells(load_settings(TABLE))[0]), stream=1)
     (smashed, values), asked = seen[0]
     assert len(asked["samples"].unique()) == len(asked["samples"]) == 288
     key, bright = AnswerKey.read(control.answers), {}

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from clients import node_app
 from defenses import DPCutGradient
-from experiments.run.prepare import labels_of, misfit, prepare
+from experiments.run.attack import Cell
+from experiments.run.fit import unfit
+from experiments.run.prepare import labels_of, prepare
 from experiments.run.runner import run
 from experiments.run.train import _labels_at_server, train
 from experiments.run.training_run import TrainingRun
@@ -305,7 +307,7 @@ def test_what_fits_which_protocol(
 ) -> None:
     overrides = [f"protocol.name={protocol}", f"protocol.labels={labels}"]
     table = {**TABLE, "defense": [{"name": defense}]}
-    why = misfit(cells(load_settings(table, overrides))[0].training)
+    why = unfit(Cell.of(cells(load_settings(table, overrides))[0])).get("defenses")
     assert why is None if told is None else told in str(why)
 
 

@@ -5,9 +5,9 @@ from random import Random
 
 import pytest
 
-from experiments.run.attack import make_attack
-from experiments.run.defaults import resolve_defaults
-from experiments.run.prepare import make_defenses, prepare
+from experiments.run.attack import Cell
+from experiments.run.fit import unfit
+from experiments.run.prepare import prepare
 from experiments.settings.cells import cells
 from experiments.settings.load import load_settings
 from leakbed.errors import BAD_INPUT, verdict
@@ -20,10 +20,9 @@ FIRST, ALL, AT_A_TIME = 200, 5000, 600
 
 def prepared(file: Path) -> None:
     """Do what a run does before it trains."""
-    wanted = [resolve_defaults(cell) for cell in cells(load_settings(file))]
+    wanted = cells(load_settings(file))
     for cell in wanted:
-        make_attack(cell.attack)
-        make_defenses(cell.training)
+        unfit(Cell.of(cell))
     prepare(wanted[0].training, root=None)
 
 

@@ -136,10 +136,23 @@ def test_what_is_no_protocol_is_named_before_training(mine: Path, name: str, sai
         load_settings({**TABLE, "protocol": {"name": name}})
 
 
-def test_an_option_that_no_settings_file_can_give_is_refused(mine: Path) -> None:
-    mine.write_text(RING.replace("in_turn=True", "in_turn=True, options={'lag': ('1', '2')}"))
-    with pytest.raises(SettingsError, match=r"option 'lag', for which .* functools\.partial"):
-        load_settings(TABLE)
+def test_a_protocol_reads_an_option_of_its_own(mine: Path, tmp_path: Path) -> None:
+    text = RING.replace("in_turn=True", "in_turn=True, options={'order': ('back', 'forth')}")
+    text = text.replace("sessions[::-1]", "sessions if self.forth else sessions[::-1]")
+    text = text.replace("()[:1]", "()[slice(-1, None) if self.forth else slice(1)]")
+    given = "strategy.forth = setup.chosen['order'] == 'forth'"
+    mine.write_text(text.replace("    return Built", f"    {given}\n    return Built"))
+    default, back, forth = (
+        run({**TABLE, "protocol": {**TABLE["protocol"], **option}}, out=tmp_path / "out")[0]
+        for option in ({}, {"order": "back"}, {"order": "forth"})
+    )
+    assert back.key == default.key
+    assert forth.settings["protocol"]["order"] == "forth"
+    assert forth.scores["mse"] != back.scores["mse"]
+    with pytest.raises(SettingsError, match="order = 'fort': ring_of_mine:RING takes 'back' or"):
+        load_settings({**TABLE, "protocol": {**TABLE["protocol"], "order": "fort"}})
+    with pytest.raises(SettingsError, match=r"unknown key .*'ordr'; did you mean 'order'"):
+        load_settings({**TABLE, "protocol": {**TABLE["protocol"], "ordr": "forth"}})
 
 
 def test_a_module_that_raises_says_so_with_its_line(mine: Path) -> None:

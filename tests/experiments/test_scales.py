@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from experiments.run.prepare import make_defenses, prepare
+from experiments.run.prepare import prepare
 from experiments.run.runner import run
 from experiments.settings.cells import cells
 from experiments.settings.load import load_settings
@@ -57,7 +57,7 @@ def test_every_cell_of_a_paper_can_be_prepared(file: Path) -> None:
     sweep = {key: values[:1] if key == "seed" else values for key, values in settings.sweep.items()}
     for cell in cells(settings.model_copy(update={"sweep": sweep})):
         prepared = prepare(cell.training, root=None)
-        assert len(make_defenses(prepared.settings)) == len(cell.training.defense.stack)
+        assert len(prepared.defenses) == len(cell.training.defense.stack)
 
 
 @pytest.mark.parametrize("file", PAPERS, ids=lambda path: path.parent.name)

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from attacks import ATTACKS
 from clients import node_app
-from experiments.run.prepare import prepare, unread
+from experiments.run.attack import Cell
+from experiments.run.fit import unfit
+from experiments.run.prepare import prepare
 from experiments.run.runner import run
 from experiments.run.train import train
 from experiments.run.training_run import TrainingRun
@@ -191,6 +193,5 @@ def test_what_needs_a_run_that_is_over_is_refused(
 def test_strips_are_not_watched() -> None:
     chosen = ['protocol.name="vertical-split"']
     cell = cells(load_settings({**TABLE, "attack": [LIVE]}, chosen))[0]
-    why = unread(ATTACKS["fora"]().threat, cell.training)
-    assert why is not None
+    why = unfit(Cell.of(cell))["attacks"]
     assert "no adversary here watches the smashed data of strips; use 'vanilla-split'" in why

@@ -32,11 +32,12 @@ def without(view: View, target: int) -> View:
     return replace(view, after=after)
 
 
-@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
-@pytest.mark.parametrize("attack", BOTH)
+@pytest.mark.parametrize(
+    ("attack", "optimizer"), [(DeepLeakageFromModel, "adam"), (DeepLeakageFromModelPlus, "lbfgs")]
+)
 def test_a_poisoned_target_fails_alone(attack: type[GradientMatching], optimizer: str) -> None:
     view = small_victims(3).view
-    settings = attack(iterations=12, restarts=2, optimizer=optimizer)
+    settings = attack(iterations=4, restarts=2, optimizer=optimizer)
     sound = settings.run(view, seed=1)
     hurt = settings.run(without(view, 1), seed=1)
     for before, after in zip(seen(sound), seen(hurt), strict=True):
@@ -62,14 +63,13 @@ def test_same_seed_same_bits_and_another_seed_another_start(attack: type[Gradien
     assert not torch.equal(images[0], images[1])
 
 
-@pytest.mark.parametrize("attack", BOTH)
-def test_the_try_of_lowest_mismatch_is_kept(attack: type[GradientMatching]) -> None:
-    view = small_victims(3).view
-    once = seen(attack(iterations=20, restarts=1).run(view, seed=1))[2]
-    often = seen(attack(iterations=20, restarts=3).run(view, seed=1))[2]
+def test_the_try_of_lowest_mismatch_is_kept() -> None:
+    view, attack = small_victims(3).view, DeepLeakageFromModel  # whose mismatch is its own
+    once = seen(attack(iterations=10, restarts=1).run(view, seed=1))[2]
+    often = seen(attack(iterations=10, restarts=3).run(view, seed=1))[2]
     assert (often <= once).all()
     assert (often < once).any()
-    done = seen(attack(iterations=20, restarts=3, solved=1e9).run(view, seed=1))[2]
+    done = seen(attack(iterations=10, restarts=3, solved=1e9).run(view, seed=1))[2]
     assert torch.equal(done, once)
 
 
@@ -84,12 +84,11 @@ def test_default_initialisation_gives_its_images_from_one_start(
     assert not guess.stopped_on_budget.any()
 
 
-@pytest.mark.parametrize("attack", BOTH)
-def test_a_fit_that_shows_little_is_tried_again(attack: type[GradientMatching]) -> None:
+def test_a_fit_that_shows_little_is_tried_again() -> None:
     # An earlier version called a mismatch of 1e-5 solved, which small weights reach with a blur.
     victims = small_victims(2, initialisation="default")
-    once = attack(restarts=1, iterations=40).run(victims.view, seed=1)
-    often = attack(restarts=3, iterations=40).run(victims.view, seed=1)
+    once = DeepLeakageFromModel(restarts=1, iterations=40).run(victims.view, seed=1)
+    often = DeepLeakageFromModel(restarts=2, iterations=40).run(victims.view, seed=1)
     assert (seen(once)[2] < 1e-4).any()
     assert (victims.errors(once) > 1e-3).any()
     assert (seen(often)[2] < seen(once)[2]).any()
@@ -112,11 +111,11 @@ def test_a_fit_down_to_the_rounding_of_the_weights_is_solved(
     assert tries == [0]
 
 
-@pytest.mark.parametrize("attack", BOTH)
-def test_the_tolerance_is_a_setting(attack: type[GradientMatching]) -> None:
+def test_the_tolerance_is_a_setting() -> None:
     victims = small_victims(2)
-    tight = attack(restarts=1, iterations=60).run(victims.view, seed=1)
-    loose = attack(restarts=1, iterations=60, tolerance=0.1).run(victims.view, seed=1)
+    settings: dict[str, Any] = {"restarts": 1, "iterations": 40}
+    tight = DeepLeakageFromModel(**settings).run(victims.view, seed=1)
+    loose = DeepLeakageFromModel(**settings, tolerance=0.1).run(victims.view, seed=1)
     assert (seen(tight)[2] < seen(loose)[2]).all()
     assert tight.stopped_on_budget is not None
     assert tight.stopped_on_budget.all()
@@ -125,10 +124,9 @@ def test_the_tolerance_is_a_setting(attack: type[GradientMatching]) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
-@pytest.mark.parametrize("attack", BOTH)
-def test_a_search_cut_short_says_so(attack: type[GradientMatching], optimizer: str) -> None:
-    view = small_victims(2).view
-    short = attack(iterations=10, restarts=2, optimizer=optimizer).run(view, seed=1)
+def test_a_search_cut_short_says_so(optimizer: str) -> None:
+    settings = DeepLeakageFromModel(iterations=4, restarts=2, optimizer=optimizer)
+    short = settings.run(small_victims(2).view, seed=1)
     assert short.stopped_on_budget is not None
     assert short.stopped_on_budget.tolist() == [True, True]
 
@@ -176,11 +174,11 @@ def test_several_images_and_steps_have_their_shapes() -> None:
     assert labels.shape == (2, 4)
 
 
-@pytest.mark.parametrize("attack", BOTH)
-def test_images_come_back_through_batch_norm_up_to_contrast(attack: type[GradientMatching]) -> None:
+def test_images_come_back_through_batch_norm_up_to_contrast() -> None:
     network = "tests.support.train_mode_networks:normalised"
     victims = small_victims(2, rows=2, model=network)
-    images, labels, _ = seen(attack(iterations=120, restarts=2).run(victims.view, seed=1))
+    settings = DeepLeakageFromModel(iterations=120, restarts=2)
+    images, labels, _ = seen(settings.run(victims.view, seed=1))
     for target in range(2):
         assert set(labels[target].tolist()) == set(victims.labels[target].tolist())
         found = images[target, labels[target].argsort()].flatten(1)

@@ -3,6 +3,7 @@
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -236,9 +237,11 @@ def test_families_are_compared_where_both_learn_the_same(make_card: MakeCard) ->
         "62%)."
     )
     assert whom.startswith("Both are told to the server, which only follows the protocol; of the ")
-    assert "unsplit names 19% (4 to 46%) at the cut" in whom
+    assert "unsplit names 19% (4 to 46%) of the rows at the cut" in whom
     assert told.startswith("The best possible guess is told everything but the row and the noise")
-    assert "among 400 rows, of which chance names 0.2% and 2.0%" in told
+    assert (
+        "among 400 rows, of which chance names 0.2% at the cut and 2.0% behind the update." in told
+    )
 
 
 @pytest.mark.parametrize(
@@ -255,30 +258,58 @@ def test_who_gives_away_more_needs_two_standard_errors(
     assert verdict in opening(made)[0]
 
 
+def one_step(make_card: MakeCard, collect: str | int, *hits: float, attack: str = "dlm") -> Card:
+    """An attack on another case of updates, whose model was hardly trained."""
+    return make_card(
+        protocol="fedavg",
+        case="one step on one image",
+        attack=attack,
+        cut=None,
+        scores={"identification": {"mean": fmean(hits), "values": hits}, "targets": len(hits)},
+        utility={"test_accuracy": 0.18},
+        settings={"attack": {"name": attack, "collect": collect}, "protocol": {"rounds": 5}},
+    )
+
+
 def test_the_worst_case_of_updates_is_named_with_the_worst_of_its_rounds(
     make_card: MakeCard,
 ) -> None:
-    def attacked(collect: str, share: float) -> Card:
-        return make_card(
-            protocol="fedavg",
-            case="one step on one image",
-            attack="dlm",
-            cut=None,
-            means={"identification": share},
-            utility={"test_accuracy": 0.18},
-            settings={"attack": {"name": "dlm", "collect": collect}},
-        )
-
-    worst, last = attacked("first", 0.875), attacked("last", 0.5)
+    worst, last = one_step(make_card, "first", 1, 1, 1, 0), one_step(make_card, "last", 1, 0)
     _, alone, _ = opening([*compared(make_card), last])
-    assert "“one step on one image” in the last round: dlm names 50%" in alone
+    assert (
+        "“one step on one image” in the last round: dlm names 50% (1 to 99%) of the rows there"
+        in alone
+    )
     _, whom, _ = opening([*compared(make_card), last, worst])
     assert whom.endswith(
         "Of the other updates most is read of “one step on one image” in the first round, the "
-        "worst of the 2 attacked: dlm names 88% there, at 18% accuracy."
+        "worst of the 2 attacked: dlm names 75% (19 to 99%) of the rows there; that model ended at "
+        "18% accuracy."
     )
     _, whom, _ = opening([*compared(make_card), worst.model_copy(update={"model": "other"})])
     assert "one step on one image" not in whom
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (4, 3, 2, 1, 0), (2, 0, 4, 1, 3)])
+def test_rounds_that_are_equally_bad_are_all_named_in_their_order(
+    make_card: MakeCard, order: Sequence[int]
+) -> None:
+    made = [
+        one_step(make_card, "last", 1, 0),
+        one_step(make_card, 4, 1, 1),
+        one_step(make_card, "first", 1, 1),
+        one_step(make_card, "middle", 1, 1, 1, attack="sdar"),
+        one_step(make_card, "middle", 1, 1, 1, attack="dlm-plus"),
+    ]
+    _, whom, _ = opening([*compared(make_card), *(made[place] for place in order)])
+    assert whom.endswith(
+        "in the first round, the middle round and round 4, the worst of the 4 attacked: dlm-plus "
+        "names 100% (29 to 100%) of the rows in the middle round; that model ended at 18% accuracy."
+    )
+    _, whom, _ = opening(
+        [*compared(make_card), *(made[place] for place in order if place in (1, 2))]
+    )
+    assert "in the first round and round 4, all that were attacked: dlm names 100% (16 to" in whom
 
 
 def test_families_that_do_not_learn_the_same_are_not_compared(make_card: MakeCard) -> None:

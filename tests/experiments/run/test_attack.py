@@ -173,7 +173,7 @@ def test_an_answer_survives_the_disk_and_scores_the_same(run: TrainingRun, tmp_p
     path = tmp_path / "guess.safetensors"
     assert keep_answer(guessed, path) is None
     assert path.stat().st_mode & 0o077 == 0
-    kept = kept_answer(path, chosen)
+    kept = kept_answer(path, make_attack(chosen))
     assert kept is not None
     assert kept.guess.images is not None
     assert torch.equal(kept.guess.images, guessed.guess.images)  # type: ignore[arg-type]
@@ -192,12 +192,12 @@ def test_what_was_kept_otherwise_is_not_taken_for_an_answer(
     run: TrainingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen, path = settings(targets=2), tmp_path / "guess.safetensors"
-    assert kept_answer(path, chosen) is None
+    assert kept_answer(path, make_attack(chosen)) is None
     guessed = attack_run(run.trace, chosen, stream=1, device="cpu")
     save_file({"images": guessed.guess.images}, path)  # type: ignore[dict-item]
-    assert kept_answer(path, chosen) is None, "an earlier version kept no targets"
+    assert kept_answer(path, make_attack(chosen)) is None, "an earlier version kept no targets"
     path.write_bytes(b"damaged")
-    assert kept_answer(path, chosen) is None
+    assert kept_answer(path, make_attack(chosen)) is None
     monkeypatch.setattr(experiments.run.attack, "KEPT_BYTES", 100)
     assert "to score it again is to attack anew" in str(keep_answer(guessed, path))
     assert not path.exists()

@@ -1,10 +1,13 @@
 """The ceiling on cards: what it bounds, what it does not, and who is caught above it."""
 
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import experiments.run.attack
 import experiments.run.card_ceilings
@@ -14,7 +17,8 @@ from experiments.report.rows import cells
 from experiments.report.tables import tables
 from experiments.results.cards import ABOVE, Bound, Card
 from experiments.run.attack import Attacked, attack_run
-from experiments.run.card_ceilings import _refuse, _refuse_labels
+from experiments.run.card_ceilings import Bounds, _refuse, _refuse_labels
+from experiments.run.ceiling_results import RunCeiling
 from experiments.run.runner import run
 from experiments.settings.load import load_settings
 from experiments.settings.schema import SettingsError
@@ -45,6 +49,22 @@ def test_a_network_of_ones_own_has_a_ceiling(tmp_path: Path) -> None:
     own = {"name": "tests.support.own_model:Net", "cut": 2}
     (card,) = run({**SPLIT, "model": own}, out=tmp_path)
     assert bound(card).ceiling is not None
+
+
+def test_a_ceiling_that_was_refused_is_refused_again_and_its_arrays_are_let_go() -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def refused() -> RunCeiling:
+        messages = torch.zeros(3)
+        held.append(weakref.ref(messages))
+        raise NoCeilingError("no ceiling: no density")
+
+    bounds = Bounds()
+    for _ in range(2):
+        with pytest.raises(NoCeilingError, match="no ceiling: no density"):
+            bounds._once(("a run",), refused)
+    gc.collect()
+    assert [array() for array in held] == [None]
 
 
 def test_each_card_has_the_ceiling_of_its_run_and_one_run_computes_it_once(

@@ -12,6 +12,7 @@ from attacks import ADVERSARIES
 from attacks.feature_space_hijacking import FeatureSpaceHijacking
 from experiments.results.cards import Card
 from experiments.run import executor
+from experiments.run.attack import Cell
 from experiments.run.judge import quality
 from experiments.run.malicious_server import decoded_attack
 from experiments.run.runner import run
@@ -105,7 +106,7 @@ def test_targets_get_the_answers_to_their_own_rows(done: tuple[Path, list[Card]]
     chosen = cells(load_settings(TABLE))
     found = [each for each in runs(folder) if each.decoded.exists()]
     for cell, hijacked in product((chosen[1], chosen[2]), found):
-        attacked = decoded_attack(hijacked, cell.attack)
+        attacked = decoded_attack(hijacked, Cell.of(cell))
         decoded = load_file(hijacked.decoded)
         phase = Phase.EVALUATE if cell.attack.when == "inference" else Phase.TRAIN
         assert attacked.guess.images is not None

@@ -1,23 +1,17 @@
-"""A run's ingredients, and the misfits that need no training to be seen."""
-
-import re
-from dataclasses import replace
+"""A run's ingredients, and what is refused before it."""
 
 import pytest
 
 import clients.node
 import experiments.run.prepare
-from attacks import ADVERSARIES
 from defenses import SmashedNoise
-from experiments.run.prepare import answer_key, make_defenses, misfit, prepare, unread
+from experiments.run.prepare import answer_key, prepare
 from experiments.settings.cells import Training, cells
 from experiments.settings.load import load_settings
 from experiments.settings.schema import SettingsError
 from leakbed.contracts import IllegalCombinationError, Protects
 from leakbed.contracts.hooks import UncalledHookError
-from strategies import PROTOCOLS
 from tests.support import tiny
-from tests.support.own_requests import LocalStep
 
 TABLE = {
     "name": "small",
@@ -33,54 +27,6 @@ def training(*overrides: str, defense: str = "none") -> Training:
     return cells(load_settings(table, overrides))[0].training
 
 
-@pytest.mark.parametrize(
-    ("protocol", "defense", "fits"),
-    [
-        ("fedavg", "weight-noise", True),
-        ("fedavg", "smashed-noise", False),
-        ("vanilla-split", "smashed-noise", True),
-        ("vanilla-split", "weight-sparsification", False),
-        ("vanilla-split", "none", True),
-        ("fedavg", "nopeek", False),
-        ("vanilla-split", "nopeek", True),
-        ("u-shaped", "nopeek", True),
-        ("vertical-split", "nopeek", True),
-        ("fedavg", "adversarial-training", True),
-        ("fedavg", "splitguard", False),
-        ("vanilla-split", "splitguard", True),
-        ("u-shaped", "splitguard", False),
-        ("u-shaped", "splitout", True),
-        ("u-shaped", "gradients-scrutinizer", True),
-        ("vertical-split", "splitguard", False),
-        ("vertical-split", "splitout", False),
-        ("vertical-split", "gradients-scrutinizer", False),
-    ],
-)
-def test_a_defense_must_protect_a_message_that_is_sent(
-    protocol: str, defense: str, *, fits: bool
-) -> None:
-    why = misfit(training(f"protocol.name={protocol}", defense=defense))
-    assert (why is None) == fits
-
-
-@pytest.mark.parametrize(
-    ("protocol", "told"),
-    [
-        ("vanilla-split", None),
-        ("splitfed-v1", None),
-        ("parallel-split", None),
-        ("fedavg", "this protocol exchanges updates"),
-        ("vertical-split", "holds a strip of every image.*use 'vanilla-split'"),
-    ],
-)
-def test_an_adversary_forges_where_whole_images_are_smashed(
-    protocol: str, told: str | None
-) -> None:
-    threat = ADVERSARIES["fsha"]().threat
-    why = unread(threat, training(f"protocol.name={protocol}"))
-    assert why is None if told is None else re.search(told, str(why))
-
-
 def test_public_rows_are_the_adversarys_and_nobody_elses() -> None:
     prepared = prepare(training(), root=None)
     public, private = prepared.public, answer_key(prepared, None).images
@@ -89,13 +35,6 @@ def test_public_rows_are_the_adversarys_and_nobody_elses() -> None:
     own = {image.tobytes() for image in public["images"]}
     assert not own & {image.numpy().tobytes() for image in private}
     assert prepare(training("data.public=0.0"), root=None).public is None
-
-
-def test_a_detector_needs_labels_that_the_node_may_use() -> None:
-    why = misfit(training("protocol.labels=server", defense="splitout"))
-    assert why is not None
-    assert "splitout cannot work with protocol.labels = 'server'" in why
-    assert "choose a protocol with labels = 'client' or 'shared'" in why
 
 
 def test_fewer_gradients_than_the_window_are_refused_before_training() -> None:
@@ -138,20 +77,6 @@ def test_a_defense_whose_hook_nobody_would_call_is_refused_before_training(
     for catalogue in (experiments.run.prepare.DEFENSES, clients.node.DEFENSES):
         monkeypatch.setitem(catalogue, "smashed-noise", noisy)
     with pytest.raises(UncalledHookError, match="noisy overrides protect_smashed but protects tra"):
-        make_defenses(chosen)
+        prepare(chosen, root=None)
     with pytest.raises(UncalledHookError, match="noisy overrides protect_smashed but protects tra"):
         tiny.cell(defenses=(("smashed-noise", {}),)).chosen_defenses()
-
-
-@pytest.mark.parametrize("defense", ["local-dp", "weight-noise", "weight-sparsification"])
-def test_a_defense_of_updates_sees_no_reply_to_requests_of_one_s_own(
-    monkeypatch: pytest.MonkeyPatch, defense: str
-) -> None:
-    asking = replace(PROTOCOLS["fedavg"], requests=(LocalStep,))
-    monkeypatch.setitem(PROTOCOLS, "fedavg", asking)
-    told = (
-        f"{defense} protects the weights that nodes send back in FedAvg's own messages, but fedavg "
-        "asks them requests of its own (LocalStep)"
-    )
-    assert told in str(misfit(training("protocol.name=fedavg", defense=defense)))
-    assert misfit(training("protocol.name=fedavg")) is None

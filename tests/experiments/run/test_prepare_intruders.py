@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from experiments.run.prepare import misfit, misplaced, prepare
+from experiments.run.prepare import prepare
 from experiments.settings.cells import Training, cells
 from experiments.settings.load import load_settings
 from experiments.settings.schema import SettingsError
@@ -68,35 +68,6 @@ def test_classes_that_are_not_there_are_refused(
 ) -> None:
     with pytest.raises(UnfitNodeError, match=what):
         prepare(training(override, **own), root=None)
-
-
-@pytest.mark.parametrize(
-    ("protocol", "own", "what"),
-    [
-        ("u-shaped", {}, None),
-        ("fedavg", {}, None),
-        ("vanilla-split", {}, "use 'u-shaped' or 'fedavg', or set epsilon = 1"),
-        ("vanilla-split", {"epsilon": 1.0}, None),
-        ("parallel-split", {"epsilon": 1.0}, None),
-        ("vertical-split", {"epsilon": 1.0}, "use 'u-shaped', 'fedavg', or labels = 'shared'"),
-    ],
-)
-def test_a_protocol_must_leave_it_its_labels_and_its_loss(
-    protocol: str, own: dict[str, Any], what: str | None
-) -> None:
-    why = misfit(training(f"protocol.name={protocol}", **own))
-    assert (why is None) == (what is None)
-    assert what is None or what in str(why)
-
-
-def test_labels_at_the_server_leave_it_no_say() -> None:
-    chosen = training("protocol.name=vanilla-split", "protocol.labels=server", epsilon=1.0)
-    assert "the server has them" in str(misfit(chosen))
-
-
-def test_a_run_of_honest_nodes_fits_every_protocol() -> None:
-    honest = cells(load_settings({**TABLE, "attack": [{"name": "constant-image"}]}))[0].training
-    assert misplaced(honest, exchanges="split", labels="server") is None
 
 
 @pytest.mark.parametrize("key", ["restarts", "checkpoint_every", "when"])

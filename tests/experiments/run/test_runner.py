@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from traceback import extract_stack
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -13,15 +14,21 @@ import pytest
 import torch
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 from clients.node import BatchTooLargeError
+from experiments.cli import app
 from experiments.report.page import write_report
 from experiments.results.cards import Card, Exposure
 from experiments.results.folder import left_out
-from experiments.run import attack, executor, runner, training_run
+from experiments.run import attack, executor, training_run
+from experiments.run.attack import Cell
+from experiments.run.fit import fitting
 from experiments.run.runner import run
 from experiments.run.train import NonFiniteError
+from experiments.settings.cells import cells
 from experiments.settings.load import FLAGSHIP, load_settings
 from leakbed import provenance
 from leakbed.contracts import Evidence, Guess, Seat, ThreatModel, View
@@ -32,6 +39,7 @@ from leakbed.models import IllegalCutError
 from leakbed.provenance import EditedCodeError
 from leakbed.tap.trace import Trace
 
+EXPERIMENTS = Path(executor.__file__).parents[1]
 TABLE: dict[str, Any] = {
     "name": "small",
     "data": {"name": "mnist-5k", "size": 400, "nodes": 2},
@@ -361,14 +369,14 @@ def test_what_a_case_names_is_a_cell_also_where_it_cannot_fit(tmp_path: Path) ->
 
 
 def test_the_demonstration_has_the_cells_that_fit() -> None:
-    wanted, unfit = runner._wanted(load_settings(FLAGSHIP))
-    assert (len(wanted), unfit) == (64, 30)
+    asked = [Cell.of(each) for each in cells(load_settings(FLAGSHIP))]
+    assert (len(asked), len(fitting(asked))) == (94, 64)
 
 
 def test_the_demonstration_reports_no_seed_that_its_noise_was_chosen_on() -> None:
     text = FLAGSHIP.read_text()
     assert "chosen on seeds 101 and 102" in text
-    found, _ = runner._wanted(load_settings(FLAGSHIP))
+    found = cells(load_settings(FLAGSHIP))
     assert {cell.training.seed for cell in found}.isdisjoint({101, 102})
     assert all(cell.ceiling is not None for cell in found)
 
@@ -468,3 +476,21 @@ def test_the_last_run_says_which_cards_are_its_own(tmp_path: Path) -> None:
     told = last.pop("settings")
     assert last == {"name": "small", "keys": [card.key for card in cards], "left_out": 0}
     assert load_settings(told) == load_settings(TABLE)
+
+
+def test_five_calls_lead_from_the_command_to_the_training_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ``main`` of the console entry point before them six."""
+    found: list[str] = []
+
+    def start(*_: Any, **__: Any) -> None:
+        ours = [each for each in extract_stack() if EXPERIMENTS in Path(each.filename).parents]
+        found.extend(each.name for each in ours)
+        raise RuntimeError("it has begun")
+
+    monkeypatch.setattr(Strategy, "start", start)
+    arguments = ["run", str(EXPERIMENTS / "studies/first/settings.toml"), "--out", str(tmp_path)]
+    result = CliRunner().invoke(app, arguments)
+    assert str(result.exception) == "it has begun"
+    assert found == ["run", "run", "cards", "trained", "train"]

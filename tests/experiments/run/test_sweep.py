@@ -17,7 +17,6 @@ from ray.cluster_utils import Cluster
 
 from experiments.results.cards import Card
 from experiments.run import runner, sweep
-from experiments.run.defaults import resolve_defaults
 from experiments.run.keys import score_key
 from experiments.run.prepare import prepare
 from experiments.run.runner import run
@@ -171,7 +170,7 @@ class Told:
 def a_sweep(folder: Path, *overrides: str) -> tuple[sweep.Sweep, sweep.Task]:
     """Return an experiment and its first task, as the runner makes them."""
     settings = load_settings(TABLE, overrides)
-    own = [resolve_defaults(cell) for cell in cells(settings) if cell.training.seed == 0]
+    own = [cell for cell in cells(settings) if cell.training.seed == 0]
     prepared = prepare(own[0].training, root=None)
     made = sweep.Sweep(settings=settings, folder=folder, source="code", root=None)
     keyed = {score_key(cell, prepared): cell for cell in own}

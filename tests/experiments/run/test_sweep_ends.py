@@ -8,6 +8,7 @@ import ray
 
 from experiments.results.cards import Card
 from experiments.run import sweep
+from experiments.run.attack import Cell
 from experiments.run.executor import empty_card
 from tests.experiments.run.test_sweep import a_sweep
 
@@ -62,7 +63,7 @@ class Cards:
 def no_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NoRay:
     _, task = a_sweep(tmp_path)
     ((key, cell), *_) = task.cells.items()
-    made = NoRay(empty_card(cell, key, status="failed", why="as asked"))
+    made = NoRay(empty_card(Cell.of(cell), key, status="failed", why="as asked"))
     monkeypatch.setattr(sweep, "ray", made)
     monkeypatch.setattr(sweep, "room", lambda share: (0 if made.waits > 1 else 2, {}))
     monkeypatch.setattr(sweep, "refuse_crowd", lambda *_, **__: None)

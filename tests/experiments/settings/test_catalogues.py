@@ -10,7 +10,7 @@ from experiments.settings.catalogues import (
     adversary_names,
     intruder_names,
     plugin_fields,
-    protocol_names,
+    protocol_choices,
 )
 from strategies import PROTOCOLS
 
@@ -38,5 +38,5 @@ def test_intruders_are_those_of_their_catalogue() -> None:
     assert not set(INTRUDERS) & {*ATTACKS, *ADVERSARIES}
 
 
-def test_protocols_are_those_of_the_catalogue() -> None:
-    assert set(protocol_names()) == set(PROTOCOLS)
+def test_protocols_and_their_choices_are_those_of_the_catalogue() -> None:
+    assert protocol_choices() == {name: entry.choices for name, entry in PROTOCOLS.items()}

@@ -53,7 +53,7 @@ def test_settings_load_as_themselves(file: Path) -> None:
         (["seed"], "must be key=value"),
         (["seed=-1"], "seed: Input should be greater than or equal to 0 (got -1)"),
         (["data.nodes=none"], "data.nodes"),
-        (["protocol.nme=3"], "unknown key 'nme'; did you mean 'name'"),
+        (["protocol.nme=3"], "unknown key of protocol fedavg 'nme'; did you mean 'name'"),
     ],
 )
 def test_bad_overrides_are_told_apart(file: Path, overrides: list[str], told: str) -> None:

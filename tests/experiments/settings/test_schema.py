@@ -75,7 +75,10 @@ def test_defaults_are_one_undefended_case() -> None:
         ({"sweep": {"model.cutt": [1]}}, "unknown dotted key 'model.cutt'; did you mean"),
         ({"sweep": {"model.cut": []}}, "has no values"),
         ({"case": [{"protocol.name": "fedavg"}]}, "needs a name"),
-        ({"case": [{"name": "a", "protocol": {"nme": "fedavg"}}]}, "did you mean 'protocol.name'"),
+        (
+            {"case": [{"name": "a", "protocol": {"nme": "fedavg"}}]},
+            "of protocol fedavg 'nme'; did you mean 'name'",
+        ),
         ({"gpus_per_worker": -0.5}, "gpus_per_worker\n  Input should be greater"),
         ({"protocol": {"rounds": 0}}, "greater than or equal to 1"),
         ({"protocol": {"local_steps": 10**11}}, "less than or equal to 1000000"),
@@ -159,7 +162,9 @@ def test_checking_settings_needs_no_torch() -> None:
     root = Path(__file__).parents[3]
     code = (
         "import sys; from experiments.settings.schema import Settings\n"
-        "Settings.model_validate({'name': 'x', 'attack': [{'name': 'dlm', 'restarts': 2}]})\n"
+        "table = {'name': 'x', 'attack': [{'name': 'dlm', 'restarts': 2}]}\n"
+        "protocol = {'name': 'parallel-split', 'sync': 'step'}\n"
+        "Settings.model_validate({**table, 'protocol': protocol})\n"
         "print([m for m in ('torch', 'ray', 'torchvision', 'flwr') if m in sys.modules])"
     )
     done = subprocess.run(  # noqa: S603  our own interpreter on our own code
