@@ -5,7 +5,7 @@ may know of the run so that they can refuse one they cannot protect, and which n
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from math import ceil
 from typing import Any
@@ -38,7 +38,7 @@ from leakbed.provenance import RanOn
 from leakbed.seeds import derive
 from leakbed.tensors import resolve_device
 from strategies import find_protocol
-from strategies.vertical_split import party_architectures
+from strategies.vertical_split import MERGES, party_architectures
 
 
 def partition_of(training: Training) -> str:
@@ -90,8 +90,8 @@ def check_parties(training: Training, architecture: Architecture) -> None:
             f"protocol.fraction = {protocol.fraction}: each party of {protocol.name} holds a share "
             "of every row, so all must train; leave it out"
         )
-    nodes, merge = training.data.nodes, protocol.options.get("merge", "concat")
-    party_architectures(architecture, nodes=nodes, merge=merge)
+    if (merge := protocol.chosen.get("merge", "concat")) in MERGES:  # a stranger's is not known
+        party_architectures(architecture, nodes=training.data.nodes, merge=merge)
 
 
 def labels_of(data: DataConfig, partition: int) -> Int[Tensor, " rows"]:
@@ -212,8 +212,16 @@ class Prepared:
 
     @cached_property
     def defenses(self) -> tuple[Defense, ...]:
-        """The run's defences, made once; a control run has its own."""
-        return make_defenses(self.settings)
+        """The run's defences, made once; a control run has its own.
+
+        Values out of range raise the defence's own errors, and a hook that nobody would call is an
+        :class:`~leakbed.contracts.hooks.UncalledHookError`.
+        """
+        stack = self.settings.defense.stack
+        kinds = [picked(name, DEFENSES, "defence") for name, _ in stack]
+        for kind in kinds:
+            refuse_uncalled(kind)
+        return tuple(kind(**own) for kind, (_, own) in zip(kinds, stack, strict=True))
 
     @property
     def fingerprint(self) -> str:
@@ -314,7 +322,7 @@ def prepare(training: Training, *, root: str | None) -> Prepared:
         architecture.parts(0)  # refuses an illegal cut
     check_parties(training, architecture)
     data.canary_places()  # refuses more than there are rows
-    _refuse_idle_canaries(training, data)
+    _refuse_idle_canaries(prepared)
     data.owned()  # refuses a public set that does not fit
     sizes = tuple(map(len, data.split().nodes))
     for partition, rows in enumerate(sizes):
@@ -326,8 +334,9 @@ def prepare(training: Training, *, root: str | None) -> Prepared:
     return prepared
 
 
-def _refuse_idle_canaries(training: Training, data: DataConfig) -> None:
+def _refuse_idle_canaries(prepared: Prepared) -> None:
     """Refuse canaries of which no ceiling could be said once the run is trained."""
+    training = prepared.settings
     if not training.data.canaries:
         return
     from experiments.run.label_ceilings import refuse_no_game  # noqa: PLC0415  few runs need it
@@ -335,10 +344,10 @@ def _refuse_idle_canaries(training: Training, data: DataConfig) -> None:
     try:
         refuse_no_game(
             protocol=training.protocol.name,
-            labels=str(training.protocol.labels),
-            bottoms=str(training.protocol.bottoms),
-            defenses=make_defenses(training),
-            classes=data.num_classes,
+            labels=training.protocol.labels,
+            bottoms=training.protocol.bottoms,
+            defenses=prepared.defenses,
+            classes=prepared.data.num_classes,
         )
     except NoCeilingError as error:
         raise SettingsError(f"data.canaries is {training.data.canaries}, but {error}") from error
@@ -378,28 +387,8 @@ def _plan(protocol: ProtocolSettings) -> TrainingPlan:
     if protocol.optimizer == "adam" and protocol.momentum:
         raise SettingsError(f"protocol.momentum = {protocol.momentum} is SGD's; Adam has none")
     return TrainingPlan(
-        batch_size=protocol.batch_size,
-        local_steps=protocol.local_steps,
-        optimizer=protocol.optimizer,
-        learning_rate=protocol.learning_rate,
-        momentum=protocol.momentum,
-        weight_decay=protocol.weight_decay,
-        labels=protocol.labels,
-        bottoms=protocol.bottoms,
-        optimizer_state=protocol.optimizer_state,
+        **{each.name: getattr(protocol, each.name) for each in fields(TrainingPlan)}
     )
-
-
-def make_defenses(training: Training) -> tuple[Defense, ...]:
-    """Return a run's defences; values out of range raise the defence's own errors.
-
-    One with a hook that nobody would call is a
-    :class:`~leakbed.contracts.hooks.UncalledHookError`.
-    """
-    kinds = [picked(name, DEFENSES, "defence") for name, _ in training.defense.stack]
-    for kind in kinds:
-        refuse_uncalled(kind)
-    return tuple(kind(**own) for kind, (_, own) in zip(kinds, training.defense.stack, strict=True))
 
 
 def answer_key(prepared: Prepared, bottom: Arrays | None) -> AnswerKey:
@@ -440,7 +429,7 @@ def answer_key(prepared: Prepared, bottom: Arrays | None) -> AnswerKey:
             "defenses": [[name, dict(own)] for name, own in prepared.settings.defense.stack],
             "intruder": prepared.settings.intruder is not None,
             "rows": [len(part) for part in rows.nodes],
-            **prepared.settings.protocol.options,
+            **prepared.settings.protocol.chosen,
         },
     )
 
