@@ -118,6 +118,11 @@ def ceiling_of_run(
         summed=summed,
     )
     messages = [game.update(at) if evidences.updates else game.row(at) for at in chosen]
+    if span != "message" and not evidences.updates and recorded.plan.bottoms == "relayed":
+        game.notes.append(
+            "Bottoms pass the server in the clear and are not read here: this is of smashed data "
+            "alone, and no bound on a server that reads bottoms too."
+        )
     found = RunCeiling(messages=messages, findings=game.findings(messages), notes=game.notes)
     found = replace(found, span=span)
     if summed:

@@ -7,6 +7,7 @@ import pytest
 
 from experiments.run.ceiling_results import RunCeiling
 from experiments.run.ceilings import ceiling_of_run
+from experiments.run.recorded import Recorded
 from experiments.run.runner import run
 from leakbed.contracts.noise_laws import NoCeilingError
 from leakbed.tap.facts import UnpermittedModelError
@@ -58,7 +59,10 @@ def test_the_last_round_and_test_rows_are_made_again(
 ) -> None:
     folder = recorded(tmp_path, protocol, model=model)
     assert sound(ceiling_of_run(folder, collect="last", **FEW))
-    assert sound(ceiling_of_run(folder, span="training", candidates=5, targets=1, draws=2))
+    whole = ceiling_of_run(folder, span="training", candidates=5, targets=1, draws=2)
+    assert sound(whole)
+    unread = [each for each in whole.notes if "Bottoms pass the server in the clear" in each]
+    assert bool(unread) == (Recorded.open(folder).plan.bottoms == "relayed")
     assert sound(ceiling_of_run(folder, when="inference", **FEW))
 
 
