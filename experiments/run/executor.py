@@ -117,6 +117,9 @@ def empty_card(
     return Card(**card_fields(cell, key), status=status, why=why)
 
 
+_SHORT = 2**26  # bytes of a trace that every attack, score and check of a run reads from memory
+
+
 class RunCleanup:
     """Removes training runs once the last group that may need them is done."""
 
@@ -228,6 +231,7 @@ class TrainingGroup:
                     raise
                 card = empty_card(cell, key, status="failed", why=str(error))
             yield card
+        self._traces.clear()  # of the next groups of this process there may be hundreds
 
     @property
     def ran_on(self) -> RanOn:
@@ -304,9 +308,10 @@ class TrainingGroup:
         return self._noise[trained.folder]
 
     def _trace(self, trained: TrainingRun) -> Trace:
-        """Return a run's trace, verified once for all attacks; what is read is checked again."""
+        """Return a run's trace, verified once for all attacks, and read once if it is short."""
         if trained.trace not in self._traces:
-            self._traces[trained.trace] = trained.open_trace()
+            self._traces[trained.trace] = trace = trained.open_trace()
+            trace.hold(at_most=_SHORT)
         return self._traces[trained.trace]
 
     def _scored(

@@ -5,47 +5,30 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax
 
 from attacks.deep_leakage_from_model import DeepLeakageFromModel
 from leakbed.contracts import Guess, UnfitViewError
-from leakbed.seeds import derive, generator
+from leakbed.seeds import generator
 from tests.support.budgets import assert_doubling_changes_little, unbound
-from tests.support.weight_updates import Victims, digit_victims, small_victims
+from tests.support.weight_updates import (
+    Victims,
+    digit_victims,
+    literal_search,
+    small_victims,
+)
 
 SEED = 6
 
 
 def literal(victims: Victims, target: int, *, iterations: int, k: float) -> Tensor:
-    """Return DLM's dummy image after some L-BFGS iterations, one victim, as the paper has it."""
-    view = victims.view
-    assert view.before is not None
-    assert view.after is not None
-    assert view.architecture is not None
-    model = view.architecture.build(0).double()
-    model.load_state_dict({name: tensor[target].double() for name, tensor in view.before.items()})
-    names = [name for name, _ in model.named_parameters()]
-    moved = [view.before[n][target].double() - view.after[n][target].double() for n in names]
-    stream = derive(derive(SEED, f"target/{target}"), "try/0")
-    start = torch.randn(148, generator=generator(stream), dtype=torch.float64)
-    image = start[:144].view(1, 1, 12, 12).clone().requires_grad_()
-    score = start[144:].view(1, 4).clone().requires_grad_()
+    """Return DLM's dummy image after some L-BFGS iterations, as the paper has it."""
     factor = torch.tensor([k], dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([image, score, factor], lr=1, max_iter=iterations + 1)
-    seen: list[tuple[float, Tensor]] = []
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = -(score.softmax(-1) * log_softmax(model(image), -1)).sum(-1).mean()
-        gradients = torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
+    def gap(gradients: list[Tensor], moved: list[Tensor]) -> Tensor:
         pairs = zip(gradients, moved, strict=True)
-        gap = torch.stack([((g - factor * m) ** 2).sum() for g, m in pairs]).sum()
-        gap.backward()
-        seen.append((gap.item(), image.detach().clone()))
-        return gap
+        return torch.stack([((g - factor * m) ** 2).sum() for g, m in pairs]).sum()
 
-    optimizer.step(closure)
-    return min(seen, key=lambda pair: pair[0])[1]
+    return literal_search(victims, target, gap, seed=SEED, iterations=iterations, beside=[factor])
 
 
 @pytest.mark.parametrize("iterations", [1, 3, 10])

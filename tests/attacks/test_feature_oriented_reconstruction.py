@@ -45,7 +45,7 @@ def view(*, bottom: int = 3) -> View:
 
 def read(shown: View, **settings: Any) -> float:
     """Return the mean absolute correlation of guess and truth."""
-    guess = FeatureOrientedReconstruction(**{"steps": 250} | settings).run(shown, seed=1)
+    guess = FeatureOrientedReconstruction(**{"steps": 120} | settings).run(shown, seed=1)
     assert guess.images is not None
     return float(abs_pearson(guess.images[:, 0], digits()[:TARGETS]).mean())
 

@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.building_blocks.hijacking import EPSILON
 from attacks.feature_space_hijacking import SMALL, FeatureSpaceHijacking, Hijacked
 from leakbed.contracts import Knowledge, MissingKnowledgeError, Seat, UnfitViewError, View
 from leakbed.distance_correlation import corrected_correlation
 from leakbed.hijack import Hijack, rehearse
 from leakbed.seeds import derive, generator, scoped
+from tests.support.hijackable import plain_adam, published_critic
 
 SHAPE, SMASHED, ROWS = (1, 12, 12), (6, 6, 6), 8
 
@@ -75,29 +75,25 @@ def test_five_steps_are_the_published_ones(penalty: str, pixels: str) -> None:
     """All losses of one forward pass; then the client's gradient, pilot and decoder, critic."""
     chosen, state = begun(penalty=penalty, pixels=pixels, output="linear", activations="swish")
     pilot, decoder, critic = map(copy.deepcopy, (state.pilot, state.decoder, state.critic.network))
-    pair = [*pilot.parameters(), *decoder.parameters()]
-    plain = {"eps": EPSILON, "foreach": False, "fused": False}
-    pair_adam = torch.optim.Adam(pair, lr=chosen.pilot_rate, **plain)
-    critic_adam = torch.optim.Adam(
-        critic.parameters(), lr=chosen.critic_rate, betas=(chosen.critic_beta, 0.999), **plain
-    )
+    pair_adam = plain_adam([pilot, decoder], chosen.pilot_rate)
+    critic_adam = plain_adam([critic], chosen.critic_rate, betas=(chosen.critic_beta, 0.999))
     mixing = generator(derive(5, "mixing"))
     draws = copy.deepcopy(state.draws)
     for step in range(5):
         sent = torch.randn(ROWS, *SMASHED, generator=torch.Generator().manual_seed(step))
         state, forged = chosen.forge(state, sent, torch.zeros_like(sent))
 
-        private, public = sent.clone().requires_grad_(), draws.batch(ROWS)
+        public = draws.batch(ROWS)
         maps = pilot(public if pixels == "centred" else (public + 1) / 2)
         reconstruction = ((decoder(maps) - public) ** 2).mean()
-        client_loss = critic(private).mean()
-        share = torch.rand(ROWS, 1, 1, 1, generator=mixing)
-        between = (share * sent + (1 - share) * maps.detach()).requires_grad_()
-        (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
-        norm = slope.square().sum((2, 3) if penalty == "channel" else (1, 2, 3)).sqrt()
-        critic_loss = critic(maps.detach()).mean() - critic(sent).mean()
-        critic_loss = critic_loss + chosen.penalty_weight * (norm - 1).square().mean()
-        (expected,) = torch.autograd.grad(client_loss, private)
+        expected, critic_loss = published_critic(
+            critic,
+            sent,
+            maps,
+            mixing=mixing,
+            penalty_weight=chosen.penalty_weight,
+            axes=(2, 3) if penalty == "channel" else (1, 2, 3),
+        )
         pair_adam.zero_grad()
         reconstruction.backward()
         pair_adam.step()
@@ -198,7 +194,7 @@ def test_a_target_space_of_low_correlation_is_prepared_once_and_kept() -> None:
     """The joint loss beside reconstruction alone: less correlation, and pictures all the same."""
     own, correlations = images(40, seed=1).mul(2).sub(1), []
     for fidelity in (1.0, 1e4):  # against the correlation, whose weight is 1
-        chosen, state = begun(pretraining=200, fidelity=fidelity)
+        chosen, state = begun(pretraining=100, fidelity=fidelity)
         sent = torch.rand(20, *SMASHED, generator=torch.Generator().manual_seed(0))
         state, _ = chosen.forge(state, sent, sent)
         assert state.autoencoder_loss < 0.3

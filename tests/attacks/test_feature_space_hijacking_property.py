@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.building_blocks.hijacking import EPSILON
 from attacks.feature_space_hijacking import SMALL
 from attacks.feature_space_hijacking_property import FeatureSpaceHijackingProperty, Telling
 from leakbed.contracts import MissingKnowledgeError, Seat, UnfitViewError, View
 from leakbed.seeds import derive, generator, scoped
+from tests.support.hijackable import plain_adam, published_critic
 
 SHAPE, SMASHED, ROWS = (1, 12, 12), (6, 6, 6), 8
 ANSWERS = torch.zeros(ROWS, *SMASHED)
@@ -80,18 +80,14 @@ def test_five_steps_are_the_published_ones(values: int) -> None:
     told = torch.arange(90) % values
     state = chosen.begin(view(values=values, public_images=noise, public_attributes=told), seed=5)
     pilot, head, critic = map(copy.deepcopy, (state.pilot, state.head, state.critic.network))
-    plain: dict[str, Any] = {"eps": EPSILON, "foreach": False, "fused": False}
-    pair = [*pilot.parameters(), *head.parameters()]
-    pair_adam = torch.optim.Adam(pair, lr=chosen.pilot_rate, **plain)
-    critic_adam = torch.optim.Adam(
-        critic.parameters(), lr=chosen.critic_rate, betas=(chosen.critic_beta, 0.999), **plain
-    )
+    pair_adam = plain_adam([pilot, head], chosen.pilot_rate)
+    critic_adam = plain_adam([critic], chosen.critic_rate, betas=(chosen.critic_beta, 0.999))
     mixing, draws = generator(derive(5, "mixing")), copy.deepcopy(state.draws)
     for step in range(5):
         sent = torch.randn(ROWS, *SMASHED, generator=torch.Generator().manual_seed(step))
         state, forged = chosen.forge(state, sent, ANSWERS)
 
-        places, private = draws.places(ROWS), sent.clone().requires_grad_()
+        places = draws.places(ROWS)
         wanted = told[places]
         maps = pilot(noise[places] * 2 - 1)
         logits = head(maps)
@@ -100,14 +96,14 @@ def test_five_steps_are_the_published_ones(values: int) -> None:
             loss = -(wanted * chance.log() + (1 - wanted) * (1 - chance).log()).mean()
         else:
             loss = -logits.log_softmax(1)[torch.arange(ROWS), wanted].mean()
-        client_loss = critic(private).mean()
-        share = torch.rand(ROWS, 1, 1, 1, generator=mixing)
-        between = (share * sent + (1 - share) * maps.detach()).requires_grad_()
-        (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
-        norm = slope.square().sum((1, 2, 3)).sqrt()
-        critic_loss = critic(maps.detach()).mean() - critic(sent).mean()
-        critic_loss = critic_loss + chosen.penalty_weight * (norm - 1).square().mean()
-        (expected,) = torch.autograd.grad(client_loss, private)
+        expected, critic_loss = published_critic(
+            critic,
+            sent,
+            maps,
+            mixing=mixing,
+            penalty_weight=chosen.penalty_weight,
+            axes=(1, 2, 3),
+        )
         pair_adam.zero_grad()
         loss.backward()
         pair_adam.step()

@@ -59,7 +59,7 @@ def seen(
 @pytest.mark.parametrize(
     "attack",
     [
-        DeepLeakageFromModel(labels="analytic", restarts=1, good_enough=1e-8),
+        DeepLeakageFromModel(labels="analytic", restarts=2, good_enough=1e-8),
         DeepLeakageFromModelPlus(labels="analytic", scaling="each", restarts=1, good_enough=1e-8),
     ],
 )

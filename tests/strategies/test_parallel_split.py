@@ -154,7 +154,11 @@ def test_one_node_is_vanilla_bit_for_bit(optimizer: str, state: str) -> None:
 @pytest.mark.parametrize("sync", ["round", "step"])
 def test_any_process_may_serve_any_message(sync: str) -> None:
     settings = plan(**OPTIMISERS["adam"], local_steps=3)
-    chosen: dict[str, Any] = {"options": {"sync": sync}, "model": tiny.architecture("stateful")}
+    chosen: dict[str, Any] = {
+        "options": {"sync": sync},
+        "nodes": 2,
+        "model": tiny.architecture("stateful"),
+    }
     resident = trained("parallel-split", settings, **chosen)
     assert tiny.same(resident, trained("parallel-split", settings, resident=False, **chosen))
 
@@ -273,7 +277,6 @@ def test_a_penalty_weighs_the_same_in_both_scales_and_as_in_uncut_training(
     )
     assert distance(found, expected) < 1e-10
     assert distance(found, uncut(settings)) > 1e-3
-    assert tiny.same(found, parallel(settings, options, at_nodes=[nopeek], resident=False))
 
 
 def test_in_the_global_scale_a_round_of_one_node_s_penalty_is_scaled_with_its_gradient() -> None:

@@ -29,7 +29,7 @@ from tests.support import parties, several_nodes, tiny, u_shaped
 
 pytestmark = pytest.mark.usefixtures("identity")
 
-NODES, ROUNDS, STEPS = 2, 2, 2
+NODES, ROUNDS, STEPS = 2, 2, 1
 TRUTH = torch.zeros(4, dtype=torch.long)
 NOISE = ("smashed-noise", {"sigma": 0.1})
 HELD = {"test_labels": TRUTH, "evaluate_rounds": (1, 2)}

@@ -89,9 +89,9 @@ def test_every_cut_gives_the_same_model(state: str) -> None:
 @pytest.mark.parametrize("state", ["fresh", "kept"])
 def test_any_process_may_serve_any_message(state: str) -> None:
     settings = plan(**OPTIMISERS["adam"], local_steps=None, optimizer_state=state)
-    model = tiny.architecture("stateful")
-    resident = trained("splitfed-v1", settings, model=model)
-    assert tiny.same(resident, trained("splitfed-v1", settings, model=model, resident=False))
+    chosen: dict[str, Any] = {"nodes": 2, "model": tiny.architecture("stateful")}
+    resident = trained("splitfed-v1", settings, **chosen)
+    assert tiny.same(resident, trained("splitfed-v1", settings, resident=False, **chosen))
 
 
 def test_kept_momenta_are_each_nodes_own() -> None:

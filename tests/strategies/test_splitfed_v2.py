@@ -107,9 +107,9 @@ def test_every_cut_gives_the_same_model_for_one_node_only() -> None:
 @pytest.mark.parametrize("state", ["fresh", "kept"])
 def test_any_process_may_serve_any_message(state: str) -> None:
     settings = plan(**OPTIMISERS["adam"], local_steps=3, optimizer_state=state)
-    model = tiny.architecture("stateful")
-    resident = trained("splitfed-v2", settings, model=model)
-    assert tiny.same(resident, trained("splitfed-v2", settings, model=model, resident=False))
+    chosen: dict[str, Any] = {"nodes": 2, "model": tiny.architecture("stateful")}
+    resident = trained("splitfed-v2", settings, **chosen)
+    assert tiny.same(resident, trained("splitfed-v2", settings, resident=False, **chosen))
 
 
 def test_labels_may_be_at_the_server() -> None:

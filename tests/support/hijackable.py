@@ -1,10 +1,12 @@
 """A network whose feature maps a pilot can make, and what its hijacker knows; by import path."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from attacks.building_blocks.hijacking import EPSILON
 from clients.node import NodeConfig
 from leakbed.contracts import Seat, View
 from leakbed.models import Architecture
@@ -55,6 +57,32 @@ def view(**changes: Any) -> View:
         "device": torch.device("cpu"),
     }
     return View(**known | changes)
+
+
+def plain_adam(networks: Iterable[nn.Module], rate: float, **more: Any) -> torch.optim.Adam:
+    """Adam without a fused step, over all weights of some networks."""
+    weights = [weight for network in networks for weight in network.parameters()]
+    return torch.optim.Adam(weights, lr=rate, eps=EPSILON, foreach=False, fused=False, **more)
+
+
+def published_critic(
+    critic: nn.Module,
+    sent: Tensor,
+    maps: Tensor,
+    *,
+    mixing: torch.Generator,
+    penalty_weight: float,
+    axes: tuple[int, ...],
+) -> tuple[Tensor, Tensor]:
+    """Return the client's gradient and the critic's loss, term by term as published."""
+    private = sent.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(critic(private).mean(), private)
+    share = torch.rand(len(sent), 1, 1, 1, generator=mixing)
+    between = (share * sent + (1 - share) * maps.detach()).requires_grad_()
+    (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
+    norm = slope.square().sum(axes).sqrt()
+    loss = critic(maps.detach()).mean() - critic(sent).mean()
+    return gradient, loss + penalty_weight * (norm - 1).square().mean()
 
 
 def blocks() -> nn.Sequential:

@@ -1,6 +1,7 @@
 """Small FedAvg victims for the tests of the weight-update attacks, and how to score guesses."""
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, interpolate
+from torch.nn.functional import cross_entropy, interpolate, log_softmax
 
 from leakbed.contracts import Guess, Seat, View
 from leakbed.models import Architecture
-from leakbed.seeds import generator
+from leakbed.seeds import derive, generator
 
 SMALL = (1, 12, 12)
 
@@ -129,6 +130,51 @@ def digit_victims(
         learning_rate=learning_rate,
         stream=4887,
     )
+
+
+Gap = Callable[[list[Tensor], list[Tensor]], Tensor]
+
+
+def literal_search(
+    victims: Victims,
+    target: int,
+    gap: Gap,
+    *,
+    seed: int,
+    iterations: int,
+    beside: Sequence[Tensor] = (),
+) -> Tensor:
+    """Return a dummy image after some L-BFGS iterations at one victim, as the papers have it.
+
+    ``gap`` is of the dummy's gradients and of how far the weights moved; ``beside`` are further
+    unknowns of it.
+    """
+    view = victims.view
+    assert view.before is not None
+    assert view.after is not None
+    assert view.architecture is not None
+    model = view.architecture.build(0).double()
+    model.load_state_dict({name: tensor[target].double() for name, tensor in view.before.items()})
+    names = [name for name, _ in model.named_parameters()]
+    moved = [view.before[n][target].double() - view.after[n][target].double() for n in names]
+    stream = derive(derive(seed, f"target/{target}"), "try/0")
+    start = torch.randn(148, generator=generator(stream), dtype=torch.float64)
+    image = start[:144].view(1, 1, 12, 12).clone().requires_grad_()
+    score = start[144:].view(1, 4).clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([image, score, *beside], lr=1, max_iter=iterations + 1)
+    seen: list[tuple[float, Tensor]] = []
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = -(score.softmax(-1) * log_softmax(model(image), -1)).sum(-1).mean()
+        gradients = torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
+        value = gap(list(gradients), moved)
+        value.backward()
+        seen.append((value.item(), image.detach().clone()))
+        return value
+
+    optimizer.step(closure)
+    return min(seen, key=lambda pair: pair[0])[1]
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

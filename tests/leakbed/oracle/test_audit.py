@@ -132,11 +132,9 @@ def test_compression_over_the_batch_before_noise_lets_one_row_move_others() -> N
         before = GradientCompression(per=per, ratio=1 / entries)
         pair = []
         for start, rows in ((0, dense), (10_000, sparse)):
-            sent = []
-            for draw in range(4000):
-                state = DefenseState(stream=start + draw)
-                given = before.protect_cut_gradient(state, rows)[1]
-                sent.append(noise.protect_cut_gradient(state, given)[1])
+            given = before.protect_cut_gradient(DefenseState(stream=0), rows)[1]  # draws nothing
+            states = [DefenseState(stream=start + draw) for draw in range(4000)]
+            sent = [noise.protect_cut_gradient(each, given)[1] for each in states]
             pair.append(torch.stack(sent).flatten(1))
         laws = [sent_law([before, noise], clean(rows)) for rows in (dense, sparse)]
         means = [law.mean[Protects.CUT_GRADIENT] for law in laws if isinstance(law, Normal)]

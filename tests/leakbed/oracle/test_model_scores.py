@@ -1,13 +1,14 @@
 """Stolen bottoms are worth what they do under the server's own top."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from leakbed.models import Architecture
-from leakbed.oracle import score_clones
+from leakbed.oracle import CloneScores, score_clones
 
 ARCHITECTURE = Architecture(name="mlp2", image_shape=(1, 6, 6), num_classes=4, cut=1)
 
@@ -17,8 +18,11 @@ def clones_of(*bottoms: nn.Module) -> dict[str, torch.Tensor]:
     return {name: torch.stack([state[name].detach() for state in states]) for name in states[0]}
 
 
+Parts = tuple[nn.Module, nn.Module, torch.Tensor, torch.Tensor]
+
+
 @pytest.fixture
-def parts() -> tuple[nn.Module, nn.Module, torch.Tensor, torch.Tensor]:
+def parts() -> Parts:
     bottom, top = ARCHITECTURE.bottom(1), ARCHITECTURE.top(1)
     images = torch.rand(300, 1, 6, 6, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -27,19 +31,17 @@ def parts() -> tuple[nn.Module, nn.Module, torch.Tensor, torch.Tensor]:
     return bottom, top, images, labels
 
 
-def test_the_victims_own_bottom_scores_as_the_victim(
-    parts: tuple[nn.Module, nn.Module, torch.Tensor, torch.Tensor],
-) -> None:
+def scored(parts: Parts, clones: dict[str, torch.Tensor], **changes: Any) -> CloneScores:
     bottom, top, images, labels = parts
-    found = score_clones(
-        clones_of(bottom, ARCHITECTURE.bottom(2)),
-        architecture=ARCHITECTURE,
-        victim_bottom=bottom,
-        server_top=top,
-        images=images,
-        labels=labels,
-        stream=3,
+    settings: dict[str, Any] = {"architecture": ARCHITECTURE, "labels": labels, "stream": 3}
+    return score_clones(
+        clones, victim_bottom=bottom, server_top=top, images=images, **settings | changes
     )
+
+
+def test_the_victims_own_bottom_scores_as_the_victim(parts: Parts) -> None:
+    bottom, top, images, labels = parts
+    found = scored(parts, clones_of(bottom, ARCHITECTURE.bottom(2)))
     assert found.images == 300
     assert found.victim_accuracy == pytest.approx(0.8)
     assert found.accuracy.values[0] == pytest.approx(0.8)
@@ -51,21 +53,10 @@ def test_the_victims_own_bottom_scores_as_the_victim(
     assert found.untrained_accuracy == pytest.approx((own == labels).double().mean().item())
 
 
-def test_the_first_images_are_used_and_modules_stay_as_they_were(
-    parts: tuple[nn.Module, nn.Module, torch.Tensor, torch.Tensor],
-) -> None:
-    bottom, top, images, labels = parts
+def test_the_first_images_are_used_and_modules_stay_as_they_were(parts: Parts) -> None:
+    bottom, top, *_ = parts
     before = {name: value.clone() for name, value in bottom.state_dict().items()}
-    found = score_clones(
-        clones_of(bottom),
-        architecture=ARCHITECTURE,
-        victim_bottom=bottom,
-        server_top=top,
-        images=images,
-        labels=labels,
-        stream=3,
-        limit=10,
-    )
+    found = scored(parts, clones_of(bottom), limit=10)
     assert found.images == 10
     assert found.victim_accuracy == pytest.approx(0.8)
     assert found.accuracy.std is None
@@ -74,36 +65,15 @@ def test_the_first_images_are_used_and_modules_stay_as_they_were(
     assert all(torch.equal(value, before[name]) for name, value in bottom.state_dict().items())
 
 
-def test_a_clone_without_finite_outputs_is_never_right(
-    parts: tuple[nn.Module, nn.Module, torch.Tensor, torch.Tensor],
-) -> None:
-    bottom, top, images, _ = parts
-    broken = {name: torch.full_like(value, torch.nan) for name, value in clones_of(bottom).items()}
-    found = score_clones(
-        broken,
-        architecture=ARCHITECTURE,
-        victim_bottom=bottom,
-        server_top=top,
-        images=images,
-        labels=torch.zeros(300, dtype=torch.long),
-        stream=3,
-    )
+def test_a_clone_without_finite_outputs_is_never_right(parts: Parts) -> None:
+    states = clones_of(parts[0])
+    broken = {name: torch.full_like(value, torch.nan) for name, value in states.items()}
+    found = scored(parts, broken, labels=torch.zeros(300, dtype=torch.long))
     assert found.accuracy.values[0] == 0
     assert found.agreement.values[0] == 0
 
 
-def test_the_numbers_become_plain_json(
-    parts: tuple[nn.Module, nn.Module, torch.Tensor, torch.Tensor],
-) -> None:
-    bottom, top, images, labels = parts
-    found = score_clones(
-        clones_of(bottom),
-        architecture=ARCHITECTURE,
-        victim_bottom=bottom,
-        server_top=top,
-        images=images,
-        labels=labels,
-        stream=3,
-    ).as_dict()
+def test_the_numbers_become_plain_json(parts: Parts) -> None:
+    found = scored(parts, clones_of(parts[0])).as_dict()
     assert json.loads(json.dumps(found)) == found
     assert found["agreement"]["values"] == [1]
