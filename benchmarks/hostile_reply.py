@@ -120,7 +120,7 @@ def main(case: str, kind: str = "ray") -> None:
                 optimiser=size.plan.optimiser,
                 nodes=1,
                 fraction=1.0,
-                bottoms="sealed",
+                chosen={"bottoms": "sealed", "optimizer_state": "kept"},
                 labels=None,
                 test_labels=torch.empty(0, dtype=torch.long),
                 evaluate_rounds=(),

@@ -125,7 +125,6 @@ class Scale:
             optimiser=self.plan.optimiser,
             nodes=self.sampled,
             fraction=1.0,
-            bottoms=entry.bottoms[0],
             labels=None,
             test_labels=torch.empty(0, dtype=torch.long),
             evaluate_rounds=(),
@@ -133,7 +132,10 @@ class Scale:
             defense_stream=0,
             timeout=None,
             device=torch.device("cpu"),
-            optimizer_state=self.plan.optimizer_state,
+            chosen={
+                **{key: legal[0] for key, legal in entry.choices.items()},
+                "optimizer_state": self.plan.optimizer_state,
+            },
         )
         return entry.build(setup)
 

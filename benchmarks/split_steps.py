@@ -117,14 +117,15 @@ def serve(grid: Grid, size: Size, turns: Turns) -> None:
         turns: When.
     """
     canonical = told(grid, size.cell, nodes=size.nodes, stream=0)
-    built = PROTOCOLS[size.protocol].build(
+    entry = PROTOCOLS[size.protocol]
+    built = entry.build(
         ProtocolSetup(
             architecture=size.architecture,
             init_stream=0,
             optimiser=size.plan.optimiser,
             nodes=size.nodes,
             fraction=1.0,
-            bottoms=size.plan.bottoms,
+            chosen={key: legal[0] for key, legal in entry.choices.items()},
             labels=None,
             test_labels=torch.empty(0, dtype=torch.long),
             evaluate_rounds=(),

@@ -314,9 +314,9 @@ def _table(settings: Mapping[str, Any], **parts: object) -> JsonObject:
     """Return settings by section; each key belongs to one of them."""
     table = named({section: {"name": given} for section, given in parts.items()})
     table |= {"name": _NAME, "keep_rounds": "all"}
-    own = load_settings({**table, "attack": [_NOBODY]}).protocol.options
+    named_so = load_settings({**table, "attack": [_NOBODY]}).protocol
     keys = {section: kind.model_fields.keys() - _APART for section, kind in _SECTIONS.items()}
-    keys["protocol"] |= own.keys()
+    keys["protocol"] |= named_so.chosen.keys()
     for key, value in settings.items():
         places = [section for section, known in keys.items() if key in known]
         if key in _WHOLE:

@@ -33,7 +33,6 @@ class ProtocolSetup:
         optimiser: Makes the server's optimiser over its parameters.
         nodes: How many nodes there are.
         fraction: Share of them that train in a round.
-        bottoms: ``"sealed"`` or ``"relayed"``.
         labels: Labels of each node's rows by Flower node id, where the server holds them.
         test_labels: Labels of the held-out rows.
         evaluate_rounds: Rounds that end with an evaluation through both parts.
@@ -41,9 +40,8 @@ class ProtocolSetup:
         defense_stream: The secret seed of their noise.
         timeout: Seconds to wait for each reply.
         device: Where the server computes.
-        optimizer_state: ``"kept"`` from round to round, or ``"fresh"`` in each.
+        chosen: What was chosen of each key of :attr:`Protocol.choices`.
         stream: The server's own, for what a protocol draws by lot.
-        options: The protocol's own settings, by name, as its entry in the catalogue lists them.
         protocol: Its catalogue key, for errors.
         passes: In how many batches of the whole run a node's row is, at most.
         batch_size: Rows in a batch; None bounds no reply by it.
@@ -57,7 +55,6 @@ class ProtocolSetup:
     optimiser: Callable[[Any], torch.optim.Optimizer]
     nodes: int
     fraction: float
-    bottoms: str
     labels: Mapping[int, Int[Tensor, " rows"]] | None
     test_labels: Int[Tensor, " test"]
     evaluate_rounds: Collection[int]
@@ -65,9 +62,8 @@ class ProtocolSetup:
     defense_stream: int
     timeout: float | None
     device: torch.device
-    optimizer_state: str = "kept"
+    chosen: Mapping[str, Any]
     stream: int = 0
-    options: Mapping[str, Any] = field(default_factory=dict)
     protocol: str = "the protocol"
     passes: int = 1
     batch_size: int | None = None
@@ -87,14 +83,14 @@ class ProtocolSetup:
     def common(self) -> dict[str, Any]:
         """Return the keywords that every split strategy takes."""
         return {
-            "bottoms": self.bottoms,
+            "bottoms": self.chosen["bottoms"],
             "labels": self.labels,
             "fraction_train": self.fraction,
             "test_labels": self.test_labels,
             "evaluate_rounds": self.evaluate_rounds,
             "step_timeout": self.timeout,
             "smashed_shape": self.architecture.smashed_shape,
-            "optimizer_state": self.optimizer_state,
+            "optimizer_state": self.chosen["optimizer_state"],
             "bounds": self.bounds(),
         }
 

@@ -149,7 +149,8 @@ def _reached(cell: Row, scored: Sequence[Row]) -> str:
     if not same:
         return ""
     best = _strongest(same)
-    return f"{best.first.attack} names {text('identification', best.measures['identification'])}"
+    share = text("identification", best.measures["identification"])
+    return f"{best.first.attack} names {share} of the rows"
 
 
 def _worst(weights: _Met, scored: Sequence[Row]) -> str:
@@ -177,8 +178,8 @@ def _worst(weights: _Met, scored: Sequence[Row]) -> str:
     return (
         f" Of the other updates most is read of “{worst.case}” in {_in_words(moments)}"
         f"{f', {beside} attacked' if len(tried) > 1 else ''}: {worst.first.attack} names "
-        f"{text('identification', worst.measures['identification'])} {there}; that model ended "
-        f"at {_percent(utility[1].mean if utility else 0.0)} accuracy."
+        f"{text('identification', worst.measures['identification'])} of the rows {there}; that "
+        f"model ended at {_percent(utility[1].mean if utility else 0.0)} accuracy."
     )
 
 
@@ -212,11 +213,13 @@ def _told(weights: _Met, split: _Met) -> str:
     rows = list(dict.fromkeys(met.bound.candidates for met in (split, weights)))
     among = " and ".join(f"{count:,}" for count in rows if count is not None) or "all"
     told = weights.bound.told or "all but the row and the noise"
-    chances = [_percent(met.bound.chance or 0.0) for met in (split, weights)]
+    places = (split, "at the cut"), (weights, "behind the update")
+    chances = [f"{_percent(met.bound.chance or 0.0)} {where}" for met, where in places]
     return (
         f"The best possible guess is told {told}, and chooses among {among} rows, of which chance "
-        f"names {' and '.join(dict.fromkeys(chances))}: that is more than any server knows of a "
-        "bottom it does not hold, and no attack on one such message names more, but by luck."
+        f"names {' and '.join(chances)}. No server of split learning is told the weights of the "
+        "nodes' layers, so attacks on one such message name no more, but by luck. In brackets are "
+        "two standard errors of a guess, and 95% intervals of an attack."
     )
 
 

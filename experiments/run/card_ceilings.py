@@ -50,7 +50,7 @@ class Bounds:
 
     def beside(
         self,
-        made: Cell,
+        cell: Cell,
         run: Path,
         scores: Mapping[str, Any],
         targets: Sequence[Target] = (),
@@ -58,7 +58,7 @@ class Bounds:
         """Return what bounds a card's identification, or of canaries its label accuracy.
 
         Args:
-            made: The card's cell.
+            cell: The card's.
             run: The folder of its training run.
             scores: The card's.
             targets: The messages behind them, in their order.
@@ -66,15 +66,15 @@ class Bounds:
         Returns:
             The ceiling, or why there is none; None where the experiment does not ask for one.
         """
-        cell, threat = made.settings, made.attack.threat
-        if cell.ceiling is None:
+        settings, threat = cell.settings, cell.attack.threat
+        if settings.ceiling is None:
             return None
         try:
-            if "identification" not in scores and cell.training.data.canaries:
-                _refuse_labels(threat, scores, when=cell.attack.when)
-                return self._of_labels(cell, cell.ceiling, run, scores, targets=targets)
-            _refuse(threat, scores, when=cell.attack.when)
-            found = self._of(cell, cell.ceiling, run, threat, scores)
+            if "identification" not in scores and settings.training.data.canaries:
+                _refuse_labels(threat, scores, when=settings.attack.when)
+                return self._of_labels(settings, settings.ceiling, run, scores, targets=targets)
+            _refuse(threat, scores, when=settings.attack.when)
+            found = self._of(settings, settings.ceiling, run, threat, scores)
         except NoCeilingError as error:
             return Bound(why=str(error))
         return _bound(found, scores)

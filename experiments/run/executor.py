@@ -69,36 +69,36 @@ class Progress(Protocol):
         ...
 
 
-def card_fields(made: Cell, key: str) -> dict[str, Any]:
+def card_fields(cell: Cell, key: str) -> dict[str, Any]:
     """Return card fields common to finished, unfit and diverged cells.
 
     Args:
-        made: The cell.
+        cell: The cell.
         key: Of its card.
 
     Returns:
         Fields of a :class:`~experiments.results.cards.Card`.
     """
-    cell, training = made.settings, made.settings.training
+    settings, training = cell.settings, cell.settings.training
     exchanges = find_protocol(training.protocol.name).exchanges
     return {
         "key": key,
-        "case": cell.case,
-        "demo": cell.demo,
+        "case": settings.case,
+        "demo": settings.demo,
         "protocol": training.protocol.name,
         "data": training.data.name,
         "model": training.model.name,
         "cut": training.model.cut if exchanges == "split" else None,
         "nodes": training.data.nodes,
-        "attack": cell.attack.name,
+        "attack": settings.attack.name,
         "defense": training.defense.name,
         "seed": training.seed,
-        "threat": Threat.of(made.attack.threat),
-        "tuned_on": cell.attack.model_dump(mode="json")["tuned_on"],
-        "settings": cell.as_json(),
-        "reported": cell.attack.reported,
+        "threat": Threat.of(cell.attack.threat),
+        "tuned_on": settings.attack.model_dump(mode="json")["tuned_on"],
+        "settings": settings.as_json(),
+        "reported": settings.attack.reported,
         "version": __version__,
-        "source": score_code(cell),
+        "source": score_code(settings),
     }
 
 
@@ -121,6 +121,9 @@ def empty_card(
         A card without scores.
     """
     return Card(**card_fields(cell, key), status=status, why=why)
+
+
+_SHORT = 2**26  # bytes of a trace that every attack, score and check of a run reads from memory
 
 
 class RunCleanup:
@@ -234,6 +237,7 @@ class TrainingGroup:
                     raise
                 card = empty_card(cell, key, status="failed", why=str(error))
             yield card
+        self._traces.clear()  # of the next groups of this process there may be hundreds
 
     @property
     def ran_on(self) -> RanOn:
@@ -310,9 +314,10 @@ class TrainingGroup:
         return self._noise[trained.folder]
 
     def _trace(self, trained: TrainingRun) -> Trace:
-        """Return a run's trace, verified once for all attacks; what is read is checked again."""
+        """Return a run's trace, verified once for all attacks, and read once if it is short."""
         if trained.trace not in self._traces:
-            self._traces[trained.trace] = trained.open_trace()
+            self._traces[trained.trace] = trace = trained.open_trace()
+            trace.hold(at_most=_SHORT)
         return self._traces[trained.trace]
 
     def _scored(

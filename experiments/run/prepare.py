@@ -5,7 +5,7 @@ may know of the run so that they can refuse one they cannot protect, and which n
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from math import ceil
 from typing import Any
@@ -37,7 +37,7 @@ from leakbed.provenance import RanOn
 from leakbed.seeds import derive
 from leakbed.tensors import resolve_device
 from strategies import find_protocol
-from strategies.vertical_split import party_architectures
+from strategies.vertical_split import MERGES, party_architectures
 
 
 def partition_of(training: Training) -> str:
@@ -89,8 +89,8 @@ def check_parties(training: Training, architecture: Architecture) -> None:
             f"protocol.fraction = {protocol.fraction}: each party of {protocol.name} holds a share "
             "of every row, so all must train; leave it out"
         )
-    nodes, merge = training.data.nodes, protocol.options.get("merge", "concat")
-    party_architectures(architecture, nodes=nodes, merge=merge)
+    if (merge := protocol.chosen.get("merge", "concat")) in MERGES:  # a stranger's is not known
+        party_architectures(architecture, nodes=training.data.nodes, merge=merge)
 
 
 def labels_of(data: DataConfig, partition: int) -> Int[Tensor, " rows"]:
@@ -211,8 +211,16 @@ class Prepared:
 
     @cached_property
     def defenses(self) -> tuple[Defense, ...]:
-        """The run's defences, made once; a control run has its own."""
-        return make_defenses(self.settings)
+        """The run's defences, made once; a control run has its own.
+
+        Values out of range raise the defence's own errors, and a hook that nobody would call is an
+        :class:`~leakbed.contracts.hooks.UncalledHookError`.
+        """
+        stack = self.settings.defense.stack
+        kinds = [picked(name, DEFENSES, "defence") for name, _ in stack]
+        for kind in kinds:
+            refuse_uncalled(kind)
+        return tuple(kind(**own) for kind, (_, own) in zip(kinds, stack, strict=True))
 
     @property
     def fingerprint(self) -> str:
@@ -353,28 +361,8 @@ def _plan(protocol: ProtocolSettings) -> TrainingPlan:
     if protocol.optimizer == "adam" and protocol.momentum:
         raise SettingsError(f"protocol.momentum = {protocol.momentum} is SGD's; Adam has none")
     return TrainingPlan(
-        batch_size=protocol.batch_size,
-        local_steps=protocol.local_steps,
-        optimizer=protocol.optimizer,
-        learning_rate=protocol.learning_rate,
-        momentum=protocol.momentum,
-        weight_decay=protocol.weight_decay,
-        labels=protocol.labels,
-        bottoms=protocol.bottoms,
-        optimizer_state=protocol.optimizer_state,
+        **{each.name: getattr(protocol, each.name) for each in fields(TrainingPlan)}
     )
-
-
-def make_defenses(training: Training) -> tuple[Defense, ...]:
-    """Return a run's defences; values out of range raise the defence's own errors.
-
-    One with a hook that nobody would call is a
-    :class:`~leakbed.contracts.hooks.UncalledHookError`.
-    """
-    kinds = [picked(name, DEFENSES, "defence") for name, _ in training.defense.stack]
-    for kind in kinds:
-        refuse_uncalled(kind)
-    return tuple(kind(**own) for kind, (_, own) in zip(kinds, training.defense.stack, strict=True))
 
 
 def answer_key(prepared: Prepared, bottom: Arrays | None) -> AnswerKey:
@@ -414,7 +402,7 @@ def answer_key(prepared: Prepared, bottom: Arrays | None) -> AnswerKey:
             "plan": asdict(prepared.plan),
             "defenses": [[name, dict(own)] for name, own in prepared.settings.defense.stack],
             "intruder": prepared.settings.intruder is not None,
-            "sync": prepared.settings.protocol.options.get("sync"),
+            "sync": prepared.settings.protocol.chosen.get("sync"),
         },
     )
 

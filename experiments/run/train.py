@@ -369,7 +369,6 @@ def _setup(prepared: Prepared, roster: Mapping[int, int]) -> ProtocolSetup:
         optimiser=prepared.plan.optimiser,
         nodes=prepared.data.nodes,
         fraction=protocol.fraction,
-        bottoms=prepared.plan.bottoms,
         labels={node: _labels_at_server(prepared, part) for node, part in roster.items()}
         if at_server
         else None,
@@ -379,9 +378,8 @@ def _setup(prepared: Prepared, roster: Mapping[int, int]) -> ProtocolSetup:
         defense_stream=prepared.stream("defence/server"),
         timeout=protocol.timeout,
         device=resolve_device(prepared.settings.device),
-        optimizer_state=prepared.plan.optimizer_state,
         stream=prepared.stream("server/lots"),
-        options=protocol.options,
+        chosen=protocol.chosen,
         protocol=protocol.name,
         batch_size=protocol.batch_size,
         local_steps=protocol.local_steps,

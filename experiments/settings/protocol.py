@@ -120,9 +120,10 @@ class ProtocolSettings(Strict):
         }
 
     @property
-    def options(self) -> dict[str, Any]:
-        """The protocol's own options, none left out."""
-        return dict(self.model_extra or {})
+    def chosen(self) -> dict[str, Any]:
+        """What is chosen of each key of the protocol's entry, its own options among them."""
+        every = {**self.__dict__, **(self.model_extra or {})}
+        return {key: every[key] for key in choices(self.name)}
 
     def replaced(self, overrides: Mapping[str, Any]) -> "ProtocolSettings":
         """Return what a case or a sweep makes of these settings.
@@ -135,7 +136,7 @@ class ProtocolSettings(Strict):
             The settings; what is not legal in them is a ``ValidationError``.
         """
         given = self.model_dump(exclude_unset=True)
-        common = {key: value for key, value in given.items() if key not in self.options}
+        common = {key: given[key] for key in given if key in ProtocolSettings.model_fields}
         made = ProtocolSettings(**{**common, **overrides})
         return made if made.name != self.name else ProtocolSettings(**{**given, **overrides})
 

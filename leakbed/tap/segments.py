@@ -44,6 +44,7 @@ class TraceError(ValueError):
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LAST_SEGMENT = 999_999
 _PIECE = 1 << 18  # bytes that are hashed or written at once; a core's own cache holds them
+_BEGINNING = 1 << 12  # bytes by which long arrays are told apart before all of them is hashed
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,7 @@ class Segments:
         """Say whether something equal may have been added; note how long arrays begin."""
         if size <= _PIECE:
             return True
-        beginning = size, checksum([part[:_PIECE] for part in parts[:2]])
+        beginning = size, checksum([part[:_BEGINNING] for part in parts[:2]])
         seen = beginning in self._beginnings
         self._beginnings.add(beginning)
         return seen
@@ -426,6 +427,8 @@ def _look(arrays: Arrays) -> _Look | None:
     """Return what tells arrays apart: their names, layouts and the bytes they lie in."""
     look: _Look = []
     for name, value in arrays.items():
+        if value.base is None:  # what is over bytes is a view of them
+            return None
         owner: Any = value
         while isinstance(owner, np.ndarray):
             owner = owner.base

@@ -261,8 +261,15 @@ class Trace:
                         self._read(files, record, name)
                         checked.add(extent)
 
-    def hold(self) -> None:
-        """Read every array into memory, so that the folder may go."""
+    def hold(self, *, at_most: int | None = None) -> None:
+        """Read every array into memory, so that the folder may go.
+
+        Args:
+            at_most: Bytes; the arrays of a longer trace stay where they are.
+        """
+        extents = {each for record in self.records for each in record.arrays.values()}
+        if at_most is not None and sum(each.size for each in extents) > at_most:
+            return
         with Reading(self.folder) as files:
             for record in self.records:
                 for name, extent in record.arrays.items():

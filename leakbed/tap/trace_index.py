@@ -12,7 +12,7 @@ from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from typing import IO, Any
 
-from leakbed.events import EVENT_TYPES, Array, Arrays, Event, Foreign, Phase
+from leakbed.events import ARRAY_FIELDS, EVENT_TYPES, Event, Foreign, Phase
 from leakbed.tap.segments import Extent, TraceError
 
 FORMAT = "leakbed-trace"
@@ -172,7 +172,7 @@ def _check_event(
 ) -> None:
     own = {field.name: field for field in fields(event_type)}
     content = own.pop("content", None)  # of a foreign message: any groups of arrays
-    groups = {name for name, field in own.items() if _holds_arrays(field)}
+    groups = set(ARRAY_FIELDS[event_type])
     needed = {name for name, field in own.items() if field.default is MISSING}
     if content:
         plain = dict(plain)
@@ -198,10 +198,6 @@ def _check_values(values: object, where: str) -> None:
     tables = isinstance(values, dict) and all(isinstance(each, dict) for each in values.values())
     if not tables:
         raise TraceError(f"{where}: values must be a table of tables, got {_short(values)}")
-
-
-def _holds_arrays(field: "Field[Any]") -> bool:
-    return field.type in (Array, Arrays, Array | None)
 
 
 def _fits(value: object, field: "Field[Any]") -> bool:

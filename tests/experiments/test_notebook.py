@@ -31,11 +31,15 @@ from leakbed.contracts import (
 )
 from leakbed.data import BadDataError
 from leakbed.models import IllegalCutError
+from strategies import PROTOCOLS, Protocol
 from tests.support.adversaries import Doubling
 from tests.support.tiny import images, plain
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS: dict[str, Any] = {"nodes": 2, "test": 0.2, "batch_size": 5, "local_steps": 2}
+PACED = Protocol(
+    exchanges="split", build=PROTOCOLS["vanilla-split"].build, options={"pace": (1, 2)}
+)
 SHORT = UnSplit(outer_steps=2, input_steps=2, model_steps=2)
 
 
@@ -268,6 +272,9 @@ def test_a_class_of_a_cell_that_is_mended_is_tried_anew(run: Run) -> None:
         ({"model": 3}, SettingsError, r"model\.name.*valid string.*3"),
         ({"model": object()}, SettingsError, "model: <object object.*no model to use"),
         ({"protocol": object()}, SettingsError, "protocol: <object object.*strategies.Protocol"),
+        ({"protocol": PACED, "pace": 3}, SettingsError, "pace = 3: .*protocol_.* takes 1 or 2"),
+        ({"protocol": PACED, "pac": 2}, SettingsError, "setting of a training 'pac'; .*'pace'"),
+        ({"pace": 2}, SettingsError, "unknown setting of a training 'pace'"),
         ({"data": {"a": 1}}, SettingsError, r"data\.name.*valid string"),
         ({"data": {1, 2}}, BadDataError, "data set: this is nothing to read rows from"),
         ({"defense": Looking()}, SettingsError, "Looking.* is no defence to use: it is an attack"),

@@ -140,7 +140,7 @@ def test_a_protocol_reads_an_option_of_its_own(mine: Path, tmp_path: Path) -> No
     text = RING.replace("in_turn=True", "in_turn=True, options={'order': ('back', 'forth')}")
     text = text.replace("sessions[::-1]", "sessions if self.forth else sessions[::-1]")
     text = text.replace("()[:1]", "()[slice(-1, None) if self.forth else slice(1)]")
-    given = "strategy.forth = setup.options['order'] == 'forth'"
+    given = "strategy.forth = setup.chosen['order'] == 'forth'"
     mine.write_text(text.replace("    return Built", f"    {given}\n    return Built"))
     default, back, forth = (
         run({**TABLE, "protocol": {**TABLE["protocol"], **option}}, out=tmp_path / "out")[0]

@@ -21,7 +21,7 @@ def setup(**changes: Any) -> ProtocolSetup:
         "optimiser": torch.optim.SGD,
         "nodes": 5,
         "fraction": 1.0,
-        "bottoms": "sealed",
+        "chosen": {},
         "labels": None,
         "test_labels": torch.zeros(0, dtype=torch.long),
         "evaluate_rounds": (),

@@ -120,7 +120,7 @@ def _setup(architecture: Architecture, plan: Any, nodes: int) -> ProtocolSetup:
         optimiser=plan.optimiser,
         nodes=nodes,
         fraction=1.0,
-        bottoms="sealed",
+        chosen={"bottoms": "sealed", "optimizer_state": "kept"},
         labels=None,
         test_labels=torch.empty(0, dtype=torch.long),
         evaluate_rounds=(),

@@ -104,14 +104,16 @@ def built(
 ) -> BuiltProtocol:
     """A protocol's server part; ``options`` add to the protocol's own defaults."""
     entry = PROTOCOLS[protocol]
-    options = {name: legal[0] for name, legal in entry.options.items()}
+    own = {name: legal[0] for name, legal in entry.options.items()}
+    own |= {"bottoms": settings.bottoms, "optimizer_state": settings.optimizer_state}
+    own |= changes.pop("options", {})
     fields: dict[str, Any] = {
         "architecture": model or double_models.architecture(),
         "init_stream": derive(tiny.SEED, "victim-init"),
         "optimiser": settings.optimiser,
         "nodes": nodes,
         "fraction": 1.0,
-        "bottoms": settings.bottoms,
+        "chosen": own,
         "labels": None,
         "test_labels": torch.zeros(0, dtype=torch.long),
         "evaluate_rounds": (),
@@ -119,12 +121,10 @@ def built(
         "defense_stream": 0,
         "timeout": None,
         "device": torch.device("cpu"),
-        "optimizer_state": settings.optimizer_state,
         "stream": derive(tiny.SEED, "server/lots"),
         "batch_size": settings.batch_size,
         "local_steps": settings.local_steps,
         **changes,
-        "options": options | changes.get("options", {}),
     }
     return entry.build(ProtocolSetup(**fields))
 

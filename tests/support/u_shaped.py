@@ -76,7 +76,7 @@ def strategy_of(
         "optimiser": plan.optimiser,
         "nodes": nodes,
         "fraction": 1.0,
-        "bottoms": plan.bottoms,
+        "chosen": {"bottoms": plan.bottoms, "optimizer_state": plan.optimizer_state},
         "labels": None,
         "test_labels": torch.empty(0, dtype=torch.long),
         "evaluate_rounds": (),
@@ -84,7 +84,6 @@ def strategy_of(
         "defense_stream": 0,
         "timeout": None,
         "device": torch.device("cpu"),
-        "optimizer_state": plan.optimizer_state,
     }
     strategy = build(ProtocolSetup(**chosen | more)).strategy
     assert isinstance(strategy, UShaped)

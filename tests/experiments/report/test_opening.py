@@ -237,9 +237,11 @@ def test_families_are_compared_where_both_learn_the_same(make_card: MakeCard) ->
         "62%)."
     )
     assert whom.startswith("Both are told to the server, which only follows the protocol; of the ")
-    assert "unsplit names 19% (4 to 46%) at the cut" in whom
+    assert "unsplit names 19% (4 to 46%) of the rows at the cut" in whom
     assert told.startswith("The best possible guess is told everything but the row and the noise")
-    assert "among 400 rows, of which chance names 0.2% and 2.0%" in told
+    assert (
+        "among 400 rows, of which chance names 0.2% at the cut and 2.0% behind the update." in told
+    )
 
 
 @pytest.mark.parametrize(
@@ -274,12 +276,15 @@ def test_the_worst_case_of_updates_is_named_with_the_worst_of_its_rounds(
 ) -> None:
     worst, last = one_step(make_card, "first", 1, 1, 1, 0), one_step(make_card, "last", 1, 0)
     _, alone, _ = opening([*compared(make_card), last])
-    assert "“one step on one image” in the last round: dlm names 50% (1 to 99%) there" in alone
+    assert (
+        "“one step on one image” in the last round: dlm names 50% (1 to 99%) of the rows there"
+        in alone
+    )
     _, whom, _ = opening([*compared(make_card), last, worst])
     assert whom.endswith(
         "Of the other updates most is read of “one step on one image” in the first round, the "
-        "worst of the 2 attacked: dlm names 75% (19 to 99%) there; that model ended at 18% "
-        "accuracy."
+        "worst of the 2 attacked: dlm names 75% (19 to 99%) of the rows there; that model ended at "
+        "18% accuracy."
     )
     _, whom, _ = opening([*compared(make_card), worst.model_copy(update={"model": "other"})])
     assert "one step on one image" not in whom
@@ -299,7 +304,7 @@ def test_rounds_that_are_equally_bad_are_all_named_in_their_order(
     _, whom, _ = opening([*compared(make_card), *(made[place] for place in order)])
     assert whom.endswith(
         "in the first round, the middle round and round 4, the worst of the 4 attacked: dlm-plus "
-        "names 100% (29 to 100%) in the middle round; that model ended at 18% accuracy."
+        "names 100% (29 to 100%) of the rows in the middle round; that model ended at 18% accuracy."
     )
     _, whom, _ = opening(
         [*compared(make_card), *(made[place] for place in order if place in (1, 2))]

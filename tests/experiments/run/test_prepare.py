@@ -5,7 +5,7 @@ import pytest
 import clients.node
 import experiments.run.prepare
 from defenses import SmashedNoise
-from experiments.run.prepare import answer_key, make_defenses, prepare
+from experiments.run.prepare import answer_key, prepare
 from experiments.settings.cells import Training, cells
 from experiments.settings.load import load_settings
 from experiments.settings.schema import SettingsError
@@ -77,6 +77,6 @@ def test_a_defense_whose_hook_nobody_would_call_is_refused_before_training(
     for catalogue in (experiments.run.prepare.DEFENSES, clients.node.DEFENSES):
         monkeypatch.setitem(catalogue, "smashed-noise", noisy)
     with pytest.raises(UncalledHookError, match="noisy overrides protect_smashed but protects tra"):
-        make_defenses(chosen)
+        prepare(chosen, root=None)
     with pytest.raises(UncalledHookError, match="noisy overrides protect_smashed but protects tra"):
         tiny.cell(defenses=(("smashed-noise", {}),)).chosen_defenses()

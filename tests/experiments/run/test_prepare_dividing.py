@@ -22,10 +22,18 @@ from leakbed.models import IllegalCutError
 from leakbed.oracle.truth import AnswerKey
 from leakbed.seeds import derive
 from leakbed.tap.trace import Trace
+from strategies import PROTOCOLS, Protocol
 from tests.support import tiny
 
 pytestmark = pytest.mark.usefixtures("identity")
 
+AVERAGING = Protocol(
+    exchanges="split",
+    build=PROTOCOLS["vertical-split"].build,
+    labels=("server",),
+    divides="features",
+    options={"merge": ("mean",)},
+)
 TABLE: dict[str, Any] = {
     "name": "small",
     "data": {"size": 400, "nodes": 2},
@@ -49,9 +57,8 @@ def trained(folder: Path, *overrides: str, merge: str | None = "sum") -> Trainin
 def test_features_are_divided_by_protocols_that_do_so_and_rows_by_the_others() -> None:
     assert partition_of(training()) == "aligned"
     assert partition_of(training("data.partition=aligned")) == "aligned"
-    assert (
-        partition_of(training("protocol.name=vanilla-split", "data.partition=linear")) == "linear"
-    )
+    rows = training("protocol.name=vanilla-split", "data.partition=linear", merge=None)
+    assert partition_of(rows) == "linear"
 
 
 @pytest.mark.parametrize(
@@ -59,7 +66,6 @@ def test_features_are_divided_by_protocols_that_do_so_and_rows_by_the_others() -
     [
         (["data.partition=dirichlet", "data.alpha=0.5"], r"it is 'dirichlet'"),
         (["data.alpha=0.5"], r"leave out .*data\.alpha"),
-        (["protocol.name=fedavg", "data.partition=aligned"], "fedavg divides rows"),
         (["protocol.fraction=0.5"], r"fraction = 0\.5: each party of vertical-split"),
         (["protocol.labels=shared"], "vertical-split takes 'server'"),
     ],
@@ -67,6 +73,12 @@ def test_features_are_divided_by_protocols_that_do_so_and_rows_by_the_others() -
 def test_settings_that_do_not_fit_the_division_are_refused(overrides: list[str], why: str) -> None:
     with pytest.raises(SettingsError, match=why):
         prepare(training(*overrides), root=None)
+
+
+def test_aligned_rows_are_refused_where_a_protocol_divides_rows() -> None:
+    chosen = training("protocol.name=fedavg", "data.partition=aligned", merge=None)
+    with pytest.raises(SettingsError, match="fedavg divides rows"):
+        prepare(chosen, root=None)
 
 
 def test_parts_that_do_not_merge_are_refused_before_anything_is_sent() -> None:
@@ -119,6 +131,11 @@ def test_a_client_can_be_given_cut_gradients_and_its_rows_labels(tmp_path: Path)
     truth = AnswerKey.read(run.answers).truth(targets)
     assert truth.images.shape == (20, 1, 1, 28, 14)
     assert truth.labels.shape == (20, 1)
+
+
+def test_how_a_protocol_of_ones_own_merges_is_left_to_it() -> None:
+    chosen = training(f"protocol.name={__name__}:AVERAGING", merge=None)
+    assert prepare(chosen, root=None).settings.protocol.chosen["merge"] == "mean"
 
 
 def test_one_party_is_one_vanilla_node_with_its_labels_at_the_server(tmp_path: Path) -> None:

@@ -302,9 +302,11 @@ def test_a_full_segment_is_followed_by_another(
 def test_equal_arrays_are_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that all nodes get is one object in memory; equal replies have bytes of their own."""
     hashed: list[int] = []
+    sizes: list[int] = []
 
     def counted(parts: list[bytes]) -> str:
         hashed.append(len(parts))
+        sizes.append(sum(map(len, parts)))
         return checksum(parts)
 
     monkeypatch.setattr("leakbed.tap.segments.checksum", counted)
@@ -332,6 +334,7 @@ def test_equal_arrays_are_hashed_once(tmp_path: Path, monkeypatch: pytest.Monkey
         for number in range(3):  # where none begins so, it is hashed as it is written
             recorder(WeightsDown(node=8, round=1, arrays={"w": whole + number}))
         assert hashed == [2, 2, 2]  # a look at each one's beginning
+        assert max(sizes[-3:]) < 10_000
         recorder(WeightsDown(node=9, round=1, arrays={"w": whole.copy()}))
         assert hashed == [2, 2, 2, 2, 2]
         last = whole.copy()
@@ -354,7 +357,9 @@ def test_equal_arrays_are_hashed_once(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_trace_that_was_held_outlives_its_folder(trace: Path) -> None:
     held, told = Trace(trace), Trace(trace)
     events, weights = list(told.events()), told.holding("server", "top/round-1")
-    held.hold()
+    size = sum(file.stat().st_size for file in (trace / "segments").iterdir())
+    told.hold(at_most=size - 1)  # too long, so it stays where it is
+    held.hold(at_most=size)
     shutil.rmtree(trace)
     for event, known in zip(held.events(), events, strict=True):
         assert type(event) is type(known)
