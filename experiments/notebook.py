@@ -9,7 +9,7 @@ reads; before it returns they are in memory, and the folder is gone.
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -125,12 +125,14 @@ class Run:
         prepared: Its ingredients.
         finished: The run itself, in memory.
         verbose: Whether Flower's log is shown.
+        checked: What the check of its noise found, once an attack asked for it.
     """
 
     settings: JsonObject
     prepared: Prepared
     finished: TrainingRun
     verbose: bool = False
+    checked: dict[Path, tuple[str, ...]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         training, accuracy = self.prepared.settings, self.utility.get("test_accuracy")
@@ -243,6 +245,7 @@ class Run:
             progress=None,
             on_error="stop",
             known={training_key(here): self.finished},
+            checked=self.checked,
         )
 
     def _events(self, kind: type[Event]) -> Iterator[Event]:

@@ -302,9 +302,11 @@ def test_a_full_segment_is_followed_by_another(
 def test_equal_arrays_are_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that all nodes get is one object in memory; equal replies have bytes of their own."""
     hashed: list[int] = []
+    sizes: list[int] = []
 
     def counted(parts: list[bytes]) -> str:
         hashed.append(len(parts))
+        sizes.append(sum(map(len, parts)))
         return checksum(parts)
 
     monkeypatch.setattr("leakbed.tap.segments.checksum", counted)
@@ -332,6 +334,7 @@ def test_equal_arrays_are_hashed_once(tmp_path: Path, monkeypatch: pytest.Monkey
         for number in range(3):  # where none begins so, it is hashed as it is written
             recorder(WeightsDown(node=8, round=1, arrays={"w": whole + number}))
         assert hashed == [2, 2, 2]  # a look at each one's beginning
+        assert max(sizes[-3:]) < 10_000
         recorder(WeightsDown(node=9, round=1, arrays={"w": whole.copy()}))
         assert hashed == [2, 2, 2, 2, 2]
         last = whole.copy()

@@ -1,5 +1,7 @@
+import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
@@ -20,6 +22,13 @@ WHOLE = {"splitout.alarm": 1, "splitout.score": 1.0, "splitout.last": 1, "splito
 def reply(record: Any) -> Message:
     content = RecordDict({} if record is None else {ALARMS: record})
     return Message(content, dst_node_id=1, message_type=SPLIT_STEP)
+
+
+def test_groups_are_made_once_and_do_not_travel() -> None:
+    request = SplitRequest(round=1, step=1, gradient=np.ones((2, 3), np.float32))
+    size = len(pickle.dumps(request))
+    assert request.groups() is request.groups()
+    assert len(pickle.dumps(request)) == size
 
 
 def test_alarms_survive_the_wire() -> None:
