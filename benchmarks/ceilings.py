@@ -13,8 +13,9 @@ from defenses import SmashedNoise, WeightNoise
 from leakbed.contracts import Protects
 from leakbed.contracts.noise_laws import Clean, sent_law
 from leakbed.models import Architecture
-from leakbed.oracle.ceiling import Messages, ceiling, points
-from leakbed.oracle.local_training import LocalTraining, Optimiser
+from leakbed.oracle.ceiling import ceiling, points
+from leakbed.oracle.local_training import LocalTraining
+from leakbed.oracle.messages import Messages
 
 CANDIDATES, BATCH = 1000, 8
 LEVELS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -56,7 +57,7 @@ def update(steps: int) -> list[float]:
         batches=list((CANDIDATES + torch.arange(BATCH * steps)).split(BATCH)),
         images=shown,
         labels=torch.arange(len(shown)) % 10,
-        optimiser=Optimiser(name="sgd", learning_rate=0.1),
+        optimiser=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
     )
     made, _ = training.of(CANDIDATES, torch.arange(CANDIDATES))
     noise = WeightNoise(form="corrected", clip=1.0, scale=0.003)

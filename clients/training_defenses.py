@@ -65,7 +65,7 @@ class TrainingDefenses:
                 take part in such a protocol's training, or voids another one's claim of privacy.
         """
         chosen = select(cell.chosen_defenses(), Protects.TRAINING)
-        refuse_stack(chosen)
+        refuse_stack(cell.chosen_defenses())
         for defense in chosen:
             if (why := untrained(type(defense), exchanges)) is not None:
                 raise IllegalCombinationError(why)

@@ -59,6 +59,11 @@ class AdversarialTraining(Defense):
         if not self.stride > 0:
             raise ValueError(f"adversarial-training needs a stride above 0, got {self.stride}")
 
+    @property
+    def row_wise(self) -> bool:
+        """Every image moves by a perturbation of its own."""
+        return True
+
     def prepare(self, state: DefenseState, holdings: Holdings) -> DefenseState:
         """Draw a first perturbation of every row, uniform within the budget; once.
 

@@ -290,7 +290,8 @@ def label_ceiling(
         str, typer.Option(help="Last round read: first, middle, last or a number.")
     ] = "last",
     span: Annotated[
-        str, typer.Option(help="The own batch's gradient (message), or all behind it (training).")
+        str,
+        typer.Option(help="The own batch's message alone (message), or all behind it (training)."),
     ] = "training",
     targets: Annotated[int, typer.Option(min=1, help="How many canaries at most.")] = 8,
     draws: Annotated[int, typer.Option(min=1, help="Of the noise, for each label.")] = 100,
@@ -304,7 +305,7 @@ def label_ceiling(
     model: Model = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, by canary.")] = False,
 ) -> None:
-    """Say what cut gradients give away of a canary's label to the best possible guess."""
+    """Say what gradients or updates give away of a canary's label to the best possible guess."""
     with expected():
         from experiments.run.label_ceilings import label_ceiling_of_run
 

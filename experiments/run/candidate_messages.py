@@ -31,8 +31,8 @@ from leakbed.events import Phase, SmashedUp, Target, UpdateUp
 from leakbed.models import DETERMINISTIC
 from leakbed.models.networks import FlattenLinear
 from leakbed.oracle.caps import reconstruction_floor
-from leakbed.oracle.ceiling import Messages, flat
 from leakbed.oracle.local_training import LocalTraining
+from leakbed.oracle.messages import Messages, flat
 from leakbed.seeds import derive, scoped
 
 _MEMORY = 2**33  # bytes of candidates' messages, with room for what is computed from them
@@ -71,7 +71,12 @@ class CandidateMessages:
 
         Attributes:
             losses: Whether a loss was beside an update that was made again.
+
+        Raises:
+            NoCeilingError: If nodes hold strips of images.
         """
+        if run.key.parties > 1:
+            raise NoCeilingError("there is no ceiling yet for nodes that hold strips of images")
         self.losses = False
         self._run, self._evidences = run, evidences
         self._told, self._summed = told, summed

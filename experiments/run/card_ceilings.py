@@ -28,6 +28,7 @@ from leakbed.contracts import Evidence, Knowledge, Seat, ThreatModel
 from leakbed.contracts.noise_laws import NoCeilingError
 from leakbed.events import Target
 from leakbed.oracle.noise_checks import above
+from strategies import find_protocol
 
 _OF_A_MESSAGE = {
     Evidence.UPDATE,
@@ -71,7 +72,7 @@ class Bounds:
             return None
         try:
             if "identification" not in scores and settings.training.data.canaries:
-                _refuse_labels(threat, scores, when=settings.attack.when)
+                _refuse_labels(threat, scores, when=settings.attack.when, reader=_reader(settings))
                 return self._of_labels(settings, settings.ceiling, run, scores, targets=targets)
             _refuse(threat, scores, when=settings.attack.when)
             found = self._of(settings, settings.ceiling, run, threat, scores)
@@ -115,7 +116,7 @@ class Bounds:
         *,
         targets: Sequence[Target],
     ) -> Bound:
-        collect = cell.attack.collect
+        collect, party = cell.attack.collect, targets[0].node
         hits = [
             bool(value)
             for value, canary in zip(
@@ -136,9 +137,10 @@ class Bounds:
                 targets=settings.messages,
                 draws=25 * settings.draws,
                 model=cell.training.model.name,
+                party=party,
             )
 
-        found = self._once((run, "labels", collect), compute)
+        found = self._once((run, "labels", collect, party), compute)
         return Bound(
             game="canary label",
             ceiling=found.value,
@@ -201,16 +203,29 @@ def _refuse(threat: ThreatModel, scores: Mapping[str, Any], *, when: str) -> Non
         )
 
 
-def _refuse_labels(threat: ThreatModel, scores: Mapping[str, Any], *, when: str) -> None:
+def _reader(cell: CellSettings) -> Seat:
+    """Return who must guess the labels of a run; of updates no card is held against the ceiling."""
+    protocol = cell.training.protocol
+    if find_protocol(protocol.name).exchanges == "weights":
+        raise NoCeilingError(
+            "no ceiling: an update hides the labels of several rows, which are guessed together; "
+            "the ceiling of canaries is of one label"
+        )
+    return Seat.SERVER if protocol.labels == "client" else Seat.CLIENT
+
+
+def _refuse_labels(
+    threat: ThreatModel, scores: Mapping[str, Any], *, when: str, reader: Seat
+) -> None:
     """Refuse an attack on labels that the ceiling of canaries does not bound."""
     if "label_accuracy" not in scores:
         raise NoCeilingError(
             "no ceiling: it bounds how often rows are identified, or canaries' labels named"
         )
     reads = threat.evidence - {Evidence.NOTHING}
-    if threat.active or (reads and threat.seat != Seat.CLIENT):
+    if threat.active or (reads and threat.seat != reader):
         raise NoCeilingError(
-            "no ceiling: that of labels is of a client that follows the protocol; this attack's "
+            f"no ceiling: that of labels is of a {reader} that follows the protocol; this attack's "
             f"seat is {threat.seat}"
         )
     if when != "training":

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from experiments.run.candidate_messages import CandidateMessages, Part
 from experiments.run.ceiling_results import Message, RunCeiling
@@ -277,8 +278,9 @@ class _Game:
         )
         told = None
         if pool is not None:
+            of = one_hot(pool).double()
             told, _ = label_ceiling(
-                messages, pool, draws=self._draws, stream=derive(stream, "label"), truths=truths
+                messages, of, draws=self._draws, stream=derive(stream, "label"), truths=truths
             )
         believed = beliefs(messages, part.seen, clear=part.clear)[0]
         if self._span == "message" and messages.family == "normal":

@@ -12,13 +12,7 @@ from typing import Any, Literal, Protocol
 
 from experiments.results.cards import Card, Threat, peak_memory
 from experiments.run.alarms import detected
-from experiments.run.attack import (
-    Attacked,
-    Cell,
-    answer,
-    keep_answer,
-    kept_answer,
-)
+from experiments.run.attack import Attacked, Cell, answer, keep_answer, kept_answer
 from experiments.run.card_ceilings import Bounds
 from experiments.run.fit import unfit
 from experiments.run.judge import (
@@ -172,6 +166,7 @@ class TrainingGroup:
         on_error: Literal["card", "stop"] = "card",
         rescores: bool = False,
         known: Mapping[str, TrainingRun] | None = None,
+        checked: dict[Path, tuple[str, ...]] | None = None,
     ) -> None:
         """Train nothing yet.
 
@@ -184,6 +179,7 @@ class TrainingGroup:
             rescores: Whether to score what is kept alone: nothing is trained, nothing is attacked,
                 and a cell that would need it gets no card.
             known: Training runs that are finished and lie elsewhere, by their keys.
+            checked: What the check of the noise found, by the folders of training runs; written to.
 
         Attributes:
             lacking: By the key of a cell's card, why it could not be scored from what is kept.
@@ -195,7 +191,7 @@ class TrainingGroup:
         self._stops = on_error == "stop"
         self._ended: dict[Path, DivergedError | BrokenPluginError] = {}
         self._bounds = Bounds()
-        self._noise: dict[Path, tuple[str, ...]] = {}
+        self._noise = {} if checked is None else checked
         self._traces: dict[Path, Trace] = {}
 
     def keyed(self, group: Sequence[Cell]) -> dict[str, Cell]:

@@ -1,9 +1,13 @@
-"""The ceiling of a label under a recorded run's cut gradients: three games, never mixed.
+"""The ceiling of a label under a recorded run's messages: three games, never mixed.
 
 **Canary**, computed here: the row's label was drawn from the classes' shares whatever its image
-(``data.canaries``), and a party without labels must name it. It knows the top before the message,
-every smashed row, all other labels and every seed but those of noise and of the draw. Exact, and
-the one game that scores of attacks can be held against: those of the canary rows alone.
+(``data.canaries``), and a party without labels must name it. It knows whatever made the gradient
+before the message, every row at that cut, all other labels and every seed but those of noise and of
+the draw. Exact, and the one game that scores of attacks can be held against: those of the canary
+rows alone. Who reads is the party that labels are hidden from: the client, or a party of features,
+that is sent cut gradients; of a U-shape the server that is sent gradients of features; of FedAvg
+the server that is sent updates. Labels that were answered at random are guessed through the
+answers.
 
 **Pool**: someone without inputs has labelled candidates, one of which sent the smashed row; it is
 :func:`leakbed.oracle.ceiling.label_ceiling`, of test rows, beside the ceiling of rows.
@@ -15,9 +19,8 @@ of the best classifier that reads no message to :func:`~leakbed.oracle.caps.cap`
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
@@ -25,24 +28,33 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
+from experiments.run.candidate_messages import CandidateMessages
 from experiments.run.ceiling_results import pooled_error
+from experiments.run.label_holders import (
+    Batch,
+    Holder,
+    Step,
+    begun,
+    reached,
+    refuse_unknown_holder,
+    rows_of,
+)
 from experiments.run.recorded import Recorded
-from experiments.run.replay import refuse_own_protocol
-from experiments.run.targets import round_number
-from leakbed.contracts import Protects, select
-from leakbed.contracts.noise_laws import Clean, Law, NoCeilingError, sent_law
-from leakbed.events import CutGradientDown, Phase, SmashedUp, Target
-from leakbed.oracle.caps import cap, class_cap
-from leakbed.oracle.ceiling import Messages, beliefs, ceiling
+from experiments.run.targets import Evidences, round_number
+from leakbed.contracts import Defense, Protects, select
+from leakbed.contracts.noise_laws import Channel, Clean, Fixed, Law, NoCeilingError, sent_law
+from leakbed.events import Phase, Target
+from leakbed.oracle.caps import budget_cap, budget_of, cap, class_cap
+from leakbed.oracle.ceiling import beliefs, label_ceiling
 from leakbed.oracle.gathered import Gathered
+from leakbed.oracle.messages import Messages
 from leakbed.oracle.noise_checks import Finding, check_hits, check_noise
 from leakbed.oracle.truth import AnswerKey
+from leakbed.plugins import is_own
 from leakbed.seeds import derive
-from leakbed.tensors import load
 from strategies import find_protocol
-from strategies.server_model import TopTrainer
 
 _KIND = Protects.CUT_GRADIENT
 
@@ -56,15 +68,15 @@ class LabelMessage:
         round: Server round of the row's first batch.
         step: That batch's.
         row: Within it.
-        ceiling: By all gradients that are read.
+        ceiling: By all messages that are read.
         error: Standard error of the draws.
-        alone: By the gradient of the row's own batch alone.
+        alone: By the gradient of the row's own batch alone, or by the first update alone.
         believed: Posterior of the true label, given what was recorded.
         hit: 1 where the likeliest label is the true one, 1 of k among equals.
-        cap: What the defence's claim allows the own batch's gradient; None without a claim of it.
+        cap: What the defences' claims allow that one message; None without a claim of it.
         inputs: What it allows a party that holds the inputs and is right kappa of the time without
             any message; None where kappa was not given, or without a claim.
-        read: How many gradients are read.
+        read: How many messages are read.
     """
 
     node: int
@@ -90,8 +102,9 @@ class LabelCeiling:
         chance: Of a guess that reads nothing: the largest class's share.
         classes: Among how many labels.
         kappa: As it was given.
-        findings: Of the check of the gradients' noise; empty without normal noise.
-        seat: Who reads the gradients.
+        findings: Of the check of the messages' noise; without normal noise of hits alone.
+        message: What is read first.
+        seat: Who reads it.
         told: What the informed guesser is told beside the protocol.
     """
 
@@ -100,11 +113,9 @@ class LabelCeiling:
     classes: int
     kappa: float | None
     findings: Sequence[Finding]
-    seat: str = "client"
-    told: str = (
-        "the top before the message, every smashed row, all other labels, all seeds but those of "
-        "the noise and of the canaries"
-    )
+    message: str
+    seat: str
+    told: str
 
     @property
     def value(self) -> float:
@@ -147,16 +158,16 @@ class LabelCeiling:
             "It bounds labels that were drawn whatever the picture, and no natural ones.",
         ]
         if read > 1:
-            lines.append(f"Of the own batch's gradient alone, and none behind it: {alone:.3f}.")
+            lines.append(f"Of {self.message} alone, and none behind it: {alone:.3f}.")
         if self.cap is not None:
-            lines.append(f"The defence's claim caps the own batch's gradient at {self.cap:.3f}.")
+            lines.append(f"The defences' claims cap {self.message} at {self.cap:.3f}.")
         if self.kappa is not None:
             inputs = [each.inputs for each in self.messages if each.inputs is not None]
             lines.append(
-                f"With the inputs, and {self.kappa:.3f} right without any message, that gradient "
-                f"leaves at most {fmean(inputs):.3f} right."
+                f"With the inputs, and {self.kappa:.3f} right without any message, "
+                f"{self.message} leaves at most {fmean(inputs):.3f} right."
                 if inputs
-                else "With the inputs there is no bound: no claim covers the gradient."
+                else f"With the inputs there is no bound: no claim covers {self.message}."
             )
         return lines + [f"Check of {each}." for each in self.findings]
 
@@ -171,6 +182,7 @@ def label_ceiling_of_run(
     seed: int = 0,
     kappa: float | None = None,
     model: str | None = None,
+    party: int | None = None,
 ) -> LabelCeiling:
     """Return the ceilings of a recorded run's canary labels.
 
@@ -178,13 +190,16 @@ def label_ceiling_of_run(
         run: Its folder, with ``trace`` and ``answers``.
         collect: The last round that is read: ``"first"``, ``"middle"``, ``"last"`` or its number.
         span: ``"message"`` for the gradient of the row's own first batch, ``"training"`` for it and
-            all that follow to the end of that round, which a top sent that the label had moved.
+            all that follow to the end of that round, which a part sent that the label had moved; of
+            FedAvg for the first update that the row was in, or all of them to that round.
         targets: How many canaries at most.
         draws: Of the noise, for each label.
         seed: Of those draws.
         kappa: For a party with the inputs: how often the best classifier that reads no message is
             right. A trained classifier gives a lower limit of it alone.
         model: As for :func:`~experiments.run.ceilings.ceiling_of_run`.
+        party: Where nodes hold strips of the same rows: whose gradients are read; None deals
+            canaries out among them.
 
     Returns:
         They, and what the check of the recorded noise found.
@@ -198,17 +213,25 @@ def label_ceiling_of_run(
         raise NoCeilingError(f"kappa is {kappa}; give a share above 0 and at most 1")
     torch.set_num_threads(1)
     recorded = Recorded.open(run, model=model)
-    _refuse(recorded)
+    _refuse(recorded, span=span)
     until = round_number(collect, last=int(recorded.trace.about["rounds"]))
     game = _Game(recorded, draws=draws, seed=seed, kappa=kappa)
-    places = _first_uses(recorded, until=until)[:targets]
-    messages = [game.canary(at, until=until if span == "training" else None) for at in places]
+    one = span == "message"
+    if _sends_updates(recorded):
+        messages = game.of_updates(until=until, one=one, most=targets)
+    else:
+        places = _first_uses(recorded, until=until, party=party)[:targets]
+        messages = [game.of_gradients(at, until=until, one=one) for at in places]
+    message, seat, told = _who(recorded)
     return LabelCeiling(
         messages=messages,
         chance=float(game.prior.max()),
         classes=len(game.prior),
         kappa=kappa,
         findings=game.findings(messages),
+        message=message,
+        seat=seat,
+        told=f"{told}, all other labels, all seeds but those of the noise and of the canaries",
     )
 
 
@@ -233,57 +256,131 @@ def canary_targets(run: Path, targets: Sequence[Target]) -> list[bool]:
 
 
 def recorded_gradients(run: Recorded, *, most: int) -> Iterator[Float[Tensor, " entries"]]:
-    """Yield how far recorded cut gradients are from those of the true labels.
+    """Yield how far recorded gradients at the cut are from those of the true labels.
 
     Args:
         run: The recorded run.
-        most: How many of the first round at most.
+        most: How many steps of the first round at most.
 
     Yields:
-        In units of the noise, where that is normal. If the top that sent them is not stepped again
+        In units of the noise, where that is normal. If the part that sent them is not trained again
         here, or not in the trace, that is a
         :class:`~leakbed.contracts.noise_laws.NoCeilingError`.
     """
     if not select(run.defenses, Protects.CUT_GRADIENT):
         return
-    _refuse_top(run)
+    refuse_unknown_holder(run)
     game = _Game(run, draws=1, seed=0, kappa=None)
-    top, batches = game.begun(1)
-    for batch in islice(batches, most):
-        yield from game.residual(batch, top)
+    holder, steps = begun(run, 1, until=1)
+    for step in islice(steps, most):
+        yield from game.residuals(step, holder)
 
 
-def _refuse(run: Recorded) -> None:
-    """Refuse runs without canaries, and those whose tops are not stepped again here."""
+def refuse_no_game(
+    *, protocol: str, labels: str, bottoms: str, defenses: Sequence[Defense], classes: int
+) -> None:
+    """Refuse canaries where nobody must guess a label, or the best guess is not known here.
+
+    Args:
+        protocol: Its catalogue key or import path.
+        labels: Who holds the labels.
+        bottoms: Whether nodes' parts pass the server ``"sealed"`` or ``"relayed"``.
+        defenses: Of the run.
+        classes: Labels are 0 to ``classes - 1``.
+
+    Raises:
+        NoCeilingError: If it is so.
+    """
+    if is_own(protocol):
+        raise NoCeilingError(
+            f"no ceiling of labels: how parts of {protocol!r} learn from labels is not repeated "
+            "here; use a protocol of the catalogue"
+        )
+    whole = find_protocol(protocol).exchanges == "weights"
+    if labels == "shared" and not whole:
+        raise NoCeilingError(
+            "no ceiling of labels: with labels = 'shared' both sides have them, so nobody must "
+            "guess; set labels = 'server', or use 'u-shaped' or 'fedavg'"
+        )
+    if find_protocol(protocol).parts == 3 and bottoms == "relayed":  # noqa: PLR2004
+        raise NoCeilingError(
+            "no ceiling of labels: with bottoms = 'relayed' heads pass the server in the clear, "
+            "and what their weights tell of a label is not read here; set bottoms = 'sealed'"
+        )
+    if whole and (found := select(defenses, Protects.TRAINING)):
+        raise NoCeilingError(
+            f"no ceiling of labels: {found[0].name} changes the steps behind an update, which are "
+            "not repeated here"
+        )
+    answers_of(defenses, classes=classes)
+
+
+def answers_of(
+    defenses: Sequence[Defense], *, classes: int
+) -> Float[Tensor, " classes classes"] | None:
+    """Return how labels are answered at random by the time they are trained with.
+
+    Args:
+        defenses: Of the run.
+        classes: Labels are 0 to ``classes - 1``.
+
+    Returns:
+        Probability of each answer (second axis), given the label; None where labels stay.
+
+    Raises:
+        NoCeilingError: If a defence of labels does not say how it answers.
+    """
+    answers: Tensor | None = None
+    for defense in select(defenses, Protects.LABELS):
+        law = defense.law(Clean(kind=Protects.LABELS, arrays={}, classes=classes))
+        if not isinstance(law, Channel):
+            raise NoCeilingError(
+                f"no ceiling of labels: {defense.name} states no chances of its answers that hold "
+                "whatever the labels; where it counts its prior from them, give it a prior"
+            )
+        own = law.answers.double()
+        answers = own if answers is None else answers @ own
+    return answers
+
+
+def _sends_updates(run: Recorded) -> bool:
+    return find_protocol(str(run.trace.about["protocol"])).exchanges == "weights"
+
+
+def _who(run: Recorded) -> tuple[str, str, str]:
+    """Return what is read, who reads it, and what that one is told of the network and the rows."""
+    if _sends_updates(run):
+        return "the first update", "server", "the weights before each update, all rows"
+    if run.architecture.upper_cut is not None:
+        told = "the head before the message, all features, how many test rows heads count as right"
+        return "the own batch's gradient", "server", told
+    seat = "party that is sent them" if run.key.parties > 1 else "client"
+    return "the own batch's gradient", seat, "the top before the message, every smashed row"
+
+
+def _refuse(run: Recorded, *, span: str) -> None:
+    """Refuse runs without canaries, and those of which the best guess is not known here."""
     if not run.key.canaries:
         raise NoCeilingError(
             "no ceiling of labels: no label of this run was drawn whatever its picture, so the "
             "picture says it; set data.canaries"
         )
-    if run.plan.labels != "server":
+    refuse_no_game(
+        protocol=str(run.trace.about["protocol"]),
+        labels=run.plan.labels,
+        bottoms=run.plan.bottoms,
+        defenses=run.defenses,
+        classes=run.key.num_classes,
+    )
+    if span == "training" and (private := select(run.defenses, Protects.TOP)):
         raise NoCeilingError(
-            "no ceiling of labels: who reads the gradients has them, as this run's labels = "
-            f"{run.plan.labels!r}; set labels = 'server'"
-        )
-    _refuse_top(run)
-
-
-def _refuse_top(run: Recorded) -> None:
-    refuse_own_protocol(run.trace.about)
-    protocol = find_protocol(str(run.trace.about["protocol"]))
-    if not protocol.in_turn or protocol.parts != 2:  # noqa: PLR2004
-        raise NoCeilingError(
-            "no ceiling of labels: the one top of 'vanilla-split' alone is stepped again here; "
-            f"this run is of {run.trace.about['protocol']!r}"
-        )
-    for defense in select(run.defenses, Protects.LABELS, Protects.TOP):
-        raise NoCeilingError(
-            f"no ceiling of labels under the gradient: {defense.name} changes how the top learns; "
-            "of labels answered at random the command for rows says what the answer tells"
+            f"no ceiling over several gradients: {private[0].name} noises the top's weights, and a "
+            "later gradient is a function of noised weights whose density is not known; ask for "
+            "span = 'message'"
         )
 
 
-def _first_uses(run: Recorded, *, until: int) -> list[Target]:
+def _first_uses(run: Recorded, *, until: int, party: int | None = None) -> list[Target]:
     """Return the first batch of each canary, in the order of rounds, steps and nodes."""
     found: dict[int, Target] = {}
     canaries = set(run.key.canaries)
@@ -296,72 +393,78 @@ def _first_uses(run: Recorded, *, until: int) -> list[Target]:
         raise NoCeilingError(
             f"none of {len(canaries)} canaries was in a batch up to round {until}; set more of them"
         )
+    if (parties := run.key.parties) > 1:
+        dealt = enumerate(found.values())
+        return [replace(e, node=at % parties if party is None else party) for at, e in dealt]
     return list(found.values())
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Batch:
-    node: int
-    round: int
-    step: int
-    smashed: Tensor
-    gradient: Tensor
-
-    @property
-    def place(self) -> tuple[int, int, int]:
-        return self.node, self.round, self.step
 
 
 class _Game:
     def __init__(self, run: Recorded, *, draws: int, seed: int, kappa: float | None) -> None:
         self._run, self._draws, self._seed, self._kappa = run, draws, seed, kappa
-        shares = torch.bincount(run.key.labels, minlength=run.key.num_classes).double()
+        classes = run.key.num_classes
+        shares = torch.bincount(run.key.labels, minlength=classes).double()
         self.prior: Float[Tensor, " classes"] = shares / shares.sum()
+        self._labels = run.trained_labels()
+        answers = answers_of(run.defenses, classes=classes)
+        self._channel = None if answers is None else Channel(answers=answers)
+        joint = self.prior.unsqueeze(1) * (torch.eye(classes) if answers is None else answers)
+        self._shares = joint.sum(0)  # of what is trained with
+        self._behind = (joint / self._shares).T  # label behind each answer; of none no number
         self._residuals: dict[tuple[int, int, int], Tensor] = {}
 
-    def canary(self, target: Target, *, until: int | None) -> LabelMessage:
-        """Return the ceiling of one canary's label; with ``until``, by gradients to that round."""
+    def of_gradients(self, target: Target, *, until: int, one: bool) -> LabelMessage:
+        """Return the ceiling of one canary's label by its batch's gradient, or all from it on."""
         at = target.node, target.round, target.step
         row = int(self._run.key.order[at][int(target.row or 0)])
-        true, classes = int(self._run.key.labels[row]), len(self.prior)
-        # The truth first, as everywhere: the others in their order.
-        labels = torch.tensor([true, *(each for each in range(classes) if each != true)])
-        prior = self.prior[labels]
-        stream = derive(self._seed, f"canary/{target}")
-        honest, batches = self._reached(at)
-        own = next(batches)
-        tops = [honest.apart() for _ in labels]
-        first = self._messages(own, row, labels, tops)
-        alone = ceiling(first, draws=self._draws, stream=stream, prior=prior)[1]
-        seen = own.gradient.reshape(1, -1)
-        messages, read, found = first, 1, alone
-        if until is not None:
-            gathered = Gathered()
-            gathered.add(first, seen[0])
-            for batch in batches:
-                if batch.round > until:
-                    break
-                later = self._messages(batch, row, labels, tops)
-                gathered.add(later, batch.gradient.flatten())
-            messages, seen = gathered.together()
-            read, whole = gathered.count, derive(stream, "whole")
-            found = ceiling(messages, draws=self._draws, stream=whole, prior=prior)[1]
-        believed = beliefs(messages, seen, prior=prior)[0]
-        mu = first.mu
-        return LabelMessage(
-            node=target.node,
-            round=target.round,
-            step=target.step,
-            row=int(target.row or 0),
-            ceiling=found.value,
-            error=found.error,
-            alone=alone.value,
-            believed=float(believed[0]),
-            hit=float(believed[0] == believed.max()) / int((believed == believed.max()).sum()),
-            cap=None if mu is None else class_cap(mu, prior),
-            inputs=None if mu is None or self._kappa is None else cap(mu, chance=self._kappa),
-            read=read,
-        )
+        answers = self._answers(row)
+        honest, steps = reached(self._run, at, until=until)
+        holders = [honest.apart() for _ in answers]
+        gathered, first = Gathered(), list[Messages]()
+        for step in steps:
+            for batch, messages in self._messages(step, row, answers, holders):
+                if self._run.key.parties > 1 and batch.node != target.node:
+                    continue  # a party is sent its own gradients alone
+                if batch.place == at:
+                    first.append(messages)
+                if batch.place == at or not one:
+                    gathered.add(messages, batch.gradient.flatten())
+            if one:
+                break
+        if self._run.architecture.upper_cut is not None and not one:
+            counts = [float(holder.right(until)) for holder in holders]
+            sent = Messages.of_rows(Fixed(mean={"right": torch.tensor(counts).unsqueeze(1)}))
+            gathered.add(sent, torch.tensor(counts[:1]))
+        clear = torch.zeros(1, 0, dtype=torch.float64)
+        return self._message(target, row, answers, first[0], gathered, clear=clear)
+
+    def of_updates(self, *, until: int, one: bool, most: int) -> list[LabelMessage]:
+        """Return the ceilings of canaries' labels by the updates that they were in."""
+        found: list[LabelMessage] = []
+        for place in _first_uses(self._run, until=until):
+            if len(found) == most:
+                break
+            row = int(self._run.key.order[place.node, place.round, place.step][int(place.row or 0)])
+            answers = self._answers(row)
+            made, chosen = self._relabelled(row, answers, round_=until)
+            uses = made.uses(replace(place, step=0, row=None), row)
+            uses = [at for at in uses if at.round <= until]
+            if not uses:
+                continue  # its node was not asked in those rounds
+            gathered, clear, first = Gathered(), list[Tensor](), list[Messages]()
+            for at in uses[:1] if one else uses:
+                part = made.update(at, row, chosen)
+                residual = gathered.add(part.messages, part.seen[0])
+                clear.append(part.clear)
+                first.append(part.messages)
+                if part.messages.family == "normal":
+                    self._residuals.setdefault((at.node, at.round, 0), residual)
+            target = replace(uses[0], row=made.rows_behind(uses[0]).index(row))
+            whole = torch.cat(clear, 1)
+            found.append(self._message(target, row, answers, first[0], gathered, clear=whole))
+        if not found:
+            raise NoCeilingError("no node that holds a canary was asked; train for more rounds")
+        return found
 
     def findings(self, messages: Sequence[LabelMessage]) -> list[Finding]:
         """Return what the check of the recorded noise found."""
@@ -369,110 +472,107 @@ class _Game:
         found = check_noise(residuals) if residuals else []
         return [*found, check_hits([m.hit for m in messages], [m.ceiling for m in messages])]
 
+    def residuals(self, step: Step, holder: Holder) -> Iterator[Tensor]:
+        """Yield how far recorded gradients are from those of the true labels, if that is known."""
+        labels = [self._labels[rows_of(self._run, batch)] for batch in step]
+        for batch, own, made in zip(step, labels, holder.train(step, labels), strict=True):
+            yield from _residual(batch, Messages.of([self._law(made, own)]))
+
+    def _answers(self, row: int) -> Int[Tensor, " answers"]:
+        """Return what a row may be trained with, what it was trained with first."""
+        true = int(self._labels[row])
+        others = (each for each in range(len(self._shares)) if each != true)
+        return torch.tensor([true, *(each for each in others if self._shares[each] > 0)])
+
     def _messages(
-        self, batch: _Batch, row: int, labels: Int[Tensor, " classes"], tops: Sequence[_Top]
-    ) -> Messages:
-        """Return the gradient that each label's top sends; every top takes the step."""
-        rows = self._rows(batch)
-        laws = [
-            self._law(batch, torch.where(rows == row, label, self._run.key.labels[rows]), top)
-            for label, top in zip(labels, tops, strict=True)
-        ]
-        messages = Messages.of(laws)
-        for residual in _residual(batch, messages):
-            self._residuals.setdefault(batch.place, residual)
-        return messages
+        self,
+        step: Step,
+        row: int,
+        answers: Int[Tensor, " answers"],
+        holders: Sequence[Holder],
+    ) -> list[tuple[Batch, Messages]]:
+        """Return the gradients that each answer's part sends; every part takes the step."""
+        rows = [rows_of(self._run, batch) for batch in step]
+        laws: list[list[Law]] = [[] for _ in step]
+        for answer, holder in zip(answers, holders, strict=True):
+            labels = [torch.where(own == row, answer, self._labels[own]) for own in rows]
+            made = holder.train(step, labels)
+            for place, (gradient, own) in enumerate(zip(made, labels, strict=True)):
+                laws[place].append(self._law(gradient, own))
+        sent = [(batch, Messages.of(own)) for batch, own in zip(step, laws, strict=True)]
+        for batch, messages in sent:
+            for residual in _residual(batch, messages):
+                self._residuals.setdefault(batch.place, residual)
+        return sent
 
-    def residual(self, batch: _Batch, top: _Top) -> Iterator[Tensor]:
-        """Yield how far a recorded gradient is from that of the true labels, if that is known."""
-        labels = self._run.key.labels[self._rows(batch)]
-        yield from _residual(batch, Messages.of([self._law(batch, labels, top)]))
-
-    def _law(self, batch: _Batch, labels: Int[Tensor, " rows"], top: _Top) -> Law:
-        made, classes = top.train(batch, labels), self._run.key.num_classes
+    def _law(self, made: Tensor, labels: Int[Tensor, " rows"]) -> Law:
+        classes = self._run.key.num_classes
         clean = Clean(kind=_KIND, arrays={_KIND: made}, labels=labels, classes=classes)
         return sent_law(self._run.defenses, clean)
 
-    def _rows(self, batch: _Batch) -> Int[Tensor, " rows"]:
-        return torch.tensor(self._run.key.order[batch.place])
+    def _relabelled(
+        self, row: int, answers: Int[Tensor, " answers"], *, round_: int
+    ) -> tuple[CandidateMessages, Int[Tensor, " answers"]]:
+        """Return updates in which a row may be exchanged for itself under another label."""
+        run, key = self._run, self._run.key
+        images = torch.cat([key.images, key.images[[row] * len(answers)]])
+        labels = torch.cat([key.labels, answers])
+        shown = replace(run, key=replace(key, images=images, labels=labels))
+        made = CandidateMessages(shown, Evidences.of(run.trace, round_), told=False, summed=False)
+        return made, torch.arange(len(key.labels), len(labels))
 
-    def _reached(self, at: tuple[int, int, int]) -> tuple[_Top, Iterator[_Batch]]:
-        """Return the top as it was before a batch, and the batches from it on."""
-        plan = self._run.plan
-        remembers = plan.optimizer_state == "kept" and (plan.momentum or plan.optimizer == "adam")
-        top, batches = self.begun(1 if remembers else at[1])
-        for batch in batches:
-            if batch.place == at:
-                return top, _with(batch, batches)
-            top.train(batch, self._run.key.labels[self._rows(batch)])
-        raise NoCeilingError(f"the trace holds no gradient of batch {at} (node, round, step)")
-
-    def begun(self, start: int) -> tuple[_Top, Iterator[_Batch]]:
-        """Return the top as a round began, without momenta, and the batches from there on."""
-        held = self._run.trace.holding("server", f"model/round-{start - 1}")
-        if held is None:
-            raise NoCeilingError(
-                f"the trace does not hold the server's part before round {start}; record it again"
+    def _message(
+        self,
+        target: Target,
+        row: int,
+        answers: Int[Tensor, " answers"],
+        first: Messages,
+        gathered: Gathered,
+        *,
+        clear: Float[Tensor, " 1 columns"],
+    ) -> LabelMessage:
+        """Return the numbers of one canary, whose first message is the first that was gathered."""
+        prior, behind = self._shares[answers], self._behind[answers]
+        stream = derive(self._seed, f"canary/{target}")
+        alone, error = label_ceiling(first, behind, draws=self._draws, stream=stream, prior=prior)
+        messages, seen = gathered.together()
+        value = alone
+        if gathered.count > 1:
+            whole = derive(stream, "whole")
+            value, error = label_ceiling(
+                messages, behind, draws=self._draws, stream=whole, prior=prior
             )
-        module = self._run.architecture.parts(0).top
-        load(module, held)
-        return _Top(self._run, module.train()), self._batches(start)
+        believed = beliefs(messages, seen, clear=clear, prior=prior)[0] @ behind
+        likeliest = believed == believed.max()
+        true = int(self._run.key.labels[row])
+        return LabelMessage(
+            node=target.node,
+            round=target.round,
+            step=target.step,
+            row=int(target.row or 0),
+            ceiling=value,
+            error=error,
+            alone=alone,
+            believed=float(believed[true]),
+            hit=float(likeliest[true]) / int(likeliest.sum()),
+            cap=self._cap(first.mu, None),
+            inputs=None if self._kappa is None else self._cap(first.mu, self._kappa),
+            read=gathered.count,
+        )
 
-    def _batches(self, start: int) -> Iterator[_Batch]:
-        """Yield batches in the order in which the top took them."""
-        for round_ in range(start, int(self._run.trace.about["rounds"]) + 1):
-            events = list(self._run.trace.events(SmashedUp, CutGradientDown, round_=round_))
-            sent = {
-                (e.node, e.step): torch.from_numpy(e.smashed)
-                for e in events
-                if isinstance(e, SmashedUp) and e.phase == Phase.TRAIN
-            }
-            if not sent:
-                raise NoCeilingError(
-                    f"the trace does not hold round {round_}, in which the top was trained; record "
-                    "the run with keep_rounds = 'all'"
-                )
-            for event in events:
-                if isinstance(event, CutGradientDown):
-                    yield _Batch(
-                        node=event.node,
-                        round=round_,
-                        step=event.step,
-                        smashed=sent[event.node, event.step],
-                        gradient=torch.from_numpy(event.gradient),
-                    )
+    def _cap(self, mu: float | None, kappa: float | None) -> float | None:
+        """Return what claims allow of a message; with kappa, who holds the inputs."""
+        chance = float(self.prior.max()) if kappa is None else kappa
+        caps = []
+        if mu is not None:
+            caps.append(class_cap(mu, self.prior) if kappa is None else cap(mu, chance=kappa))
+        if self._channel is not None:
+            caps.append(budget_cap(budget_of(self._channel), 0.0, chance=chance))
+        return min(caps, default=None)
 
 
-def _residual(batch: _Batch, messages: Messages) -> Iterator[Tensor]:
+def _residual(batch: Batch, messages: Messages) -> Iterator[Tensor]:
     """Yield how far a recorded gradient is from the first candidate's, where noise is normal."""
     if messages.family == "normal":
         scale = messages.scales[0].repeat_interleave(torch.tensor(messages.sizes))
         yield (batch.gradient.flatten().double() - messages.means[0].double()) / scale
-
-
-class _Top:
-    """A top in training, without the defences of what it sends."""
-
-    def __init__(self, run: Recorded, module: nn.Module) -> None:
-        self._run, self._module, self.round = run, module, 0
-        self.optimiser = run.plan.optimiser(module.parameters())
-        self.trainer = TopTrainer(module, self.optimiser)
-
-    def train(self, batch: _Batch, labels: Int[Tensor, " rows"]) -> Float[Tensor, " rows *cut"]:
-        """Take a step, and return the gradient of what was received."""
-        if self._run.plan.optimizer_state == "fresh" and batch.round != self.round:
-            self.trainer.forget()
-        self.round = batch.round
-        return self.trainer.train(batch.smashed, labels)
-
-    def apart(self) -> _Top:
-        """Return a top that goes its own way from here."""
-        made = _Top(self._run, copy.deepcopy(self._module))
-        made.optimiser.load_state_dict(copy.deepcopy(self.optimiser.state_dict()))
-        made.round = self.round
-        return made
-
-
-def _with(first: _Batch, rest: Iterator[_Batch]) -> Iterator[_Batch]:
-    yield first
-    yield from rest

@@ -25,6 +25,7 @@ from leakbed.contracts import Defense, Protects, select
 from leakbed.contracts.defense import Run
 from leakbed.contracts.gradient_defenses import refuse_order
 from leakbed.contracts.hooks import refuse_uncalled
+from leakbed.contracts.noise_laws import NoCeilingError
 from leakbed.contracts.training_steps import refuse_stack
 from leakbed.data.config import DataConfig
 from leakbed.data.partitioning import ALIGNED, strip_architecture
@@ -141,7 +142,7 @@ def check_defenses(
     for each in rows:
         for defense in defenses:
             defense.check(rows=each, batch_size=protocol.batch_size)
-    refuse_stack(select(defenses, Protects.TRAINING))
+    refuse_stack(defenses)
     if not defenses or find_protocol(protocol.name).exchanges != "split":
         return
     size, steps = protocol.batch_size, protocol.local_steps
@@ -321,6 +322,7 @@ def prepare(training: Training, *, root: str | None) -> Prepared:
         architecture.parts(0)  # refuses an illegal cut
     check_parties(training, architecture)
     data.canary_places()  # refuses more than there are rows
+    _refuse_idle_canaries(prepared)
     data.owned()  # refuses a public set that does not fit
     sizes = tuple(map(len, data.split().nodes))
     for partition, rows in enumerate(sizes):
@@ -330,6 +332,30 @@ def prepare(training: Training, *, root: str | None) -> Prepared:
     check_intruder(training, prepared.cell)
     resolve_device(training.device)
     return prepared
+
+
+def _refuse_idle_canaries(prepared: Prepared) -> None:
+    """Refuse canaries of which no ceiling could be said once the run is trained."""
+    training = prepared.settings
+    if not training.data.canaries:
+        return
+    from experiments.run.label_ceilings import refuse_no_game  # noqa: PLC0415  few runs need it
+
+    try:
+        refuse_no_game(
+            protocol=training.protocol.name,
+            labels=training.protocol.labels,
+            bottoms=training.protocol.bottoms,
+            defenses=prepared.defenses,
+            classes=prepared.data.num_classes,
+        )
+    except NoCeilingError as error:
+        raise SettingsError(f"data.canaries is {training.data.canaries}, but {error}") from error
+    if training.intruder is not None:
+        raise SettingsError(
+            f"data.canaries is {training.data.canaries}, but no ceiling of labels is known where a "
+            "malicious node makes its own batches; leave out one of them"
+        )
 
 
 def _recipe(training: Training, root: str | None) -> DataConfig:
@@ -402,7 +428,8 @@ def answer_key(prepared: Prepared, bottom: Arrays | None) -> AnswerKey:
             "plan": asdict(prepared.plan),
             "defenses": [[name, dict(own)] for name, own in prepared.settings.defense.stack],
             "intruder": prepared.settings.intruder is not None,
-            "sync": prepared.settings.protocol.chosen.get("sync"),
+            "rows": [len(part) for part in rows.nodes],
+            **prepared.settings.protocol.chosen,
         },
     )
 

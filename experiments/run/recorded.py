@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from clients.node import TrainingPlan
 from defenses import DEFENSES
 from experiments.run.view import architecture_of
-from leakbed.contracts import Defense
+from leakbed.contracts import Defense, Protects, select
 from leakbed.contracts.noise_laws import NoCeilingError
 from leakbed.models import Architecture
 from leakbed.oracle.truth import AnswerKey
@@ -81,8 +86,6 @@ class Recorded:
                 f"the answer key of {trace.folder.parent} does not say how nodes trained and with "
                 "which defences: an earlier version wrote it; run the experiment again"
             )
-        if key.parties > 1:
-            raise NoCeilingError("there is no ceiling yet for nodes that hold strips of images")
         if key.training.get("intruder"):
             raise NoCeilingError(
                 "a node of this run was malicious and made its own batches, which the answer key "
@@ -103,6 +106,43 @@ class Recorded:
             defenses=tuple(picked(name, DEFENSES, "defence")(**own) for name, own in named),
             architecture=architecture_of(trace.about),
         )
+
+    def trained_labels(self) -> Int[Tensor, " rows"]:
+        """Return labels as whoever trains with them has them: answered at random by defences.
+
+        Returns:
+            Of all rows of the answer key.
+
+        Raises:
+            NoCeilingError: If the answer key does not say by what they were drawn.
+        """
+        if not select(self.defenses, Protects.LABELS):
+            return self.key.labels
+        sizes, seed = self.key.training.get("rows"), self.key.seed
+        if seed is None or sizes is None:
+            raise NoCeilingError(
+                "the answer key does not say the run's seed, or how many rows each node has, so "
+                "the labels that were trained with are not known; run the experiment again"
+            )
+        made = []
+        for node, own in enumerate(self._by_node(sizes)):
+            labels = own
+            for index, defense in enumerate(self.defenses):
+                stream = derive(seed, f"defence/{node}")
+                role = f"labels/{index}"
+                if self.plan.labels == "server":
+                    stream = seed
+                    place = "" if self.key.parties > 1 else f"/{node}"
+                    role = f"defence/server/labels/{index}{place}"
+                labels = defense.noised_labels(
+                    derive(stream, role), labels, classes=self.key.num_classes
+                )
+            made.append(labels)
+        return torch.cat(made)
+
+    def _by_node(self, sizes: Sequence[int]) -> Sequence[Int[Tensor, " rows"]]:
+        """Return each node's labels; those of parties once."""
+        return [self.key.labels] if self.key.parties > 1 else self.key.labels.split(list(sizes))
 
     def node_stream(self, node: int) -> int | None:
         """Return a node's own stream; None where the run's seed is not known."""

@@ -19,6 +19,7 @@ from leakbed.contracts import (
     Defense,
     DefenseState,
     IllegalCombinationError,
+    Protects,
     TrainingStep,
 )
 from leakbed.seeds import derive, scoped
@@ -48,28 +49,45 @@ def takes_part(defense: Defense) -> bool:
 
 
 def refuse_stack(defenses: Sequence[Defense]) -> None:
-    """Refuse defences of one training step among which a claim of privacy does not hold.
+    """Refuse defences of one training among which a claim of privacy does not hold.
 
     Losses of all defences are added to the gradients that the last one put in place of the task's,
     in whatever order they stand, and without the claim's noise; gradients of a later one take the
-    place of the noised ones.
+    place of the noised ones. Of images that mix rows one sample moves several, and the gradients
+    and smashed rows of several, which a claim about one sample does not allow for.
 
     Args:
-        defenses: That take part in training, in the order of the run.
+        defenses: All of the run, in their order.
 
     Raises:
-        IllegalCombinationError: If one that claims has a hook in the step, and another has one too.
+        IllegalCombinationError: If one that claims has a hook in the step, and another has one too;
+            or if one that alters images, and does not say that it is ``row_wise``, stands beside
+            one that claims privacy of a sample in a training step or in smashed data.
     """
     taking = [each for each in defenses if takes_part(each)]
-    claiming = next((place for place, each in enumerate(taking) if each.claiming), None)
-    if claiming is None or len(taking) == 1:
-        return
-    claim = taking.pop(claiming)
-    other = taking[0]
-    raise IllegalCombinationError(
-        f"{other.name} takes part in a training step beside {claim.name}, whose claim of privacy "
-        "covers no loss and no gradients that others put into the step; leave one of them out"
-    )
+    private = next((each for each in taking if each.claiming), None)
+    others = [each for each in taking if each is not private]
+    if private is not None and others:
+        raise IllegalCombinationError(
+            f"{others[0].name} takes part in a training step beside {private.name}, whose claim of "
+            "privacy covers no loss and no gradients that others put into the step; leave one of "
+            "them out"
+        )
+    for claim in filter(_claims_samples, defenses):
+        for other in defenses:
+            alters = type(other).alter_images is not Defense.alter_images
+            if other is not claim and alters and not other.row_wise:
+                raise IllegalCombinationError(
+                    f"{other.name} alters images and does not say that it is row_wise, so one "
+                    f"sample may move other rows too and {claim.name} is worth less than it "
+                    "claims; leave one of them out"
+                )
+
+
+def _claims_samples(defense: Defense) -> bool:
+    """Say whether a defence claims privacy of single samples behind the images that are shown."""
+    hooks = defense.protects & {Protects.TOP, Protects.SMASHED}
+    return defense.claiming and (bool(hooks) or takes_part(defense))
 
 
 def ask(defense: Defense, state: DefenseState, step: TrainingStep) -> Answered:

@@ -16,173 +16,20 @@ Isotropic noise keeps distances and says nothing across them, so N messages of a
 points of fewer than N coordinates, and noise is drawn there: this is exact.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from math import log, sqrt
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import sqrt
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from leakbed.contracts.noise_laws import (
-    Arrays,
-    Axial,
-    Channel,
-    Fixed,
-    Laplace,
-    Law,
-    NoCeilingError,
-    Normal,
-)
+from leakbed.contracts.noise_laws import NoCeilingError
+from leakbed.oracle.messages import Messages, same
 from leakbed.seeds import generator
 
-Family = Literal["fixed", "normal", "laplace", "axial"]
-
-_FAMILIES: Mapping[type, Family] = dict(
-    zip((Fixed, Normal, Laplace, Axial), ("fixed", "normal", "laplace", "axial"), strict=True)
-)
-ROUNDING = 8 * torch.finfo(torch.float32).eps  # of a message, relative to its norm
-_CLEAR = 1e-6  # of a number sent in the clear, relative: some units in the last place
 _CHUNK = 4096  # entries at once, so that sums over long messages are in double precision
 _BATCH = 1000  # drawn messages at once
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Messages:
-    """What each candidate would send, as flat vectors with the law of their noise.
-
-    Attributes:
-        means: Without noise.
-        family: Of the noise.
-        sizes: How many entries each block of equal noise has.
-        scales: Deviation of each block; of Laplace noise both scales, of axial noise none.
-        clear: What is sent beside it in the clear: labels, a loss.
-        axis: Of axial noise: each row's axis, with the deviations along and across it.
-        radius: As for :class:`leakbed.contracts.noise_laws.Normal`.
-    """
-
-    means: Float[Tensor, " candidates entries"]
-    family: Family
-    sizes: tuple[int, ...]
-    scales: Float[Tensor, " candidates blocks"]
-    clear: Float[Tensor, " candidates columns"]
-    axis: tuple[Tensor, Tensor, Tensor] | None = None
-    radius: float | None = None
-
-    def __len__(self) -> int:
-        """Return the number of candidates."""
-        return len(self.means)
-
-    @classmethod
-    def of_rows(cls, law: Law) -> "Messages":
-        """Return messages of one row each: a batch whose rows do not depend on each other.
-
-        Args:
-            law: Of a batch that holds one candidate a row.
-
-        Returns:
-            As many messages as it has rows.
-
-        Raises:
-            NoCeilingError: If the law is of something else.
-        """
-        if isinstance(law, Channel | Axial) or len(law.mean) != 1:
-            raise NoCeilingError(f"{type(law).__name__} is no law of single rows")
-        (mean,) = law.mean.values()
-        rows = mean.flatten(1)
-        (named,) = law.mean
-        if isinstance(law, Normal):
-            scales = law.deviation[named].double().reshape(-1, 1).expand(len(rows), 1)
-        elif isinstance(law, Laplace):
-            pair = [each.double().reshape(-1, 1) for each in law.scales[named]]
-            scales = torch.cat([each.expand(len(rows), 1) for each in pair], 1)
-        else:
-            scales = torch.zeros(len(rows), 1, dtype=torch.float64)
-        return cls(
-            means=rows,
-            family=_family(law),
-            sizes=(rows.shape[1],),
-            scales=scales,
-            clear=_nothing(len(rows)),
-            radius=law.radius if isinstance(law, Normal) else None,
-        )
-
-    @classmethod
-    def of(cls, laws: Sequence[Law]) -> "Messages":
-        """Return messages of one law each.
-
-        Args:
-            laws: One for each candidate, all of one kind.
-
-        Returns:
-            As many messages.
-
-        Raises:
-            NoCeilingError: If the laws are of several kinds, or of labels.
-        """
-        kinds = {type(law) for law in laws}
-        if len(kinds) != 1 or isinstance(laws[0], Channel):
-            raise NoCeilingError(
-                f"the candidates' messages have laws of {len(kinds)} kinds "
-                f"({', '.join(sorted(each.__name__ for each in kinds))}); the ceiling compares "
-                "messages of one kind"
-            )
-        means = torch.stack([flat(law.mean) for law in laws if not isinstance(law, Channel)])
-        blocks = [_blocks(law) for law in laws]
-        return cls(
-            means=means,
-            family=_family(laws[0]),
-            sizes=blocks[0][0],
-            scales=torch.stack([scales for _, scales in blocks]),
-            clear=_nothing(len(laws)),
-            axis=_axes(laws),
-            radius=laws[0].radius if isinstance(laws[0], Normal) else None,
-        )
-
-    def beside(self, *columns: Sequence[float] | Tensor) -> "Messages":
-        """Return the messages with numbers that travel beside them in the clear.
-
-        Args:
-            *columns: One number for each candidate.
-
-        Returns:
-            They, of which two are told apart by those numbers too.
-        """
-        more = [torch.as_tensor(each, dtype=torch.float64).reshape(-1, 1) for each in columns]
-        return replace(self, clear=torch.cat([self.clear, *more], 1))
-
-    def picked(self, chosen: Int[Tensor, " chosen"]) -> "Messages":
-        """Return some candidates' messages, in the order of their numbers.
-
-        Args:
-            chosen: Numbers of candidates.
-
-        Returns:
-            Theirs.
-        """
-        axis = None
-        if self.axis is not None:
-            axis = self.axis[0][chosen], self.axis[1][chosen], self.axis[2][chosen]
-        return replace(
-            self,
-            means=self.means[chosen],
-            scales=self.scales[chosen],
-            clear=self.clear[chosen],
-            axis=axis,
-        )
-
-    @property
-    def equal_noise(self) -> bool:
-        """Whether the noise is normal and the same whatever the candidate."""
-        return self.family == "normal" and bool((self.scales == self.scales[:1]).all())
-
-    @property
-    def mu(self) -> float | None:
-        """The message is mu-Gaussian DP; None where nothing bounds it."""
-        if self.radius is None or not self.equal_noise or len(self.scales[0].unique()) != 1:
-            return None
-        return self.radius / float(self.scales[0, 0])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -260,38 +107,40 @@ def ceiling(
 
 def label_ceiling(
     messages: Messages,
-    labels: Int[Tensor, " candidates"],
+    labels: Float[Tensor, " candidates labels"],
     *,
     draws: int = 4,
     stream: int,
+    prior: Float[Tensor, " candidates"] | None = None,
     truths: Int[Tensor, " truths"] | None = None,
 ) -> tuple[float, float]:
     """Return how often the best guess of a row's label is right, for who has no inputs.
 
-    The guesser has a pool of labelled candidates, one of which sent the message, and adds up their
-    posterior by label. It bounds no seat that holds the inputs: a picture itself says the label.
+    The guesser has candidates, one of which sent the message, and adds up their posterior by label:
+    a pool of labelled rows, or answers at random behind each of which a label is more or less
+    likely. It bounds no seat that holds the inputs: a picture itself says the label.
 
     Args:
         messages: Of all candidates, without labels in the clear.
-        labels: Theirs.
+        labels: Probability of each label, given the candidate; 0 and 1 where it is known.
         draws: Of the noise, for each candidate as the truth.
         stream: As for :func:`ceiling`.
+        prior: As for :func:`ceiling`.
         truths: As for :func:`ceiling`.
 
     Returns:
         The mean over candidates, and its standard error from the draws alone.
     """
     chosen = torch.arange(len(messages)) if truths is None else truths
-    of = nn.functional.one_hot(labels).double()
-    even = torch.zeros(len(messages), dtype=torch.float64)
+    weights = torch.ones(len(messages), dtype=torch.float64) if prior is None else prior.double()
     scored = _scored(messages, level=1.0, coordinates=None)
     best = [
-        (belief @ of).max(1).values
-        for _, belief in _drawn(scored, chosen, even, draws=draws, stream=stream)
+        (belief @ labels.double()).max(1).values
+        for _, belief in _drawn(scored, chosen, weights.log(), draws=draws, stream=stream)
     ]
-    masses = torch.cat(best).reshape(-1, draws)
-    within = masses.var(1).sum() if draws > 1 else masses.var() * len(masses)
-    return float(masses.mean()), sqrt(float(within) / draws) / len(masses)
+    masses, nobody = torch.cat(best).reshape(-1, draws), torch.empty(0)
+    found = _summed(masses, weights[chosen], guesses=1, candidates=len(messages), records=nobody)
+    return found.value, found.error
 
 
 def beliefs(
@@ -315,8 +164,8 @@ def beliefs(
     Raises:
         NoCeilingError: If no candidate at all could have sent a message.
     """
-    beside = _nothing(len(recorded)) if clear is None else clear
-    likely = _Direct(messages).likelihood(recorded, beside)
+    beside = torch.zeros(len(recorded), 0) if clear is None else clear
+    likely = messages.likelihood(recorded, beside)
     if prior is not None:
         likely = likely + prior.double().log()
     if (lost := torch.isneginf(likely).all(1)).any():
@@ -325,11 +174,6 @@ def beliefs(
             "candidate: the model, the order of its arrays, or the training before it is another"
         )
     return likely.softmax(1)
-
-
-def flat(arrays: Arrays) -> Float[Tensor, " entries"]:
-    """Return a message as one vector, arrays in the order of their names' mapping."""
-    return torch.cat([value.flatten() for value in arrays.values()])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -373,7 +217,7 @@ def _scored(
     """Return the cheaper way that is exact to draw messages and score all candidates."""
     if messages.equal_noise:
         return _InPlane(messages, coordinates or points(messages), level=level)
-    return _Direct(replace(messages, scales=messages.scales * level))
+    return _Direct(messages.at_level(level))
 
 
 def _drawn(
@@ -401,7 +245,7 @@ class _InPlane:
         noise = torch.randn(len(truths), places.shape[1], generator=random).to(places)
         message = places[truths] + noise
         scores = message @ places.T - places.square().sum(1) / 2
-        allowed = _same(self._clear[truths], self._clear)
+        allowed = same(self._clear[truths], self._clear)
         return scores.double().masked_fill(~allowed, -torch.inf)
 
 
@@ -413,123 +257,12 @@ class _Direct:
         self, truths: Int[Tensor, " drawn"], random: torch.Generator
     ) -> Float[Tensor, " drawn candidates"]:
         parts = [
-            self.likelihood(_draw(self._messages, part, random), self._messages.clear[part])
+            self._messages.likelihood(
+                self._messages.drawn(part, random), self._messages.clear[part]
+            )
             for part in truths.split(50)
         ]
         return torch.cat(parts)
-
-    def likelihood(
-        self, drawn: Float[Tensor, " drawn entries"], clear: Float[Tensor, " drawn columns"]
-    ) -> Float[Tensor, " drawn candidates"]:
-        found = _LIKELIHOODS[self._messages.family](self._messages, drawn)
-        return found.masked_fill(~_same(clear, self._messages.clear), -torch.inf)
-
-
-def _draw(
-    messages: Messages, truths: Int[Tensor, " drawn"], random: torch.Generator
-) -> Float[Tensor, " drawn entries"]:
-    """Return one message of each truth."""
-    means = messages.means[truths]
-    if messages.family == "fixed":
-        return means
-    if messages.axis is not None:
-        axis, along, across = (each[truths].to(means) for each in messages.axis)
-        noise = torch.randn(axis.shape, generator=random).to(means) * across.unsqueeze(-1)
-        on_axis = (noise * axis).sum(-1)
-        wanted = torch.randn(along.shape, generator=random).to(means) * along
-        return means + (noise + (wanted - on_axis).unsqueeze(-1) * axis).flatten(1)
-    scales, count = messages.scales[truths].to(means), len(messages.sizes)
-    sizes = torch.tensor(messages.sizes)
-    if messages.family == "normal":
-        noise = torch.randn(means.shape, generator=random).to(means)
-        return means + noise * scales.repeat_interleave(sizes, 1)
-    pair = []
-    for each in (scales[:, :count], scales[:, count:]):
-        uniform = torch.rand(means.shape, generator=random).clamp_min(1e-7).to(means) - 0.5
-        noise = -uniform.sign() * torch.log1p(-2 * uniform.abs())
-        pair.append(noise * each.repeat_interleave(sizes, 1))
-    return means + pair[0] - pair[1]
-
-
-def _fixed(messages: Messages, drawn: Tensor) -> Tensor:
-    """0 where a candidate sends the message, up to rounding; else minus infinity."""
-    means = messages.means.double()
-    limit = ROUNDING * float(means.norm(dim=1).max())
-    # Two messages lie at least as far apart as some of their entries do, which most pairs settle.
-    some = slice(-_CHUNK, None)
-    near = torch.cdist(drawn[:, some].double(), means[:, some]) <= limit
-    found = torch.full_like(near, -torch.inf, dtype=torch.float64)
-    for message, candidate in (pairs.unbind(1) for pairs in near.nonzero().split(_BATCH)):
-        apart = (drawn[message].double() - means[candidate]).norm(dim=1)
-        found[message, candidate] = torch.where(apart > limit, -torch.inf, 0.0).double()
-    return found
-
-
-def _normal(messages: Messages, drawn: Tensor) -> Tensor:
-    found = torch.zeros(len(drawn), len(messages), dtype=torch.float64)
-    centre = messages.means.mean(0)
-    for block, columns in enumerate(_columns(messages.sizes)):
-        means = messages.means[:, columns] - centre[columns]
-        seen = drawn[:, columns] - centre[columns]
-        deviation = messages.scales[:, block]
-        squares = seen.double().square().sum(1, keepdim=True) + means.double().square().sum(1)
-        distance = squares - 2 * (seen @ means.T).double()
-        found -= distance / (2 * deviation.square()) + means.shape[1] * deviation.log()
-    return found
-
-
-def _laplace(messages: Messages, drawn: Tensor) -> Tensor:
-    found = torch.zeros(len(drawn), len(messages), dtype=torch.float64)
-    count = len(messages.sizes)
-    for block, columns in enumerate(_columns(messages.sizes)):
-        for candidate in range(len(messages)):
-            gap = (drawn[:, columns] - messages.means[candidate, columns]).abs().double()
-            pair = messages.scales[candidate, [block, count + block]].tolist()
-            found[:, candidate] += _difference(gap, *pair).sum(1)
-    return found
-
-
-def _difference(gap: Tensor, first: float, second: float) -> Tensor:
-    """Return the log-density of a difference of two Laplace variables.
-
-    b1 exp(-x / b1) - b2 exp(-x / b2), over 2 (b1^2 - b2^2); where both are b, (1 + x / b)
-    exp(-x / b) / 4b.
-    """
-    large, small = max(first, second), min(first, second)
-    if large - small < 1e-6 * large:
-        return torch.log1p(gap / large) - gap / large - log(4 * large)
-    rest = torch.log1p(-(small / large) * torch.exp(gap / large - gap / small))
-    return log(large) - gap / large + rest - log(2 * (large**2 - small**2))
-
-
-def _axial(messages: Messages, drawn: Tensor) -> Tensor:
-    if messages.axis is None:
-        raise NoCeilingError("noise along an axis needs the axis")
-    axis, along, across = (each.double() for each in messages.axis)
-    rows, entries = axis.shape[1:]
-    gap = (drawn.double().unsqueeze(1) - messages.means.double()).unflatten(2, (rows, entries))
-    on_axis = (gap * axis).sum(-1)
-    off = (gap.square().sum(-1) - on_axis.square()).clamp_min(0)
-    size = float(torch.linalg.vector_norm(messages.means.double(), dim=1).max()) * ROUNDING
-    found = _line(on_axis.square(), along, 1, size) + _line(off, across, entries - 1, size)
-    return found.sum(-1)
-
-
-def _line(squares: Tensor, deviation: Tensor, axes: int, rounding: float) -> Tensor:
-    """Return normal log-densities, up to a constant of the axes; on a point where there is none."""
-    width = deviation.clamp_min(1e-30)
-    normal = -squares / (2 * width.square()) - axes * width.log()
-    point = torch.zeros_like(squares).masked_fill(squares > rounding**2, -torch.inf)
-    return torch.where(deviation > 0, normal, point)
-
-
-_LIKELIHOODS = {"fixed": _fixed, "normal": _normal, "laplace": _laplace, "axial": _axial}
-
-
-def _same(drawn: Tensor, candidates: Tensor) -> Tensor:
-    """Say which candidates' numbers in the clear are those of a message, up to rounding."""
-    gap = (drawn.unsqueeze(1) - candidates).abs()
-    return (gap <= _CLEAR * candidates.abs().clamp_min(1e-3)).all(2)
 
 
 def _named(belief: Tensor, truths: Tensor, guesses: int) -> Tensor:
@@ -552,49 +285,3 @@ def _summed(
         candidates=candidates,
         records=records,
     )
-
-
-def _columns(sizes: Sequence[int]) -> Iterator[slice]:
-    start = 0
-    for size in sizes:
-        yield slice(start, start + size)
-        start += size
-
-
-def _family(law: Law) -> Family:
-    return _FAMILIES[type(law)]
-
-
-def _blocks(law: Law) -> tuple[tuple[int, ...], Tensor]:
-    """Return the sizes of a law's blocks of equal noise, and their scales."""
-    if isinstance(law, Channel):
-        raise NoCeilingError("a channel of labels is no law of a message")
-    counts = [value.numel() for value in law.mean.values()]
-    if isinstance(law, Laplace):
-        pairs = [law.scales[name] for name in law.mean]
-        both = [*(first for first, _ in pairs), *(second for _, second in pairs)]
-        return tuple(counts), torch.stack([each.double().reshape(()) for each in both])
-    if not isinstance(law, Normal):
-        return (sum(counts),), torch.zeros(1, dtype=torch.float64)
-    sizes: list[int] = []
-    scales: list[Tensor] = []
-    for name, count in zip(law.mean, counts, strict=True):
-        each = law.deviation[name].double().reshape(-1)
-        sizes += [count // len(each)] * len(each)
-        scales.append(each)
-    return tuple(sizes), torch.cat(scales)
-
-
-def _axes(laws: Sequence[Law]) -> tuple[Tensor, Tensor, Tensor] | None:
-    axial = [law for law in laws if isinstance(law, Axial)]
-    if not axial:
-        return None
-    return (
-        torch.stack([law.axis for law in axial]),
-        torch.stack([law.along for law in axial]),
-        torch.stack([law.across for law in axial]),
-    )
-
-
-def _nothing(count: int) -> Float[Tensor, " candidates 0"]:
-    return torch.zeros(count, 0, dtype=torch.float64)

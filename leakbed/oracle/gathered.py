@@ -4,18 +4,24 @@ Squared distances of messages with noise of their own add up. So of each message
 candidates' differences are added to one matrix, and the message is dropped; in the end candidates
 are points again, as far apart as all their messages together. What was recorded is a point among
 them: noise across all differences says nothing of the candidate.
+
+Where normal noise follows the candidate, likelihoods add up instead of distances, and noise across
+the differences tells its own size. So of each message the differences are kept, and of the noise
+across them its squared norm: that is all that a likelihood depends on. Messages of other noise are
+kept whole.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from leakbed.contracts.noise_laws import NoCeilingError
-from leakbed.oracle.ceiling import ROUNDING, Family, Messages
+from leakbed.oracle.messages import ROUNDING, Family, Messages
 
 _CHUNK = 65536  # entries at once
+_MEMORY = 2**32  # bytes of what is kept of messages whose likelihoods add up
 
 
 @dataclass(kw_only=True, eq=False)
@@ -27,11 +33,8 @@ class Gathered:
     """
 
     count: int = 0
-    _family: Family | None = None
-    _gram: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.float64))
-    _seen: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
-    _off: float = 0.0  # squared distance of what was recorded from the truth
-    _size: float = 0.0  # squared norm of the truth, without noise
+    _sums: "dict[Family, _Sum]" = field(default_factory=dict)
+    _kept: list[tuple[Messages, Tensor]] = field(default_factory=list)
     _clear: list[Tensor] = field(default_factory=list)
 
     def add(self, messages: Messages, seen: Float[Tensor, " entries"]) -> Float[Tensor, " entries"]:
@@ -42,67 +45,118 @@ class Gathered:
             seen: What was recorded.
 
         Returns:
-            How far that is from the truth's, in units of the noise.
+            How far that is from the truth's; in units of the noise, where that is normal.
 
         Raises:
-            NoCeilingError: If messages are of several kinds of noise, or of noise that follows the
-                candidate.
+            NoCeilingError: If what must be kept of all messages is beyond memory.
         """
-        if not (messages.equal_noise or messages.family == "fixed"):
-            raise NoCeilingError(
-                f"no ceiling of several messages together: their noise is {messages.family} and "
-                "not the same whatever the candidate; ask for single messages"
-            )
-        if self._family not in {None, messages.family}:
-            raise NoCeilingError(
-                f"no ceiling of several messages together: some are {self._family}, some "
-                f"{messages.family}; ask for single messages"
-            )
-        if not self.count:
-            self._gram = torch.zeros(len(messages), len(messages), dtype=torch.float64)
-            self._seen = torch.zeros(len(messages), dtype=torch.float64)
-        self.count, self._family = self.count + 1, messages.family
         scale = torch.ones(messages.means.shape[1], dtype=torch.float64)
         if messages.family == "normal":
             scale = messages.scales[0].repeat_interleave(torch.tensor(messages.sizes))
         residual = (seen.double() - messages.means[0].double()) / scale
-        for start in range(0, len(scale), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            apart = (messages.means[:, part] - messages.means[0, part]).double() / scale[part]
-            self._gram += apart @ apart.T
-            self._seen += apart @ residual[part]
-        self._off += float(residual.square().sum())
-        self._size += float(messages.means[0].double().square().sum())
+        self.count += 1
         self._clear.append(messages.clear)
+        if messages.equal_noise or messages.family == "fixed":
+            self._sums.setdefault(messages.family, _Sum()).add(messages, residual, scale)
+            return residual
+        follows = messages.family == "normal"
+        self._kept.append(_reduced(messages, seen) if follows else (messages, seen))
+        held = sum(each.means.numel() * each.means.element_size() for each, _ in self._kept)
+        if held > _MEMORY:
+            raise NoCeilingError(
+                f"no ceiling of several messages together: what {self.count} of them tell of "
+                f"{len(messages)} candidates is more than {_MEMORY / 2**30:.0f} GiB; ask for fewer "
+                "candidates"
+            )
         return residual
 
-    def together(self) -> tuple[Messages, Float[Tensor, " 1 entries"]]:
+    def together(self) -> tuple[Messages, Float[Tensor, " 1 numbers"]]:
         """Return all messages as one of each candidate, and what was recorded in its place.
 
-        Returns:
-            Short messages, whose distances are those of all messages together.
+        What was sent without noise and is not what the truth sends is a
+        :class:`~leakbed.contracts.noise_laws.NoCeilingError`.
 
-        Raises:
-            NoCeilingError: If what was sent without noise is not what the truth sends.
+        Returns:
+            Short messages, as likely as all messages together.
         """
-        values, vectors = torch.linalg.eigh(self._gram)
-        kept = values > values.max().clamp_min(0) * torch.finfo(torch.float32).eps / 8
-        length = values[kept].sqrt()
-        places, seen = vectors[:, kept] * length, vectors[:, kept].T @ self._seen / length
-        if self._family == "fixed":
-            rounding = ROUNDING**2 * self._size
-            if self._off > rounding:
+        parts = [each.together(family) for family, each in self._sums.items()] + self._kept
+        (first, _), *rest = parts
+        others = tuple(each for each, _ in rest)
+        made = replace(first, clear=torch.cat(self._clear, 1), others=others, radius=None)
+        return made, torch.cat([seen.double() for _, seen in parts]).unsqueeze(0)
+
+
+@dataclass(kw_only=True, eq=False)
+class _Sum:
+    """Messages of one noise that is the same for all candidates, or of none."""
+
+    gram: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    seen: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    off: float = 0.0  # squared distance of what was recorded from the truth
+    size: float = 0.0  # squared norm of the truth, without noise
+
+    def add(self, messages: Messages, residual: Tensor, scale: Tensor) -> None:
+        gram, seen = _products(messages.means, residual, scale)
+        self.gram, self.seen = self.gram + gram, self.seen + seen
+        self.off += float(residual.square().sum())
+        self.size += float(messages.means[0].double().square().sum())
+
+    def together(self, family: Family) -> tuple[Messages, Tensor]:
+        places, seen = _places(self.gram, self.seen)
+        if family == "fixed":
+            rounding = ROUNDING**2 * self.size
+            if self.off > rounding:
                 raise NoCeilingError(
                     "recorded messages are not what the row sends: the model, the order of its "
                     "arrays, or the training before it is another"
                 )
-            places[self._gram.diagonal() <= rounding] = 0
+            places[self.gram.diagonal() <= rounding] = 0
             seen = torch.zeros_like(seen)
         made = Messages(
             means=places - places[0],
-            family=self._family or "fixed",
+            family=family,
             sizes=(places.shape[1],),
             scales=torch.ones(len(places), 1, dtype=torch.float64),
-            clear=torch.cat(self._clear, 1),
+            clear=torch.zeros(len(places), 0, dtype=torch.float64),
         )
-        return made, seen.unsqueeze(0)
+        return made, seen
+
+
+def _reduced(messages: Messages, seen: Tensor) -> tuple[Messages, Tensor]:
+    """Return what likelihoods of normal noise that follows the candidate depend on."""
+    means, points, squares = [], [], []
+    start = 0
+    for size in messages.sizes:
+        block = slice(start, start + size)
+        residual = seen[block].double() - messages.means[0, block].double()
+        gram, along = _products(messages.means[:, block], residual, torch.ones(size).double())
+        places, point = _places(gram, along)
+        means.append(places)
+        points.append(point)
+        squares.append((residual.square().sum() - point.square().sum()).clamp_min(0))
+        start += size
+    sizes = tuple(each.shape[1] for each in means)
+    across = tuple(size - own for size, own in zip(messages.sizes, sizes, strict=True))
+    made = replace(messages, means=torch.cat(means, 1), sizes=sizes, across=across)
+    return made, torch.cat([*points, torch.stack(squares)])
+
+
+def _products(means: Tensor, residual: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the products of candidates' differences from the truth, and with a residual."""
+    gram = torch.zeros(len(means), len(means), dtype=torch.float64)
+    seen = torch.zeros(len(means), dtype=torch.float64)
+    for start in range(0, len(scale), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        apart = (means[:, part] - means[0, part]).double() / scale[part]
+        gram += apart @ apart.T
+        seen += apart @ residual[part]
+    return gram, seen
+
+
+def _places(gram: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Return coordinates of candidates, the truth at 0, and of a message among them."""
+    values, vectors = torch.linalg.eigh(gram)
+    kept = values > values.max().clamp_min(0) * torch.finfo(torch.float32).eps / 8
+    length = values[kept].sqrt()
+    places = vectors[:, kept] * length
+    return places - places[:1], vectors[:, kept].T @ seen / length

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 import defenses.marvell
 from defenses import Marvell
 from defenses.marvell import divergence, highest_auc, least_divergence, measured
-from leakbed.contracts import IllegalCombinationError
+from leakbed.contracts import IllegalCombinationError, Protects
 from leakbed.contracts.defense import Run
+from leakbed.contracts.noise_laws import Clean, NoCeilingError, sent_law
 
 ROWS = 4000
 LABELS = (torch.arange(ROWS) % 4 == 0).long()
@@ -85,6 +86,16 @@ def test_a_batch_of_one_class_gets_noise_of_the_last_power_solved() -> None:
     # Half as many rows, each twice as large: four times the power.
     assert noisy.square().sum(1).mean().item() == pytest.approx(4 * found.distance, rel=0.05)
     assert noisy.std(0).min().item() == pytest.approx(noisy.std(0).max().item(), rel=0.1)
+
+
+def test_a_batch_of_one_class_has_no_law_and_says_which_message_it_needs() -> None:
+    clean = Clean(
+        kind=Protects.CUT_GRADIENT,
+        arrays={Protects.CUT_GRADIENT: torch.ones(4, 5)},
+        labels=torch.ones(4, dtype=torch.long),
+    )
+    with pytest.raises(NoCeilingError, match="the power of the last batch that had two"):
+        sent_law([Marvell()], clean)
 
 
 def test_before_any_solved_one_the_missing_class_is_taken_for_the_opposite() -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import experiments.run.executor
 import leakbed
 from attacks.unsplit import UnSplit
 from defenses.smashed_noise import SmashedNoise
@@ -117,6 +118,8 @@ def test_the_recorded_noise_is_checked(run: Run, monkeypatch: pytest.MonkeyPatch
     found = repeats.attack("mean-image", targets=2)
     assert any("noise of two messages: NOT" in each for each in found.card.noise)
     assert "noise of two messages: NOT" in repr(found)
+    monkeypatch.setattr(experiments.run.executor, "noise_of_run", None)  # checked once for all
+    assert repeats.attack("constant-image", targets=2).card.noise == found.card.noise
 
 
 def test_nothing_is_printed_and_no_folder_left(

@@ -230,7 +230,7 @@ def _spoiled(bottom: Bottom, place: int) -> Bottom:
 
 
 @pytest.mark.parametrize(
-    ("sender", "change"), [(1, "first missing"), *((2, change) for change in CHANGES)]
+    ("sender", "change"), [(1, "first not finite"), *((2, change) for change in CHANGES)]
 )
 @pytest.mark.parametrize("case", CASES)
 def test_a_bottom_that_does_not_fit_is_the_failure_of_the_node_that_sent_it(

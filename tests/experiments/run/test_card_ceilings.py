@@ -165,13 +165,13 @@ def test_who_reads_or_knows_more_is_not_bounded(threat: ThreatModel, why: str) -
 
 def test_an_attack_on_labels_that_is_granted_knowledge_of_its_own_is_not_bounded() -> None:
     reads = ThreatModel(seat=Seat.CLIENT, evidence=frozenset({Evidence.CUT_GRADIENT}))
-    _refuse_labels(reads, {"label_accuracy": {}}, when="training")
+    _refuse_labels(reads, {"label_accuracy": {}}, when="training", reader=Seat.CLIENT)
     kind = KnowledgeKind(
         name="every-label", in_words="all labels", grant=lambda secrets: secrets.labels
     )
     told = replace(reads, needs=frozenset({kind}))
     with pytest.raises(NoCeilingError, match="its guesser is not told every-label"):
-        _refuse_labels(told, {"label_accuracy": {}}, when="training")
+        _refuse_labels(told, {"label_accuracy": {}}, when="training", reader=Seat.CLIENT)
 
 
 def test_an_attack_that_is_told_labels_is_held_against_one_who_is_told_them_too(

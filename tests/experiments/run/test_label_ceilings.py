@@ -10,40 +10,24 @@ import torch
 from typer.testing import CliRunner
 
 import experiments.run.attack
+from defenses import LabelDP
 from experiments.cli import app
 from experiments.report.rows import cells
 from experiments.report.tables import tables
 from experiments.results.cards import Card
 from experiments.run import label_ceilings
 from experiments.run.attack import Attacked, attack_run
-from experiments.run.label_ceilings import label_ceiling_of_run
+from experiments.run.label_ceilings import answers_of, label_ceiling_of_run
+from experiments.run.label_holders import begun, rows_of
+from experiments.run.recorded import Recorded
 from experiments.run.runner import run
-from leakbed.contracts.noise_laws import NoCeilingError
+from experiments.settings.schema import SettingsError
+from leakbed.contracts.noise_laws import Channel, NoCeilingError, of_answers
+from leakbed.oracle.caps import budget_cap
 from leakbed.oracle.truth import AnswerKey
+from tests.support.canaries import FEDAVG, PLAIN, SMALL, STRIPS, TABLE, U_SHAPED, only, splitfed
 
-TABLE: dict[str, Any] = {
-    "name": "small",
-    "keep_rounds": "all",
-    "ceiling": {"messages": 3, "draws": 2},
-    "data": {"size": 300, "nodes": 2, "canaries": 120},
-    "model": {"name": "mnistnet", "cut": 5},
-    "protocol": {
-        "name": "vanilla-split",
-        "labels": "server",
-        "batch_size": 16,
-        "local_steps": 2,
-        "rounds": 2,
-        "optimizer": "adam",
-        "learning_rate": 0.001,
-    },
-    "attack": [{"name": "similarity-distance", "collect": "first", "targets": 48, "partial": True}],
-}
 NOISE = [{"name": "dp-cut-gradient", "epsilon": 2.0, "clip": 0.1, "horizon": 4}]
-
-
-def only(folder: Path) -> Path:
-    (found,) = (folder / "runs").iterdir()
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +74,18 @@ def test_a_canary_that_is_first_used_later_is_reached_with_adams_memory(
     assert all(each.sound for each in found.findings), list(map(str, found.findings))
 
 
+def test_noise_that_follows_the_batch_tells_more_with_every_gradient(tmp_path: Path) -> None:
+    noise = [{"name": "iso-noise", "ratio": 12.0}]
+    run({**TABLE, "attack": [{"name": "majority-label"}], "defense": noise}, out=tmp_path)
+    found = label_ceiling_of_run(only(tmp_path), targets=2, draws=100)
+    assert all(each.sound for each in found.findings), list(map(str, found.findings))
+    assert {each.read for each in found.messages} == {8}
+    for each in found.messages:
+        assert found.chance < each.alone < each.ceiling < 1
+        assert each.error < 0.03
+        assert each.cap is None
+
+
 def test_without_noise_every_label_is_named(bare: Path) -> None:
     found = label_ceiling_of_run(bare, targets=1, kappa=0.5)
     assert found.value == pytest.approx(1.0)
@@ -122,21 +118,80 @@ def test_a_card_is_held_against_its_canaries_alone(
     assert "canary labels named" in str(card.above_ceiling)
 
 
+@pytest.mark.parametrize("changes", [{}, U_SHAPED, STRIPS])
+def test_labels_answered_at_random_are_guessed_through_the_answers(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    defense = [{"name": "label-dp", "epsilon": 1.0}]
+    run({**SMALL, "defense": defense, **changes}, out=tmp_path)
+    found = label_ceiling_of_run(only(tmp_path), targets=2, kappa=0.5)
+    labels = AnswerKey.read(only(tmp_path) / "answers").labels
+    shares = torch.bincount(labels, minlength=10).double() / len(labels)
+    answers = answers_of([LabelDP(epsilon=1.0)], classes=10)
+    assert answers is not None
+    wanted = of_answers(Channel(answers=answers), shares)
+    assert found.value == pytest.approx(wanted)
+    assert float(found.cap or 0) == pytest.approx(budget_cap(1.0, 0.0, chance=found.chance))
+    assert [each.alone for each in found.messages] == [pytest.approx(wanted)] * 2
+    assert 0.5 < float(found.messages[0].inputs or 0) < 1
+
+
+def test_a_head_noises_its_gradients_and_the_servers_attack_is_held_against_them(
+    tmp_path: Path,
+) -> None:
+    attack = {"name": "similarity-distance", "seat": "server", "collect": "first", "partial": True}
+    changes = {**U_SHAPED, "defense": NOISE, "attack": [{**attack, "targets": 32}]}
+    (card,) = run({**SMALL, **changes, "ceiling": {"messages": 2, "draws": 4}}, out=tmp_path)
+    bound = card.ceiling
+    assert bound is not None, card
+    assert (bound.game, bound.seat, bound.doubts) == ("canary label", "server", ()), bound.why
+    recorded = Recorded.open(only(tmp_path))
+    holder, steps = begun(recorded, 1, until=2)
+    for step in steps:
+        holder.train(step, [recorded.key.labels[rows_of(recorded, batch)] for batch in step])
+    right = holder.right(2) / len(recorded.key.test_labels)
+    assert right == pytest.approx(card.utility["test_accuracy"])  # which the server is told
+    found = label_ceiling_of_run(only(tmp_path), targets=2, draws=100)
+    assert {"variance", "mean"} <= {each.check for each in found.findings}
+    assert found.chance < found.messages[0].alone < found.value
+
+
+def test_updates_with_noise_and_a_loss_beside_them_tell_labels(tmp_path: Path) -> None:
+    noise = [{"name": "local-dp", "epsilon": 8.0, "clip": 0.1}]
+    run({**SMALL, **FEDAVG, "defense": noise}, out=tmp_path)
+    found = label_ceiling_of_run(only(tmp_path), targets=2, draws=20)
+    assert all(each.sound for each in found.findings), list(map(str, found.findings))
+    assert "variance" in {each.check for each in found.findings}
+
+
+def test_a_run_without_canaries_has_no_game(tmp_path: Path) -> None:
+    run({**SMALL, "data": {"size": 130, "nodes": 2}}, out=tmp_path)
+    with pytest.raises(NoCeilingError, match=r"set data\.canaries"):
+        label_ceiling_of_run(only(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"data": {"size": 300, "nodes": 2}}, "set data.canaries"),
-        ({"defense": [{"name": "label-dp"}]}, "label-dp changes how the top learns"),
-        ({"protocol": {**TABLE["protocol"], "name": "splitfed-v2"}}, "the one top of"),
-        ({"protocol": {**TABLE["protocol"], "labels": "shared"}}, "set labels = 'server'"),
+        (splitfed("splitfed-v2", labels="shared"), "both sides have them"),
+        (
+            {"defense": [{"name": "label-dp", "mechanism": "rr-with-prior"}]},
+            "label-dp states no chances of its answers",
+        ),
+        (
+            {**U_SHAPED, "protocol": {**U_SHAPED["protocol"], "bottoms": "relayed"}},
+            "heads pass the server in the clear",
+        ),
+        ({**FEDAVG, "defense": [{"name": "adversarial-training"}]}, "adversarial-training changes"),
+        ({"protocol": {**PLAIN, "name": "tests.support.own_requests:LOCAL_LOSS"}}, "is not repeat"),
     ],
 )
-def test_what_is_no_canary_game_is_refused(
+def test_canaries_nobody_could_be_held_against_are_refused_before_training(
     changes: dict[str, Any], why: str, tmp_path: Path
 ) -> None:
-    run({**TABLE, "attack": [{"name": "majority-label"}], **changes}, out=tmp_path)
-    with pytest.raises(NoCeilingError, match=why):
-        label_ceiling_of_run(only(tmp_path))
+    with pytest.raises(SettingsError, match=rf"data\.canaries is 40, but .*{why}"):
+        run({**SMALL, **changes}, out=tmp_path)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_command_prints_text_or_json(noised: tuple[Path, Card]) -> None:

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from defenses import DPSGD, AdversarialTraining, LabelDP, LocalDP, SmashedNoise
 from leakbed.contract_trials import defense_breaches
 from leakbed.contracts import (
     BrokenPluginError,
+    Defense,
     DefenseState,
     IllegalCombinationError,
     TrainingStep,
@@ -213,6 +215,28 @@ class Looking(Training):
 def test_nothing_else_takes_part_in_a_step_that_is_claimed_private(stack: Any, said: str) -> None:
     with pytest.raises(IllegalCombinationError, match=f"^{said}.*; leave one of them out"):
         refuse_stack(stack)
+
+
+class MixingImages(Training):
+    """Shows the bottom images that are made of two rows each."""
+
+    name: ClassVar[str] = "mixing-images"
+
+    def alter_images(self, state: DefenseState, images: Tensor, rows: Tensor) -> Tensor:
+        return (images + images.flip(0)) / 2
+
+
+@pytest.mark.parametrize("private", [RowClipping(), DPSGD(), SmashedNoise(clip=1.0)])
+def test_images_that_mix_rows_do_not_stand_beside_a_claim_about_rows(private: Defense) -> None:
+    why = f"^mixing-images alters images .* {private.name} is worth less than it claims; leave one"
+    for stack in ((MixingImages(), private), (private, MixingImages())):
+        with pytest.raises(IllegalCombinationError, match=why):
+            refuse_stack(stack)
+
+
+def test_images_of_one_row_each_and_claims_of_other_things_stand_together() -> None:
+    refuse_stack((AdversarialTraining(), DPSGD(), RowClipping()))
+    refuse_stack((MixingImages(), LocalDP(), SmashedNoise(), LabelDP()))
 
 
 def test_what_claims_nothing_or_has_no_hook_in_the_step_may_stand_anywhere() -> None:

@@ -8,7 +8,6 @@ from scipy.integrate import quad
 from scipy.stats import binom, norm
 
 from leakbed.contracts.noise_laws import (
-    Axial,
     Channel,
     Fixed,
     Laplace,
@@ -18,14 +17,8 @@ from leakbed.contracts.noise_laws import (
     of_answers,
 )
 from leakbed.oracle.caps import cap
-from leakbed.oracle.ceiling import (
-    Messages,
-    beliefs,
-    ceiling,
-    flat,
-    label_ceiling,
-    points,
-)
+from leakbed.oracle.ceiling import beliefs, ceiling, label_ceiling, points
+from leakbed.oracle.messages import Messages, flat
 
 
 def rows(means: torch.Tensor, sigma: float) -> Messages:
@@ -157,25 +150,24 @@ def test_laplace_noise_is_told_by_its_own_density() -> None:
     assert found.error < 0.004
 
 
-def test_noise_on_a_line_rules_out_what_is_off_it() -> None:
-    axis = torch.eye(3).unsqueeze(1)
-    laws = [
-        Axial(
-            mean={"cut-gradient": each},
-            axis=each,
-            along=torch.tensor([2.0]),
-            across=torch.tensor([0.0]),
-        )
-        for each in axis
-    ]
-    assert ceiling(Messages.of(laws), draws=10, stream=5)[1].value == 1.0
-    wide = [
-        Axial(mean=law.mean, axis=law.axis, along=torch.tensor([90.0]), across=torch.tensor([90.0]))
-        for law in laws
-    ]
-    assert ceiling(Messages.of(wide), draws=200, stream=5)[1].value == pytest.approx(
-        1 / 3, abs=0.01
+def test_labels_behind_answers_at_random_are_told_by_both_noises() -> None:
+    answers, prior = torch.tensor([[0.8, 0.2], [0.3, 0.7]]), torch.tensor([0.6, 0.4])
+    joint = prior.unsqueeze(1) * answers
+    shares = joint.sum(0)
+    of = (joint / shares).T
+    clear = Messages.of_rows(Fixed(mean={"smashed": torch.eye(2)}))
+    assert label_ceiling(clear, of, stream=1, prior=shares)[0] == pytest.approx(
+        of_answers(Channel(answers=answers), prior), abs=1e-6
     )
+    means, sigma = torch.tensor([[0.0], [1.0]]), 0.7
+    found, error = label_ceiling(rows(means, sigma), of, draws=40_000, stream=2, prior=shares)
+    assert error < 0.004
+
+    def best(x: float) -> float:
+        sent = [norm.pdf(x, float(mean), sigma) for mean in means]
+        return max(sum(float(joint[y, a]) * sent[a] for a in range(2)) for y in range(2))
+
+    assert found == pytest.approx(quad(best, -6, 7)[0], abs=3 * error)
 
 
 def test_a_recorded_message_names_its_candidate_and_a_strange_one_is_refused() -> None:
@@ -189,12 +181,6 @@ def test_a_recorded_message_names_its_candidate_and_a_strange_one_is_refused() -
         beliefs(fixed, means + 1)
 
 
-def test_laws_of_several_kinds_are_refused() -> None:
-    one = alike({"w": torch.zeros(3)}, 1.0)
-    with pytest.raises(NoCeilingError, match="2 kinds"):
-        Messages.of([one, Fixed(mean={"w": torch.zeros(3)})])
-
-
 def test_labels_answered_at_random_have_a_closed_form() -> None:
     classes, epsilon = 10, 1.0
     keep = 1 / (1 + (classes - 1) * math.exp(-epsilon))
@@ -205,15 +191,18 @@ def test_labels_answered_at_random_have_a_closed_form() -> None:
 
 
 def test_a_pool_of_labelled_candidates_tells_labels_by_their_posterior() -> None:
-    messages, labels = rows(torch.tensor([[0.0], [0.0], [1.0], [1.0]]), 0.6), torch.arange(4) // 2
+    messages, labels = (
+        rows(torch.tensor([[0.0], [0.0], [1.0], [1.0]]), 0.6),
+        torch.eye(2)[[0, 0, 1, 1]],
+    )
     value, error = label_ceiling(messages, labels, draws=20_000, stream=3)
     # Two points at distance d: the nearer one is right with chance Phi(d / 2 sigma).
     assert error < 0.002
     assert value == pytest.approx(norm.cdf(1 / 1.2), abs=3 * error)
-    assert label_ceiling(messages, torch.zeros(4, dtype=torch.long), stream=3)[0] == 1.0
+    assert label_ceiling(messages, torch.ones(4, 1), stream=3)[0] == 1.0
     alone = ceiling(messages, draws=20_000, stream=4)[1]
     assert alone.value == pytest.approx(value / 2, abs=0.004)  # equal rows cannot be told apart
-    mixed = label_ceiling(messages, torch.tensor([0, 1, 0, 1]), stream=3)
+    mixed = label_ceiling(messages, torch.eye(2)[[0, 1, 0, 1]], stream=3)
     assert mixed[0] == pytest.approx(0.5)
 
 

@@ -1,11 +1,16 @@
 """Messages read together are as far apart as one long message that holds them all."""
 
+from math import log
+
 import pytest
 import torch
+from scipy.stats import chi2
 
-from leakbed.contracts.noise_laws import Fixed, Laplace, NoCeilingError, Normal, alike
-from leakbed.oracle.ceiling import Messages, beliefs
+import leakbed.oracle.gathered
+from leakbed.contracts.noise_laws import Axial, Fixed, Laplace, NoCeilingError, Normal, alike
+from leakbed.oracle.ceiling import beliefs, ceiling
 from leakbed.oracle.gathered import Gathered
+from leakbed.oracle.messages import Messages
 
 COUNT = 12
 
@@ -54,15 +59,83 @@ def test_without_noise_rows_that_differ_in_any_message_are_told_apart() -> None:
         gathered.together()
 
 
-def test_noise_that_follows_the_candidate_or_changes_kind_is_refused() -> None:
-    means = drawn(4, 4)
-    follows = Normal(mean={"smashed": means}, deviation={"smashed": torch.linspace(1, 2, COUNT)})
-    pair = (torch.tensor(1.0), torch.tensor(1.0))
-    laplace = Laplace(mean={"smashed": means}, scales={"smashed": pair})
-    for law in (follows, laplace):
-        with pytest.raises(NoCeilingError, match="not the same whatever the candidate"):
-            Gathered().add(Messages.of_rows(law), means[0])
+def following(means: torch.Tensor, scales: torch.Tensor) -> Messages:
+    return Messages.of_rows(Normal(mean={"smashed": means}, deviation={"smashed": scales}))
+
+
+def test_noise_that_follows_the_candidate_is_one_long_message() -> None:
+    sizes = 40, 3, 25
+    means = [0.2 * drawn(size, 5 + place)[:6] for place, size in enumerate(sizes)]
+    scales = [1 + 0.15 * torch.rand(6, generator=torch.Generator().manual_seed(9)) for _ in sizes]
+    seen = [one[0] + 0.9 * drawn(size, 8)[0] for one, size in zip(means, sizes, strict=True)]
     gathered = Gathered()
-    gathered.add(rows(means, 1.0), means[0])
-    with pytest.raises(NoCeilingError, match="some are normal, some fixed"):
-        gathered.add(Messages.of_rows(Fixed(mean={"smashed": means})), means[0])
+    for one, scale, got in zip(means, scales, seen, strict=True):
+        residual = gathered.add(following(one, scale), got)
+        assert torch.allclose(residual, ((got - one[0]) / scale[0]).double(), atol=1e-5)
+    made, point = gathered.together()
+    assert point.shape[1] < sum(sizes)
+    long = Messages.of(
+        [
+            Normal(
+                mean={str(part): each[one] for part, each in enumerate(means)},
+                deviation={str(part): each[one] for part, each in enumerate(scales)},
+            )
+            for one in range(6)
+        ]
+    )
+    wanted = beliefs(long, torch.cat(seen).unsqueeze(0))
+    assert torch.allclose(beliefs(made, point), wanted, atol=1e-5)
+    short, whole = (ceiling(m, draws=2000, stream=s)[1] for m, s in ((made, 1), (long, 2)))
+    assert max(short.error, whole.error) < 0.004
+    assert abs(short.value - whole.value) < 3 * (short.error**2 + whole.error**2) ** 0.5
+
+
+def test_the_size_of_the_noise_alone_tells_candidates_apart_by_a_chi_square() -> None:
+    entries, messages, scales = 30, 4, torch.tensor([1.0, 1.1])
+    gathered = Gathered()
+    for _ in range(messages):
+        gathered.add(following(torch.zeros(2, entries), scales), torch.zeros(entries))
+    found = ceiling(gathered.together()[0], draws=10_000, stream=3)[1]
+    freedom, (small, large) = entries * messages, scales.double().square().tolist()
+    threshold = freedom * log(large / small) / (1 / small - 1 / large)
+    apart = chi2.cdf(threshold / small, freedom) - chi2.cdf(threshold / large, freedom)
+    assert found.error < 0.004
+    assert abs(found.value - (1 + apart) / 2) < 3 * found.error
+
+
+def test_messages_of_several_noises_are_read_together() -> None:
+    means = 0.5 * drawn(4, 4)
+    pair = (torch.tensor(1.0), torch.tensor(0.5))
+    axial = Messages.of(
+        [
+            Axial(
+                mean={"cut-gradient": each.reshape(2, 2)},
+                axis=torch.eye(2),
+                along=torch.tensor([1.0, 2.0]),
+                across=torch.tensor([0.5, 0.7]),
+            )
+            for each in means
+        ]
+    )
+    parts = [
+        rows(means, 1.0),
+        Messages.of_rows(Laplace(mean={"smashed": means}, scales={"smashed": pair})),
+        axial,
+        following(means, torch.linspace(1, 2, COUNT)),
+        Messages.of_rows(Fixed(mean={"smashed": torch.zeros(COUNT, 4)})),
+    ]
+    gathered, seen = Gathered(), means[0] + 0.3
+    for part in parts:
+        gathered.add(part, torch.zeros(4) if part.family == "fixed" else seen)
+    likely = sum(beliefs(part, seen.unsqueeze(0))[0].log() for part in parts[:-1])
+    made, point = gathered.together()
+    assert torch.allclose(beliefs(made, point)[0], torch.as_tensor(likely).softmax(0), atol=1e-5)
+    assert made.mu is None
+    level = ceiling(made, draws=200, stream=1, level=1e3)[1]
+    assert ceiling(made, draws=200, stream=1)[1].value > level.value
+
+
+def test_what_is_kept_of_messages_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leakbed.oracle.gathered, "_MEMORY", 10)
+    with pytest.raises(NoCeilingError, match="ask for fewer candidates"):
+        Gathered().add(following(torch.eye(4), torch.arange(1.0, 5.0)), torch.ones(4))

@@ -8,7 +8,8 @@ from defenses import DPCutGradient, LocalDP, SmashedNoise, WeightNoise
 from experiments.results.cards import ABOVE
 from leakbed.contracts import Defense, DefenseState, Protects
 from leakbed.contracts.noise_laws import Clean, sent_law
-from leakbed.oracle.ceiling import Messages, beliefs, ceiling
+from leakbed.oracle.ceiling import beliefs, ceiling
+from leakbed.oracle.messages import Messages
 from leakbed.oracle.noise_checks import Finding, above, check_hits, check_noise
 from leakbed.seeds import derive
 

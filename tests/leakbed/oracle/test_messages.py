@@ -1,0 +1,51 @@
+"""What candidates would send: densities on lines and points, and laws that are not of one kind."""
+
+import pytest
+import torch
+
+from leakbed.contracts.noise_laws import Axial, Fixed, NoCeilingError, alike
+from leakbed.oracle.ceiling import beliefs, ceiling
+from leakbed.oracle.messages import Messages
+
+
+def test_noise_on_a_line_rules_out_what_is_off_it() -> None:
+    axis = torch.eye(3).unsqueeze(1)
+    laws = [
+        Axial(
+            mean={"cut-gradient": each},
+            axis=each,
+            along=torch.tensor([2.0]),
+            across=torch.tensor([0.0]),
+        )
+        for each in axis
+    ]
+    assert ceiling(Messages.of(laws), draws=10, stream=5)[1].value == 1.0
+    wide = [
+        Axial(mean=law.mean, axis=law.axis, along=torch.tensor([90.0]), across=torch.tensor([90.0]))
+        for law in laws
+    ]
+    assert ceiling(Messages.of(wide), draws=200, stream=5)[1].value == pytest.approx(
+        1 / 3, abs=0.01
+    )
+
+
+def test_a_point_is_likelier_than_any_density_near_it() -> None:
+    """One candidate's row has no noise, another's has some that is far narrower than 1."""
+    narrow = [
+        Axial(
+            mean={"cut-gradient": torch.full((1, 3), value)},
+            axis=torch.tensor([[1.0, 0.0, 0.0]]),
+            along=torch.tensor([width]),
+            across=torch.tensor([width]),
+        )
+        for value, width in ((1.0, 0.0), (1.0001, 1e-3))
+    ]
+    messages = Messages.of(narrow)
+    assert beliefs(messages, torch.ones(1, 3))[0].tolist() == [1.0, 0.0]
+    assert beliefs(messages, torch.full((1, 3), 1.001))[0].tolist() == [0.0, 1.0]
+
+
+def test_laws_of_several_kinds_are_refused() -> None:
+    one = alike({"w": torch.zeros(3)}, 1.0)
+    with pytest.raises(NoCeilingError, match="2 kinds"):
+        Messages.of([one, Fixed(mean={"w": torch.zeros(3)})])
