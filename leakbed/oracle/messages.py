@@ -344,10 +344,11 @@ def _axial(messages: Messages, drawn: Tensor) -> Tensor:
     if messages.axis is None:
         raise NoCeilingError("noise along an axis needs the axis")
     axis, along, across = (each.double() for each in messages.axis)
+    axis = axis / torch.linalg.vector_norm(axis, dim=-1, keepdim=True)  # to double precision
     rows, entries = axis.shape[1:]
     gap = (drawn.double().unsqueeze(1) - messages.means.double()).unflatten(2, (rows, entries))
     on_axis = (gap * axis).sum(-1)
-    off = (gap.square().sum(-1) - on_axis.square()).clamp_min(0)
+    off = (gap - on_axis.unsqueeze(-1) * axis).square().sum(-1)
     size = float(torch.linalg.vector_norm(messages.means.double(), dim=1).max()) * ROUNDING
     found = _line(on_axis.square(), along, 1, size) + _line(off, across, entries - 1, size)
     return found.sum(-1)

@@ -49,3 +49,20 @@ def test_laws_of_several_kinds_are_refused() -> None:
     one = alike({"w": torch.zeros(3)}, 1.0)
     with pytest.raises(NoCeilingError, match="2 kinds"):
         Messages.of([one, Fixed(mean={"w": torch.zeros(3)})])
+
+
+def test_a_message_on_its_line_is_possible_however_far_the_noise_took_it() -> None:
+    drawn = torch.randn(2, 32, 30, generator=torch.Generator().manual_seed(0))
+    laws = [
+        Axial(
+            mean={"cut-gradient": 0.01 * rows},
+            axis=(rows[0] / torch.linalg.vector_norm(rows[0])).expand(32, -1),
+            along=torch.full((32,), 0.02),
+            across=torch.zeros(32),
+        )
+        for rows in drawn
+    ]
+    messages, random = Messages.of(laws), torch.Generator().manual_seed(1)
+    truths = torch.arange(2).repeat(20)
+    believed = beliefs(messages, messages.drawn(truths, random))
+    assert torch.equal(believed.argmax(1), truths)
