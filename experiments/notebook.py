@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import BaseModel
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -33,8 +32,7 @@ from experiments.settings.cells import CellSettings, cells
 from experiments.settings.load import load_settings
 from experiments.settings.objects import method, named, refuse_elsewhere
 from experiments.settings.plugins import JsonObject
-from experiments.settings.protocol import ProtocolSettings
-from experiments.settings.schema import DataSettings, ModelSettings, SettingsError
+from experiments.settings.schema import SECTIONS, SettingsError
 from leakbed.contracts import Guess
 from leakbed.events import CutGradientDown, Event, Phase, SmashedUp, UpdateUp
 from leakbed.flower_internals import flower_log, task_identity
@@ -43,11 +41,6 @@ from leakbed.tensors import configure_torch
 
 Place = tuple[int, ...]
 """Of a message at the cut: node, round, step; of an update: node, round."""
-_SECTIONS: Mapping[str, type[BaseModel]] = {
-    "data": DataSettings,
-    "model": ModelSettings,
-    "protocol": ProtocolSettings,
-}
 _WHOLE = {"seed": "seed", "device": "device", "keep_rounds": "keep_rounds"}
 _NAME = "notebook"
 
@@ -318,7 +311,7 @@ def _table(settings: Mapping[str, Any], **parts: object) -> JsonObject:
     table = named({section: {"name": given} for section, given in parts.items()})
     table |= {"name": _NAME, "keep_rounds": "all"}
     named_so = load_settings({**table, "attack": [_NOBODY]}).protocol
-    keys = {section: kind.model_fields.keys() - _APART for section, kind in _SECTIONS.items()}
+    keys = {section: kind.model_fields.keys() - _APART for section, kind in SECTIONS.items()}
     keys["protocol"] |= named_so.chosen.keys()
     for key, value in settings.items():
         places = [section for section, known in keys.items() if key in known]

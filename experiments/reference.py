@@ -25,17 +25,12 @@ from experiments.settings.plugins import (
     common_keys,
 )
 from experiments.settings.protocol import ProtocolSettings
-from experiments.settings.schema import CeilingSettings, DataSettings, ModelSettings, Settings
+from experiments.settings.schema import SECTIONS, CeilingSettings, Settings
 from experiments.settings.values import is_scalar, schema_of
 from leakbed.models import ACTIVATIONS, MODELS
 from strategies import PROTOCOLS
 
-_SECTIONS: dict[str, type[BaseModel]] = {
-    "data": DataSettings,
-    "model": ModelSettings,
-    "protocol": ProtocolSettings,
-    "ceiling": CeilingSettings,
-}
+_SECTIONS: dict[str, type[BaseModel]] = {**SECTIONS, "ceiling": CeilingSettings}
 _TABLES = ("attack", "defense", "case", "sweep")
 _OWN = {"type": "string", "pattern": "^[^:]+:[^:]+$", "description": "package.module:Class"}
 

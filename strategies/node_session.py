@@ -74,7 +74,7 @@ class Batch:
 
 
 class _Blamed(NamedTuple):
-    """Whom to blame; a class, since a generator takes ten times as long, twice a step."""
+    """Whom to blame; a class, since a step asks twice and a generator costs more."""
 
     session: "NodeSession"
     kind: str

@@ -184,7 +184,8 @@ class Protocol:
             ValueError: If those of a key are no tuple of texts, numbers or bools.
         """
         for key, values in self.choices.items():
-            if not isinstance(values, tuple) or not values or not all(map(_is_option, values)):
+            tuples = isinstance(values, tuple) and values != ()
+            if not tuples or not all(isinstance(each, Option) for each in values):
                 raise ValueError(
                     f"{key!r} has the legal values {values!r}; write a tuple of texts, numbers or "
                     "bools, the default first, such as ('fast', 'slow')"
@@ -199,7 +200,3 @@ class Protocol:
             "optimizer_state": self.optimizer_state,
             **self.options,
         }
-
-
-def _is_option(value: object) -> bool:
-    return isinstance(value, str | int | float)

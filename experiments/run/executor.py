@@ -12,13 +12,7 @@ from typing import Any, Literal, Protocol
 
 from experiments.results.cards import Card, Threat, peak_memory
 from experiments.run.alarms import detected
-from experiments.run.attack import (
-    Attacked,
-    Cell,
-    answer,
-    keep_answer,
-    kept_answer,
-)
+from experiments.run.attack import Attacked, Cell, answer, keep_answer, kept_answer
 from experiments.run.card_ceilings import Bounds
 from experiments.run.fit import unfit
 from experiments.run.judge import (

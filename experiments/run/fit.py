@@ -6,7 +6,6 @@ prepared, by the attack's own check as well. What only a finished run shows to b
 """
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
 
 from clients.malicious import unlabelling
 from clients.training_defenses import unlabelled
@@ -17,7 +16,7 @@ from experiments.run.server_part import layers, refuse_more_than_middle
 from experiments.run.targets import refuse_misfit
 from experiments.run.view import initial_view
 from experiments.settings.cells import Training
-from leakbed.contracts import Knowledge, Protects, ThreatModel, UnfitError, View
+from leakbed.contracts import Knowledge, Protects, UnfitError
 from leakbed.contracts.attack import MaliciousClient
 from leakbed.contracts.hooks import untrained
 from leakbed.plugins import picked
@@ -26,20 +25,6 @@ from strategies import find_protocol
 
 _U_SHAPE = 3  # parts of a network whose head the node holds
 _SPLIT = set(Protects) - {Protects.UPDATE}
-
-
-@runtime_checkable
-class Foreseeing(Protocol):
-    """A passive attack that can say before training that its settings do not fit."""
-
-    @property
-    def threat(self) -> ThreatModel:
-        """Who attacks and what it may read."""
-        ...
-
-    def check(self, view: View) -> None:
-        """Refuse what could not work, from a view without evidence."""
-        ...
 
 
 def unfit(cell: Cell, prepared: Prepared | None = None) -> dict[str, str]:
@@ -112,14 +97,14 @@ def _attack_unfit(cell: Cell) -> str | None:
 
 def _refused(cell: Cell, prepared: Prepared) -> str | None:
     """Return why an attack cannot work with what is known before training, if it says so."""
-    attack, layout = cell.attack, prepared.architecture
-    if not isinstance(attack, Foreseeing):
+    threat, layout = cell.attack.threat, prepared.architecture
+    if (check := getattr(cell.attack, "check", None)) is None:
         return None
     try:
-        part = layers(layout) if Knowledge.SERVER_PART in attack.threat.needs else None
-        attack.check(
+        part = layers(layout) if Knowledge.SERVER_PART in threat.needs else None
+        check(
             initial_view(
-                attack.threat,
+                threat,
                 layout,
                 rows=prepared.plan.batch_size,
                 public=prepared.public,

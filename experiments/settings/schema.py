@@ -47,7 +47,6 @@ __all__ = [
     "common_keys",
 ]
 
-SECTIONS = ("data", "model", "protocol")
 CHOICES = {"attacks": "attack", "defenses": "defense"}
 """Keys of a case that choose among the experiment's tables of a kind."""
 _MOST_EXTRA = 1000
@@ -149,6 +148,14 @@ class ModelSettings(Strict):
     def _by_path(cls, name: str) -> str:
         """Return the import path behind the short name that an installed package gave a model."""
         return import_path("models", name)
+
+
+SECTIONS: Mapping[str, type[BaseModel]] = {
+    "data": DataSettings,
+    "model": ModelSettings,
+    "protocol": ProtocolSettings,
+}
+"""The tables of which every cell has its own."""
 
 
 class CeilingSettings(Strict):
@@ -412,9 +419,6 @@ class _Seed(Strict):
     seed: int = Field(default=0, ge=0)
 
 
-_SECTIONS: dict[str, type[BaseModel]] = {"data": DataSettings, "model": ModelSettings}
-
-
 def part_of(section: str, overrides: Mapping[str, Any]) -> JsonObject:
     """Return what dotted keys say of a section, by its own keys."""
     return {
@@ -449,12 +453,12 @@ def _check_dotted(place: str, key: str, value: object) -> None:
         )
     legal = [
         "seed",
-        *(f"{s}.{field}" for s, kind in _SECTIONS.items() for field in kind.model_fields),
+        *(f"{s}.{field}" for s, kind in SECTIONS.items() for field in kind.model_fields),
     ]
     if key not in legal:
         raise ValueError(unknown_name("dotted key", key, legal))
     try:
-        _SECTIONS.get(section, _Seed).model_validate({name or key: value})
+        SECTIONS.get(section, _Seed).model_validate({name or key: value})
     except ValidationError as error:
         wanted = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
         raise ValueError(f"{place}: {key}: {wanted} (got {value!r})") from None

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from strategies import PROTOCOLS
 HOLDS = (
     "import sys; held = bytearray(b'x') * (64 << 20); print('there', flush=True); sys.stdin.read()"
 )
+
+ANSWERS = "echo '{\"bytes\": 1000}'; while read _; do echo '{\"seconds\": 0.5}'; done"
 
 
 def test_memory_counts_the_processes_that_were_started() -> None:
@@ -86,7 +89,14 @@ def test_groups_must_be_even() -> None:
 
 
 @pytest.mark.runtime
-def test_prints_memory_and_time_of_each_size() -> None:
+def test_prints_memory_and_time_of_each_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = scale.together
+
+    def one_on_ray(commands: dict[str, list[str]], stack: ExitStack) -> Any:
+        """The larger size as it is; the smaller only says what it might have measured."""
+        return original(commands | {"4": ["sh", "-c", ANSWERS]}, stack)
+
+    monkeypatch.setattr(scale, "together", one_on_ray)
     lines = measured("splitfed-v1", registered=(4, 8), sampled=2, warm=0, runs=1)
     assert [str(line["unit"]) for line in lines] == ["kB", "s"]
     for line in lines:
@@ -94,3 +104,4 @@ def test_prints_memory_and_time_of_each_size() -> None:
         assert set(line) == {"name", "ours", "other", "ratio", "unit", "runs"}
     assert lines[0]["other"] == scale.ALLOWED
     assert float(str(lines[1]["ours"])) > 0
+    assert lines[1]["other"] == 0.5

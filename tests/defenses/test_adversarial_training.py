@@ -9,6 +9,7 @@ from defenses import AdversarialTraining
 from leakbed.contracts.defense import Holdings
 from leakbed.perturbation import BudgetError
 from tests.support import tiny
+from tests.support.hostile import fuzz
 
 IMAGES, LABELS = tiny.images()
 HOLDINGS = Holdings(
@@ -21,6 +22,7 @@ HOLDINGS = Holdings(
 )
 
 
+@fuzz(30)
 @given(budget=st.floats(0.01, 1.0), stride=st.floats(0.01, 4.0), seed=st.integers(0, 99))
 def test_no_pixel_leaves_the_budget_or_the_range(budget: float, stride: float, seed: int) -> None:
     defense = AdversarialTraining(budget=budget, stride=stride)

@@ -8,7 +8,7 @@ import importlib.util
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -22,6 +22,7 @@ from leakbed.perturbation import (
     refuse_beyond,
 )
 from leakbed.seeds import generator, scoped
+from tests.support.hostile import fuzz
 
 
 def _network(channels: int = 1, classes: int = 3) -> nn.Sequential:
@@ -35,7 +36,7 @@ def _images(channels: int = 1, seed: int = 3) -> torch.Tensor:
     return torch.rand(4, channels, 8, 8, generator=generator(seed)).round(decimals=1)
 
 
-@settings(max_examples=30, deadline=None)
+@fuzz(30)
 @given(
     budget=st.floats(0.001, 1.0),
     ascent=st.tuples(st.floats(0.001, 3.0), st.integers(1, 4)),

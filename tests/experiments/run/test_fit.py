@@ -1,13 +1,14 @@
 """The misfits of a cell that need no training to be seen, and that its attack is made once."""
 
 import re
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
-from attacks import ADVERSARIES, ATTACKS, ConstantImage
+from attacks import ADVERSARIES, ConstantImage
 from experiments.run.attack import Cell
 from experiments.run.fit import unfit
 from experiments.run.runner import run
@@ -128,31 +129,21 @@ def test_each_choice_that_does_not_fit_says_why() -> None:
     assert "weight-noise protects update messages" in found["defenses"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Counted(ConstantImage):
-    """Counts how often it is made."""
-
-    made: ClassVar[list[object]] = []
-
-    def __post_init__(self) -> None:
-        self.made.append(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CountedDoubling(Doubling):
-    """Counts how often it is made."""
-
-    made: ClassVar[list[object]] = []
-
-    def __post_init__(self) -> None:
-        self.made.append(self)
-
-
 def test_each_cell_makes_its_attack_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ATTACKS, "constant-image", Counted)
-    monkeypatch.setitem(ADVERSARIES, "fsha", CountedDoubling)
-    for kind in (Counted, CountedDoubling):
-        kind.made.clear()
+    made: Counter[str] = Counter()
+
+    def count(kind: Any) -> None:
+        plain = kind.__init__
+
+        def counting(self: object, **own: Any) -> None:
+            made[kind.name] += 1
+            plain(self, **own)
+
+        monkeypatch.setattr(kind, "__init__", counting)
+
+    monkeypatch.setitem(ADVERSARIES, "fsha", Doubling)
+    count(ConstantImage)
+    count(Doubling)
     attacks = [{"name": "constant-image"}, {"name": "constant-image", "when": "inference"}]
     table = {
         **TABLE,
@@ -163,5 +154,5 @@ def test_each_cell_makes_its_attack_once(tmp_path: Path, monkeypatch: pytest.Mon
     }
     cards = run(table, out=tmp_path)
     assert [card.status for card in cards] == ["done"] * 3
-    assert len(Counted.made) == 2  # one for each of its cells
-    assert len(CountedDoubling.made) == 2  # its cell's, and the one that acts in its training
+    # One for each passive cell; of who acts in a training its cell's, and one that acts.
+    assert made == {ConstantImage.name: 2, Doubling.name: 2}
