@@ -10,8 +10,9 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 # that were tested; without it uv takes the newest ones that pyproject.toml allows.
 CONSTRAINTS ?=
 
-# Processes that share the tests, each taking the next file that nobody has taken.
-TESTERS ?= 2
+# Processes that share the tests, each taking the next file that nobody has taken. One more than
+# the two cores they were timed on: tests that start runtimes wait for them a good part of their time.
+TESTERS ?= 3
 
 PACKAGES := leakbed attacks defenses strategies clients experiments
 BENCHMARKS := split_steps hijacked_steps fedavg_round scale wire unsplit_targets label_rows
