@@ -193,9 +193,14 @@ class Protocol:
 
     @property
     def choices(self) -> dict[str, tuple[Option, ...]]:
-        """What a settings file may choose: key to legal values, the default first."""
+        """What a settings file may choose: key to legal values, the default first.
+
+        Where weights are exchanged nobody asks who holds the labels, and cases share tables: there
+        every value is taken.
+        """
+        unread = () if self.exchanges == "split" else ("shared", "server", "client")
         return {
-            "labels": self.labels,
+            "labels": tuple(dict.fromkeys((*self.labels, *unread))),
             "bottoms": self.bottoms,
             "optimizer_state": self.optimizer_state,
             **self.options,

@@ -31,7 +31,7 @@ from experiments.run.noise_of_run import noise_of_run
 from experiments.run.prepare import Prepared
 from experiments.run.train import Grids, NonFiniteError, train
 from experiments.run.training_run import TrainingRun
-from experiments.settings.cells import CellSettings
+from experiments.settings.cells import CellSettings, Training
 from experiments.settings.plugins import JsonObject
 from leakbed import __version__
 from leakbed.contract_trials import refuse_breaches
@@ -268,7 +268,7 @@ class TrainingGroup:
             raise NotKeptError(f"its training run is not in {folder.parent}, or of other code")
         if self._progress is not None:
             self._progress.note(f"{case}: training {training.protocol.name}{training.attacker()}")
-        _try_out(prepared)
+        _try_out(training)
         with self._grids(training.data.nodes) as (grid, roster):
             try:
                 return train(prepared, grid, folder, roster=roster)
@@ -417,11 +417,11 @@ def _of_this_process(cell: CellSettings) -> list[str]:
     ]
 
 
-def _try_out(prepared: Prepared) -> None:
+def _try_out(training: Training) -> None:
     """Hold a user's own defences against their contract before they are first trained with."""
-    for (name, _), defense in zip(prepared.settings.defense.stack, prepared.defenses, strict=True):
+    for name, own in training.defense.stack:
         if is_own(name):
-            refuse_breaches(defense)
+            refuse_breaches(own_class(name, "defence")(**own))  # whatever it keeps stays here
 
 
 def _never_hijacked(prepared: Prepared) -> Prepared:

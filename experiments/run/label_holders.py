@@ -127,11 +127,11 @@ class Holder:
         trainer, _ = self._trainer(batch.node)
         if self._protocol == "vertical-split":
             received = [trainer.received(each.received) for each in step]
-            merge = MERGES[self._option("merge")]
+            merge = MERGES[self._run.option("merge")]
             return trainer.train_merged(received, labels[0], merge=merge, origin=origins[0])
         if self._protocol == "parallel-split":
             parts = zip(step, labels, origins, strict=True)
-            own_mean = self._option("gradient_scale") == "local"
+            own_mean = self._run.option("gradient_scale") == "local"
             together = [Labelled(each.received, own, origin) for each, own, origin in parts]
             return trainer.train_jointly(together, own_mean=own_mean)
         self._rows[batch.node] = self._rows.get(batch.node, 0) + len(batch.received)
@@ -168,15 +168,6 @@ class Holder:
             other.module.load_state_dict(trainer.module.state_dict())
             own.load_state_dict(copy.deepcopy(optimiser.state_dict()))
         return made
-
-    def _option(self, name: str) -> str:
-        """Return a setting of the run's protocol."""
-        if (found := self._run.key.training.get(name)) is None:
-            raise NoCeilingError(
-                f"the answer key does not say the run's protocol.{name}: an earlier version wrote "
-                "it; run the experiment again"
-            )
-        return str(found)
 
     def _begin(self, round_: int) -> None:
         """Begin a round: average the copies, and forget momenta if they do not stay."""

@@ -107,6 +107,26 @@ class Recorded:
             architecture=architecture_of(trace.about),
         )
 
+    def option(self, name: str) -> str:
+        """Return what was chosen of the run's protocol, an option whose values are texts.
+
+        Args:
+            name: One of :attr:`strategies.Protocol.choices`.
+
+        Returns:
+            Its value.
+
+        Raises:
+            NoCeilingError: If the answer key does not say.
+        """
+        chosen = self.key.training.get("options", {})
+        if name not in chosen:
+            raise NoCeilingError(
+                f"the answer key does not say the run's protocol.{name}: an earlier version wrote "
+                "it; run the experiment again"
+            )
+        return str(chosen[name])
+
     def trained_labels(self) -> Int[Tensor, " rows"]:
         """Return labels as whoever trains with them has them: answered at random by defences.
 

@@ -232,7 +232,7 @@ def _refuse_unknown(run: Recorded, target: Target, *, later: bool = False) -> No
 def _merged(run: Recorded) -> bool:
     """Say whether nodes start from one bottom, and theirs are averaged when a round ends."""
     entry = find_protocol(str(run.trace.about["protocol"]))
-    in_step = "sync" in entry.options and run.key.training.get("sync") != "round"
+    in_step = "sync" in entry.options and run.option("sync") != "round"
     return entry.merges and not in_step
 
 

@@ -80,10 +80,11 @@ class ProtocolSettings(Strict):
     @model_validator(mode="before")
     @classmethod
     def _known_keys(cls, given: object) -> object:
-        """Leave out what is None; keys are compared with the protocol's once that is known."""
+        """Leave out choices that are None, as cards have those that a protocol lacks."""
         if not isinstance(given, Mapping):
             return given
-        return {key: value for key, value in given.items() if value is not None}
+        every = {key for legal in protocol_choices().values() for key in legal}
+        return {k: value for k, value in given.items() if value is not None or k not in every}
 
     @field_validator("name")
     @classmethod
@@ -102,6 +103,8 @@ class ProtocolSettings(Strict):
         for key in options:
             if key not in legal:
                 kind = f"key of protocol {self.name}"
+                if "name" not in self.model_fields_set:
+                    kind += " (the default; write the name of another beside its options)"
                 raise ValueError(unknown_name(kind, key, {*common, *legal}))
         for key, values in legal.items():
             place = common if key in common else options

@@ -13,8 +13,10 @@ from experiments.catalogue import check_plugin
 from experiments.report.page import write_report
 from experiments.run import executor
 from experiments.run.offline import attack_trace
+from experiments.run.prepare import prepare
 from experiments.run.runner import run
 from experiments.settings import plugins
+from experiments.settings.cells import cells
 from experiments.settings.load import load_settings
 from experiments.settings.schema import SettingsError
 from leakbed import contract_trials, provenance
@@ -207,6 +209,16 @@ def test_a_class_that_breaks_the_contract_is_refused_by_what_it_breaks(
     (mine / "grey_of_mine.py").write_text(ATTACK.replace(old, new, 1))
     with pytest.raises(SettingsError, match=said):
         load_settings(TABLE)
+
+
+def test_what_is_tried_out_does_not_train(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = {**TABLE, "defense": [{"name": "mask_of_mine:RandomMask"}]}
+    (cell,) = cells(load_settings(table))
+    prepared, tried = prepare(cell.training, root=None), list[object]()
+    monkeypatch.setattr(executor, "refuse_breaches", tried.append)
+    executor._try_out(prepared.settings)
+    assert tried == [*prepared.defenses]
+    assert tried[0] is not prepared.defenses[0]
 
 
 def test_a_class_that_is_no_defense_is_refused_as_one(mine: Path) -> None:

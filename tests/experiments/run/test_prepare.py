@@ -63,6 +63,13 @@ def test_the_answer_key_covers_every_batch_of_every_node() -> None:
     assert set(key.order[1, 1, 0]) <= second
 
 
+def test_the_answer_key_holds_a_protocols_options_apart() -> None:
+    prepared = prepare(training("protocol.name=parallel-split", "protocol.sync=step"), root=None)
+    told = answer_key(prepared, None).training
+    assert set(told) == {"plan", "defenses", "intruder", "rows", "options"}
+    assert told["options"]["sync"] == "step"
+
+
 def test_a_momentum_that_adam_would_ignore_is_refused() -> None:
     with pytest.raises(SettingsError, match="Adam has none"):
         prepare(training("protocol.optimizer=adam", "protocol.momentum=0.9"), root=None)

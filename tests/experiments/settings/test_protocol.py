@@ -17,6 +17,7 @@ OWN = Protocol(
     build=BUILD,
     options={"lag": (1, 2), "share": (1.0, 0.5), "warm": (False, True), "sync": ("late", "never")},
 )
+WEIGHTS = Protocol(exchanges="weights", build=BUILD, parts=1)
 TAKEN = Protocol(exchanges="split", build=BUILD, options={"rounds": (1, 2)})
 HERE = f"{__name__}:OWN"
 
@@ -45,6 +46,8 @@ def test_nothing_a_protocol_has_is_left_open(name: str) -> None:
         ("u-shaped", {"labels": "shared"}, "labels = 'shared': u-shaped takes 'client'"),
         ("splitfed-v1", {"bottoms": "sealed"}, "'sealed': splitfed-v1 takes 'relayed'"),
         ("vanilla-split", {"sync": "step"}, "key of protocol vanilla-split 'sync'; .*legal: batch"),
+        ("fedavg", {"rounds": None}, "rounds"),
+        ("fedavg", {"lerning_rate": None}, "did you mean 'learning_rate'"),
         ("fedavg", {"merge": "sum"}, "unknown key of protocol fedavg 'merge'"),
         ("parallel-split", {"synch": "round"}, "did you mean 'sync'. legal: .*gradient_scale"),
         ("parallel-split", {"sync": "rounds"}, "sync = 'rounds': parallel-split takes 'round' or"),
@@ -60,6 +63,16 @@ def test_what_a_protocol_does_not_take_is_refused(
 ) -> None:
     with pytest.raises(SettingsError, match=match):
         settings(protocol={"name": name, **given})
+
+
+def test_where_weights_are_exchanged_any_holder_of_labels_is_taken_and_none_is_asked() -> None:
+    for name in ("fedavg", f"{__name__}:WEIGHTS"):
+        assert settings(protocol={"name": name, "labels": "client"}).protocol.labels == "client"
+
+
+def test_an_option_without_a_name_beside_it_is_refused_and_says_what_to_do() -> None:
+    with pytest.raises(SettingsError, match="the default; write the name of another beside"):
+        settings(protocol={"sync": "step"})
 
 
 def test_an_option_may_be_a_number_or_a_bool() -> None:
