@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
@@ -312,6 +313,11 @@ def refuse_no_game(
             f"no ceiling of labels: {found[0].name} changes the steps behind an update, which are "
             "not repeated here"
         )
+    if labels == "client" and (found := select(defenses, Protects.TRAINING)):
+        raise NoCeilingError(
+            f"no ceiling of labels: {found[0].name} is handed labels at the node that holds them, "
+            "and what its steps, or its stop, tell of them is not read here"
+        )
     answers_of(defenses, classes=classes)
 
 
@@ -372,6 +378,11 @@ def _refuse(run: Recorded, *, span: str) -> None:
         defenses=run.defenses,
         classes=run.key.num_classes,
     )
+    if span == "training" and run.key.parties > 1:
+        raise NoCeilingError(
+            "no ceiling over several gradients: the other parties' next rows follow gradients that "
+            "tell the same label and are not sent to this party; ask for span = 'message'"
+        )
     if span == "training" and (private := select(run.defenses, Protects.TOP)):
         raise NoCeilingError(
             f"no ceiling over several gradients: {private[0].name} noises the top's weights, and a "
@@ -406,12 +417,25 @@ class _Game:
         shares = torch.bincount(run.key.labels, minlength=classes).double()
         self.prior: Float[Tensor, " classes"] = shares / shares.sum()
         self._labels = run.trained_labels()
-        answers = answers_of(run.defenses, classes=classes)
-        self._channel = None if answers is None else Channel(answers=answers)
-        joint = self.prior.unsqueeze(1) * (torch.eye(classes) if answers is None else answers)
-        self._shares = joint.sum(0)  # of what is trained with
-        self._behind = (joint / self._shares).T  # label behind each answer; of none no number
         self._residuals: dict[tuple[int, int, int], Tensor] = {}
+
+    @cached_property
+    def _channel(self) -> Channel | None:
+        answers = answers_of(self._run.defenses, classes=self._run.key.num_classes)
+        return None if answers is None else Channel(answers=answers)
+
+    @cached_property
+    def _joint(self) -> Float[Tensor, "labels answers"]:
+        answers = torch.eye(len(self.prior)) if self._channel is None else self._channel.answers
+        return self.prior.unsqueeze(1) * answers
+
+    @property
+    def _shares(self) -> Float[Tensor, " answers"]:
+        return self._joint.sum(0)  # of what is trained with
+
+    @property
+    def _behind(self) -> Float[Tensor, "answers labels"]:
+        return (self._joint / self._shares).T  # of an answer that is never given no number
 
     def of_gradients(self, target: Target, *, until: int, one: bool) -> LabelMessage:
         """Return the ceiling of one canary's label by its batch's gradient, or all from it on."""
@@ -423,8 +447,6 @@ class _Game:
         gathered, first = Gathered(), list[Messages]()
         for step in steps:
             for batch, messages in self._messages(step, row, answers, holders):
-                if self._run.key.parties > 1 and batch.node != target.node:
-                    continue  # a party is sent its own gradients alone
                 if batch.place == at:
                     first.append(messages)
                 if batch.place == at or not one:
@@ -432,9 +454,9 @@ class _Game:
             if one:
                 break
         if self._run.architecture.upper_cut is not None and not one:
-            counts = [float(holder.right(until)) for holder in holders]
-            sent = Messages.of_rows(Fixed(mean={"right": torch.tensor(counts).unsqueeze(1)}))
-            gathered.add(sent, torch.tensor(counts[:1]))
+            counts = torch.tensor([holder.right(until) for holder in holders]).float()
+            if counts.numel():
+                gathered.add(Messages.of_rows(Fixed(mean={"right": counts})), counts[0])
         clear = torch.zeros(1, 0, dtype=torch.float64)
         return self._message(target, row, answers, first[0], gathered, clear=clear)
 

@@ -139,22 +139,22 @@ class Holder:
         with scoped(stream):  # of which a head's dropout draws
             return [trainer.train(batch.received, labels[0], origins[0])]
 
-    def right(self, round_: int) -> int:
+    def right(self, round_: int) -> list[int]:
         """Return how many test rows the part predicts right, as a head tells the server.
 
         Args:
             round_: At the end of which; of one without an evaluation there are none.
 
         Returns:
-            By the features that heads were sent.
+            A count for each message of features that heads were sent.
         """
-        found, module = 0, self._module.eval()
+        found, module = list[int](), self._module.eval()
         for event in self._run.trace.events(FeaturesDown, round_=round_):
             if isinstance(event, FeaturesDown) and event.phase == Phase.EVALUATE:
                 labels = self._run.key.test_labels[event.step : event.step + len(event.features)]
                 with torch.no_grad():
                     named = predicted(module(torch.from_numpy(event.features)))
-                found += int((named == labels).sum())
+                found.append(int((named == labels).sum()))
         module.train()
         return found
 

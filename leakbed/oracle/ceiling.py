@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from leakbed.contracts.noise_laws import NoCeilingError
-from leakbed.oracle.messages import Messages, same
+from leakbed.oracle.messages import Messages, axes, same
 from leakbed.seeds import generator
 
 _CHUNK = 4096  # entries at once, so that sums over long messages are in double precision
@@ -203,12 +203,10 @@ def points(messages: Messages) -> Points:
     gram = torch.zeros(len(messages), len(messages), dtype=torch.float64)
     for start in range(0, messages.means.shape[1], _CHUNK):
         columns = slice(start, start + _CHUNK)
-        part = messages.means[:, columns].double() - centre[columns]
-        part = (part / scale[columns]).float()
-        gram += (part @ part.T).double()
-    values, vectors = torch.linalg.eigh(gram)
-    kept = values > values.max().clamp_min(0) * torch.finfo(torch.float32).eps / 8
-    return Points(places=vectors[:, kept] * values[kept].sqrt())
+        part = (messages.means[:, columns].double() - centre[columns]) / scale[columns]
+        gram += part @ part.T
+    vectors, lengths = axes(gram)
+    return Points(places=vectors * lengths)
 
 
 def _scored(

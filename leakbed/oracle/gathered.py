@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from leakbed.contracts.noise_laws import NoCeilingError
-from leakbed.oracle.messages import ROUNDING, Family, Messages
+from leakbed.oracle.messages import ROUNDING, Family, Messages, axes
 
 _CHUNK = 65536  # entries at once
 _MEMORY = 2**32  # bytes of what is kept of messages whose likelihoods add up
@@ -155,8 +155,6 @@ def _products(means: Tensor, residual: Tensor, scale: Tensor) -> tuple[Tensor, T
 
 def _places(gram: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
     """Return coordinates of candidates, the truth at 0, and of a message among them."""
-    values, vectors = torch.linalg.eigh(gram)
-    kept = values > values.max().clamp_min(0) * torch.finfo(torch.float32).eps / 8
-    length = values[kept].sqrt()
-    places = vectors[:, kept] * length
-    return places - places[:1], vectors[:, kept].T @ seen / length
+    vectors, lengths = axes(gram)
+    places = vectors * lengths
+    return places - places[:1], vectors.T @ seen / lengths

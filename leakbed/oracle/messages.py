@@ -231,6 +231,26 @@ def flat(arrays: Arrays) -> Float[Tensor, " entries"]:
     return torch.cat([value.flatten() for value in arrays.values()])
 
 
+def axes(
+    products: Float[Tensor, "candidates candidates"],
+) -> tuple[Float[Tensor, "candidates axes"], Float[Tensor, " axes"]]:
+    """Return the axes along which candidates differ, and by how much.
+
+    Differences small beside others stay, since noise may be smaller still: what is left out is what
+    the products' own rounding hides.
+
+    Args:
+        products: Of the candidates' messages with each other, in double precision.
+
+    Returns:
+        Unit vectors and lengths; a candidate's place is its row of their product.
+    """
+    values, vectors = torch.linalg.eigh(products)
+    hidden = len(products) * torch.finfo(products.dtype).eps
+    kept = values > values.max().clamp_min(0) * hidden
+    return vectors[:, kept], values[kept].sqrt()
+
+
 def same(
     drawn: Float[Tensor, " drawn columns"], candidates: Float[Tensor, " candidates columns"]
 ) -> Bool[Tensor, " drawn candidates"]:

@@ -4,7 +4,7 @@ from math import log
 
 import pytest
 import torch
-from scipy.stats import chi2
+from scipy.stats import chi2, norm
 
 import leakbed.oracle.gathered
 from leakbed.contracts.noise_laws import Axial, Fixed, Laplace, NoCeilingError, Normal, alike
@@ -57,6 +57,18 @@ def test_without_noise_rows_that_differ_in_any_message_are_told_apart() -> None:
     gathered.add(Messages.of_rows(Fixed(mean={"smashed": one})), one[3])
     with pytest.raises(NoCeilingError, match="not what the row sends"):
         gathered.together()
+
+
+@pytest.mark.parametrize("wide", [2, 5])
+def test_a_difference_small_beside_another_and_large_beside_the_noise_counts(wide: int) -> None:
+    places = torch.zeros(3, wide)
+    places[1, 0], places[2, 1] = 4.0, 1e5
+    wanted = (2 * float(norm.cdf(2)) + 1) / 3
+    gathered = Gathered()
+    gathered.add(rows(places, 1.0), places[0])
+    for messages in (rows(places, 1.0), gathered.together()[0]):
+        found = ceiling(messages, draws=4000, stream=0)[1]
+        assert found.value == pytest.approx(wanted, abs=3 * found.error + 1e-9)
 
 
 def following(means: torch.Tensor, scales: torch.Tensor) -> Messages:
