@@ -15,7 +15,7 @@ from tests.support.mutating import mutated, mutated_settings
 
 ROOT = Path(__file__).parents[2]
 WHOLE = sorted(ROOT.glob("experiments/studies/*/settings.toml"))
-FIRST, ALL, AT_A_TIME = 200, 5000, 600
+FIRST, ALL, AT_A_TIME = 60, 5000, 600
 
 
 def prepared(file: Path) -> None:

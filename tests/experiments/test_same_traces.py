@@ -165,7 +165,7 @@ def test_a_new_process_at_every_message_changes_no_bit(
     assert found == expected
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", PROTOCOLS)
 def test_another_seed_is_another_run(
     case: str, tmp_path: Path, here: Callable[[str], Found]
 ) -> None:
@@ -200,8 +200,13 @@ def test_every_grid_leaves_the_same(
     assert len(found) == len(CASES) + len(STEPPED)
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("kind", ["rectified", "written"])
+@pytest.mark.parametrize(
+    ("kind", "case"),
+    [
+        *(("written" if "defense" in OWN.get(case, {}) else "rectified", case) for case in CASES),
+        *(("written", case) for case in ("fedavg", "vanilla-split", "u-shaped")),
+    ],
+)
 def test_layers_that_work_in_place_change_no_bit(case: str, kind: str, tmp_path: Path) -> None:
     """They are the first above the cut and the first of the head."""
     own = {

@@ -61,7 +61,10 @@ def test_every_cell_of_a_paper_can_be_prepared(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", PAPERS, ids=lambda path: path.parent.name)
-def test_the_last_cell_of_a_paper_runs(file: Path, tmp_path: Path) -> None:
+def test_the_last_cell_of_a_paper_runs(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("leakbed.oracle.model_scores._STEPS", 20)
     settings = small(file)
     listed = {"case", "attack", "defense"} & settings.model_fields_set
     last: dict[str, Any] = {name: getattr(settings, name)[-1:] for name in listed}

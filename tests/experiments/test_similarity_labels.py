@@ -9,24 +9,24 @@ from experiments.results.cards import Card
 from experiments.run.runner import run
 
 DISTANCE, CLUSTERING = "similarity-distance", "similarity-clustering"
-FEW = {"collect": "first", "targets": 640}
+FEW = {"collect": "first", "targets": 320}
 TABLE: dict[str, Any] = {
     "name": "labels",
-    "data": {"name": "mnist-5k", "size": 1500, "nodes": 1},
+    "data": {"name": "mnist-5k", "size": 800, "nodes": 1},
     "model": {"name": "mnistnet", "cut": 5},
     "protocol": {
         "name": "vanilla-split",
         "labels": "server",
         "rounds": 2,
         "batch_size": 64,
-        "local_steps": 10,
+        "local_steps": 5,
         "learning_rate": 0.005,
     },
     "attack": [
         {"name": DISTANCE, **FEW},
         {"name": CLUSTERING, **FEW},
         {"name": CLUSTERING, **FEW, "known_per_class": 0},
-        {"name": DISTANCE, "evidence": "smashed", "when": "inference", "targets": 150},
+        {"name": DISTANCE, "evidence": "smashed", "when": "inference", "targets": 80},
     ],
 }
 
@@ -48,7 +48,7 @@ def mean(card: Card, metric: str = "label_accuracy") -> float:
 def test_first_gradients_give_the_labels_away(cards: list[Card]) -> None:
     for card in cards[:2]:
         assert mean(card) >= 0.99
-        assert card.scores["targets"] == 640 - 10
+        assert card.scores["targets"] == 320 - 10
         assert card.control is not None
         assert card.control["within"]
         assert float(card.baselines["chance"]["label_accuracy"] or 0) == pytest.approx(0.1)
@@ -60,7 +60,7 @@ def test_without_a_known_label_the_score_is_an_upper_bound_and_says_so(cards: li
     assert "label_accuracy" not in blind.scores
     assert mean(blind, "cluster_accuracy") >= 0.99
     assert "upper bound" in str(blind.scores["upper_bound"])
-    assert blind.scores["targets"] == 640
+    assert blind.scores["targets"] == 320
     assert float(blind.baselines["another-row"]["cluster_accuracy"] or 0) < 0.2
 
 
@@ -124,6 +124,7 @@ def test_a_u_shaped_server_reads_new_samples_above_its_own_layers(tmp_path: Path
         },
         new,
         {**new, "seat": "server"},
+        data=TABLE["data"] | {"size": 1500},
         model={"name": "mnistnet", "cut": 2, "upper_cut": 9},
     )
     node, server = run(table, out=tmp_path)

@@ -152,7 +152,7 @@ def test_where_every_node_has_a_copy_of_the_part_it_sees_the_nodes_own(tmp_path:
 
 
 def test_a_settings_file_starts_one(tmp_path: Path) -> None:
-    replayed = {**LIVE, "live": False, "steps": 20, "batch_rows": 5}
+    replayed = {**LIVE, "live": False, "steps": 4, "batch_rows": 5}
     table = {**TABLE, "attack": [LIVE, replayed, {"name": "sdar", "live": True, "targets": 4}]}
     found = run(table, out=tmp_path)
     cards = {(card.attack, card.settings["attack"]["live"]): card for card in found}

@@ -78,7 +78,10 @@ def test_each_card_has_the_ceiling_of_its_run_and_one_run_computes_it_once(
         return honest(folder, **settings)
 
     monkeypatch.setattr(experiments.run.card_ceilings, "ceiling_of_run", counted)
-    attacks = [*SPLIT["attack"], {"name": "unsplit", "targets": 2, "outer_steps": 1}]
+    attacks = [
+        *SPLIT["attack"],
+        {"name": "unsplit", "targets": 2, "outer_steps": 1, "input_steps": 1, "model_steps": 1},
+    ]
     images, clone = run({**SPLIT, "attack": attacks, "sweep": {"seed": [0, 1]}}, out=tmp_path)[:2]
     found = bound(images)
     assert (found.guesses, found.seat, found.round, found.messages) == (1, "server", 1, 4)
@@ -180,7 +183,8 @@ def test_an_attack_that_is_told_labels_is_held_against_one_who_is_told_them_too(
     attack = {"name": "dlm", "targets": 2, "labels": "given", "iterations": 1}
     own = {"name": "fedavg", "batch_size": 4, "local_steps": 1}
     noise = [{"name": "weight-noise", "scale": 0.3, "form": "corrected"}]
-    table = {**SPLIT, "protocol": own, "defense": noise, "attack": [attack]}
+    few = {"candidates": 30, "messages": 2}
+    table = {**SPLIT, "ceiling": few, "protocol": own, "defense": noise, "attack": [attack]}
     (card,) = run(table, out=tmp_path)
     assert "the row's label" in str(bound(card).told)
     blind = {**attack, "labels": "inferred"}

@@ -62,6 +62,13 @@ def fedavg(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return recorded(folder, {"name": "fedavg"}, name="weight-noise", scale=0.003, form="corrected")
 
 
+@pytest.fixture(scope="module")
+def clear(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Updates of four rows under no defence."""
+    folder = tmp_path_factory.mktemp("clear")
+    return recorded(folder, {"name": "fedavg", "rounds": 1, "batch_size": 4})
+
+
 @pytest.mark.parametrize("collect", ["first", "last"])
 def test_bottoms_stepped_again_make_the_recorded_rows(split: Path, collect: str) -> None:
     found = ceiling_of_run(split, collect=collect, **FEW)
@@ -120,9 +127,8 @@ def test_a_sum_of_updates_gives_away_less_than_one_of_them(fedavg: Path, split: 
         ceiling_of_run(split, summed=True, **FEW)
 
 
-def test_a_sum_without_noise_names_the_row(tmp_path: Path) -> None:
-    folder = recorded(tmp_path, {"name": "fedavg", "rounds": 1, "batch_size": 4})
-    found = ceiling_of_run(folder, summed=True, **FEW)
+def test_a_sum_without_noise_names_the_row(clear: Path) -> None:
+    found = ceiling_of_run(clear, summed=True, **FEW)
     assert found.value == pytest.approx(1.0)
     assert all(each.hit for each in found.messages)
 
@@ -138,7 +144,8 @@ def test_all_updates_that_a_row_was_in_are_read_together(tmp_path: Path) -> None
         assert each.ceiling > float(each.alone or 0) - 4 * each.error
     assert max(each.ceiling - float(each.alone or 0) for each in found.messages) > 0.03
     assert {each.guesses for each in found.messages} == {16}
-    last = recorded(tmp_path / "last", own, keep="last", data={"size": 130, "nodes": 2}, **noise)
+    few = {**own, "rounds": 2}
+    last = recorded(tmp_path / "last", few, keep="last", data={"size": 130, "nodes": 2}, **noise)
     with pytest.raises(NoCeilingError, match="in which the row was used; record the run with"):
         ceiling_of_run(last, span="training", **FEW)
 
@@ -155,9 +162,8 @@ def test_a_span_that_leaves_no_more_messages_is_refused(fedavg: Path, split: Pat
         ceiling_of_run(split, when="inference", span="round", **FEW)
 
 
-def test_without_noise_everything_is_named_and_the_loss_is_in_the_message(tmp_path: Path) -> None:
-    folder = recorded(tmp_path, {"name": "fedavg", "rounds": 1, "batch_size": 4})
-    found = ceiling_of_run(folder, **FEW)
+def test_without_noise_everything_is_named_and_the_loss_is_in_the_message(clear: Path) -> None:
+    found = ceiling_of_run(clear, **FEW)
     assert found.value == pytest.approx(1.0)
     assert all(each.hit for each in found.messages)
 

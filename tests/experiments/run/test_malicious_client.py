@@ -17,7 +17,7 @@ from leakbed.tap.trace import Trace
 
 TABLE: dict[str, Any] = {
     "name": "intruded",
-    "data": {"name": "mnist-5k", "size": 600, "nodes": 3},
+    "data": {"name": "mnist-5k", "size": 400, "nodes": 3},
     "model": {"name": "lenet-sigmoid", "cut": 1, "upper_cut": 5, "extra_classes": 1},
     "protocol": {"name": "u-shaped", "batch_size": 8, "local_steps": 2, "rounds": 2},
     "attack": [
@@ -30,7 +30,7 @@ TABLE: dict[str, Any] = {
 @pytest.fixture(scope="module", autouse=True)
 def brief() -> Any:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("leakbed.oracle.model_scores._STEPS", 60)
+        patched.setattr("leakbed.oracle.model_scores._STEPS", 30)
         yield
 
 

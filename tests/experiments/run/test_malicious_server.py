@@ -45,7 +45,7 @@ TABLE: dict[str, Any] = {
         "public": 0.2,
     },
     "model": {"name": "tests.support.slow_nodes:stateful", "cut": 3},
-    "protocol": {"batch_size": 5, "rounds": 2, "learning_rate": 0.1, "momentum": 0.9},
+    "protocol": {"batch_size": 7, "rounds": 2, "learning_rate": 0.1, "momentum": 0.9},
     "attack": [{"name": "constant-image"}],
 }
 

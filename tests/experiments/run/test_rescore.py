@@ -1,8 +1,9 @@
 """An edit of the oracle scores kept guesses again: nothing trains, nothing attacks."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from leakbed import reach
 
 TABLE: dict[str, Any] = {
     "name": "kept",
-    "data": {"name": "mnist-5k", "size": 400, "nodes": 2},
+    "data": {"name": "mnist-5k", "size": 200, "nodes": 2},
     "model": {"name": "mlp2", "cut": 1},
     "protocol": {"name": "vanilla-split", "batch_size": 16, "local_steps": 3, "labels": "server"},
     "attack": [
@@ -29,6 +30,22 @@ TABLE: dict[str, Any] = {
     ],
 }
 METRICS = "leakbed/oracle/metrics.py"
+
+
+Finished = Callable[[Path], list[Card]]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Put the results of one run of the table into a folder."""
+    kept = tmp_path_factory.mktemp("kept")
+    cards = run(TABLE, out=kept)
+
+    def put(folder: Path) -> list[Card]:
+        copytree(kept, folder, dirs_exist_ok=True)
+        return cards
+
+    return put
 
 
 class Edits:
@@ -75,18 +92,18 @@ def told(cards: list[Card]) -> list[Any]:
 
 
 def test_a_comment_in_an_attack_neither_trains_nor_attacks_again(
-    tmp_path: Path, edits: Edits, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, finished: Finished, edits: Edits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = run(TABLE, out=tmp_path)
+    before = finished(tmp_path)
     edits.edit("attacks/smashed_as_image.py", b"\n# a comment\n")
     forbid(monkeypatch, "train", "answer", "judge")
     assert run(TABLE, out=tmp_path) == before
 
 
 def test_an_edit_of_an_attack_attacks_its_own_cells_again_and_trains_nothing(
-    tmp_path: Path, edits: Edits, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, finished: Finished, edits: Edits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = run(TABLE, out=tmp_path)
+    before = finished(tmp_path)
     edits.edit("attacks/smashed_as_image.py")
     forbid(monkeypatch, "train")
     after = run(TABLE, out=tmp_path)
@@ -96,9 +113,9 @@ def test_an_edit_of_an_attack_attacks_its_own_cells_again_and_trains_nothing(
 
 @pytest.mark.parametrize("again", ["run", "rescore"])
 def test_an_edit_of_the_oracle_attacks_nothing_again(
-    tmp_path: Path, edits: Edits, monkeypatch: pytest.MonkeyPatch, again: str
+    tmp_path: Path, finished: Finished, edits: Edits, monkeypatch: pytest.MonkeyPatch, again: str
 ) -> None:
-    before = run(TABLE, out=tmp_path)
+    before = finished(tmp_path)
     edits.edit(METRICS)
     forbid(monkeypatch, "train", "answer")
     if again == "run":
@@ -118,9 +135,9 @@ def test_an_edit_of_the_oracle_attacks_nothing_again(
 
 
 def test_what_was_not_kept_says_so_and_is_attacked_anew_by_the_next_run(
-    tmp_path: Path, edits: Edits
+    tmp_path: Path, finished: Finished, edits: Edits
 ) -> None:
-    before = run(TABLE, out=tmp_path)
+    before = finished(tmp_path)
     (tmp_path / "guesses" / f"{before[0].guess_key}.safetensors").unlink()
     edits.edit(METRICS)
     done = CliRunner().invoke(app, ["rescore", str(tmp_path)])
@@ -131,16 +148,18 @@ def test_what_was_not_kept_says_so_and_is_attacked_anew_by_the_next_run(
     assert told(after) == told(before)
 
 
-def test_a_guess_goes_with_its_card(tmp_path: Path) -> None:
-    before = run(TABLE, out=tmp_path)
+def test_a_guess_goes_with_its_card(tmp_path: Path, finished: Finished) -> None:
+    before = finished(tmp_path)
     (tmp_path / "cards" / f"{before[0].key}.json").unlink()
     again = run({**TABLE, "attack": TABLE["attack"][1:]}, out=tmp_path)
     kept = {file.stem for part in ("guesses", "truths") for file in (tmp_path / part).iterdir()}
     assert kept == {again[0].guess}
 
 
-def test_the_results_of_an_earlier_version_stay_and_are_told_of(tmp_path: Path) -> None:
-    (card, _) = run(TABLE, out=tmp_path)
+def test_the_results_of_an_earlier_version_stay_and_are_told_of(
+    tmp_path: Path, finished: Finished
+) -> None:
+    (card, _) = finished(tmp_path)
     note = tmp_path / "last-run.json"
     old = tmp_path / "cards" / f"{'a' * 16}.json"
     old.write_text(card.model_copy(update={"key": "a" * 16}).model_dump_json())
@@ -153,14 +172,14 @@ def test_the_results_of_an_earlier_version_stay_and_are_told_of(tmp_path: Path) 
     assert old.exists()
 
 
-def test_a_gate_hands_on_no_guess(tmp_path: Path) -> None:
-    run(TABLE, out=tmp_path)
+def test_a_gate_hands_on_no_guess(tmp_path: Path, finished: Finished) -> None:
+    finished(tmp_path)
     gating.gate(tmp_path, most={"identification": 1.0}, least={}).write(tmp_path / "gate")
     assert not list((tmp_path / "gate").rglob("*.safetensors"))
 
 
-def test_rivals_of_a_label_attack_are_kept_with_it(tmp_path: Path) -> None:
-    (_, card) = run(TABLE, out=tmp_path)
+def test_rivals_of_a_label_attack_are_kept_with_it(tmp_path: Path, finished: Finished) -> None:
+    (_, card) = finished(tmp_path)
     assert card.status == "done", card.why
     assert "untrained-bottom" in card.baselines
     names = safe_open(tmp_path / "guesses" / f"{card.guess}.safetensors", framework="pt").keys()

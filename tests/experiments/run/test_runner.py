@@ -42,7 +42,7 @@ from leakbed.tap.trace import Trace
 EXPERIMENTS = Path(executor.__file__).parents[1]
 TABLE: dict[str, Any] = {
     "name": "small",
-    "data": {"name": "mnist-5k", "size": 400, "nodes": 2},
+    "data": {"name": "mnist-5k", "size": 200, "nodes": 2},
     "model": {"name": "mlp2", "cut": 1},
     "protocol": {"name": "vanilla-split", "batch_size": 16, "local_steps": 3},
     "attack": [{"name": "smashed-as-image", "targets": 4}, {"name": "constant-image"}],
