@@ -29,7 +29,7 @@ def test_who_holds_labels_is_trained_again_in_every_protocol(
     """Messages without noise are refused unless each is, to rounding, what the truth sends."""
     run({**SMALL, **changes}, out=tmp_path)
     if changes is STRIPS:
-        with pytest.raises(NoCeilingError, match="other parties' next rows .* span = 'message'"):
+        with pytest.raises(NoCeilingError, match=r"other parties' next rows .* span = 'message'"):
             label_ceiling_of_run(only(tmp_path), targets=1)
     span = "message" if changes is STRIPS else "training"
     found = label_ceiling_of_run(only(tmp_path), targets=1, span=span)
