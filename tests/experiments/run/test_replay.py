@@ -92,7 +92,7 @@ def test_later_messages_of_the_node_are_made_again_and_add_to_the_ceiling(
     own: dict[str, Any], tmp_path: Path
 ) -> None:
     model = {"name": "mnistnet", "cut": 5}
-    folder = recorded(tmp_path, "vanilla-split", model=model, sigma=1.0, local_steps=6, **own)
+    folder = recorded(tmp_path, "vanilla-split", model=model, sigma=1.0, local_steps=4, **own)
     few = {"candidates": 60, "targets": 4, "draws": 40}
     more = ceiling_of_run(folder, collect="last", span="round", **few)
     assert sound(more)
@@ -107,6 +107,6 @@ def test_later_messages_of_the_node_are_made_again_and_add_to_the_ceiling(
     assert not any(each.used_before for each in whole.messages)
     assert {each.round for each in whole.messages} == {1}  # the row's first use, whenever picked
     read = [each.read for each in whole.messages]
-    assert 12 < min(read) <= max(read) <= 2 * 2 * 6  # both nodes' batches, from the row's first on
+    assert 8 < min(read) <= max(read) <= 2 * 2 * 4  # both nodes' batches, from the row's first on
     assert all(each.ceiling > float(each.alone or 0) - 4 * error for each in whole.messages)
     assert "over the training. Its first message alone" in "\n".join(whole.lines())
