@@ -63,5 +63,6 @@ def test_of_the_server_it_names_the_batch(tmp_path: Path) -> None:
 
 @pytest.mark.runtime
 def test_of_a_worker_of_ray_it_names_its_share(untried: None, tmp_path: Path) -> None:
+    run({**TABLE, "device": "cpu"}, out=tmp_path)  # the finished cell, without a start of Ray
     on_ray = {"grid": "ray", "workers": 1, "device": "cpu"}
     assert "larger gpus_per_worker" in line_of({**FULL_AT_NODE, **on_ray}, tmp_path)
