@@ -102,10 +102,10 @@ class ProtocolSettings(Strict):
         common, options = self.__dict__, cast("dict[str, Any]", self.__pydantic_extra__)
         for key in options:
             if key not in legal:
-                kind = f"key of protocol {self.name}"
+                said = unknown_name(f"key of protocol {self.name}", key, {*common, *legal})
                 if "name" not in self.model_fields_set:
-                    kind += " (the default; write the name of another beside its options)"
-                raise ValueError(unknown_name(kind, key, {*common, *legal}))
+                    said += f"; {self.name} is the default: write another's name beside its options"
+                raise ValueError(said)
         for key, values in legal.items():
             place = common if key in common else options
             given = place[key] if key in self.model_fields_set else values[0]

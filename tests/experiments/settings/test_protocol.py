@@ -71,7 +71,9 @@ def test_where_weights_are_exchanged_any_holder_of_labels_is_taken_and_none_is_a
 
 
 def test_an_option_without_a_name_beside_it_is_refused_and_says_what_to_do() -> None:
-    with pytest.raises(SettingsError, match="the default; write the name of another beside"):
+    with pytest.raises(
+        SettingsError, match="fedavg is the default: write another's name beside its"
+    ):
         settings(protocol={"sync": "step"})
 
 
