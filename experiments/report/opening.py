@@ -217,9 +217,9 @@ def _told(weights: _Met, split: _Met) -> str:
     chances = [f"{_percent(met.bound.chance or 0.0)} {where}" for met, where in places]
     return (
         f"The best possible guess is told {told}, and chooses among {among} rows, of which chance "
-        f"names {' and '.join(chances)}. No server of split learning is told the weights of the "
-        "nodes' layers, so attacks on one such message name no more, but by luck. In brackets are "
-        "two standard errors of a guess, and 95% intervals of an attack."
+        f"names {' and '.join(chances)}. That is more than an attack on such a message knows, "
+        "so none names more, but by luck. In brackets are two standard errors of a guess, and 95% "
+        "intervals of an attack."
     )
 
 

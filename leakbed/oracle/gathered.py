@@ -113,7 +113,7 @@ class _Sum:
             places[self.gram.diagonal() <= rounding] = 0
             seen = torch.zeros_like(seen)
         made = Messages(
-            means=places - places[0],
+            means=places,
             family=family,
             sizes=(places.shape[1],),
             scales=torch.ones(len(places), 1, dtype=torch.float64),
