@@ -154,7 +154,8 @@ class CandidateMessages:
         event, messages = sent.event, Messages.of(sent.laws)
         self._refuse_memory(len(chosen), event.smashed.size)
         clear, seen = torch.zeros(1, 0, dtype=torch.float64), torch.from_numpy(event.smashed)
-        at = replace(target, node=event.node, round=event.round, step=event.step)
+        place = {"node": event.node, "round": event.round, "step": event.step}
+        at = replace(target, **place, phase=event.phase)
         if at == target:
             labels = self._run.key.labels[chosen]
             messages, clear = self._labelled(messages, labels, event, target)

@@ -120,8 +120,8 @@ def following(
         run: The recorded run.
         target: One of its smashed rows, of training.
         candidates: Rows of the answer key's images that take its place.
-        whole: Whether to go on to the end of the training, with all nodes' batches; else to the end
-            of the node's round.
+        whole: Whether to go on to the end of the training, with all nodes' batches and the test
+            rows that the last bottom was shown; else to the end of the node's round.
 
     Yields:
         Batches in the order they were sent. If the trace does not hold what bottoms were trained
@@ -146,6 +146,10 @@ def following(
             continue
         if not whole and isinstance(step, _End):
             return
+        if isinstance(step, _Evaluated):
+            sent = [sent_law(run.defenses, walker.shown(step)) for walker in walkers]
+            yield Sent(event=step.event, laws=sent)
+            continue
         for walker in walkers:
             walker.move(step)
 
@@ -171,7 +175,12 @@ class _RoundEnd:
     """All nodes of a round are done."""
 
 
-_Step = _Begin | _Batch | _End | _RoundEnd
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Evaluated:
+    event: SmashedUp
+
+
+_Step = _Begin | _Batch | _End | _RoundEnd | _Evaluated
 
 
 def _steps(run: Recorded, target: Target) -> Iterator[_Step]:
@@ -193,6 +202,9 @@ def _steps(run: Recorded, target: Target) -> Iterator[_Step]:
                 yield _Batch(event=event, gradient=gradients.get((node, event.step)))
             yield _End(node=node, rows=sum(len(event.smashed) for event in own))
         yield _RoundEnd()
+        for event in events:
+            if isinstance(event, SmashedUp) and event.phase == Phase.EVALUATE:
+                yield _Evaluated(event=event)
 
 
 def _reached(run: Recorded, target: Target) -> tuple[_Bottoms, Iterator[_Step]]:
@@ -200,6 +212,8 @@ def _reached(run: Recorded, target: Target) -> tuple[_Bottoms, Iterator[_Step]]:
     bottoms, steps = _Bottoms(run), _steps(run, target)
     at = target.node, target.round, target.step
     for step in steps:
+        if isinstance(step, _Evaluated):
+            continue
         if not isinstance(step, _Batch):
             bottoms.move(step)
             continue
@@ -276,6 +290,14 @@ class _Bottoms:
                 merged = average([{n: v.numpy() for n, v in s.items()} for s in states], counts)
                 self._state = {name: torch.tensor(value) for name, value in merged.items()}
             self.ends = []
+
+    def shown(self, evaluated: _Evaluated) -> Clean:
+        """Return what the bottom of a round that has ended makes of test rows."""
+        self.bottom.load_state_dict(dict(self._state))
+        start, count = evaluated.event.step, len(evaluated.event.smashed)
+        with torch.no_grad():
+            made = self.bottom.eval()(self._run.key.test_images[start : start + count])
+        return Clean(kind=_SMASHED, arrays={_SMASHED: made})
 
     def step(self, batch: _Batch, rows: Int[Tensor, " batch"]) -> Float[Tensor, " batch *cut"]:
         """Send a batch of some rows, and learn from the gradient that came back."""

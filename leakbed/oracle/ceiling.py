@@ -17,7 +17,7 @@ points of fewer than N coordinates, and noise is drawn there: this is exact.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 
 import torch
@@ -212,7 +212,13 @@ def points(messages: Messages) -> Points:
 def _scored(
     messages: Messages, *, level: float, coordinates: Points | None
 ) -> "_InPlane | _Direct":
-    """Return the cheaper way that is exact to draw messages and score all candidates."""
+    """Return the cheaper way that is exact to draw messages and score all candidates.
+
+    Rounding is all that hides what is sent without noise, and counts as noise.
+    """
+    if messages.family == "fixed" and not messages.others:
+        scales = torch.full_like(messages.scales, messages.rounding)
+        messages, level = replace(messages, family="normal", scales=scales), 1.0
     if messages.equal_noise:
         return _InPlane(messages, coordinates or points(messages), level=level)
     return _Direct(messages.at_level(level))

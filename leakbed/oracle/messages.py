@@ -32,6 +32,7 @@ _FAMILIES: Mapping[type, Family] = dict(
     zip((Fixed, Normal, Laplace, Axial), ("fixed", "normal", "laplace", "axial"), strict=True)
 )
 ROUNDING = 8 * torch.finfo(torch.float32).eps  # of a message, relative to its norm
+_UNIT = torch.finfo(torch.float32).eps / 4  # of a number, relative: the deviation of its rounding
 _CLEAR = 1e-6  # of a number sent in the clear, relative: some units in the last place
 _SOME, _PAIRS = 4096, 1000  # entries that are compared first, and pairs that are compared whole
 _POINT = 1e3  # log-likelihood of a point on each axis: above that of any width a float can have
@@ -219,6 +220,18 @@ class Messages:
         return bool((self.scales == self.scales[:1]).all())
 
     @property
+    def rounding(self) -> float:
+        """How far apart two messages without noise are that rounding may have moved apart.
+
+        Of that by which candidates differ, which is computed for each, and of each number that is
+        sent. Not of the message's norm: what all candidates share is rounded alike. (An earlier
+        version took that, so that updates of small steps shared one place; corrected 2026-11-29.)
+        """
+        apart = torch.linalg.vector_norm(self.means - self.means.mean(0), dim=1).median()
+        size = torch.linalg.vector_norm(self.means, dim=1).max() / self.means.shape[1] ** 0.5
+        return max(ROUNDING * float(apart), _UNIT * float(size), 1e-30)
+
+    @property
     def mu(self) -> float | None:
         """The message is mu-Gaussian DP; None where nothing bounds it."""
         if self.radius is None or not self.equal_noise or len(self.scales[0].unique()) != 1:
@@ -306,8 +319,8 @@ def _squares(messages: Messages, count: int, random: torch.Generator) -> Tensor:
 
 
 def _fixed(messages: Messages, drawn: Tensor) -> Tensor:
-    """0 where a candidate sends the message, up to rounding; else minus infinity."""
-    means = messages.means.double()
+    """Minus infinity where a message is not a candidate's up to rounding; the nearest is likeliest."""
+    means, width = messages.means.double(), messages.rounding
     limit = ROUNDING * float(means.norm(dim=1).max())
     # Two messages lie at least as far apart as some of their entries do, which most pairs settle.
     some = slice(-_SOME, None)
@@ -315,7 +328,8 @@ def _fixed(messages: Messages, drawn: Tensor) -> Tensor:
     found = torch.full_like(near, -torch.inf, dtype=torch.float64)
     for message, candidate in (pairs.unbind(1) for pairs in near.nonzero().split(_PAIRS)):
         apart = (drawn[message].double() - means[candidate]).norm(dim=1)
-        found[message, candidate] = torch.where(apart > limit, -torch.inf, 0.0).double()
+        nearness = -(apart / width).square() / 2
+        found[message, candidate] = nearness.masked_fill(apart > limit, -torch.inf)
     return found
 
 
