@@ -202,9 +202,9 @@ def _steps(run: Recorded, target: Target) -> Iterator[_Step]:
                 yield _Batch(event=event, gradient=gradients.get((node, event.step)))
             yield _End(node=node, rows=sum(len(event.smashed) for event in own))
         yield _RoundEnd()
-        for event in events:
-            if isinstance(event, SmashedUp) and event.phase == Phase.EVALUATE:
-                yield _Evaluated(event=event)
+        for message in events:
+            if isinstance(message, SmashedUp) and message.phase == Phase.EVALUATE:
+                yield _Evaluated(event=message)
 
 
 def _reached(run: Recorded, target: Target) -> tuple[_Bottoms, Iterator[_Step]]:

@@ -319,7 +319,7 @@ def _squares(messages: Messages, count: int, random: torch.Generator) -> Tensor:
 
 
 def _fixed(messages: Messages, drawn: Tensor) -> Tensor:
-    """Minus infinity where a message is not a candidate's up to rounding; the nearest is likeliest."""
+    """Minus infinity where a candidate is another, up to rounding; the nearest is likeliest."""
     means, width = messages.means.double(), messages.rounding
     limit = ROUNDING * float(means.norm(dim=1).max())
     # Two messages lie at least as far apart as some of their entries do, which most pairs settle.
