@@ -125,8 +125,9 @@ class CandidateMessages:
         images, labels = (key.test_images, key.test_labels) if testing else (key.images, key.labels)
         bottom, floor = self._bottom(target), None
         smashed = torch.from_numpy(event.smashed)
-        self._refuse_memory(len(chosen), smashed[0].numel())
-        if testing or (_by_row(bottom) and all(each.row_wise for each in self._of_smashed())):
+        alone = all(each.row_wise for each in self._of_smashed()) and (testing or _by_row(bottom))
+        self._refuse_memory(len(chosen), (smashed[0] if alone else smashed).numel())
+        if alone:
             messages = self._alone(bottom, images[chosen])
             floor = _floor(bottom, images[chosen], messages)
             seen = smashed[[int(target.row or 0)]].flatten(1)
@@ -290,7 +291,10 @@ class CandidateMessages:
 
     def _whole(self, bottom: nn.Module, target: Target, images: Tensor, chosen: Tensor) -> Messages:
         """Rows depend on each other: the message is the whole batch, made again for each one."""
-        rows = torch.tensor(self._run.key.order[target.node, target.round, target.step])
+        if target.phase == Phase.EVALUATE:
+            rows = torch.arange(len(self._event(target).smashed)) + target.step
+        else:
+            rows = torch.tensor(self._run.key.order[target.node, target.round, target.step])
         stream = self._run.node_stream(target.node)
         place = f"forward/{target.round}/{target.step}"
         kept = {name: value.clone() for name, value in bottom.state_dict().items()}
@@ -301,7 +305,9 @@ class CandidateMessages:
                 made = bottom(images[rows])
             bottom.load_state_dict(kept)  # BatchNorm counts every batch
             laws.append(sent_law(self._of_smashed(), Clean(kind=kind, arrays={kind: made})))
-        return Messages.of(laws)
+        mixed = not all(each.row_wise for each in self._of_smashed())
+        messages = Messages.of(laws)
+        return replace(messages, radius=None) if mixed else messages
 
     def _of_smashed(self) -> tuple[Defense, ...]:
         return select(self._run.defenses, Protects.SMASHED)
