@@ -38,7 +38,8 @@ class Ceiling:
 
     Attributes:
         value: Mean over all candidates.
-        error: Standard error of the draws alone; the spread over messages is larger.
+        error: Standard error of the draws, and of truths where some candidates alone were taken
+            for it; the spread over messages is larger.
         guesses: How many names the guess may give.
         candidates: Among how many.
         records: How often each candidate is named when it is the truth.
@@ -129,7 +130,7 @@ def label_ceiling(
         truths: As for :func:`ceiling`.
 
     Returns:
-        The mean over candidates, and its standard error from the draws alone.
+        The mean over candidates, and its standard error as for :class:`Ceiling`.
     """
     chosen = torch.arange(len(messages)) if truths is None else truths
     weights = torch.ones(len(messages), dtype=torch.float64) if prior is None else prior.double()
@@ -280,11 +281,16 @@ def _summed(
     masses: Tensor, weights: Tensor, *, guesses: int, candidates: int, records: Tensor
 ) -> Ceiling:
     shares = weights / weights.sum()
-    draws = masses.shape[1]
-    within = masses.var(1) if draws > 1 else masses.var(0).expand(len(masses))
+    draws, count = masses.shape[1], len(masses)
+    value = shares @ masses.mean(1)
+    within = (masses.var(1) if draws > 1 else masses.var(0).expand(count)) / draws
+    # The variance of the means over truths has that of the draws in it.
+    between = (masses.mean(1) - value).square() * count / max(count - 1, 1)
+    seen = count / candidates
+    squares = shares.square() * (seen * within + (1 - seen) * between)
     return Ceiling(
-        value=float(shares @ masses.mean(1)),
-        error=sqrt(float((shares.square() * within).sum()) / draws),
+        value=float(value),
+        error=sqrt(float(squares.sum())),
         guesses=guesses,
         candidates=candidates,
         records=records,

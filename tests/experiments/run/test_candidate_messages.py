@@ -14,6 +14,7 @@ from experiments.run.runner import run
 from leakbed.contracts import Defense, DefenseState, Protects
 from leakbed.contracts.noise_laws import Clean, Law, NoCeilingError, alike
 
+
 @dataclass(frozen=True, kw_only=True)
 class OfBatch(Defense):
     """Noise that follows the norm of a whole batch."""

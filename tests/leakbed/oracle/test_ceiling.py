@@ -218,3 +218,15 @@ def test_caps_follow_from_the_radius() -> None:
 
 def test_flat_keeps_the_order_of_names() -> None:
     assert flat({"b": torch.tensor([1.0]), "a": torch.tensor([[2.0, 3.0]])}).tolist() == [1, 2, 3]
+
+
+def test_the_error_counts_the_truths_that_were_not_looked_at() -> None:
+    """Half of the candidates are always named, half never: a few truths do not say how many."""
+    means = torch.cat([100 * torch.eye(100), torch.zeros(100, 100)])
+    messages = Messages.of([alike({"w": mean}, 1.0) for mean in means])
+    random = torch.Generator().manual_seed(3)
+    chosen = [torch.randperm(200, generator=random)[:20] for _ in range(100)]
+    found = [ceiling(messages, stream=i, truths=c)[1] for i, c in enumerate(chosen)]
+    spread = torch.tensor([each.value for each in found]).std()
+    assert sum(each.error for each in found) / 100 == pytest.approx(float(spread), rel=0.2)
+    assert ceiling(messages, stream=1)[1].error < 0.001
