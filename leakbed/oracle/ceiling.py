@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from leakbed.contracts.noise_laws import NoCeilingError
-from leakbed.oracle.messages import Messages, axes, same
+from leakbed.oracle.messages import Messages, axes, nearness
 from leakbed.seeds import generator
 
 _CHUNK = 4096  # entries at once, so that sums over long messages are in double precision
@@ -250,8 +250,7 @@ class _InPlane:
         noise = torch.randn(len(truths), places.shape[1], generator=random).to(places)
         message = places[truths] + noise
         scores = message @ places.T - places.square().sum(1) / 2
-        allowed = same(self._clear[truths], self._clear)
-        return scores.double().masked_fill(~allowed, -torch.inf)
+        return scores.double() + nearness(self._clear[truths], self._clear)
 
 
 class _Direct:

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from leakbed.contracts.noise_laws import (
@@ -33,7 +33,7 @@ _FAMILIES: Mapping[type, Family] = dict(
 )
 ROUNDING = 8 * torch.finfo(torch.float32).eps  # of a message, relative to its norm
 _UNIT = torch.finfo(torch.float32).eps / 4  # of a number, relative: the deviation of its rounding
-_CLEAR = 1e-6  # of a number sent in the clear, relative: some units in the last place
+_CLEAR = 1e-6  # of a number sent in the clear, relative: from there on it is another
 _SOME, _PAIRS = 4096, 1000  # entries that are compared first, and pairs that are compared whole
 _POINT = 1e3  # log-likelihood of a point on each axis: above that of any width a float can have
 
@@ -205,7 +205,7 @@ class Messages:
         found = torch.zeros(len(drawn), len(self), dtype=torch.float64)
         for each, part in zip((self, *self.others), parts, strict=True):
             found += _LIKELIHOODS[each.family](each, part)
-        return found.masked_fill(~same(clear, self.clear), -torch.inf)
+        return found + nearness(clear, self.clear)
 
     @property
     def columns(self) -> int:
@@ -264,20 +264,25 @@ def axes(
     return vectors[:, kept], values[kept].sqrt()
 
 
-def same(
+def nearness(
     drawn: Float[Tensor, " drawn columns"], candidates: Float[Tensor, " candidates columns"]
-) -> Bool[Tensor, " drawn candidates"]:
-    """Say which candidates' numbers in the clear are those of a message, up to rounding.
+) -> Float[Tensor, " drawn candidates"]:
+    """Return how well candidates' numbers in the clear are those of a message, but for rounding.
+
+    An earlier version took for the same whatever was some units in the last place apart, which
+    joined the losses of many candidates; corrected 2026-11-29.
 
     Args:
         drawn: Of messages.
         candidates: Of candidates.
 
     Returns:
-        One for each pair.
+        Log-likelihoods, of rounding by one unit in the last place; minus infinity far from it.
     """
-    gap = (drawn.unsqueeze(1) - candidates).abs()
-    return (gap <= _CLEAR * candidates.abs().clamp_min(1e-3)).all(2)
+    size = candidates.abs().clamp_min(1e-3)
+    gap = (drawn.unsqueeze(1) - candidates).abs() / size
+    found = -(gap / torch.finfo(torch.float32).eps).square().sum(2) / 2
+    return found.masked_fill((gap > _CLEAR).any(2), -torch.inf)
 
 
 def _draw(

@@ -230,3 +230,15 @@ def test_the_error_counts_the_truths_that_were_not_looked_at() -> None:
     spread = torch.tensor([each.value for each in found]).std()
     assert sum(each.error for each in found) / 100 == pytest.approx(float(spread), rel=0.2)
     assert ceiling(messages, stream=1)[1].error < 0.001
+
+
+def test_losses_that_differ_by_units_in_the_last_place_are_told_apart() -> None:
+    """Who trains again as the node does has the very loss: rounding alone hides what differs."""
+    law = [alike({"w": torch.zeros(2)}, 1.0)] * 3
+    losses = 2.3 * (1 + torch.tensor([0.0, 5e-7, 1.0], dtype=torch.float64))
+    messages = Messages.of(law).beside(losses)
+    assert ceiling(messages, stream=1)[1].value > 0.99
+    seen = losses[:1].reshape(1, 1) * (1 + 6e-8)  # made again, but for one rounding
+    assert beliefs(messages, torch.zeros(1, 2), clear=seen)[0, 0] > 0.99
+    with pytest.raises(NoCeilingError, match="could have been sent by no candidate"):
+        beliefs(messages, torch.zeros(1, 2), clear=seen + 1)
