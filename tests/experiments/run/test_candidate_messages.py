@@ -9,10 +9,15 @@ import torch
 from torch import Tensor
 
 from experiments.run import candidate_messages
+from experiments.run.candidate_messages import CandidateMessages
 from experiments.run.ceilings import ceiling_of_run
+from experiments.run.recorded import Recorded
 from experiments.run.runner import run
+from experiments.run.targets import Evidences
 from leakbed.contracts import Defense, DefenseState, Protects
 from leakbed.contracts.noise_laws import Clean, Law, NoCeilingError, alike
+from leakbed.events import Phase, Target
+from leakbed.oracle.ceiling import points
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +42,14 @@ class OfBatch(Defense):
 FEW: dict[str, Any] = {"candidates": 40, "targets": 2, "draws": 2}
 
 
-def recorded(out: Path, name: str = "smashed-noise", **noise: float) -> Path:
+def recorded(
+    out: Path, name: str = "smashed-noise", *, batch: int = 4, steps: int = 1, **noise: float
+) -> Path:
     table: dict[str, Any] = {
         "name": "small",
         "data": {"size": 200, "nodes": 2},
         "model": {"name": "mnistnet", "cut": 0},
-        "protocol": {"name": "vanilla-split", "batch_size": 4, "local_steps": 1},
+        "protocol": {"name": "vanilla-split", "batch_size": batch, "local_steps": steps},
         "attack": [{"name": "mean-image", "targets": 1}],
         "defense": [{"name": name, **noise}],
     }
@@ -78,3 +85,20 @@ def test_noise_that_follows_a_batch_is_that_of_the_batch_of_test_rows(tmp_path: 
     found = ceiling_of_run(folder, when="inference", candidates=8, targets=6, draws=2)
     assert all(each.sound for each in found.findings), list(map(str, found.findings))
     assert {each.cap for each in found.messages} == {None}
+
+
+def test_a_row_that_is_twice_in_its_batch_is_read_twice(tmp_path: Path) -> None:
+    folder = recorded(tmp_path, batch=40, steps=2, sigma=3.0, clip=1.0)
+    run_ = Recorded.open(folder)
+    rows = list(run_.key.order[0, 1, 1])
+    twice = next(place for place, row in enumerate(rows) if rows.count(row) == 2)
+    once = next(place for place, row in enumerate(rows) if rows.count(row) == 1)
+    made = CandidateMessages(run_, Evidences.of(run_.trace), told=False, summed=False)
+    apart = []
+    for place in (twice, once):
+        target = Target(node=0, round=1, step=1, row=place, phase=Phase.TRAIN)
+        part = made.row(target, torch.tensor([rows[place], *range(120, 140)]))
+        found = points(part.messages).places
+        apart.append(torch.cdist(found, found).square().sum())
+        assert (part.messages.mu is None) == (place == twice)
+    assert apart[0] > 1.5 * apart[1]
