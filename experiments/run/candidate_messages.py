@@ -127,8 +127,10 @@ class CandidateMessages:
         images, labels = (key.test_images, key.test_labels) if testing else (key.images, key.labels)
         bottom, floor = self._bottom(target), None
         smashed = torch.from_numpy(event.smashed)
-        self._refuse_memory(len(chosen), smashed[0].numel())
-        if testing or (_by_row(bottom) and all(each.row_wise for each in self._of_smashed())):
+        alone = testing or (_by_row(bottom) and self._once(target))
+        alone = alone and all(each.row_wise for each in self._of_smashed())
+        self._refuse_memory(len(chosen), (smashed[0] if alone else smashed).numel())
+        if alone:
             messages = self._alone(bottom, images[chosen])
             floor = _floor(bottom, images[chosen], messages)
             seen = smashed[[int(target.row or 0)]].flatten(1)
@@ -161,7 +163,8 @@ class CandidateMessages:
             seen = _flat(event.arrays, _names(sent.laws[0])).unsqueeze(0)
             return Part(target=at, messages=messages, seen=seen, clear=clear, of_bottom=True)
         seen = torch.from_numpy(event.smashed)
-        at = replace(target, node=event.node, round=event.round, step=event.step)
+        place = {"node": event.node, "round": event.round, "step": event.step}
+        at = replace(target, **place, phase=event.phase)
         if at == target:
             labels = self._run.key.labels[chosen]
             messages, clear = self._labelled(messages, labels, event, target)
@@ -279,6 +282,11 @@ class CandidateMessages:
         )
         return laws, seen.float()
 
+    def _once(self, target: Target) -> bool:
+        """Say whether a row is in its batch once; two passes can meet in one."""
+        (own,) = self.rows_behind(target)
+        return self._batches(target)[target.step].count(own) == 1
+
     def _bottom(self, target: Target) -> nn.Module:
         """Return the bottom of a message; rows of one batch share it, and so do all test rows."""
         testing = target.phase == Phase.EVALUATE
@@ -295,19 +303,25 @@ class CandidateMessages:
         return Messages.of_rows(law)
 
     def _whole(self, bottom: nn.Module, target: Target, images: Tensor, chosen: Tensor) -> Messages:
-        """Rows depend on each other: the message is the whole batch, made again for each one."""
-        rows = torch.tensor(self._run.key.order[target.node, target.round, target.step])
+        """The whole batch is the message: its rows mix, or one is in it twice."""
+        if target.phase == Phase.EVALUATE:
+            rows = torch.arange(len(self._event(target).smashed)) + target.step
+        else:
+            rows = torch.tensor(self._run.key.order[target.node, target.round, target.step])
+        here = rows == rows[int(target.row or 0)]
         stream = self._run.node_stream(target.node)
         place = f"forward/{target.round}/{target.step}"
         kept = {name: value.clone() for name, value in bottom.state_dict().items()}
         kind, laws = Protects.SMASHED, []
         for candidate in chosen.tolist():
-            rows[int(target.row or 0)] = candidate
+            rows[here] = candidate
             with torch.no_grad(), scoped(derive(stream or 0, place)):
                 made = bottom(images[rows])
             bottom.load_state_dict(kept)  # BatchNorm counts every batch
             laws.append(sent_law(self._of_smashed(), Clean(kind=kind, arrays={kind: made})))
-        return Messages.of(laws)
+        one = int(here.sum()) == 1 and all(each.row_wise for each in self._of_smashed())
+        messages = Messages.of(laws)
+        return messages if one else replace(messages, radius=None)
 
     def _of_smashed(self) -> tuple[Defense, ...]:
         return select(self._run.defenses, Protects.SMASHED)

@@ -129,8 +129,8 @@ def following(
         run: The recorded run.
         target: One of its smashed rows, of training.
         candidates: Rows of the answer key's images that take its place.
-        whole: Whether to go on to the end of the training, with all nodes' batches; else to the end
-            of the node's round.
+        whole: Whether to go on to the end of the training, with all nodes' batches and the test
+            rows that the last bottom was shown; else to the end of the node's round.
 
     Yields:
         Batches in the order they were sent, and where a node's turn ends its bottom, if it is in
@@ -146,22 +146,25 @@ def following(
         if isinstance(step, _Batch):
             event = step.event
             recorded = torch.tensor(run.key.order[event.node, event.round, event.step])
-            laws: list[Law] = []
-            for walker, candidate in zip(walkers, candidates.tolist(), strict=True):
-                rows = torch.where(recorded == own, candidate, recorded)
-                made = walker.step(step, rows)
-                clean = Clean(kind=_SMASHED, arrays={_SMASHED: made})
-                laws.append(sent_law(run.defenses, clean))
-            yield Sent(event=event, laws=laws)
-            continue
-        for walker in walkers:
-            walker.move(step)
+            rows = [torch.where(recorded == own, each, recorded) for each in candidates]
+            made = [walker.step(step, batch) for walker, batch in zip(walkers, rows, strict=True)]
+            yield Sent(event=event, laws=[_smashed_law(run, each) for each in made])
+        elif isinstance(step, _Evaluated):
+            made = [walker.shown(step) for walker in walkers]
+            yield Sent(event=step.event, laws=[_smashed_law(run, each) for each in made])
+        else:
+            for walker in walkers:
+                walker.move(step)
         if isinstance(step, _End):
             if step.bottom is not None:
                 ends = [Fixed(mean=floating(walker.ends[-1][1])) for walker in walkers]
                 yield Sent(event=step.bottom, laws=ends)
             if not whole:
                 return
+
+
+def _smashed_law(run: Recorded, made: Tensor) -> Law:
+    return sent_law(run.defenses, Clean(kind=_SMASHED, arrays={_SMASHED: made}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +189,12 @@ class _RoundEnd:
     """All nodes of a round are done."""
 
 
-_Step = _Begin | _Batch | _End | _RoundEnd
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Evaluated:
+    event: SmashedUp
+
+
+_Step = _Begin | _Batch | _End | _RoundEnd | _Evaluated
 
 
 def _steps(run: Recorded, target: Target) -> Iterator[_Step]:
@@ -210,6 +218,9 @@ def _steps(run: Recorded, target: Target) -> Iterator[_Step]:
             rows = sum(len(event.smashed) for event in own)
             yield _End(node=node, rows=rows, bottom=bottoms.get(node))
         yield _RoundEnd()
+        for message in events:
+            if isinstance(message, SmashedUp) and message.phase == Phase.EVALUATE:
+                yield _Evaluated(event=message)
 
 
 def _reached(run: Recorded, target: Target) -> tuple[_Bottoms, Iterator[_Step]]:
@@ -217,6 +228,8 @@ def _reached(run: Recorded, target: Target) -> tuple[_Bottoms, Iterator[_Step]]:
     bottoms, steps = _Bottoms(run), _steps(run, target)
     at = target.node, target.round, target.step
     for step in steps:
+        if isinstance(step, _Evaluated):
+            continue
         if not isinstance(step, _Batch):
             bottoms.move(step)
             continue
@@ -294,6 +307,14 @@ class _Bottoms:
                 merged = average([{n: v.numpy() for n, v in s.items()} for s in states], counts)
                 self._state = {name: torch.tensor(value) for name, value in merged.items()}
             self.ends = []
+
+    def shown(self, evaluated: _Evaluated) -> Tensor:
+        """Return what the bottom of a round that has ended makes of test rows."""
+        self.bottom.load_state_dict(dict(self._state))
+        start, count = evaluated.event.step, len(evaluated.event.smashed)
+        with torch.no_grad():
+            made: Tensor = self.bottom.eval()(self._run.key.test_images[start : start + count])
+        return made
 
     def step(self, batch: _Batch, rows: Int[Tensor, " batch"]) -> Float[Tensor, " batch *cut"]:
         """Send a batch of some rows, and learn from the gradient that came back."""

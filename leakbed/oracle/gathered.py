@@ -113,13 +113,11 @@ class _Sum:
     def together(self, family: Family) -> tuple[Messages, Tensor]:
         places, seen = _places(self.gram, self.seen)
         if family == "fixed":
-            rounding = ROUNDING**2 * self.size
-            if self.off > rounding:
+            if self.off > ROUNDING**2 * self.size:
                 raise NoCeilingError(
                     "recorded messages are not what the row sends: the model, the order of its "
                     "arrays, or the training before it is another, perhaps on another device"
                 )
-            places[self.gram.diagonal() <= rounding] = 0
             seen = torch.zeros_like(seen)
         made = Messages(
             means=places,

@@ -159,6 +159,8 @@ def test_later_messages_of_the_node_are_made_again_and_add_to_the_ceiling(
     assert not any(each.used_before for each in whole.messages)
     assert {each.round for each in whole.messages} == {1}  # the row's first use, whenever picked
     read = [each.read for each in whole.messages]
-    assert 8 < min(read) <= max(read) <= 2 * 2 * 4  # both nodes' batches, from the row's first on
+    places = [8 * (each.round - 1) + 4 * each.node + each.step for each in whole.messages]
+    # Both nodes' batches from the row's first on, and test rows behind the last bottom.
+    assert read == [2 * 2 * 4 - place + 1 for place in places]
     assert all(each.ceiling > float(each.alone or 0) - 4 * error for each in whole.messages)
     assert "over the training. Its first message alone" in "\n".join(whole.lines())
