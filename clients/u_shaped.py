@@ -78,7 +78,7 @@ class HeadTrainer(PartTrainer):
         received = placed(features, self._device).detach().requires_grad_()
         own = self.labels_of(round_, step)
         labels = placed(own, self._device)
-        logits = self.output(received.clone(), role=f"head/{round_}/{step}")  # may work in place
+        logits = self.output(received, role=f"head/{round_}/{step}")
         self.optimiser.zero_grad()
         nn.functional.cross_entropy(logits, labels).backward()
         if not self.frozen:
