@@ -43,7 +43,8 @@ from experiments.run.label_holders import (
     rows_of,
 )
 from experiments.run.recorded import Recorded
-from experiments.run.targets import Evidences, round_number
+from experiments.run.targets import Evidences
+from experiments.settings.plugins import round_number
 from leakbed.contracts import Defense, Protects, select
 from leakbed.contracts.noise_laws import Channel, Clean, Fixed, Law, NoCeilingError, sent_law
 from leakbed.events import Phase, Target
