@@ -86,16 +86,7 @@ class AdversarialTraining(Defense):
         images: Float[Tensor, " batch *image"],
         rows: Int[Tensor, " batch"],
     ) -> Float[Tensor, " batch *image"]:
-        """Return the batch with its perturbations.
-
-        Args:
-            state: From ``prepare``.
-            images: The batch.
-            rows: Which of the node's they are.
-
-        Returns:
-            In [0, 1].
-        """
+        """Return the batch with its perturbations."""
         return (images + state.tensors[_MOVED][rows].to(images)).clamp(0, 1)
 
     def follow_gradient(

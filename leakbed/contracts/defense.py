@@ -535,13 +535,5 @@ class Defense:
 
 
 def select(defenses: Iterable[Defense], *kinds: Protects) -> tuple[Defense, ...]:
-    """Return the defences that protect at least one of some kinds, in the order given.
-
-    Args:
-        defenses: To choose from.
-        *kinds: What they should protect.
-
-    Returns:
-        Those, perhaps none.
-    """
+    """Return the defences that protect at least one of some kinds, in the order given."""
     return tuple(each for each in defenses if each.protects & {*kinds})

@@ -88,12 +88,7 @@ class NodeHost:
         self._contexts: dict[int, StickyContext] = {}
 
     def settle(self, node_id: int, state: RecordDict) -> None:
-        """Take in a node that was elsewhere.
-
-        Args:
-            node_id: One of the roster's.
-            state: All it remembers; becomes the node's own.
-        """
+        """Take in a node that was elsewhere."""
         self._contexts[node_id] = StickyContext(
             node_id, self._roster[node_id], len(self._roster), state=state
         )
@@ -246,22 +241,11 @@ class ResidentGrid(Grid):
 
         A typed call's are refused here, before anybody sees them, a message's where they are copied
         or else where they are read.
-
-        Args:
-            bounds: Of the plan.
         """
         self.bounds = bounds
 
     def allowed(self, asked: Asked, reply: Answer) -> Answer:
-        """Return a typed call's reply, or a failure in place of one that the plan does not allow.
-
-        Args:
-            asked: What it answers.
-            reply: As the node's code made it.
-
-        Returns:
-            The answer.
-        """
+        """Return a typed call's reply, or a failure if it is one that the plan does not allow."""
         if not isinstance(reply, Failure):
             try:
                 self.bounds.refuse_answer(asked, reply)
@@ -361,15 +345,7 @@ _pulls: WeakKeyDictionary[Grid, dict[str, _Pull]] = WeakKeyDictionary()
 
 
 def pulled(grid: Grid, ids: Iterable[str]) -> list[Message]:
-    """Look once for replies; of a grid of Flower's, without waiting for what is not uploaded.
-
-    Args:
-        grid: Where the messages were pushed.
-        ids: Theirs.
-
-    Returns:
-        The replies that are there.
-    """
+    """Look once for replies; of a grid of Flower's, without waiting for what is not uploaded."""
     if not _is_flowers(grid):
         return list(grid.pull_messages(ids))
     wanted, running = list(ids), _pulls.setdefault(grid, {})

@@ -55,11 +55,7 @@ class GridWrapper(Grid):
     """A Flower grid that passes everything on to the one it wraps, until overridden."""
 
     def __init__(self, grid: Grid) -> None:
-        """Wrap a grid.
-
-        Args:
-            grid: Any Flower grid.
-        """
+        """Wrap a grid."""
         self._grid = grid
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401  whatever the wrapped grid has

@@ -94,14 +94,7 @@ class RayGrid(ResidentGrid):
             undo.pop_all()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages to their nodes and return at once.
-
-        Args:
-            messages: From the strategy.
-
-        Returns:
-            Their ids.
-        """
+        """Send messages to their nodes and return their ids at once."""
         return self._push(list(messages), lambda message: monotonic() + message.metadata.ttl)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:

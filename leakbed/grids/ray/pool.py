@@ -46,13 +46,7 @@ class Pool:
     """
 
     def __init__(self, recipe: Recipe, roster: Mapping[int, int], *, workers: int) -> None:
-        """Start the workers and wait for them.
-
-        Args:
-            recipe: How to start one.
-            roster: Partition id by node id.
-            workers: How many.
-        """
+        """Start the workers and wait for them."""
         self._recipe, self._roster = recipe, roster
         self._nodes: dict[int, Node] = {}
         self._under_way: dict[Any, list[PendingMessage]] = {}
@@ -62,11 +56,7 @@ class Pool:
         self._numbers = count(workers)
 
     def send(self, errands: Iterable[PendingMessage]) -> None:
-        """Send messages to their nodes, each once its node has answered the one before.
-
-        Args:
-            errands: Not sent yet.
-        """
+        """Send messages to their nodes, each once its node has answered the one before."""
         loads: dict[Worker, list[PendingMessage]] = {}
         for errand in errands:
             node = self._nodes.setdefault(errand.node, Node())
