@@ -65,15 +65,7 @@ class AdversarialTraining(Defense):
         return True
 
     def prepare(self, state: DefenseState, holdings: Holdings) -> DefenseState:
-        """Draw a first perturbation of every row, uniform within the budget; once.
-
-        Args:
-            state: From ``begin``, or the round before.
-            holdings: Of which the images are looked at.
-
-        Returns:
-            With a perturbation of every row.
-        """
+        """Draw a first perturbation of every row, uniform within the budget; once."""
         if _MOVED in state.tensors:
             return state
         drawn = torch.empty(holdings.images.shape, dtype=holdings.images.dtype)

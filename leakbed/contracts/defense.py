@@ -396,8 +396,7 @@ class Defense:
 
         Of noise: which density, of which size, around what; what is a function of the message alone
         is :class:`~leakbed.contracts.noise_laws.Fixed`. It must be the law of the hook beside it,
-        for every
-        message: the oracle checks recorded noise against it.
+        for every message: the oracle checks recorded noise against it.
 
         Args:
             clean: The message as the hook is given it.

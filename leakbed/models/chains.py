@@ -145,7 +145,7 @@ class _Outline(fx.Tracer):
     """Takes every layer that a forward calls as a whole."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Say so of all."""
+        """Return True: no layer is looked into."""
         del m, module_qualified_name
         return True
 

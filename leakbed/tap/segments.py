@@ -354,7 +354,7 @@ class Recent:
     """
 
     def __init__(self) -> None:
-        """Know of none."""
+        """Begin without any arrays."""
         self._known: deque[tuple[_Look, Extent]] = deque(maxlen=_REMEMBERED)
 
     def extent(self, arrays: Arrays) -> Extent | None:

@@ -131,14 +131,7 @@ class RayGrid(ResidentGrid):
             self._abandon(ids)
 
     def typed(self, kind: str) -> Call | None:
-        """Return a way to hand requests of a type to nodes, which begin at once.
-
-        Args:
-            kind: Type of the message a request would travel in.
-
-        Returns:
-            None where the nodes' app takes messages alone.
-        """
+        """Return what hands over requests, which begin at once; None where an app has messages."""
         return partial(self._called, kind) if kind in self._open().kinds else None
 
     def _called(self, kind: str, node: int, request: Carried, timeout: float | None) -> Wait:
