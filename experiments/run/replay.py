@@ -17,8 +17,16 @@ from torch import Tensor, nn
 
 from experiments.run.recorded import Recorded
 from leakbed.contracts import Defense, Protects, select
-from leakbed.contracts.noise_laws import Channel, Clean, Law, NoCeilingError, sent_law
-from leakbed.events import Array, CutGradientDown, Phase, SmashedUp, Target
+from leakbed.contracts.noise_laws import (
+    Channel,
+    Clean,
+    Fixed,
+    Law,
+    NoCeilingError,
+    floating,
+    sent_law,
+)
+from leakbed.events import Array, Bottom, CutGradientDown, Phase, SmashedUp, Target
 from leakbed.plugins import is_own
 from leakbed.seeds import derive, scoped
 from leakbed.tensors import as_tensor, load
@@ -94,14 +102,15 @@ def refuse_own_protocol(about: Mapping[str, object]) -> None:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sent:
-    """One smashed batch, as it was sent and as each candidate would have sent it.
+    """One smashed batch or relayed bottom, as it was sent and as each candidate would have sent it.
 
     Attributes:
         event: The recorded one.
-        laws: By candidate.
+        laws: By candidate; of a bottom without the head beside it, whose steps follow from features
+            and labels that the server has.
     """
 
-    event: SmashedUp
+    event: SmashedUp | Bottom
     laws: Sequence[Law]
 
 
@@ -124,8 +133,9 @@ def following(
             of the node's round.
 
     Yields:
-        Batches in the order they were sent. If the trace does not hold what bottoms were trained
-        with, or how they step is not repeated here, that is a
+        Batches in the order they were sent, and where a node's turn ends its bottom, if it is in
+        the clear. If the trace does not hold what bottoms were trained with, or how they step is
+        not repeated here, that is a
         :class:`~leakbed.contracts.noise_laws.NoCeilingError`.
     """
     _refuse_unknown(run, target, later=True)
@@ -144,10 +154,14 @@ def following(
                 laws.append(sent_law(run.defenses, clean))
             yield Sent(event=event, laws=laws)
             continue
-        if not whole and isinstance(step, _End):
-            return
         for walker in walkers:
             walker.move(step)
+        if isinstance(step, _End):
+            if step.bottom is not None:
+                ends = [Fixed(mean=floating(walker.ends[-1][1])) for walker in walkers]
+                yield Sent(event=step.bottom, laws=ends)
+            if not whole:
+                return
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +179,7 @@ class _Batch:
 class _End:
     node: int
     rows: int
+    bottom: Bottom | None
 
 
 class _RoundEnd:
@@ -177,9 +192,10 @@ _Step = _Begin | _Batch | _End | _RoundEnd
 def _steps(run: Recorded, target: Target) -> Iterator[_Step]:
     """Yield what happened to bottoms in a whole training, round by round as the trace has them."""
     for round_ in range(1, int(run.trace.about["rounds"]) + 1):
-        events = list(run.trace.events(SmashedUp, CutGradientDown, round_=round_))
+        events = list(run.trace.events(SmashedUp, CutGradientDown, Bottom, round_=round_))
         batches = [e for e in events if isinstance(e, SmashedUp) and e.phase == Phase.TRAIN]
         gradients = {(e.node, e.step): e.gradient for e in events if isinstance(e, CutGradientDown)}
+        bottoms = {e.node: e for e in events if isinstance(e, Bottom) and e.up}
         if not batches:
             raise NoCeilingError(
                 f"the trace does not hold round {round_}, by which bottoms were trained before or "
@@ -191,7 +207,8 @@ def _steps(run: Recorded, target: Target) -> Iterator[_Step]:
             yield _Begin(node=node)
             for event in own:
                 yield _Batch(event=event, gradient=gradients.get((node, event.step)))
-            yield _End(node=node, rows=sum(len(event.smashed) for event in own))
+            rows = sum(len(event.smashed) for event in own)
+            yield _End(node=node, rows=rows, bottom=bottoms.get(node))
         yield _RoundEnd()
 
 
@@ -264,9 +281,10 @@ class _Bottoms:
             self.bottom.train()
             self.optimiser = self._run.plan.optimiser(self.bottom.parameters())
             if self._run.plan.optimizer_state == "kept" and step.node in self.kept:
-                self.optimiser.load_state_dict(dict(self.kept[step.node]))
+                # A state that is loaded is stepped in place, and others may start from it too.
+                self.optimiser.load_state_dict(copy.deepcopy(dict(self.kept[step.node])))
         elif isinstance(step, _End):
-            self.kept[step.node] = copy.deepcopy(self.optimiser.state_dict())
+            self.kept[step.node] = self.optimiser.state_dict()
             self.ends.append((step.rows, _copied(self.bottom)))
             if not self._merges:
                 self._state = self.ends[-1][1]
