@@ -1,19 +1,17 @@
 """What the grids of our own share: nodes known from the start, and no Flower run behind them.
 
-Nodes that stay where they are: what LocalGrid and RayGrid have in common.
-
 A :class:`NodeHost` owns the contexts of some nodes and runs a ClientApp on their messages. Its
 contexts are sticky: what a handler keeps in ``context.live`` is still there at the next message,
 so models and data need not be rebuilt. On Flower's runtimes contexts have no such attribute. A node
 that keeps nothing alive is its ``context.state`` alone, and may go on in any other host.
 
-The one way a run of ours fails on the wire: it stops and says which node, what and why.
+A node that fails ends the run with a :class:`NodeFailed`, which says which node, what and why.
 
-Wait for replies by pulling, a little longer each time: Flower's own wait sleeps 3 s at a time.
-
-In a deployment most of an exchange is a process that the SuperNode starts (docs/decisions/0008).
-Flower's own pull also waits inside the call, up to three minutes, for what a node announced and has
-not uploaded yet. So each reply is pulled in a thread of its own, and only its own node waits.
+Replies of Flower's grids are waited for by pulling, a little longer each time, as Flower's own wait
+sleeps 3 s at a time. In a deployment most of an exchange is a process that the SuperNode starts
+(docs/decisions/0008). Flower's own pull also waits inside the call, up to three minutes, for what a
+node announced and has not uploaded yet. So each reply is pulled in a thread of its own, and only
+its own node waits.
 """
 
 import re
