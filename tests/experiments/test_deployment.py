@@ -26,9 +26,8 @@ from leakbed.tap.trace import Trace
 from tests.support.deployment import ROOT, Deployment
 
 # An exchange takes about 4 s, and a run's start and end 15 s: these tests are short of messages.
-# With both cores kept busy by others it is several times that.
-pytestmark = [pytest.mark.runtime, pytest.mark.timeout(1200)]
-WITHIN = 1000.0  # seconds
+pytestmark = pytest.mark.runtime
+WITHIN = 1000.0  # seconds, of a machine that others keep busy
 
 # Momentum, dropout and BatchNorm: every message is served by a new process, which must find them.
 SETTINGS = """

@@ -29,7 +29,6 @@ from tests.support.several_nodes import NODES, OPTIMISERS, distance, plan
 # Flower 1.41 leaves files open and Ray announces a default it will change: neither is ours.
 pytestmark = [
     pytest.mark.runtime,
-    pytest.mark.timeout(900),
     pytest.mark.usefixtures("identity"),
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore:Tip:FutureWarning"),
 ]
@@ -106,7 +105,7 @@ NEARLY: dict[str, Callable[[Train], Pair]] = {
 
 def training_on(grid: Grid) -> Train:
     """Train on some grid's first nodes."""
-    there = DeterministicGrid(grid, stream=0, nodes=NODES, timeout=120.0)
+    there = DeterministicGrid(grid, stream=0, nodes=NODES, timeout=600.0)
 
     def train(protocol: str, settings: Any, *, nodes: int = NODES, **more: Any) -> Weights:
         if settings.labels == "server":
