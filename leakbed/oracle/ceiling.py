@@ -260,16 +260,13 @@ class _Direct:
     def drawn(
         self, truths: Int[Tensor, " drawn"], random: torch.Generator
     ) -> Float[Tensor, " drawn candidates"]:
-        again: slice | Tensor = slice(None)
-        if self._messages.noiseless:  # the same message at every draw
-            truths, again = truths.unique_consecutive(return_inverse=True)
         parts = [
             self._messages.likelihood(
                 self._messages.drawn(part, random), self._messages.clear[part]
             )
             for part in truths.split(50)
         ]
-        return torch.cat(parts)[again]
+        return torch.cat(parts)
 
 
 def _named(belief: Tensor, truths: Tensor, guesses: int) -> Tensor:

@@ -213,11 +213,6 @@ class Messages:
         return self.means.shape[1] + len(self.across)
 
     @property
-    def noiseless(self) -> bool:
-        """Whether a candidate always sends the same message."""
-        return all(each.family == "fixed" for each in (self, *self.others))
-
-    @property
     def equal_noise(self) -> bool:
         """Whether the noise is normal and the same whatever the candidate."""
         if self.family != "normal" or self.others:

@@ -181,21 +181,6 @@ def test_a_recorded_message_names_its_candidate_and_a_strange_one_is_refused() -
         beliefs(fixed, means + 1)
 
 
-def test_without_noise_each_candidate_is_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    likelihood, compared = Messages.likelihood, list[int]()
-
-    def counted(messages: Messages, drawn: torch.Tensor, clear: torch.Tensor) -> torch.Tensor:
-        compared.append(len(drawn))
-        return likelihood(messages, drawn, clear)
-
-    monkeypatch.setattr(Messages, "likelihood", counted)
-    means = torch.tensor([[1.0], [2.0], [3.0], [3.0]])  # two that nobody tells apart
-    found = ceiling(Messages.of_rows(Fixed(mean={"smashed": means})), draws=3, stream=0)[1]
-    assert (found.value, found.error) == (0.75, 0.0)
-    assert found.records.tolist() == [1.0, 1.0, 0.5, 0.5]
-    assert sum(compared) == len(means)
-
-
 def test_labels_answered_at_random_have_a_closed_form() -> None:
     classes, epsilon = 10, 1.0
     keep = 1 / (1 + (classes - 1) * math.exp(-epsilon))
