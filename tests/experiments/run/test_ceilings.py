@@ -19,7 +19,7 @@ from experiments.run.runner import run
 from experiments.run.targets import MisfitError
 from leakbed.contracts import DefenseState
 from leakbed.contracts.noise_laws import NoCeilingError
-from leakbed.oracle.truth import AnswerKeyError
+from leakbed.oracle.truth import AnswerKey, AnswerKeyError
 
 FEW: dict[str, Any] = {"candidates": 60, "targets": 6, "draws": 4}
 
@@ -113,6 +113,27 @@ def test_updates_are_trained_again(fedavg: Path) -> None:
     assert all(each.single <= each.ceiling for each in found.messages)
     assert all(each.chance < each.ceiling < 1 for each in found.messages)
     assert "list of 16 among 60" in found.lines()[0]
+
+
+def test_who_knows_a_nodes_other_rows_knows_its_classes(tmp_path: Path) -> None:
+    """Under endless noise: of nodes with few classes a guess of these is right more often."""
+    divided = {"size": 600, "nodes": 4, "partition": "dirichlet", "alpha": 0.05}
+    noise = {"name": "weight-noise", "scale": 1e6, "form": "corrected"}
+    folder = recorded(tmp_path, {"name": "fedavg", "rounds": 1}, data=divided, **noise)
+    key = AnswerKey.read(folder / "answers")
+    nodes = key.labels.split(key.training["rows"])
+    for labels in (False, True):
+        found = ceiling_of_run(folder, labels=labels, candidates=200, targets=2, draws=2)
+        for each in found.messages:
+            common = int(nodes[each.node].mode().values)
+            share = float((nodes[each.node] == common).double().mean())
+            pool = int((key.labels == common).sum())
+            blind = share * min(1.0, each.guesses / pool)  # names rows of that class alone
+            assert each.ceiling > blind - 0.01
+            assert each.chance > blind - 0.01
+            assert each.cap is not None
+            assert each.cap > blind - 0.01
+        assert found.value > 1.5 * found.messages[0].guesses / found.messages[0].candidates
 
 
 def test_a_sum_of_updates_gives_away_less_than_one_of_them(fedavg: Path, split: Path) -> None:
