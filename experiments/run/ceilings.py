@@ -78,7 +78,7 @@ def ceiling_of_run(
             ``"training"``, from its first use on, whichever message was picked.
         model: The import path of the network, where the trace names one: permits to import it.
         labels: Whether the guesser is told the row's label where no message tells it: of updates,
-            and of test rows.
+            and of test rows. Of a U-shape's test rows it always is: heads say how many are right.
         summed: Whether the server is given the sum of the round's updates alone, weighted by their
             numbers of samples, as under secure aggregation. A recorded loss is still read.
 
@@ -106,6 +106,9 @@ def ceiling_of_run(
         )
     _refuse_span(span, updates=bool(evidences.updates), when=when, summed=summed)
     chosen = pick_targets(evidences, threat, when=when, count=targets)
+    # Heads report how many test rows are right. Who knows the features and all other rows is told
+    # by it whether the row has the predicted label; an earlier version left that out (2026-11-29).
+    labels |= when == "inference" and recorded.architecture.upper_cut is not None
     game = _Game(
         recorded,
         evidences,

@@ -63,7 +63,11 @@ def test_the_last_round_and_test_rows_are_made_again(
     assert sound(whole)
     unread = [each for each in whole.notes if "Bottoms pass the server in the clear" in each]
     assert bool(unread) == (Recorded.open(folder).plan.bottoms == "relayed")
-    assert sound(ceiling_of_run(folder, when="inference", **FEW))
+    tested = ceiling_of_run(folder, when="inference", **FEW)
+    assert sound(tested)
+    # A head reports how many test rows are right: beside the features that tells the label.
+    assert tested.told.endswith("the row's label") == (protocol == "u-shaped")
+    assert {each.label is None for each in tested.messages} == {protocol == "u-shaped"}
 
 
 def test_bottoms_that_step_together_have_a_first_message_only(tmp_path: Path) -> None:
