@@ -1,5 +1,6 @@
 """One torch thread, as in every process with tensor arithmetic; the longest tests first."""
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -12,9 +13,21 @@ from tests.support import shape_checks as _shape_checks  # noqa: F401  before wh
 torch.set_num_threads(1)
 
 
+BUSY = 1200.0  # seconds: ten times what the longest takes while others keep every core busy
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the tests that start runtimes: whoever ends early takes the short ones."""
     items.sort(key=lambda item: item.get_closest_marker("runtime") is None)
+    for item in items:
+        if item.get_closest_marker("runtime") or item.get_closest_marker("cuda"):
+            item.add_marker(pytest.mark.timeout(BUSY))
+
+
+def pytest_collection_finish() -> None:
+    """Keep what was just loaded out of later searches for garbage: half a second each."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from leakbed.contracts.noise_laws import (
     sent_law,
     weighted_sum,
 )
-from leakbed.events import Phase, SmashedUp, Target, UpdateUp
+from leakbed.events import Arrays, Bottom, Phase, SmashedUp, Target, UpdateUp
 from leakbed.models import DETERMINISTIC
 from leakbed.models.networks import FlattenLinear
 from leakbed.oracle.caps import reconstruction_floor
@@ -48,6 +48,7 @@ class Part:
         seen: What was recorded.
         clear: What of it was sent in the clear.
         floor: As for :class:`~experiments.run.ceiling_results.Message`.
+        of_bottom: Whether it is a bottom, which the server's seat is not granted.
     """
 
     target: Target
@@ -55,6 +56,7 @@ class Part:
     seen: Float[Tensor, " 1 entries"]
     clear: Float[Tensor, " 1 columns"]
     floor: float | None = None
+    of_bottom: bool = False
 
 
 class CandidateMessages:
@@ -97,7 +99,7 @@ class CandidateMessages:
         key, event = self._run.key, self._update_event(target)
         self._refuse_memory(len(chosen), sum(a.size for a in event.before.values()))
         laws, losses = self._laws(target, event, row, chosen)
-        seen = _after(event, _names(laws[0]))
+        seen = _flat(event.after, _names(laws[0]))
         if self._summed:
             laws, seen = self._sums(target, laws)
         messages, clear = Messages.of(laws), torch.zeros(1, 0, dtype=torch.float64)
@@ -147,15 +149,20 @@ class CandidateMessages:
 
         Args:
             target: Of the row.
-            sent: Its batch, or a later one.
+            sent: Its batch, or a later one, or a bottom.
             chosen: The row and those that take its place.
 
         Returns:
             The message.
         """
         event, messages = sent.event, Messages.of(sent.laws)
-        self._refuse_memory(len(chosen), event.smashed.size)
-        clear, seen = torch.zeros(1, 0, dtype=torch.float64), torch.from_numpy(event.smashed)
+        self._refuse_memory(len(chosen), messages.means.shape[1])
+        clear = torch.zeros(1, 0, dtype=torch.float64)
+        if isinstance(event, Bottom):
+            at = replace(target, node=event.node, round=event.round)
+            seen = _flat(event.arrays, _names(sent.laws[0])).unsqueeze(0)
+            return Part(target=at, messages=messages, seen=seen, clear=clear, of_bottom=True)
+        seen = torch.from_numpy(event.smashed)
         place = {"node": event.node, "round": event.round, "step": event.step}
         at = replace(target, **place, phase=event.phase)
         if at == target:
@@ -270,7 +277,7 @@ class CandidateMessages:
         laws = [weighted_sum([(shares[target.node], law), *others]) for law in own]
         names = _names(own[0])
         seen = sum(
-            (shares[event.node] * _after(event, names).double() for event in events),
+            (shares[event.node] * _flat(event.after, names).double() for event in events),
             start=torch.zeros((), dtype=torch.float64),
         )
         return laws, seen.float()
@@ -393,8 +400,8 @@ def _by_row(bottom: nn.Module) -> bool:
     )
 
 
-def _after(event: UpdateUp, names: Sequence[str]) -> Float[Tensor, " entries"]:
-    return flat({name: torch.from_numpy(event.after[name]) for name in names})
+def _flat(arrays: Arrays, names: Sequence[str]) -> Float[Tensor, " entries"]:
+    return flat({name: torch.from_numpy(arrays[name]) for name in names})
 
 
 def _names(law: Law) -> list[str]:

@@ -10,7 +10,6 @@ PRETENDED = torch.Generator.__module__ == pretended_cuda.__name__
 # `test_on_cuda.py` starts the process that pretends.
 pytestmark = [
     pytest.mark.cuda,
-    pytest.mark.timeout(600),
     pytest.mark.skipif(not PRETENDED, reason="runs where the device is pretended"),
 ]
 

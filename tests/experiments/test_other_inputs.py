@@ -1,14 +1,13 @@
 """A process whose data or code are not the experiment's ends the run, which says so."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flwr.app import Message
-from flwr.serverapp import Grid
 
 from clients import node_app
 from experiments.run.prepare import Prepared, answer_key, prepare
@@ -22,7 +21,6 @@ from leakbed.grids import LocalGrid
 from leakbed.provenance import OtherInputsError
 from leakbed.tap.wiretap import GridWrapper
 from leakbed.wire.messages import RAN_ON
-from tests.support.runtimes import on_flower, on_ray
 
 pytestmark = pytest.mark.usefixtures("identity")
 
@@ -62,29 +60,6 @@ def test_data_that_change_before_the_answers_are_kept_end_the_run() -> None:
     forget()
     with pytest.raises(OtherInputsError, match="the answer key has other data"):
         answer_key(ready, None)
-
-
-@pytest.mark.runtime
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore:Tip:FutureWarning")
-@pytest.mark.parametrize("runtime", [on_ray, on_flower], ids=["ray", "flower"])
-def test_nodes_in_other_processes_are_asked_too(
-    tmp_path: Path, runtime: Callable[..., None]
-) -> None:
-    ended: dict[str, str] = {}
-
-    def work(grid: Grid) -> None:
-        for function in ("shuffled", "numbered_by_a_set"):
-            try:
-                ready = prepared(f"data.name=tests.support.changing_data:{function}")
-                train(ready, grid, tmp_path / function, roster=None)
-            except OtherInputsError as error:
-                ended[function] = str(error)
-
-    runtime(work, nodes=2)
-    assert set(ended) == {"shuffled", "numbered_by_a_set"}
-    for function, said in ended.items():
-        assert "has other data than the experiment" in said
-        assert f"data.name = 'tests.support.changing_data:{function}'" in said
 
 
 @pytest.mark.runtime

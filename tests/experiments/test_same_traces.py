@@ -1,4 +1,6 @@
-"""Every protocol leaves the same trace, bottom and utility on every grid, bit for bit.
+"""Every protocol leaves the same trace, bottom and utility in a new process, bit for bit.
+
+tests/experiments/test_on_grids.py adds Ray and Flower's runtime.
 
 Networks have dropout and BatchNorm on both sides of every cut, nodes have unequal numbers of rows,
 answer after random times, and do not all take part.
@@ -21,7 +23,6 @@ from leakbed.oracle.truth import AnswerKey
 from leakbed.tap.trace import Trace
 from strategies import PROTOCOLS
 from tests.support import tiny
-from tests.support.runtimes import on_flower, on_ray
 
 pytestmark = pytest.mark.usefixtures("identity")
 
@@ -174,30 +175,6 @@ def test_another_seed_is_another_run(
     prepared = prepare(cells(settings)[0].training, root=None)
     run = train(prepared, grid, tmp_path / "other", roster=grid.roster)
     assert Trace(run.trace).records != here(case)["records"]
-
-
-# One process start per grid serves all trainings: starting Ray takes longer than they do.
-# Flower 1.41 leaves files open and Ray announces a default it will change: neither is ours.
-@pytest.mark.runtime
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore:Tip:FutureWarning")
-@pytest.mark.parametrize("runtime", [on_ray, on_flower])
-def test_every_grid_leaves_the_same(
-    runtime: Callable[..., None],
-    tmp_path: Path,
-    here: Callable[[str], Found],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", "")  # Flower changes it for its workers
-    monkeypatch.setattr("flwr.supercore.telemetry.FLWR_TELEMETRY_ENABLED", "0")
-    found: dict[str, Found] = {}
-
-    def work(grid: Grid) -> None:
-        for case in [*CASES, *STEPPED]:
-            found[case] = outcome(grid, case, tmp_path / f"there {case}", None)
-
-    runtime(work, nodes=NODES)
-    assert [case for case in found if found[case] != here(case)] == []
-    assert len(found) == len(CASES) + len(STEPPED)
 
 
 @pytest.mark.parametrize(

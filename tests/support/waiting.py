@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
-def until(happened: Callable[[], bool], *, within: float = 60) -> None:
+def until(happened: Callable[[], bool], *, within: float = 300) -> None:
     """Return once it has happened; what never does is a failure and not a hang."""
     deadline = time.monotonic() + within
     while not happened():

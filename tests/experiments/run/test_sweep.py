@@ -63,7 +63,7 @@ def act(folder, who, does):
         raise ValueError("as asked")
     while does in ("wait", "go on") and not Path(folder, "go").exists():
         try:
-            until(Path(folder, "go").exists, within=200)
+            until(Path(folder, "go").exists)
         except KeyboardInterrupt:
             if does == "wait":
                 raise
@@ -369,7 +369,7 @@ def test_processes_end_with_the_one_that_asked(tmp_path: Path, mine: Path) -> No
         f"from experiments.run.runner import run\nrun({table!r}, out=Path({str(tmp_path / 'o')!r}))"
     )
     driver = subprocess.Popen([sys.executable, "-c", text])  # noqa: S603
-    until(lambda: len(list(tmp_path.glob("attack-*"))) == 2, within=150)
+    until(lambda: len(list(tmp_path.glob("attack-*"))) == 2)
     processes = [int(each.name.rpartition("-")[2]) for each in tmp_path.glob("attack-*")]
     assert all(map(running, processes))
     assert all(os.getpriority(os.PRIO_PROCESS, each) == 0 for each in processes)
@@ -403,7 +403,7 @@ def test_a_cluster_that_loses_a_machine_does_every_cell(
     out = tmp_path / "out"
 
     def take_away() -> list[Path]:
-        until(lambda: len(list(tmp_path.glob("attack-*"))) == 2, within=150)
+        until(lambda: len(list(tmp_path.glob("attack-*"))) == 2)
         processes = [int(each.name.rpartition("-")[2]) for each in tmp_path.glob("attack-*")]
         before = cards_in(out)
         cluster.remove_node(second, allow_graceful=False)

@@ -11,7 +11,7 @@ import flwr_datasets.partitioner as flower
 import pytest
 import torch
 
-from leakbed.data import PARTITIONERS, PartitionError, partition_rows
+from leakbed.data import PARTITIONERS, PartitionError, partition_rows, partitioning
 
 LABELS = torch.arange(10).repeat(40)
 
@@ -67,6 +67,14 @@ def test_another_stream_deals_other_rows(name: str) -> None:
 @pytest.mark.parametrize("name", ["dirichlet", "exponential", "iid", "linear", "shard", "square"])
 def test_these_leave_no_row_out(name: str) -> None:
     assert torch.cat(deal(name)).sort().values.tolist() == list(range(len(LABELS)))
+
+
+@pytest.mark.parametrize(("rows", "nodes"), [(400, 5), (403, 5), (7, 3), (3, 3), (9, 1)])
+def test_iid_deals_as_flowers_own(rows: int, nodes: int) -> None:
+    labels = torch.zeros(rows, dtype=torch.int64)
+    flowers = partitioning._parts(labels, flower.IidPartitioner(nodes))
+    ours = partition_rows(labels, nodes=nodes, stream=1)
+    assert [part.tolist() for part in ours] == [part.tolist() for part in flowers]
 
 
 def test_settings_reach_the_partitioner() -> None:

@@ -1,14 +1,15 @@
-"""Every protocol is its definition on Ray and on Flower's runtime too, not on LocalGrid alone.
+"""What holds on LocalGrid holds on Ray and on Flower's runtime too; each is started once for all.
 
-Networks of one node have dropout and BatchNorm and must agree bit for bit; where sums of several
-nodes come in another order, float64 and 1e-10. tests/experiments/test_same_traces.py adds that
-every grid leaves the same trace.
+Every protocol is its definition: networks of one node have dropout and BatchNorm and must agree bit
+for bit; where sums of several nodes come in another order, float64 and 1e-10. It leaves the same
+trace as on LocalGrid. Nodes whose data are not the experiment's end the run.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,13 +17,21 @@ from flwr.serverapp import Grid
 
 from leakbed.events import CutGradientDown, Event
 from leakbed.grids import DeterministicGrid
+from leakbed.grids.deterministic import ask_roster
+from leakbed.provenance import OtherInputsError
 from leakbed.seeds import derive, scoped
+from tests.experiments import test_same_traces as traces
 from tests.support import double_models, several_nodes, tiny, u_shaped
 from tests.support.definitions import Weights, concatenated, interleaved, left, order, uncut
 from tests.support.runtimes import on_flower, on_ray
 from tests.support.several_nodes import NODES, OPTIMISERS, distance, plan
 
-pytestmark = [pytest.mark.runtime, pytest.mark.usefixtures("identity")]
+# Flower 1.41 leaves files open and Ray announces a default it will change: neither is ours.
+pytestmark = [
+    pytest.mark.runtime,
+    pytest.mark.usefixtures("identity"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore:Tip:FutureWarning"),
+]
 STATEFUL = tiny.architecture("stateful")
 ONE: dict[str, Any] = {"nodes": 1, "model": STATEFUL}
 MOMENTUM, PLAIN = OPTIMISERS["momentum"], OPTIMISERS["plain"]
@@ -96,7 +105,7 @@ NEARLY: dict[str, Callable[[Train], Pair]] = {
 
 def training_on(grid: Grid) -> Train:
     """Train on some grid's first nodes."""
-    there = DeterministicGrid(grid, stream=0, nodes=NODES, timeout=120.0)
+    there = DeterministicGrid(grid, stream=0, nodes=NODES, timeout=600.0)
 
     def train(protocol: str, settings: Any, *, nodes: int = NODES, **more: Any) -> Weights:
         if settings.labels == "server":
@@ -107,23 +116,34 @@ def training_on(grid: Grid) -> Train:
     return train
 
 
-# Flower 1.41 leaves files open and Ray announces a default it will change: neither is ours.
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore:Tip:FutureWarning")
-@pytest.mark.parametrize("runtime", [on_ray, on_flower])
-def test_every_protocol_is_its_definition(
-    runtime: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", "")  # Flower changes it for its workers
-    monkeypatch.setattr("flwr.supercore.telemetry.FLWR_TELEMETRY_ENABLED", "0")
-    found: dict[str, Pair] = {}
+@pytest.fixture(scope="module", params=[on_ray, on_flower])
+def grid(request: pytest.FixtureRequest) -> Iterator[Grid]:
+    with request.param(nodes=NODES) as started:
+        yield started
 
-    def work(grid: Grid) -> None:
-        train = training_on(grid)
-        for name, pair in {**BIT_FOR_BIT, **NEARLY}.items():
-            found[name] = pair(train)
 
-    runtime(work, nodes=NODES)
-    assert found.keys() == {*BIT_FOR_BIT, *NEARLY}
+def test_every_protocol_is_its_definition(grid: Grid) -> None:
+    train = training_on(grid)
+    found = {name: pair(train) for name, pair in {**BIT_FOR_BIT, **NEARLY}.items()}
     assert [name for name in BIT_FOR_BIT if not tiny.same(*found[name])] == []
     off = {name: distance(*found[name]) for name in NEARLY}
     assert {name: far for name, far in off.items() if not far < 1e-10} == {}
+
+
+def first_nodes(grid: Grid, count: int) -> dict[int, int]:
+    return {node: p for node, p in ask_roster(grid, nodes=NODES).items() if p < count}
+
+
+def test_every_protocol_leaves_the_same(grid: Grid, tmp_path: Path) -> None:
+    roster = first_nodes(grid, traces.NODES)
+    for case in [*traces.CASES, *traces.STEPPED]:
+        there = traces.outcome(grid, case, tmp_path / f"there {case}", roster)
+        assert there == traces.locally(case, tmp_path / f"here {case}"), case
+
+
+@pytest.mark.parametrize("function", ["shuffled", "numbered_by_a_set"])
+def test_data_that_differ_at_a_node_end_the_run(function: str, grid: Grid, tmp_path: Path) -> None:
+    other = f"data.name=tests.support.changing_data:{function}"
+    with pytest.raises(OtherInputsError, match="has other data than the experiment") as caught:
+        traces.outcome(grid, "fedavg", tmp_path / "run", first_nodes(grid, traces.NODES), (other,))
+    assert f"data.name = 'tests.support.changing_data:{function}'" in str(caught.value)
