@@ -30,6 +30,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_sessionfinish() -> None:
+    """Let Python take it down at its exit, where some libraries print what is left."""
+    gc.unfreeze()
+
+
 @pytest.fixture
 def identity() -> Iterator[None]:
     """Let this process create messages, as Flower's own processes do."""
