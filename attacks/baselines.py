@@ -56,15 +56,7 @@ class ConstantImage:
         return ThreatModel(seat=Seat.EAVESDROPPER, evidence=frozenset({Evidence.NOTHING}))
 
     def run(self, view: View, *, seed: int) -> Guess:
-        """Guess the grey for every private sample.
-
-        Args:
-            view: Only its shapes are used.
-            seed: Not used; nothing is random.
-
-        Returns:
-            Images.
-        """
+        """Guess the grey for every private sample."""
         del seed
         shape = (view.targets, view.rows, *view.image_shape)
         return Guess(images=torch.full(shape, self.value, device=view.device))

@@ -28,11 +28,7 @@ from leakbed.wire.records import ROUND, as_arrays, pack
 
 
 def register(app: ClientApp) -> None:
-    """Register the handler of Flower's own ``train`` message.
-
-    Args:
-        app: The node's app.
-    """
+    """Register the handler of Flower's own ``train`` message."""
 
     @app.train()
     def train(message: Message, context: Context) -> Message:

@@ -35,16 +35,7 @@ def intruder_of(cell: NodeConfig) -> MaliciousClient | None:
 
 
 def begun(intruder: MaliciousClient, view: NodeView, *, seed: int) -> MaliciousClientState:
-    """Let an intruder begin, the global generators seeded from its stream and put back afterwards.
-
-    Args:
-        intruder: With its settings; refuses what does not fit.
-        view: Of the node.
-        seed: Its own stream.
-
-    Returns:
-        Its first state.
-    """
+    """Let an intruder begin; global generators are seeded from its stream and put back."""
     with scoped(derive(seed, "global/begin")):
         return intruder.begin(view, seed=seed)
 
@@ -89,28 +80,14 @@ class MaliciousClientSession:
     def __init__(
         self, intruder: MaliciousClient, view: NodeView, state: MaliciousClientState
     ) -> None:
-        """Go on from a state.
-
-        Args:
-            intruder: With its settings.
-            view: Of the node.
-            state: As the intruder left it.
-        """
+        """Go on from a state."""
         self._intruder, self._view, self._state = intruder, view, state
         self._turn: CraftedBatch | None = None
         self._shown: Tensor | None = None
 
     @classmethod
     def at(cls, cell: NodeConfig, context: Context) -> "MaliciousClientSession | None":
-        """Return a node's intrusion, kept in memory, rebuilt from its state, or begun.
-
-        Args:
-            cell: The node's.
-            context: The node's.
-
-        Returns:
-            None where the node is honest.
-        """
+        """Return a node's intrusion, kept, rebuilt or begun; None where the node is honest."""
         memory = live(context)
         if memory is not None and "intrusion" in memory:
             kept: MaliciousClientSession = memory["intrusion"]
@@ -124,15 +101,7 @@ class MaliciousClientSession:
     def of(
         cls, cell: NodeConfig, context: Context | None = None
     ) -> "MaliciousClientSession | None":
-        """Return a node's intrusion as its state has it, begun where it has none.
-
-        Args:
-            cell: The node's.
-            context: The node's; None begins.
-
-        Returns:
-            None where the node is honest.
-        """
+        """Return a node's intrusion from its state, else begun; None where the node is honest."""
         if (intruder := intruder_of(cell)) is None:
             return None
         view = view_of(cell)
@@ -264,11 +233,7 @@ class MaliciousClientSession:
 
 
 def register(app: ClientApp) -> None:
-    """Register the harness's query for an intruder's samples.
-
-    Args:
-        app: The node's app.
-    """
+    """Register the harness's query for an intruder's samples."""
 
     @app.query("samples")
     def samples(message: Message, context: Context) -> Message:

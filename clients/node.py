@@ -336,9 +336,6 @@ def one_torch_thread(context: Context) -> None:
     """Run a handler on one torch thread, which fixes the order of every sum.
 
     At every message, since OpenMP counts its threads anew in each thread that Python starts.
-
-    Args:
-        context: The node's.
     """
     del context
     configure_torch()
@@ -349,20 +346,13 @@ def own_code(context: Context) -> None:
     """Find the user's modules where the run config of a simulation says they are.
 
     Only there is the node the user's own: in a deployment, whoever runs the node chooses its path.
-
-    Args:
-        context: The node's.
     """
     if is_simulated():
         find_first(context.run_config)
 
 
 def own_protocol(context: Context) -> None:
-    """Import the protocol of one's own whose requests a node is to answer.
-
-    Args:
-        context: The node's.
-    """
+    """Import the protocol of one's own whose requests a node is to answer."""
     if protocol := NodeConfig.of(context).protocol:
         import_object(protocol)  # which makes the requests of its module known
 
@@ -416,11 +406,7 @@ def _unlisted(setting: str, value: object, wanted: str) -> str:
 
 
 def register(app: ClientApp) -> None:
-    """Register the harness's two queries.
-
-    Args:
-        app: The node's app.
-    """
+    """Register the harness's two queries."""
 
     @app.query("roster")
     def roster(message: Message, context: Context) -> Message:

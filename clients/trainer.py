@@ -165,14 +165,7 @@ class PartTrainer:
         context.state[optimiser] = pack(momenta_of(self.optimiser))
 
     def restore(self, context: Context) -> bool:
-        """Take from the node's state what :meth:`store` wrote.
-
-        Args:
-            context: The node's.
-
-        Returns:
-            Whether there was anything.
-        """
+        """Take from the node's state what :meth:`store` wrote; say whether there was anything."""
         stored = context.state.array_records
         weights, optimiser = self._keys
         if weights not in stored:

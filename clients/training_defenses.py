@@ -40,12 +40,7 @@ class TrainingDefenses:
     """The defences that hook into one node's training, each with its state."""
 
     def __init__(self, cell: NodeConfig, defenses: tuple[Defense, ...]) -> None:
-        """Make the guard; :meth:`restore` comes first, and :meth:`open` before a round's batches.
-
-        Args:
-            cell: The node's.
-            defenses: In the order of the cell.
-        """
+        """Make the guard; :meth:`restore` comes next, :meth:`open` before a round's batches."""
         self._cell, self._defenses = cell, defenses
         self._states: list[DefenseState] = []
 
@@ -261,11 +256,7 @@ class TrainingDefenses:
             save_state(context, f"{_KEY}.{index}", state)
 
     def restore(self, context: Context) -> None:
-        """Take the states from the node's, or begin where there are none.
-
-        Args:
-            context: The node's.
-        """
+        """Take the states from the node's, or begin where there are none."""
         self._states = [
             load_state(context, f"{_KEY}.{index}") or self._begun(index, defense)
             for index, defense in enumerate(self._defenses)

@@ -49,12 +49,7 @@ class HeadTrainer(PartTrainer):
     """One node's head in training."""
 
     def __init__(self, cell: NodeConfig, intrusion: MaliciousClientSession | None = None) -> None:
-        """Make the trainer; its weights must be loaded before it is used.
-
-        Args:
-            cell: The node's.
-            intrusion: The intruder at this node.
-        """
+        """Make the trainer; its weights must be loaded before it is used."""
         super().__init__(cell, "head", intrusion=intrusion)
         chosen = select(cell.chosen_defenses(), Protects.CUT_GRADIENT)
         self._defenses = GradientDefenses(
@@ -78,7 +73,7 @@ class HeadTrainer(PartTrainer):
         received = placed(features, self._device).detach().requires_grad_()
         own = self.labels_of(round_, step)
         labels = placed(own, self._device)
-        logits = self.output(received.clone(), role=f"head/{round_}/{step}")  # may work in place
+        logits = self.output(received, role=f"head/{round_}/{step}")
         self.optimiser.zero_grad()
         nn.functional.cross_entropy(logits, labels).backward()
         if not self.frozen:
@@ -105,14 +100,7 @@ class HeadTrainer(PartTrainer):
                 context.state[f"{_USED}.{index}"] = pack({"rows": np.array(rows, np.int64)})
 
     def restore(self, context: Context) -> bool:
-        """Take from the node's state what :meth:`store` wrote.
-
-        Args:
-            context: The node's.
-
-        Returns:
-            Whether there were weights.
-        """
+        """Take from the node's state what :meth:`store` wrote; say whether there were weights."""
         self._defenses.states = [
             load_state(context, f"{_DEFENSE}.{index}") or state
             for index, state in enumerate(self._defenses.states)
@@ -125,26 +113,12 @@ class HeadTrainer(PartTrainer):
 
 
 def like(cell: NodeConfig, context: Context) -> Arrays:
-    """Return arrays of the names, shapes and types of the head's; none where there is no head.
-
-    Args:
-        cell: The node's.
-        context: The node's; keeps the head.
-
-    Returns:
-        By name.
-    """
+    """Return arrays of the names, shapes and types of the head's; none where there is no head."""
     return {} if cell.architecture.upper_cut is None else arrays_of(_trainer(cell, context).module)
 
 
 def load(cell: NodeConfig, context: Context, arrays: Arrays) -> None:
-    """Take the head's weights from what the server passed on; nothing where there is no head.
-
-    Args:
-        cell: The node's.
-        context: The node's; keeps the head.
-        arrays: The node's part by name, the bottom's names among them.
-    """
+    """Take the head's weights from what the server passed on; nothing where there is no head."""
     if cell.architecture.upper_cut is None:
         return
     trainer = _trainer(cell, context)
@@ -171,14 +145,7 @@ def arrays(cell: NodeConfig, context: Context) -> Arrays:
 
 
 def expect(cell: NodeConfig, context: Context, *, round_: int, step: int) -> None:
-    """Note that a smashed batch was sent, so that its features, and no others, are awaited.
-
-    Args:
-        cell: The node's.
-        context: The node's; keeps the note.
-        round_: Server round, from 1.
-        step: The batch's step.
-    """
+    """Note in the node's state that a smashed batch was sent, whose features alone are awaited."""
     if cell.architecture.upper_cut is None:
         return
     if step > 0:
@@ -187,11 +154,7 @@ def expect(cell: NodeConfig, context: Context, *, round_: int, step: int) -> Non
 
 
 def register(app: ClientApp) -> None:
-    """Register the handlers of a head's step and of its evaluation.
-
-    Args:
-        app: The node's app.
-    """
+    """Register the handlers of a head's step and of its evaluation."""
 
     @serve(app, HEAD_STEP, HeadRequest)
     def step(request: HeadRequest, context: Context) -> HeadReply:

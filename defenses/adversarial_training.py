@@ -65,15 +65,7 @@ class AdversarialTraining(Defense):
         return True
 
     def prepare(self, state: DefenseState, holdings: Holdings) -> DefenseState:
-        """Draw a first perturbation of every row, uniform within the budget; once.
-
-        Args:
-            state: From ``begin``, or the round before.
-            holdings: Of which the images are looked at.
-
-        Returns:
-            With a perturbation of every row.
-        """
+        """Draw a first perturbation of every row, uniform within the budget; once."""
         if _MOVED in state.tensors:
             return state
         drawn = torch.empty(holdings.images.shape, dtype=holdings.images.dtype)
@@ -86,16 +78,7 @@ class AdversarialTraining(Defense):
         images: Float[Tensor, " batch *image"],
         rows: Int[Tensor, " batch"],
     ) -> Float[Tensor, " batch *image"]:
-        """Return the batch with its perturbations.
-
-        Args:
-            state: From ``prepare``.
-            images: The batch.
-            rows: Which of the node's they are.
-
-        Returns:
-            In [0, 1].
-        """
+        """Return the batch with its perturbations."""
         return (images + state.tensors[_MOVED][rows].to(images)).clamp(0, 1)
 
     def follow_gradient(

@@ -43,13 +43,7 @@ def load_state(context: Context, key: str) -> DefenseState | None:
 
 
 def save_state(context: Context, key: str, state: DefenseState) -> None:
-    """Write a defence's state into a node's, for whichever process serves the next message.
-
-    Args:
-        context: The node's.
-        key: Of the defence.
-        state: Its state.
-    """
+    """Write a defence's state into a node's, for whichever process serves the next message."""
     numbers = ("stream", "messages", "alarm", "score", "last", "probing")
     context.state[key] = ConfigRecord({name: getattr(state, name) for name in numbers})
     for name in _KEPT:

@@ -214,15 +214,7 @@ def _changed(place: str) -> int:
 
 
 def offering(group: Group, name: str) -> list[str]:
-    """Return the installed packages that offer a short name, each for another object.
-
-    Args:
-        group: What is named.
-        name: The short name.
-
-    Returns:
-        Their names, in order.
-    """
+    """Return the names of installed packages that offer a short name, each for another object."""
     found = {each.value: each for each in _offers(group) if each.name == name}
     return sorted(each.dist.name if each.dist else path for path, each in found.items())
 

@@ -241,16 +241,7 @@ class NodeChannel:
             raise NodeFailed(self.partition(node), asked.kind, str(error)) from error
 
     def failure(self, node: int, kind: str, cause: str) -> NodeFailed:
-        """Return the error that says which partition failed.
-
-        Args:
-            node: Flower's node id.
-            kind: The message's type.
-            cause: What went wrong.
-
-        Returns:
-            To be raised.
-        """
+        """Return the error that says which partition failed."""
         return NodeFailed(self.partition(node), kind, cause)
 
     def partition(self, node: int) -> int:

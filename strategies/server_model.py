@@ -186,7 +186,8 @@ class ServerPart:
         """Take the module.
 
         Args:
-            module: Trained in place.
+            module: Trained in place. It does not write to what it is given, which
+                :func:`~leakbed.models.cutting.cut` sees to.
             optimiser: Over its parameters.
             defenses: Those of the cut gradient are applied, in order, to each before it is sent;
                 a top's steps may be defended as well.
@@ -359,7 +360,7 @@ class TopTrainer(ServerPart):
         """Return the predicted label of each smashed row; -1 where the logits are not finite."""
         self.module.eval()
         with torch.no_grad():
-            logits: Tensor = self.module(self.received(smashed).clone())
+            logits: Tensor = self.module(self.received(smashed))
         return predicted(logits).cpu()
 
     def _descend(
@@ -370,7 +371,7 @@ class TopTrainer(ServerPart):
     ) -> None:
         self._training()
         try:
-            logits: Tensor = self.module(received.clone())  # its first layer may work in place
+            logits: Tensor = self.module(received)
         except ValueError as error:  # such as BatchNorm's, of a batch of one row
             raise UnfitBatchError(f"the top cannot train on this batch: {error}") from error
         rows, classes = logits.shape
@@ -395,7 +396,7 @@ class MiddleTrainer(ServerPart):
         """Return the features of a smashed batch, and keep the graph for :meth:`finish`."""
         self._training()
         self._waiting = self.received(smashed)
-        self._features: Tensor = self.module(self._waiting.clone())
+        self._features: Tensor = self.module(self._waiting)
         sent: Tensor = self._features.detach().cpu()
         return sent
 
@@ -424,7 +425,7 @@ class MiddleTrainer(ServerPart):
         """Return the features of a smashed batch without training."""
         self.module.eval()
         with torch.no_grad():
-            made: Tensor = self.module(self.received(smashed).clone())
+            made: Tensor = self.module(self.received(smashed))
         return made.cpu()
 
 

@@ -209,11 +209,7 @@ class _Run:
             self.settled[name].index_copy_(0, self.problem[: self.rows], found)
 
     def shed(self, left: int) -> None:
-        """Drop the rows that no longer run, down to a multiple of the width.
-
-        Args:
-            left: How many run.
-        """
+        """Drop the rows that no longer run, down to a multiple of the width."""
         self.settle()
         rows = _padded(torch.nonzero(self.running).squeeze(1))
         for name in (*_FOUND, *_STATE):

@@ -71,14 +71,7 @@ class Clues(NamedTuple):
         return list(self.update.values())[-1]
 
     def of(self, targets: Int[Tensor, " some"]) -> "Clues":
-        """Return the clues about some targets, in that order.
-
-        Args:
-            targets: Which.
-
-        Returns:
-            A new tuple.
-        """
+        """Return the clues about some targets, in that order."""
         return Clues(
             weights={name: tensor[targets] for name, tensor in self.weights.items()},
             update={name: tensor[targets] for name, tensor in self.update.items()},

@@ -118,14 +118,6 @@ def row_critic(shape: tuple[int, ...]) -> nn.Sequential:
 
 
 def logistic_loss(scores: Shaped[Tensor, " batch 1"], *, high: bool) -> Float[Tensor, ""]:
-    """Return the logistic loss of scores that should all be high, or all be low.
-
-    Args:
-        scores: Of a critic.
-        high: Which of the two.
-
-    Returns:
-        Its mean.
-    """
+    """Return the mean logistic loss of scores that should all be high, or all be low."""
     wanted = torch.full_like(scores, float(high))
     return nn.functional.binary_cross_entropy_with_logits(scores, wanted)

@@ -253,14 +253,7 @@ class _Runs:
 
 
 def diverged(found: Sequence[Row]) -> list[str]:
-    """Say which runs have no score since their training left the finite numbers.
-
-    Args:
-        found: All cells.
-
-    Returns:
-        One sentence, or none.
-    """
+    """Say which runs have no score since their training left the finite numbers."""
     runs: dict[tuple[str, str], _Runs] = {}
     for cell in found:
         if cell.first.status in {"done", "diverged"}:

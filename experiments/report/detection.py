@@ -395,14 +395,7 @@ def _range(runs: Sequence[Trial]) -> str:
 
 
 def text(cards: Sequence[Card]) -> str:
-    """Return both tables, the ROC and what calibration would choose, as Markdown.
-
-    Args:
-        cards: Of one experiment.
-
-    Returns:
-        Lines.
-    """
+    """Return both tables, the ROC and what calibration would choose, as Markdown."""
     rows = [*detectors(cards), *detectors(cards, pooled=True)]
     lines = [COLUMNS, ("---",) * len(COLUMNS), *rows]
     return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *_choices(cards), ""])

@@ -3,10 +3,8 @@
 The SVG takes its text colour from the page, so that it reads on light and on dark paper, and keeps
 its text as text. As files, for a paper, the same figures are SVG and PDF in black ink.
 
-Which cells a report's scatters show, in which colour and shape, and the legend to them.
-
-A panel is accuracy against leakage: ceilings as lines, attacks as marks, told apart by letters,
-dashes and shapes, so that it reads without colour.
+A scatter shows a table's cells. A panel is of one kind of adversary: ceilings as lines, attacks as
+marks, told apart by letters, dashes and shapes, so that it reads without colour.
 """
 
 from __future__ import annotations

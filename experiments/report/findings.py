@@ -3,11 +3,10 @@
 A difference is claimed only if it exceeds two standard errors; misses, failed controls and attacks
 that do not beat what needs no evidence are named as such.
 
-Which family leaks more, cut by cut and score by score: the strongest attack of each beside it.
-
-The families are compared only where both attacked the same private samples on the same network. One
-of them is named only where it is ahead and beats guessing, both by two standard errors: of two
-failures neither leaks more. Victims that learnt unequally well are said to have.
+Which family of protocols leaks more is said cut by cut and score by score, by the strongest attack
+on each. The families are compared only where both attacked the same private samples on the same
+network. One of them is named only where it is ahead and beats guessing, both by two standard
+errors: of two failures neither leaks more. Victims that learnt unequally well are said to have.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from experiments.report.figures import Curve, Drawing, Mark, panel
 from experiments.report.rows import METRIC_IN_WORDS, Family, Row, cells, grouped
 from experiments.report.statistics import text, value_text
 from experiments.results.cards import Bound, Card
+from experiments.settings.plugins import round_number
 from leakbed.contracts import Evidence
 
 _SHOWN = ("identification", "label_accuracy", "attribute_accuracy", "class_rate")
@@ -25,7 +26,7 @@ _SHOWN = ("identification", "label_accuracy", "attribute_accuracy", "class_rate"
 _UP = {"identification": "private rows named", "label_accuracy": "private labels read"}
 _NEAR = 0.03  # how far apart two accuracies are at most that count as the same
 _MOST = 6  # lines that are still told apart in one panel
-_MOMENTS = {"first": "first round", "middle": "middle round", "last": "last round"}
+_MOMENTS = {"last": "last round", "first": "first round", "middle": "middle round"}
 _SEATS = {"server": "To the server", "client": "To a node", "eavesdropper": "To an eavesdropper"}
 _GUESS = "best guess without a message"
 
@@ -399,17 +400,17 @@ def _messages(cell: Row) -> tuple[object, ...]:
 
 
 def _moment(cell: Row) -> str:
-    collect = _attack(cell).get("collect", "last")
-    return _MOMENTS.get(str(collect), f"round {collect}")
+    """Name the round whose messages were read, the same way however the settings name it."""
+    number = _round(cell)
+    named = (words for collect, words in _MOMENTS.items() if _round(cell, collect) == number)
+    return next(named, f"round {number}")
 
 
-def _round(cell: Row) -> int:
-    """Return the number of the round whose messages were read."""
+def _round(cell: Row, collect: str | int | None = None) -> int:
+    """Return the number of a round, without ``collect`` of that whose messages were read."""
     settings: Any = cell.first.settings
-    rounds = settings.get("protocol", {}).get("rounds", len(_MOMENTS))
-    collect: Any = _attack(cell).get("collect", "last")
-    named = {"first": 1, "middle": (rounds + 1) // 2, "last": rounds}
-    return int(named.get(collect, collect))
+    chosen: Any = collect or _attack(cell).get("collect", "last")
+    return round_number(chosen, last=settings["protocol"]["rounds"])
 
 
 def _attack(cell: Row) -> dict[str, object]:

@@ -460,12 +460,6 @@ def versions(cards: Iterable[Card]) -> int:
     """Return of how many cells the seeds were computed by several versions of the code.
 
     A card's ``source`` is of the code that its own cell reaches, so two cells differ in it anyhow.
-
-    Args:
-        cards: Of one folder.
-
-    Returns:
-        How many.
     """
     sources: dict[str, set[str]] = {}
     for card in cards:

@@ -1,13 +1,12 @@
 """The tables of a report: every score beside what needs no evidence, what it cost and who said so.
 
-Cells of one network and data set share a table; entries of the catalogue that only say what a
-score is worth without an attack are rows like any other, in softer ink.
+Cells of one network and data set share a table; entries of the catalogue that only say what a score
+is worth without an attack are rows like any other, in softer ink.
 
-The heat maps of a report: what every attack recovers under every defence, beside what is learnt.
-
-One map for each case that several attacks and several defences share. A field's tint is the skill,
-the share of the way from the best guess that needed no message to a perfect one. Of several seeds
-the lowest and the highest stand below the mean.
+There is a heat map for each case that several attacks and several defences share: what every attack
+recovers under every defence, beside what is learnt. A field's tint is the skill, the share of the
+way from the best guess that needed no message to a perfect one. Of several seeds the lowest and the
+highest stand below the mean.
 """
 
 from __future__ import annotations

@@ -186,12 +186,7 @@ def _noted(folder: Path) -> dict[str, Any]:
 
 
 def remove_orphans(folder: Path, cards: Sequence[Card]) -> None:
-    """Remove the guesses and truths whose cards were deleted; what has a card stays.
-
-    Args:
-        folder: The results folder.
-        cards: All that it holds.
-    """
+    """Remove the guesses and truths whose cards were deleted; what has a card stays."""
     named = {card.guess_key for card in cards}
     for part in ("guesses", "truths"):
         for file in (folder / part).glob("*.safetensors"):

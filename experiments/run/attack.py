@@ -255,16 +255,7 @@ def attack_run(
 
 
 def answer(run: TrainingRun, cell: Cell, *, trace: Trace) -> Attacked:
-    """Attack a run of ours as a cell says, with what stands beside the answer.
-
-    Args:
-        run: Finished.
-        cell: The cell.
-        trace: The run's, opened.
-
-    Returns:
-        The answer.
-    """
+    """Attack a run of ours as a cell says, with what stands beside the answer."""
     training, asked = cell.settings.training, cell.settings.attack
     attacked = attack_run(
         trace,

@@ -27,7 +27,7 @@ from leakbed.contracts.noise_laws import (
     sent_law,
     weighted_sum,
 )
-from leakbed.events import Phase, SmashedUp, Target, UpdateUp
+from leakbed.events import Arrays, Bottom, Phase, SmashedUp, Target, UpdateUp
 from leakbed.models import DETERMINISTIC
 from leakbed.models.networks import FlattenLinear
 from leakbed.oracle.caps import reconstruction_floor
@@ -48,6 +48,7 @@ class Part:
         seen: What was recorded.
         clear: What of it was sent in the clear.
         floor: As for :class:`~experiments.run.ceiling_results.Message`.
+        of_bottom: Whether it is a bottom, which the server's seat is not granted.
     """
 
     target: Target
@@ -55,6 +56,7 @@ class Part:
     seen: Float[Tensor, " 1 entries"]
     clear: Float[Tensor, " 1 columns"]
     floor: float | None = None
+    of_bottom: bool = False
 
 
 class CandidateMessages:
@@ -97,7 +99,7 @@ class CandidateMessages:
         key, event = self._run.key, self._update_event(target)
         self._refuse_memory(len(chosen), sum(a.size for a in event.before.values()))
         laws, losses = self._laws(target, event, row, chosen)
-        seen = _after(event, _names(laws[0]))
+        seen = _flat(event.after, _names(laws[0]))
         if self._summed:
             laws, seen = self._sums(target, laws)
         messages, clear = Messages.of(laws), torch.zeros(1, 0, dtype=torch.float64)
@@ -125,8 +127,10 @@ class CandidateMessages:
         images, labels = (key.test_images, key.test_labels) if testing else (key.images, key.labels)
         bottom, floor = self._bottom(target), None
         smashed = torch.from_numpy(event.smashed)
-        self._refuse_memory(len(chosen), smashed[0].numel())
-        if testing or (_by_row(bottom) and all(each.row_wise for each in self._of_smashed())):
+        alone = testing or (_by_row(bottom) and self._once(target))
+        alone = alone and all(each.row_wise for each in self._of_smashed())
+        self._refuse_memory(len(chosen), (smashed[0] if alone else smashed).numel())
+        if alone:
             messages = self._alone(bottom, images[chosen])
             floor = _floor(bottom, images[chosen], messages)
             seen = smashed[[int(target.row or 0)]].flatten(1)
@@ -145,16 +149,22 @@ class CandidateMessages:
 
         Args:
             target: Of the row.
-            sent: Its batch, or a later one.
+            sent: Its batch, or a later one, or a bottom.
             chosen: The row and those that take its place.
 
         Returns:
             The message.
         """
         event, messages = sent.event, Messages.of(sent.laws)
-        self._refuse_memory(len(chosen), event.smashed.size)
-        clear, seen = torch.zeros(1, 0, dtype=torch.float64), torch.from_numpy(event.smashed)
-        at = replace(target, node=event.node, round=event.round, step=event.step)
+        self._refuse_memory(len(chosen), messages.means.shape[1])
+        clear = torch.zeros(1, 0, dtype=torch.float64)
+        if isinstance(event, Bottom):
+            at = replace(target, node=event.node, round=event.round)
+            seen = _flat(event.arrays, _names(sent.laws[0])).unsqueeze(0)
+            return Part(target=at, messages=messages, seen=seen, clear=clear, of_bottom=True)
+        seen = torch.from_numpy(event.smashed)
+        place = {"node": event.node, "round": event.round, "step": event.step}
+        at = replace(target, **place, phase=event.phase)
         if at == target:
             labels = self._run.key.labels[chosen]
             messages, clear = self._labelled(messages, labels, event, target)
@@ -267,10 +277,15 @@ class CandidateMessages:
         laws = [weighted_sum([(shares[target.node], law), *others]) for law in own]
         names = _names(own[0])
         seen = sum(
-            (shares[event.node] * _after(event, names).double() for event in events),
+            (shares[event.node] * _flat(event.after, names).double() for event in events),
             start=torch.zeros((), dtype=torch.float64),
         )
         return laws, seen.float()
+
+    def _once(self, target: Target) -> bool:
+        """Say whether a row is in its batch once; two passes can meet in one."""
+        (own,) = self.rows_behind(target)
+        return self._batches(target)[target.step].count(own) == 1
 
     def _bottom(self, target: Target) -> nn.Module:
         """Return the bottom of a message; rows of one batch share it, and so do all test rows."""
@@ -288,19 +303,25 @@ class CandidateMessages:
         return Messages.of_rows(law)
 
     def _whole(self, bottom: nn.Module, target: Target, images: Tensor, chosen: Tensor) -> Messages:
-        """Rows depend on each other: the message is the whole batch, made again for each one."""
-        rows = torch.tensor(self._run.key.order[target.node, target.round, target.step])
+        """The whole batch is the message: its rows mix, or one is in it twice."""
+        if target.phase == Phase.EVALUATE:
+            rows = torch.arange(len(self._event(target).smashed)) + target.step
+        else:
+            rows = torch.tensor(self._run.key.order[target.node, target.round, target.step])
+        here = rows == rows[int(target.row or 0)]
         stream = self._run.node_stream(target.node)
         place = f"forward/{target.round}/{target.step}"
         kept = {name: value.clone() for name, value in bottom.state_dict().items()}
         kind, laws = Protects.SMASHED, []
         for candidate in chosen.tolist():
-            rows[int(target.row or 0)] = candidate
+            rows[here] = candidate
             with torch.no_grad(), scoped(derive(stream or 0, place)):
                 made = bottom(images[rows])
             bottom.load_state_dict(kept)  # BatchNorm counts every batch
             laws.append(sent_law(self._of_smashed(), Clean(kind=kind, arrays={kind: made})))
-        return Messages.of(laws)
+        one = int(here.sum()) == 1 and all(each.row_wise for each in self._of_smashed())
+        messages = Messages.of(laws)
+        return messages if one else replace(messages, radius=None)
 
     def _of_smashed(self) -> tuple[Defense, ...]:
         return select(self._run.defenses, Protects.SMASHED)
@@ -379,8 +400,8 @@ def _by_row(bottom: nn.Module) -> bool:
     )
 
 
-def _after(event: UpdateUp, names: Sequence[str]) -> Float[Tensor, " entries"]:
-    return flat({name: torch.from_numpy(event.after[name]) for name in names})
+def _flat(arrays: Arrays, names: Sequence[str]) -> Float[Tensor, " entries"]:
+    return flat({name: torch.from_numpy(arrays[name]) for name in names})
 
 
 def _names(law: Law) -> list[str]:

@@ -54,7 +54,7 @@ class Bounds:
         cell: Cell,
         run: Path,
         scores: Mapping[str, Any],
-        targets: Sequence[Target] = (),
+        targets: Sequence[Target],
     ) -> Bound | None:
         """Return what bounds a card's identification, or of canaries its label accuracy.
 
@@ -62,7 +62,7 @@ class Bounds:
             cell: The card's.
             run: The folder of its training run.
             scores: The card's.
-            targets: The messages behind them, in their order.
+            targets: The messages behind them, in their order; at least one.
 
         Returns:
             The ceiling, or why there is none; None where the experiment does not ask for one.
@@ -116,7 +116,7 @@ class Bounds:
         *,
         targets: Sequence[Target],
     ) -> Bound:
-        collect, party = cell.attack.collect, targets[0].node
+        collect = cell.attack.collect
         hits = [
             bool(value)
             for value, canary in zip(
@@ -137,10 +137,10 @@ class Bounds:
                 targets=settings.messages,
                 draws=25 * settings.draws,
                 model=cell.training.model.name,
-                party=party,
+                party=targets[0].node,  # the first, of which every card is
             )
 
-        found = self._once((run, "labels", collect, party), compute)
+        found = self._once((run, "labels", collect), compute)
         return Bound(
             game="canary label",
             ceiling=found.value,

@@ -55,6 +55,7 @@ class Message:
             squared error per pixel of a linear reconstruction; None of others.
         alone: Of several messages read together: the ceiling of the first alone.
         read: How many messages are read together.
+        without_bottoms: Where relayed bottoms are read: the ceiling of smashed data without them.
         used_before: Whether the row was in an earlier batch, so that weights already knew it: the
             ceiling is then given those weights.
     """
@@ -80,6 +81,7 @@ class Message:
     floor: float | None = None
     alone: float | None = None
     read: int = 1
+    without_bottoms: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +156,12 @@ class RunCeiling:
                 f"Read together: {min(each.read for each in self.messages)} to "
                 f"{max(each.read for each in self.messages)} messages of each row, over the "
                 f"{self.span}. Its first message alone: {fmean(alone):.3f}."
+            )
+        without = [m.without_bottoms for m in self.messages if m.without_bottoms is not None]
+        if without:
+            lines.append(
+                "Bottoms that nodes hand over in the clear are among them. Of a server that reads "
+                f"no bottom the ceiling is {fmean(without):.3f}."
             )
         if self.norm is not None:
             lines.append(f"Rows without noise have a mean norm of {self.norm:.3g}.")

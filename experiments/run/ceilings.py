@@ -7,7 +7,8 @@ gradients, so their whole past must be in the trace.
 
 A row leaves more on the wire than one message. With ``span = "training"`` the guesser reads all of
 it: every update of a round in which the row was used, or every smashed batch from the row's first
-on, of all nodes, since the row has moved the bottoms that made them.
+on, of all nodes, since the row has moved the bottoms that made them; and those bottoms themselves,
+where they pass the server in the clear.
 """
 
 from __future__ import annotations
@@ -74,8 +75,9 @@ def ceiling_of_run(
         draws: Of the noise, for each candidate.
         seed: Of those draws.
         span: What the guesser reads: the ``"message"`` alone; of a smashed row also the node's
-            later ones of the ``"round"``; or all that the row left on the wire in the whole
-            ``"training"``, from its first use on, whichever message was picked.
+            later ones of the ``"round"``, and the bottom that ends it where that is relayed; or all
+            that the row left on the wire in the whole ``"training"``, from its first use on,
+            whichever message was picked.
         model: The import path of the network, where the trace names one: permits to import it.
         labels: Whether the guesser is told the row's label where no message tells it: of updates,
             and of test rows.
@@ -118,13 +120,10 @@ def ceiling_of_run(
         summed=summed,
     )
     messages = [game.update(at) if evidences.updates else game.row(at) for at in chosen]
-    if span != "message" and not evidences.updates and recorded.plan.bottoms == "relayed":
-        game.notes.append(
-            "Bottoms pass the server in the clear and are not read here: this is of smashed data "
-            "alone, and no bound on a server that reads bottoms too."
-        )
     found = RunCeiling(messages=messages, findings=game.findings(messages), notes=game.notes)
     found = replace(found, span=span)
+    if any(each.without_bottoms is not None for each in messages):
+        found = replace(found, seat="server together with the fed-server, which reads bottoms")
     if summed:
         found = replace(found, seat="server that is given the sum of all nodes' updates alone")
     return replace(found, told=f"{found.told}, the row's label") if labels else found
@@ -233,15 +232,22 @@ class _Game:
                 stream = derive(self._seed, f"alone/{part.target}")
                 first = ceiling(part.messages, guesses=(guesses,), draws=self._draws, stream=stream)
                 alone = first[guesses].value
-            residual = gathered.add(part.messages, part.seen[0])
+            residual = gathered.add(part.messages, part.seen[0], apart=part.of_bottom)
             self._keep_residual(part, residual)
             read.append(replace(part, messages=part.messages.picked(torch.tensor([0]))))
-        messages, seen = gathered.together()
         clear = torch.cat([part.clear for part in read], 1)
-        whole = replace(read[0], messages=messages, seen=seen, clear=clear)
-        found = self._message(whole, guesses=guesses, place=place, labels=labels)
+
+        def together(*, apart: bool) -> Message:
+            messages, seen = gathered.together(apart=apart)
+            whole = replace(read[0], messages=messages, seen=seen, clear=clear)
+            return self._message(whole, guesses=guesses, place=place, labels=labels)
+
+        found, without = together(apart=True), None
+        if any(part.of_bottom for part in read):
+            without = together(apart=False).ceiling
         used = self._span == "round" and found.used_before  # else it is the row's first use
-        return replace(found, alone=alone, read=gathered.count, norm=None, used_before=used)
+        found = replace(found, alone=alone, read=gathered.count, norm=None, used_before=used)
+        return replace(found, without_bottoms=without)
 
     def findings(self, messages: Sequence[Message]) -> list[Finding]:
         """Return what the check of the recorded noise found."""

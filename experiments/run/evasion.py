@@ -248,15 +248,7 @@ def at_the_end(targets: Sequence[Target], trace: Trace) -> bool:
 def whole_network(
     answers: AnswerKey, trace: Trace
 ) -> tuple[nn.Sequential, nn.Sequential, Architecture]:
-    """Return the network as the last round left it, in two parts, and its layers.
-
-    Args:
-        answers: The run's, with its last bottom.
-        trace: The run's.
-
-    Returns:
-        Bottom, top and architecture.
-    """
+    """Return the network as the last round left it, in two parts, and its layers."""
     architecture = architecture_of(trace.about)
     bottom, top = architecture.bottom(0), architecture.top(0)
     held = trace.holding("server", f"model/round-{trace.about['rounds']}")

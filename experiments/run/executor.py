@@ -64,15 +64,7 @@ class Progress(Protocol):
 
 
 def card_fields(cell: Cell, key: str) -> dict[str, Any]:
-    """Return card fields common to finished, unfit and diverged cells.
-
-    Args:
-        cell: The cell.
-        key: Of its card.
-
-    Returns:
-        Fields of a :class:`~experiments.results.cards.Card`.
-    """
+    """Return card fields common to finished, unfit and diverged cells."""
     settings, training = cell.settings, cell.settings.training
     exchanges = find_protocol(training.protocol.name).exchanges
     return {
@@ -103,17 +95,7 @@ def empty_card(
     status: Literal["unfit", "diverged", "failed"],
     why: str,
 ) -> Card:
-    """Return the card of a cell that came to no result.
-
-    Args:
-        cell: The cell.
-        key: Of its card.
-        status: What became of it.
-        why: In words.
-
-    Returns:
-        A card without scores.
-    """
+    """Return the card of a cell that came to no result."""
     return Card(**card_fields(cell, key), status=status, why=why)
 
 
@@ -134,11 +116,7 @@ class RunCleanup:
         self._users = Counter(folder for group in groups for folder in group.runs)
 
     def after(self, group: "TrainingGroup") -> None:
-        """Remove what nobody needs any more: cards, guesses and truths stay.
-
-        Args:
-            group: One that is done.
-        """
+        """Remove what nobody needs any more: cards, guesses and truths stay."""
         self._users.subtract(group.runs)
         for folder in () if self._keep else group.runs:
             if not self._users[folder]:

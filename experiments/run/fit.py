@@ -50,12 +50,6 @@ def fitting(wanted: Sequence[Cell]) -> list[Cell]:
     """Leave out cells that cannot fit and that no case asks for by name.
 
     An attack or a defence that fits nowhere stays: its cards say why, and nothing else would.
-
-    Args:
-        wanted: Of an experiment.
-
-    Returns:
-        Those to run.
     """
     crossed = [bool(unfit(cell).keys() - cell.settings.named) for cell in wanted]
     fit = [cell.settings for cell, out in zip(wanted, crossed, strict=True) if not out]

@@ -1,4 +1,4 @@
-"""Guesses as wholes, whatever fields they have: chosen among restarts, picked, brought home."""
+"""Whole guesses, whatever fields they have: the best of restarts, of some targets, on the CPU."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -81,5 +81,5 @@ def _mean(objective: Tensor) -> float:
     return float(usable.mean()) if len(usable) else math.inf
 
 
-def _where(wins: Tensor, best_restart: Tensor, worse: Tensor) -> Tensor:
-    return torch.where(wins.reshape(-1, *[1] * (best_restart.dim() - 1)), best_restart, worse)
+def _where(wins: Tensor, better: Tensor, worse: Tensor) -> Tensor:
+    return torch.where(wins.reshape(-1, *[1] * (better.dim() - 1)), better, worse)

@@ -175,12 +175,7 @@ def _labelled(scores: Scores, truth: Truth) -> dict[str, dict[str, float]]:
 
 
 def keep_truth(truth: Truth, path: Path) -> None:
-    """Write the attacked samples beside the guess, for the owner's report; of many, labels alone.
-
-    Args:
-        truth: Of the attacked targets.
-        path: Of a safetensors file.
-    """
+    """Write the attacked samples beside the guess, for the owner; of many, labels alone."""
     shown = {"images": truth.images} if truth.labels.numel() <= _SHOWN else {}
     save_tensors({**shown, "labels": truth.labels}, path)
 

@@ -39,15 +39,7 @@ def answer_key_of(cell: CellSettings, prepared: Prepared) -> str:
 
 
 def score_key(cell: CellSettings, prepared: Prepared) -> str:
-    """Return the name of a cell's card.
-
-    Args:
-        cell: The cell.
-        prepared: Its training run.
-
-    Returns:
-        Its key.
-    """
+    """Return the name of a cell's card."""
     return card_key(cell.as_json(), _source(cell, prepared, (_SCORES,), cell.judged_by()))
 
 

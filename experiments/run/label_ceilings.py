@@ -43,7 +43,8 @@ from experiments.run.label_holders import (
     rows_of,
 )
 from experiments.run.recorded import Recorded
-from experiments.run.targets import Evidences, round_number
+from experiments.run.targets import Evidences
+from experiments.settings.plugins import round_number
 from leakbed.contracts import Defense, Protects, select
 from leakbed.contracts.noise_laws import Channel, Clean, Fixed, Law, NoCeilingError, sent_law
 from leakbed.events import Phase, Target
@@ -180,7 +181,6 @@ def label_ceiling_of_run(
     span: str = "training",
     targets: int = 8,
     draws: int = 100,
-    seed: int = 0,
     kappa: float | None = None,
     model: str | None = None,
     party: int | None = None,
@@ -195,7 +195,6 @@ def label_ceiling_of_run(
             FedAvg for the first update that the row was in, or all of them to that round.
         targets: How many canaries at most.
         draws: Of the noise, for each label.
-        seed: Of those draws.
         kappa: For a party with the inputs: how often the best classifier that reads no message is
             right. A trained classifier gives a lower limit of it alone.
         model: As for :func:`~experiments.run.ceilings.ceiling_of_run`.
@@ -216,7 +215,7 @@ def label_ceiling_of_run(
     recorded = Recorded.open(run, model=model)
     _refuse(recorded, span=span)
     until = round_number(collect, last=int(recorded.trace.about["rounds"]))
-    game = _Game(recorded, draws=draws, seed=seed, kappa=kappa)
+    game = _Game(recorded, draws=draws, kappa=kappa)
     one = span == "message"
     if _sends_updates(recorded):
         messages = game.of_updates(until=until, one=one, most=targets)
@@ -271,7 +270,7 @@ def recorded_gradients(run: Recorded, *, most: int) -> Iterator[Float[Tensor, " 
     if not select(run.defenses, Protects.CUT_GRADIENT):
         return
     refuse_unknown_holder(run)
-    game = _Game(run, draws=1, seed=0, kappa=None)
+    game = _Game(run, draws=1, kappa=None)
     holder, steps = begun(run, 1, until=1)
     for step in islice(steps, most):
         yield from game.residuals(step, holder)
@@ -411,8 +410,8 @@ def _first_uses(run: Recorded, *, until: int, party: int | None = None) -> list[
 
 
 class _Game:
-    def __init__(self, run: Recorded, *, draws: int, seed: int, kappa: float | None) -> None:
-        self._run, self._draws, self._seed, self._kappa = run, draws, seed, kappa
+    def __init__(self, run: Recorded, *, draws: int, kappa: float | None) -> None:
+        self._run, self._draws, self._kappa = run, draws, kappa
         classes = run.key.num_classes
         shares = torch.bincount(run.key.labels, minlength=classes).double()
         self.prior: Float[Tensor, " classes"] = shares / shares.sum()
@@ -555,7 +554,7 @@ class _Game:
     ) -> LabelMessage:
         """Return the numbers of one canary, whose first message is the first that was gathered."""
         prior, behind = self._shares[answers], self._behind[answers]
-        stream = derive(self._seed, f"canary/{target}")
+        stream = derive(0, f"canary/{target}")
         alone, error = label_ceiling(first, behind, draws=self._draws, stream=stream, prior=prior)
         messages, seen = gathered.together()
         value = alone

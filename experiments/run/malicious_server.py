@@ -59,12 +59,7 @@ class LiveAdversary:
     """
 
     def __init__(self, prepared: Prepared, chosen: Hijacking) -> None:
-        """Let the adversary begin; what it refuses, it refuses before anything is trained.
-
-        Args:
-            prepared: The run.
-            chosen: Its adversary.
-        """
+        """Let the adversary begin; what it refuses, it refuses before anything is trained."""
         self.forges = not chosen.watches
         self.checkpoints: list[dict[str, float]] = []
         self.seconds = self.watching = 0.0

@@ -1,6 +1,6 @@
 """Attack a trace that was recorded elsewhere, with or without its answers.
 
-Guessed images as a PNG: one row per target, for eyes only.
+Guessed images are also drawn into a PNG, one row a target, for a person to look at.
 """
 
 import json

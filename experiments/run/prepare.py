@@ -109,15 +109,7 @@ def labels_of(data: DataConfig, partition: int) -> Int[Tensor, " rows"]:
 
 
 def passes_of(training: Training, *, rows: int) -> int:
-    """Return in how many batches of a whole run one row of a node is, at most.
-
-    Args:
-        training: The run's settings.
-        rows: How many the node has.
-
-    Returns:
-        At least 1.
-    """
+    """Return in how many batches of a whole run one row of a node is, at most."""
     protocol = training.protocol
     steps, size = protocol.local_steps, protocol.batch_size
     return protocol.rounds * (1 if steps is None else ceil(steps * size / rows))
@@ -130,14 +122,7 @@ def check_defenses(
     *,
     rows: tuple[int, ...],
 ) -> None:
-    """Let every defence refuse the run; each raises its own error.
-
-    Args:
-        defenses: Of the run.
-        training: Its settings.
-        architecture: The network; cut, where the protocol cuts it.
-        rows: How many each node has.
-    """
+    """Let every defence refuse the run; each raises its own error."""
     protocol = training.protocol
     for each in rows:
         for defense in defenses:

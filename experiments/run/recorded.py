@@ -48,7 +48,7 @@ class Recorded:
 
         Args:
             run: With ``trace`` and ``answers``.
-            model: As for :func:`ceiling_of_run`.
+            model: As for :func:`~experiments.run.ceilings.ceiling_of_run`.
 
         Returns:
             The run.
@@ -72,7 +72,7 @@ class Recorded:
         Args:
             trace: Its messages.
             key: Its truth.
-            model: As for :func:`ceiling_of_run`.
+            model: As for :func:`~experiments.run.ceilings.ceiling_of_run`.
 
         Returns:
             The run.

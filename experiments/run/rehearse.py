@@ -174,7 +174,7 @@ def _problem(role: Role, rows: int) -> str | None:
         batch = batch.to(first.dtype)
     try:
         with scoped(0):
-            made = part(batch.requires_grad_(role.part in {"middle", "head", "top"}).clone())
+            made = part(batch.requires_grad_(role.part in {"middle", "head", "top"}))
         if (unlike := _unlike(role, made, (rows, *makes))) is not None:
             return unlike
         if made.requires_grad:

@@ -17,8 +17,16 @@ from torch import Tensor, nn
 
 from experiments.run.recorded import Recorded
 from leakbed.contracts import Defense, Protects, select
-from leakbed.contracts.noise_laws import Channel, Clean, Law, NoCeilingError, sent_law
-from leakbed.events import Array, CutGradientDown, Phase, SmashedUp, Target
+from leakbed.contracts.noise_laws import (
+    Channel,
+    Clean,
+    Fixed,
+    Law,
+    NoCeilingError,
+    floating,
+    sent_law,
+)
+from leakbed.events import Array, Bottom, CutGradientDown, Phase, SmashedUp, Target
 from leakbed.plugins import is_own
 from leakbed.seeds import derive, scoped
 from leakbed.tensors import as_tensor, load
@@ -94,14 +102,15 @@ def refuse_own_protocol(about: Mapping[str, object]) -> None:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sent:
-    """One smashed batch, as it was sent and as each candidate would have sent it.
+    """One smashed batch or relayed bottom, as it was sent and as each candidate would have sent it.
 
     Attributes:
         event: The recorded one.
-        laws: By candidate.
+        laws: By candidate; of a bottom without the head beside it, whose steps follow from features
+            and labels that the server has.
     """
 
-    event: SmashedUp
+    event: SmashedUp | Bottom
     laws: Sequence[Law]
 
 
@@ -120,12 +129,13 @@ def following(
         run: The recorded run.
         target: One of its smashed rows, of training.
         candidates: Rows of the answer key's images that take its place.
-        whole: Whether to go on to the end of the training, with all nodes' batches; else to the end
-            of the node's round.
+        whole: Whether to go on to the end of the training, with all nodes' batches and the test
+            rows that the last bottom was shown; else to the end of the node's round.
 
     Yields:
-        Batches in the order they were sent. If the trace does not hold what bottoms were trained
-        with, or how they step is not repeated here, that is a
+        Batches in the order they were sent, and where a node's turn ends its bottom, if it is in
+        the clear. If the trace does not hold what bottoms were trained with, or how they step is
+        not repeated here, that is a
         :class:`~leakbed.contracts.noise_laws.NoCeilingError`.
     """
     _refuse_unknown(run, target, later=True)
@@ -136,18 +146,25 @@ def following(
         if isinstance(step, _Batch):
             event = step.event
             recorded = torch.tensor(run.key.order[event.node, event.round, event.step])
-            laws: list[Law] = []
-            for walker, candidate in zip(walkers, candidates.tolist(), strict=True):
-                rows = torch.where(recorded == own, candidate, recorded)
-                made = walker.step(step, rows)
-                clean = Clean(kind=_SMASHED, arrays={_SMASHED: made})
-                laws.append(sent_law(run.defenses, clean))
-            yield Sent(event=event, laws=laws)
-            continue
-        if not whole and isinstance(step, _End):
-            return
-        for walker in walkers:
-            walker.move(step)
+            rows = [torch.where(recorded == own, each, recorded) for each in candidates]
+            made = [walker.step(step, batch) for walker, batch in zip(walkers, rows, strict=True)]
+            yield Sent(event=event, laws=[_smashed_law(run, each) for each in made])
+        elif isinstance(step, _Evaluated):
+            made = [walker.shown(step) for walker in walkers]
+            yield Sent(event=step.event, laws=[_smashed_law(run, each) for each in made])
+        else:
+            for walker in walkers:
+                walker.move(step)
+        if isinstance(step, _End):
+            if step.bottom is not None:
+                ends = [Fixed(mean=floating(walker.ends[-1][1])) for walker in walkers]
+                yield Sent(event=step.bottom, laws=ends)
+            if not whole:
+                return
+
+
+def _smashed_law(run: Recorded, made: Tensor) -> Law:
+    return sent_law(run.defenses, Clean(kind=_SMASHED, arrays={_SMASHED: made}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,21 +182,28 @@ class _Batch:
 class _End:
     node: int
     rows: int
+    bottom: Bottom | None
 
 
 class _RoundEnd:
     """All nodes of a round are done."""
 
 
-_Step = _Begin | _Batch | _End | _RoundEnd
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Evaluated:
+    event: SmashedUp
+
+
+_Step = _Begin | _Batch | _End | _RoundEnd | _Evaluated
 
 
 def _steps(run: Recorded, target: Target) -> Iterator[_Step]:
     """Yield what happened to bottoms in a whole training, round by round as the trace has them."""
     for round_ in range(1, int(run.trace.about["rounds"]) + 1):
-        events = list(run.trace.events(SmashedUp, CutGradientDown, round_=round_))
+        events = list(run.trace.events(SmashedUp, CutGradientDown, Bottom, round_=round_))
         batches = [e for e in events if isinstance(e, SmashedUp) and e.phase == Phase.TRAIN]
         gradients = {(e.node, e.step): e.gradient for e in events if isinstance(e, CutGradientDown)}
+        bottoms = {e.node: e for e in events if isinstance(e, Bottom) and e.up}
         if not batches:
             raise NoCeilingError(
                 f"the trace does not hold round {round_}, by which bottoms were trained before or "
@@ -191,8 +215,12 @@ def _steps(run: Recorded, target: Target) -> Iterator[_Step]:
             yield _Begin(node=node)
             for event in own:
                 yield _Batch(event=event, gradient=gradients.get((node, event.step)))
-            yield _End(node=node, rows=sum(len(event.smashed) for event in own))
+            rows = sum(len(event.smashed) for event in own)
+            yield _End(node=node, rows=rows, bottom=bottoms.get(node))
         yield _RoundEnd()
+        for message in events:
+            if isinstance(message, SmashedUp) and message.phase == Phase.EVALUATE:
+                yield _Evaluated(event=message)
 
 
 def _reached(run: Recorded, target: Target) -> tuple[_Bottoms, Iterator[_Step]]:
@@ -200,6 +228,8 @@ def _reached(run: Recorded, target: Target) -> tuple[_Bottoms, Iterator[_Step]]:
     bottoms, steps = _Bottoms(run), _steps(run, target)
     at = target.node, target.round, target.step
     for step in steps:
+        if isinstance(step, _Evaluated):
+            continue
         if not isinstance(step, _Batch):
             bottoms.move(step)
             continue
@@ -264,9 +294,10 @@ class _Bottoms:
             self.bottom.train()
             self.optimiser = self._run.plan.optimiser(self.bottom.parameters())
             if self._run.plan.optimizer_state == "kept" and step.node in self.kept:
-                self.optimiser.load_state_dict(dict(self.kept[step.node]))
+                # A state that is loaded is stepped in place, and others may start from it too.
+                self.optimiser.load_state_dict(copy.deepcopy(dict(self.kept[step.node])))
         elif isinstance(step, _End):
-            self.kept[step.node] = copy.deepcopy(self.optimiser.state_dict())
+            self.kept[step.node] = self.optimiser.state_dict()
             self.ends.append((step.rows, _copied(self.bottom)))
             if not self._merges:
                 self._state = self.ends[-1][1]
@@ -276,6 +307,14 @@ class _Bottoms:
                 merged = average([{n: v.numpy() for n, v in s.items()} for s in states], counts)
                 self._state = {name: torch.tensor(value) for name, value in merged.items()}
             self.ends = []
+
+    def shown(self, evaluated: _Evaluated) -> Tensor:
+        """Return what the bottom of a round that has ended makes of test rows."""
+        self.bottom.load_state_dict(dict(self._state))
+        start, count = evaluated.event.step, len(evaluated.event.smashed)
+        with torch.no_grad():
+            made: Tensor = self.bottom.eval()(self._run.key.test_images[start : start + count])
+        return made
 
     def step(self, batch: _Batch, rows: Int[Tensor, " batch"]) -> Float[Tensor, " batch *cut"]:
         """Send a batch of some rows, and learn from the gradient that came back."""

@@ -137,14 +137,7 @@ class Plan:
     def begin(
         self, folder: Path, checked: Settings, done: Mapping[str, Card], progress: Progress | None
     ) -> None:
-        """Note what is run, and say how much it is, and how much of the last run is no part of it.
-
-        Args:
-            folder: For results.
-            checked: The experiment.
-            done: Cards that stand.
-            progress: Told so.
-        """
+        """Note what is run; say how much it is, and how much of the last run is no part of it."""
         gone = sum(key in done and key not in self.cells for key in noted_keys(folder))
         self.note(folder, checked, list(self.cells))
         if progress is None:
@@ -217,12 +210,6 @@ def finished(folder: Path) -> dict[str, Card]:
     """Return the cards that stand, by their keys; what failed is to be tried again.
 
     A guess whose card was deleted goes with it, so that its cell is attacked anew.
-
-    Args:
-        folder: For results.
-
-    Returns:
-        Cards.
     """
     cards = read_cards(folder) if (folder / "cards").is_dir() else []
     remove_orphans(folder, cards)

@@ -345,6 +345,8 @@ class _Scheduler:
         What a cluster without any CPU or GPU has not begun by then never ends: it is cut short.
         """
         self._ending, seen = True, monotonic()
+        if waits := len(self._under_way):
+            _log.warning("an error: ends after %d runs that Ray was given, or by Ctrl-C", waits)
         while self._under_way:
             ready, _ = ray.wait(list(self._under_way), timeout=_LOOK_SECONDS)
             for generator in ready:

@@ -16,6 +16,7 @@ from math import ceil
 from typing import Any
 
 from experiments.results.cards import Exposure
+from experiments.settings.plugins import round_number
 from leakbed.contracts import Evidence, Seat, ThreatModel, UnfitError
 from leakbed.contracts.threat import sees
 from leakbed.events import Arrays, Bottom, CutGradientDown, Phase, SmashedUp, Target, UpdateUp
@@ -108,20 +109,6 @@ class Evidences:
             for node in sorted(rows)
         ]
         return replace(self, updates=updates, of_bottoms=True)
-
-
-def round_number(collect: str | int, *, last: int) -> int:
-    """Return which round an attack reads.
-
-    Args:
-        collect: ``"first"``, ``"middle"``, ``"last"`` or the round's number.
-        last: The last round's number.
-
-    Returns:
-        Its number; of an even number of rounds the middle is the earlier one.
-    """
-    named = {"first": 1, "middle": (last + 1) // 2, "last": last}
-    return named[collect] if isinstance(collect, str) else collect
 
 
 def _recorded(trace: Trace, collect: str | int) -> int:

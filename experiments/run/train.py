@@ -132,7 +132,7 @@ def train(
     """Train under the wiretap; a run that cannot be put into its folder is an ``OSError``.
 
     Args:
-        prepared: From :func:`prepare`.
+        prepared: From :func:`~experiments.run.prepare.prepare`.
         grid: Any Flower grid whose nodes run our ClientApp.
         folder: Where the run is kept; a half-finished one there is replaced.
         roster: Partition id by node id where known, else the nodes are asked.

@@ -1,9 +1,8 @@
 """Views: from a trace and a threat model to exactly what one attack may read.
 
-What an adversary knows before the first message: its own images, shapes, and no evidence.
-
-An adversary that forges, or that watches live, begins with this view and gets every smashed batch
-as it comes; one that attacks a trace finds the same images there.
+An adversary that forges, or that watches live, begins with a view of before the first message: its
+own images and shapes, and no evidence. It gets every smashed batch as it comes; one that attacks a
+trace finds the same images there.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

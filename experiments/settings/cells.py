@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any, TypeVar
 
-from experiments.run.targets import round_number
 from experiments.settings.plugins import (
     AttackSettings,
     DefenseSettings,
@@ -15,6 +14,7 @@ from experiments.settings.plugins import (
     TunedOn,
     is_adversary,
     is_intruder,
+    round_number,
 )
 from experiments.settings.protocol import ProtocolSettings
 from experiments.settings.schema import (

@@ -326,6 +326,20 @@ class AttackSettings(BaseModel):
         return self.called or self.name
 
 
+def round_number(collect: str | int, *, last: int) -> int:
+    """Return which round an attack reads.
+
+    Args:
+        collect: ``"first"``, ``"middle"``, ``"last"`` or the round's number.
+        last: The last round's number.
+
+    Returns:
+        Its number; of an even number of rounds the middle is the earlier one.
+    """
+    named = {"first": 1, "middle": (last + 1) // 2, "last": last}
+    return named[collect] if isinstance(collect, str) else collect
+
+
 class DefenseSettings(BaseModel):
     """One alternative: nothing, one defence, or several applied in order.
 

@@ -391,16 +391,7 @@ class MaliciousClient(Protocol):
         ...
 
     def turn(self, view: NodeView, state: MaliciousClientState, *, rows: int) -> CraftedBatch:
-        """Decide on the next batch; asked again of the same state, decide the same.
-
-        Args:
-            view: As in :meth:`begin`.
-            state: As it stands; never changed.
-            rows: Size of the batch.
-
-        Returns:
-            The batch.
-        """
+        """Decide on the next batch; asked again of the same state, decide the same."""
         ...
 
     def learn(

@@ -396,8 +396,7 @@ class Defense:
 
         Of noise: which density, of which size, around what; what is a function of the message alone
         is :class:`~leakbed.contracts.noise_laws.Fixed`. It must be the law of the hook beside it,
-        for every
-        message: the oracle checks recorded noise against it.
+        for every message: the oracle checks recorded noise against it.
 
         Args:
             clean: The message as the hook is given it.
@@ -535,13 +534,5 @@ class Defense:
 
 
 def select(defenses: Iterable[Defense], *kinds: Protects) -> tuple[Defense, ...]:
-    """Return the defences that protect at least one of some kinds, in the order given.
-
-    Args:
-        defenses: To choose from.
-        *kinds: What they should protect.
-
-    Returns:
-        Those, perhaps none.
-    """
+    """Return the defences that protect at least one of some kinds, in the order given."""
     return tuple(each for each in defenses if each.protects & {*kinds})

@@ -194,14 +194,7 @@ class Queries:
 
 
 def renewed(view: View) -> View:
-    """Return a view whose queries are all left, as every run of an attack begins.
-
-    Args:
-        view: Never changed.
-
-    Returns:
-        The same but for queries.
-    """
+    """Return a view whose queries are all left, as every run of an attack begins."""
     fresh = {k: v.renewed() if isinstance(v, Queries) else v for k, v in view.granted.items()}
     return replace(view, granted=Granted(fresh))
 

@@ -146,12 +146,6 @@ class DataConfig:
         Where nodes are aligned, the node looks its rows up by their common ids, whatever order it
         stores them in, and has no labels: they are the label party's. -1 stands for each, which no
         loss takes.
-
-        Args:
-            node: Which node.
-
-        Returns:
-            Images and labels.
         """
         dataset, owned = self.dataset(), self.split()
         stored = owned.nodes[node]

@@ -223,12 +223,6 @@ def standardised(
     """Return every feature in [0, 1]: its mean at 0.5, three standard deviations from it an edge.
 
     What lies further is cut off; a feature that is the same in all rows is 0.5.
-
-    Args:
-        features: Finite numbers.
-
-    Returns:
-        As many.
     """
     spread = features.std(0)
     scaled = (features - features.mean(0)) / np.where(spread > 0, spread, 1)

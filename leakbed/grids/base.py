@@ -1,19 +1,17 @@
 """What the grids of our own share: nodes known from the start, and no Flower run behind them.
 
-Nodes that stay where they are: what LocalGrid and RayGrid have in common.
-
 A :class:`NodeHost` owns the contexts of some nodes and runs a ClientApp on their messages. Its
 contexts are sticky: what a handler keeps in ``context.live`` is still there at the next message,
 so models and data need not be rebuilt. On Flower's runtimes contexts have no such attribute. A node
 that keeps nothing alive is its ``context.state`` alone, and may go on in any other host.
 
-The one way a run of ours fails on the wire: it stops and says which node, what and why.
+A node that fails ends the run with a :class:`NodeFailed`, which says which node, what and why.
 
-Wait for replies by pulling, a little longer each time: Flower's own wait sleeps 3 s at a time.
-
-In a deployment most of an exchange is a process that the SuperNode starts (docs/decisions/0008).
-Flower's own pull also waits inside the call, up to three minutes, for what a node announced and has
-not uploaded yet. So each reply is pulled in a thread of its own, and only its own node waits.
+Replies of Flower's grids are waited for by pulling, a little longer each time, as Flower's own wait
+sleeps 3 s at a time. In a deployment most of an exchange is a process that the SuperNode starts
+(docs/decisions/0008). Flower's own pull also waits inside the call, up to three minutes, for what a
+node announced and has not uploaded yet. So each reply is pulled in a thread of its own, and only
+its own node waits.
 """
 
 import re
@@ -88,12 +86,7 @@ class NodeHost:
         self._contexts: dict[int, StickyContext] = {}
 
     def settle(self, node_id: int, state: RecordDict) -> None:
-        """Take in a node that was elsewhere.
-
-        Args:
-            node_id: One of the roster's.
-            state: All it remembers; becomes the node's own.
-        """
+        """Take in a node that was elsewhere."""
         self._contexts[node_id] = StickyContext(
             node_id, self._roster[node_id], len(self._roster), state=state
         )
@@ -246,22 +239,11 @@ class ResidentGrid(Grid):
 
         A typed call's are refused here, before anybody sees them, a message's where they are copied
         or else where they are read.
-
-        Args:
-            bounds: Of the plan.
         """
         self.bounds = bounds
 
     def allowed(self, asked: Asked, reply: Answer) -> Answer:
-        """Return a typed call's reply, or a failure in place of one that the plan does not allow.
-
-        Args:
-            asked: What it answers.
-            reply: As the node's code made it.
-
-        Returns:
-            The answer.
-        """
+        """Return a typed call's reply, or a failure if it is one that the plan does not allow."""
         if not isinstance(reply, Failure):
             try:
                 self.bounds.refuse_answer(asked, reply)
@@ -361,15 +343,7 @@ _pulls: WeakKeyDictionary[Grid, dict[str, _Pull]] = WeakKeyDictionary()
 
 
 def pulled(grid: Grid, ids: Iterable[str]) -> list[Message]:
-    """Look once for replies; of a grid of Flower's, without waiting for what is not uploaded.
-
-    Args:
-        grid: Where the messages were pushed.
-        ids: Theirs.
-
-    Returns:
-        The replies that are there.
-    """
+    """Look once for replies; of a grid of Flower's, without waiting for what is not uploaded."""
     if not _is_flowers(grid):
         return list(grid.pull_messages(ids))
     wanted, running = list(ids), _pulls.setdefault(grid, {})

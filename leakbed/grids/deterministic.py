@@ -107,12 +107,6 @@ class DeterministicGrid(GridWrapper):
         """Pull replies through the wrapped grid, in canonical order; errors stay in them.
 
         A reply that the plan does not allow becomes an error before anyone reads it.
-
-        Args:
-            message_ids: From ``push_messages``.
-
-        Returns:
-            The replies that are there.
         """
         replies = self._sorted(pulled(self._grid, message_ids), {})
         return [self._allowed(reply, self._sent) for reply in replies]

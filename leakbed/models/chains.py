@@ -25,12 +25,7 @@ class Between(nn.Module):
     """What a forward does in code between two of its layers; has no weights."""
 
     def __init__(self, *, training: fx.GraphModule, evaluating: fx.GraphModule) -> None:
-        """Keep both, as code may ask for the mode that its network is in.
-
-        Args:
-            training: What it does in training.
-            evaluating: What it does in evaluation.
-        """
+        """Keep both, as code may ask for the mode that its network is in."""
         super().__init__()
         self.in_training = training
         self.in_evaluation = evaluating
@@ -112,26 +107,12 @@ def chained(model: nn.Module, path: str) -> nn.Sequential:
 
 
 def is_plain(model: nn.Module) -> bool:
-    """Say whether a module runs its submodules one after another, and does nothing else.
-
-    Args:
-        model: Any.
-
-    Returns:
-        Whether its forward is that of ``nn.Sequential``.
-    """
+    """Say whether a module runs its submodules one after another, and does nothing else."""
     return isinstance(model, nn.Sequential) and type(model).forward is nn.Sequential.forward
 
 
 def flat(layers: nn.Sequential) -> list[nn.Module]:
-    """Return layers in the order they run, those of sequences within sequences among them.
-
-    Args:
-        layers: A sequence.
-
-    Returns:
-        None of them a plain ``nn.Sequential``.
-    """
+    """Return layers in the order they run; in place of a plain ``nn.Sequential`` its own layers."""
     found: list[nn.Module] = []
     for layer in layers:
         found += flat(layer) if type(layer) is nn.Sequential else [layer]
@@ -164,7 +145,7 @@ class _Outline(fx.Tracer):
     """Takes every layer that a forward calls as a whole."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Say so of all."""
+        """Return True: no layer is looked into."""
         del m, module_qualified_name
         return True
 

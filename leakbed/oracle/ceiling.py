@@ -17,7 +17,7 @@ points of fewer than N coordinates, and noise is drawn there: this is exact.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 
 import torch
@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from leakbed.contracts.noise_laws import NoCeilingError
-from leakbed.oracle.messages import Messages, axes, same
+from leakbed.oracle.messages import Messages, axes, nearness
 from leakbed.seeds import generator
 
 _CHUNK = 4096  # entries at once, so that sums over long messages are in double precision
@@ -38,7 +38,8 @@ class Ceiling:
 
     Attributes:
         value: Mean over all candidates.
-        error: Standard error of the draws alone; the spread over messages is larger.
+        error: Standard error of the draws, and of truths where some candidates alone were taken
+            for it; the spread over messages is larger.
         guesses: How many names the guess may give.
         candidates: Among how many.
         records: How often each candidate is named when it is the truth.
@@ -129,7 +130,7 @@ def label_ceiling(
         truths: As for :func:`ceiling`.
 
     Returns:
-        The mean over candidates, and its standard error from the draws alone.
+        The mean over candidates, and its standard error as for :class:`Ceiling`.
     """
     chosen = torch.arange(len(messages)) if truths is None else truths
     weights = torch.ones(len(messages), dtype=torch.float64) if prior is None else prior.double()
@@ -212,7 +213,13 @@ def points(messages: Messages) -> Points:
 def _scored(
     messages: Messages, *, level: float, coordinates: Points | None
 ) -> "_InPlane | _Direct":
-    """Return the cheaper way that is exact to draw messages and score all candidates."""
+    """Return the cheaper way that is exact to draw messages and score all candidates.
+
+    Rounding is all that hides what is sent without noise, and counts as noise.
+    """
+    if messages.family == "fixed" and not messages.others:
+        scales = torch.full_like(messages.scales, messages.rounding)
+        messages, level = replace(messages, family="normal", scales=scales), 1.0
     if messages.equal_noise:
         return _InPlane(messages, coordinates or points(messages), level=level)
     return _Direct(messages.at_level(level))
@@ -243,8 +250,7 @@ class _InPlane:
         noise = torch.randn(len(truths), places.shape[1], generator=random).to(places)
         message = places[truths] + noise
         scores = message @ places.T - places.square().sum(1) / 2
-        allowed = same(self._clear[truths], self._clear)
-        return scores.double().masked_fill(~allowed, -torch.inf)
+        return scores.double() + nearness(self._clear[truths], self._clear)
 
 
 class _Direct:
@@ -254,16 +260,13 @@ class _Direct:
     def drawn(
         self, truths: Int[Tensor, " drawn"], random: torch.Generator
     ) -> Float[Tensor, " drawn candidates"]:
-        again: slice | Tensor = slice(None)
-        if self._messages.noiseless:  # the same message at every draw
-            truths, again = truths.unique_consecutive(return_inverse=True)
         parts = [
             self._messages.likelihood(
                 self._messages.drawn(part, random), self._messages.clear[part]
             )
             for part in truths.split(50)
         ]
-        return torch.cat(parts)[again]
+        return torch.cat(parts)
 
 
 def _named(belief: Tensor, truths: Tensor, guesses: int) -> Tensor:
@@ -277,11 +280,16 @@ def _summed(
     masses: Tensor, weights: Tensor, *, guesses: int, candidates: int, records: Tensor
 ) -> Ceiling:
     shares = weights / weights.sum()
-    draws = masses.shape[1]
-    within = masses.var(1) if draws > 1 else masses.var(0).expand(len(masses))
+    draws, count = masses.shape[1], len(masses)
+    value = shares @ masses.mean(1)
+    within = (masses.var(1) if draws > 1 else masses.var(0).expand(count)) / draws
+    # The variance of the means over truths has that of the draws in it.
+    between = (masses.mean(1) - value).square() * count / max(count - 1, 1)
+    seen = count / candidates
+    squares = shares.square() * (seen * within + (1 - seen) * between)
     return Ceiling(
-        value=float(shares @ masses.mean(1)),
-        error=sqrt(float((shares.square() * within).sum()) / draws),
+        value=float(value),
+        error=sqrt(float(squares.sum())),
         guesses=guesses,
         candidates=candidates,
         records=records,

@@ -33,16 +33,20 @@ class Gathered:
     """
 
     count: int = 0
-    _sums: "dict[Family, _Sum]" = field(default_factory=dict)
+    _sums: "dict[tuple[Family, bool], _Sum]" = field(default_factory=dict)
     _kept: list[tuple[Messages, Tensor]] = field(default_factory=list)
     _clear: list[Tensor] = field(default_factory=list)
 
-    def add(self, messages: Messages, seen: Float[Tensor, " entries"]) -> Float[Tensor, " entries"]:
+    def add(
+        self, messages: Messages, seen: Float[Tensor, " entries"], *, apart: bool = False
+    ) -> Float[Tensor, " entries"]:
         """Read one more message.
 
         Args:
             messages: Of all candidates.
             seen: What was recorded.
+            apart: Whether it can be left out of what is read together; its noise must be none, or
+                normal and the same for all candidates.
 
         Returns:
             How far that is from the truth's; in units of the noise, where that is normal.
@@ -57,7 +61,8 @@ class Gathered:
         self.count += 1
         self._clear.append(messages.clear)
         if messages.equal_noise or messages.family == "fixed":
-            self._sums.setdefault(messages.family, _Sum()).add(messages, residual, scale)
+            kind = messages.family, apart
+            self._sums.setdefault(kind, _Sum()).add(messages, residual, scale)
             return residual
         follows = messages.family == "normal"
         self._kept.append(_reduced(messages, seen) if follows else (messages, seen))
@@ -70,16 +75,20 @@ class Gathered:
             )
         return residual
 
-    def together(self) -> tuple[Messages, Float[Tensor, " 1 numbers"]]:
+    def together(self, *, apart: bool = True) -> tuple[Messages, Float[Tensor, " 1 numbers"]]:
         """Return all messages as one of each candidate, and what was recorded in its place.
 
         What was sent without noise and is not what the truth sends is a
         :class:`~leakbed.contracts.noise_laws.NoCeilingError`.
 
+        Args:
+            apart: Whether those are read that can be left out.
+
         Returns:
             Short messages, as likely as all messages together.
         """
-        parts = [each.together(family) for family, each in self._sums.items()] + self._kept
+        sums = [(key, each) for key, each in self._sums.items() if apart or not key[1]]
+        parts = [each.together(family) for (family, _), each in sums] + self._kept
         (first, _), *rest = parts
         others = tuple(each for each, _ in rest)
         made = replace(first, clear=torch.cat(self._clear, 1), others=others, radius=None)
@@ -104,13 +113,11 @@ class _Sum:
     def together(self, family: Family) -> tuple[Messages, Tensor]:
         places, seen = _places(self.gram, self.seen)
         if family == "fixed":
-            rounding = ROUNDING**2 * self.size
-            if self.off > rounding:
+            if self.off > ROUNDING**2 * self.size:
                 raise NoCeilingError(
                     "recorded messages are not what the row sends: the model, the order of its "
-                    "arrays, or the training before it is another"
+                    "arrays, or the training before it is another, perhaps on another device"
                 )
-            places[self.gram.diagonal() <= rounding] = 0
             seen = torch.zeros_like(seen)
         made = Messages(
             means=places,

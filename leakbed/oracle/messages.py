@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from leakbed.contracts.noise_laws import (
@@ -32,7 +32,8 @@ _FAMILIES: Mapping[type, Family] = dict(
     zip((Fixed, Normal, Laplace, Axial), ("fixed", "normal", "laplace", "axial"), strict=True)
 )
 ROUNDING = 8 * torch.finfo(torch.float32).eps  # of a message, relative to its norm
-_CLEAR = 1e-6  # of a number sent in the clear, relative: some units in the last place
+_UNIT = torch.finfo(torch.float32).eps / 4  # of a number, relative: the deviation of its rounding
+_CLEAR = 1e-6  # of a number sent in the clear, relative: from there on it is another
 _SOME, _PAIRS = 4096, 1000  # entries that are compared first, and pairs that are compared whole
 _POINT = 1e3  # log-likelihood of a point on each axis: above that of any width a float can have
 
@@ -204,7 +205,7 @@ class Messages:
         found = torch.zeros(len(drawn), len(self), dtype=torch.float64)
         for each, part in zip((self, *self.others), parts, strict=True):
             found += _LIKELIHOODS[each.family](each, part)
-        return found.masked_fill(~same(clear, self.clear), -torch.inf)
+        return found + nearness(clear, self.clear)
 
     @property
     def columns(self) -> int:
@@ -212,16 +213,23 @@ class Messages:
         return self.means.shape[1] + len(self.across)
 
     @property
-    def noiseless(self) -> bool:
-        """Whether a candidate always sends the same message."""
-        return all(each.family == "fixed" for each in (self, *self.others))
-
-    @property
     def equal_noise(self) -> bool:
         """Whether the noise is normal and the same whatever the candidate."""
         if self.family != "normal" or self.others:
             return False
         return bool((self.scales == self.scales[:1]).all())
+
+    @property
+    def rounding(self) -> float:
+        """How far apart two messages without noise are that rounding may have moved apart.
+
+        Of that by which candidates differ, which is computed for each, and of each number that is
+        sent. Not of the message's norm: what all candidates share is rounded alike. (An earlier
+        version took that, so that updates of small steps shared one place; corrected 2026-11-29.)
+        """
+        apart = torch.linalg.vector_norm(self.means - self.means.mean(0), dim=1).median()
+        size = torch.linalg.vector_norm(self.means, dim=1).max() / self.means.shape[1] ** 0.5
+        return max(ROUNDING * float(apart), _UNIT * float(size), 1e-30)
 
     @property
     def mu(self) -> float | None:
@@ -256,20 +264,25 @@ def axes(
     return vectors[:, kept], values[kept].sqrt()
 
 
-def same(
+def nearness(
     drawn: Float[Tensor, " drawn columns"], candidates: Float[Tensor, " candidates columns"]
-) -> Bool[Tensor, " drawn candidates"]:
-    """Say which candidates' numbers in the clear are those of a message, up to rounding.
+) -> Float[Tensor, " drawn candidates"]:
+    """Return how well candidates' numbers in the clear are those of a message, but for rounding.
+
+    An earlier version took for the same whatever was some units in the last place apart, which
+    joined the losses of many candidates; corrected 2026-11-29.
 
     Args:
         drawn: Of messages.
         candidates: Of candidates.
 
     Returns:
-        One for each pair.
+        Log-likelihoods, of rounding by one unit in the last place; minus infinity far from it.
     """
-    gap = (drawn.unsqueeze(1) - candidates).abs()
-    return (gap <= _CLEAR * candidates.abs().clamp_min(1e-3)).all(2)
+    size = candidates.abs().clamp_min(1e-3)
+    gap = (drawn.unsqueeze(1) - candidates).abs() / size
+    found = -(gap / torch.finfo(torch.float32).eps).square().sum(2) / 2
+    return found.masked_fill((gap > _CLEAR).any(2), -torch.inf)
 
 
 def _draw(
@@ -311,8 +324,8 @@ def _squares(messages: Messages, count: int, random: torch.Generator) -> Tensor:
 
 
 def _fixed(messages: Messages, drawn: Tensor) -> Tensor:
-    """0 where a candidate sends the message, up to rounding; else minus infinity."""
-    means = messages.means.double()
+    """Minus infinity where a candidate is another, up to rounding; the nearest is likeliest."""
+    means, width = messages.means.double(), messages.rounding
     limit = ROUNDING * float(means.norm(dim=1).max())
     # Two messages lie at least as far apart as some of their entries do, which most pairs settle.
     some = slice(-_SOME, None)
@@ -320,7 +333,8 @@ def _fixed(messages: Messages, drawn: Tensor) -> Tensor:
     found = torch.full_like(near, -torch.inf, dtype=torch.float64)
     for message, candidate in (pairs.unbind(1) for pairs in near.nonzero().split(_PAIRS)):
         apart = (drawn[message].double() - means[candidate]).norm(dim=1)
-        found[message, candidate] = torch.where(apart > limit, -torch.inf, 0.0).double()
+        nearness = -(apart / width).square() / 2
+        found[message, candidate] = nearness.masked_fill(apart > limit, -torch.inf)
     return found
 
 

@@ -65,14 +65,7 @@ class Extent:
 
     @classmethod
     def of(cls, value: object) -> "Extent | None":
-        """Return what a line of an index says, or None if that is no extent.
-
-        Args:
-            value: As JSON has it.
-
-        Returns:
-            The extent.
-        """
+        """Return what a line of an index says, or None if that is no extent."""
         match value:
             case [str(digest), int(segment), int(offset), int(size)]:
                 numbers = (segment, offset, size)
@@ -99,11 +92,7 @@ class Segments:
     """The segment files of a trace that is being written."""
 
     def __init__(self, folder: Path) -> None:
-        """Make the folder; a file only when there are arrays.
-
-        Args:
-            folder: The trace.
-        """
+        """Make the folder; a file only when there are arrays."""
         (folder / SEGMENTS).mkdir(mode=0o700)
         self._folder = folder
         self._file: int | None = None
@@ -112,14 +101,7 @@ class Segments:
         self._beginnings: set[tuple[int, str]] = set()
 
     def add(self, parts: Parts) -> Extent:
-        """Append a group of arrays, unless an equal one is there.
-
-        Args:
-            parts: From :func:`serialised`.
-
-        Returns:
-            Where it lies.
-        """
+        """Append a group of arrays, unless an equal one is there; return where it lies."""
         size = sum(map(len, parts))
         digest = checksum(parts) if self._may_be_there(parts, size) else None
         if digest is not None and (known := self._known.get(digest)) is not None:
@@ -167,14 +149,7 @@ class Segments:
 
 
 def create(path: Path) -> int:
-    """Open a new file for writing, readable by its owner only.
-
-    Args:
-        path: Its name.
-
-    Returns:
-        A file descriptor.
-    """
+    """Open a new file for writing, readable by its owner only."""
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
 
 
@@ -182,11 +157,7 @@ class Reading:
     """The segment files of a trace that is being read, each opened once; a context manager."""
 
     def __init__(self, folder: Path) -> None:
-        """Open nothing yet.
-
-        Args:
-            folder: The trace.
-        """
+        """Open nothing yet."""
         self._folder, self._ends = folder, ExitStack()
         self._files: dict[int, IO[bytes]] = {}
 
@@ -383,18 +354,11 @@ class Recent:
     """
 
     def __init__(self) -> None:
-        """Know of none."""
+        """Begin without any arrays."""
         self._known: deque[tuple[_Look, Extent]] = deque(maxlen=_REMEMBERED)
 
     def extent(self, arrays: Arrays) -> Extent | None:
-        """Return where arrays equal to these lie; None if it is not known.
-
-        Args:
-            arrays: By name.
-
-        Returns:
-            As it was remembered.
-        """
+        """Return where arrays equal to these lie; None if it is not known."""
         look = _look(arrays)
         for entry in [] if look is None else list(self._known):
             if entry[0] == look:

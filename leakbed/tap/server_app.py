@@ -163,11 +163,7 @@ class TappedApp(ServerApp):
 
 @cache
 def warn_of_newer(flower: str) -> None:
-    """Warn once of a Flower under which no app was ever tapped in a test.
-
-    Args:
-        flower: Its version.
-    """
+    """Warn once of a Flower under which no app was ever tapped in a test."""
     found = tuple(int(part) for part in re.findall(r"\d+", flower)[:2])
     if found > NEWEST:
         _log.warning(

@@ -294,15 +294,7 @@ class Trace:
                     yield self._event(files, record, event_type)
 
     def holding(self, seat: str, name: str) -> Arrays | None:
-        """Return what a party held under a name, or None.
-
-        Args:
-            seat: The party.
-            name: As given to :meth:`Recorder.hold`.
-
-        Returns:
-            Its tensors by name.
-        """
+        """Return the tensors that a party held under a name, or None."""
         for record in self.records:
             if record.kind == HOLDING and record.fields == {"seat": seat, "name": name}:
                 with Reading(self.folder) as files:

@@ -35,11 +35,7 @@ class Stored:
     """
 
     def __init__(self, content: RecordDict) -> None:
-        """Sort what a message carries.
-
-        Args:
-            content: The records; never changed.
-        """
+        """Sort what a message carries."""
         self.arrays: dict[str, Arrays] = {}
         self.values: dict[str, Any] = {}
         self.size = 0

@@ -14,7 +14,7 @@ Generators are the process's, not a thread's, so undoing a hook's draws also rew
 other threads drew meanwhile. An app with threads that draw from the global generators should use
 hooks that say ``draws_nothing = True``, as the recorder does: around those nothing is undone.
 
-A grid around a grid: delegation that every wrapper shares.
+:class:`GridWrapper` hands everything on to the grid that it wraps; other wrappers inherit it too.
 """
 
 import logging
@@ -55,11 +55,7 @@ class GridWrapper(Grid):
     """A Flower grid that passes everything on to the one it wraps, until overridden."""
 
     def __init__(self, grid: Grid) -> None:
-        """Wrap a grid.
-
-        Args:
-            grid: Any Flower grid.
-        """
+        """Wrap a grid."""
         self._grid = grid
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401  whatever the wrapped grid has

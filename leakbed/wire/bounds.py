@@ -256,10 +256,6 @@ class Bounds:
 
         One that is refused is a :class:`~leakbed.wire.records.WireError`, which says what is too
         much, and what is allowed.
-
-        Args:
-            sent: What it answers.
-            reply: As it came.
         """
         if not reply.has_error():
             self._refuse(Asked.by_message(sent), reply.content)
@@ -407,12 +403,7 @@ class Bounds:
 
 
 def bind(grid: object, bounds: Bounds) -> None:
-    """Let a grid refuse what comes in, before anyone else sees it, where it is one of ours.
-
-    Args:
-        grid: Any Flower grid.
-        bounds: From now on.
-    """
+    """Let a grid refuse what comes in, before anyone else sees it, where it is one of ours."""
     if (tell := getattr(grid, "bound_by", None)) is not None:
         tell(bounds)
 

@@ -140,15 +140,7 @@ def events_up(sent: Message, reply: Message, node: int) -> list[Event]:
 
 
 def silence(sent: Message, node: int) -> list[Event]:
-    """Return the event of a message that was never answered.
-
-    Args:
-        sent: The message.
-        node: The silent node, by partition id where known.
-
-    Returns:
-        One :class:`~leakbed.events.Failed`.
-    """
+    """Return the :class:`~leakbed.events.Failed` of a message that was never answered."""
     return [_failed(sent, node, "no reply")]
 
 

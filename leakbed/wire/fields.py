@@ -1,14 +1,12 @@
-"""What a node's detectors found, as it travels to the harness, and a node's word that it stopped.
-
-Findings are for whoever measures, so they travel sealed: no tap, trace or view of the server holds
-them. A real client would tell nobody but its owner. That it trains no further it says in the clear,
-for the server would notice.
-
-How each attribute of a message travels: the table from which messages are written and read.
+"""How each attribute of a message travels: the table from which messages are written and read.
 
 A message class lists its attributes once, in ``FIELDS``: the record, the name in it, the type. Its
 ``records`` and ``of`` follow from that, and so does what a server accepts in a reply (see
 :mod:`leakbed.wire.bounds`), so that neither can know a name the other does not.
+
+What a node's detectors found is for whoever measures, so it travels sealed: no tap, trace or view
+of the server holds it. A real client would tell nobody but its owner. That it trains no further it
+says in the clear, for the server would notice.
 """
 
 from abc import ABC, abstractmethod

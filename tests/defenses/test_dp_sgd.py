@@ -3,8 +3,6 @@ from typing import Any
 
 import pytest
 import torch
-from opacus.accountants import RDPAccountant
-from opacus.optimizers import DPOptimizer
 from torch import nn
 
 from defenses import DPSGD
@@ -28,6 +26,8 @@ def test_clipping_is_opacus_own(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = nn.Linear(2, 3)
     for name, weight in layer.named_parameters():
         weight.grad_sample = samples()[name]
+    from opacus.optimizers import DPOptimizer  # noqa: PLC0415  seconds to import
+
     optimiser = DPOptimizer(
         torch.optim.SGD(layer.parameters(), lr=1.0),
         noise_multiplier=0.0,
@@ -52,6 +52,8 @@ def test_noise_has_the_multiplier_times_the_clip_on_the_sum() -> None:
 
 
 def test_opacus_finds_the_epsilon_it_claims() -> None:
+    from opacus.accountants import RDPAccountant  # noqa: PLC0415
+
     accountant = RDPAccountant()
     accountant.history = [(FITTING.noise_multiplier, 0.1, 30)]
     assert accountant.get_epsilon(1e-5) == pytest.approx(4.0, abs=0.05)

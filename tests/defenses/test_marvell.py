@@ -1,5 +1,5 @@
 from dataclasses import replace
-from math import log
+from math import log, sqrt
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import defenses.marvell
 from defenses import Marvell
-from defenses.marvell import divergence, highest_auc, least_divergence, measured
+from defenses.marvell import divergence, least_divergence, measured
 from leakbed.contracts import IllegalCombinationError, Protects
 from leakbed.contracts.defense import Run
 from leakbed.contracts.noise_laws import Clean, NoCeilingError, sent_law
@@ -49,7 +49,8 @@ def test_the_leak_falls_with_the_power_and_stays_under_its_bound() -> None:
     for scale in (1.0, 10.0, 100.0):
         _, protected = sent(rows, scale=scale)
         noise = least_divergence(found, power=scale * found.distance)
-        bounds.append(highest_auc(divergence(found, noise)))
+        apart = min(divergence(found, noise), 4.0)  # where the bound on the AUC is 1
+        bounds.append(0.5 + sqrt(apart) / 2 - apart / 8)
         leaks.append(best_auc(protected))
     assert leaks[0] > 0.97
     assert leaks == sorted(leaks, reverse=True)

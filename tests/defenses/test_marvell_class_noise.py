@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from defenses.marvell import Classes, divergence, highest_auc, least_divergence, measured
+from defenses.marvell import Classes, divergence, least_divergence, measured
 
 CASES = {
     "even": Classes(share=0.5, positive=1.0, negative=1.0, distance=4.0, entries=3),
@@ -78,8 +78,3 @@ def test_classes_are_measured() -> None:
     assert found.positive == pytest.approx(0.5)  # 1 in one entry, 0 in the other
     assert found.negative == pytest.approx(4e-9)  # one row has none of its own
     assert (found.distance, found.entries) == (pytest.approx(8.0), 2)
-
-
-@pytest.mark.parametrize(("value", "bound"), [(0.0, 0.5), (1.0, 0.875), (4.0, 1.0), (50.0, 1.0)])
-def test_the_bound_on_the_auc(value: float, bound: float) -> None:
-    assert highest_auc(value) == bound

@@ -171,46 +171,6 @@ def test_a_defense_that_is_not_the_servers_is_refused(kind: Any) -> None:
         kind(layers, optimiser, defenses=(SmashedNoise(),))
 
 
-class Writes(nn.Module):
-    """Works in place, and has no flag that says so."""
-
-    def forward(self, rows: Tensor) -> Tensor:
-        return rows.clamp_(min=0)
-
-
-class Clamps(nn.Module):
-    def forward(self, rows: Tensor) -> Tensor:
-        return rows.clamp(min=0)
-
-
-@pytest.mark.parametrize("kind", [TopTrainer, MiddleTrainer])
-@pytest.mark.parametrize("first", [Writes(), nn.ReLU(inplace=True)])
-def test_a_first_layer_in_place_trains_like_one_that_is_not(kind: Any, first: nn.Module) -> None:
-    found = []
-    for layer in (first, Clamps()):
-        torch.manual_seed(0)
-        layers = nn.Sequential(layer, nn.Linear(5, 3))
-        part = kind(layers, torch.optim.SGD(layers.parameters(), lr=0.5))
-        received = SMASHED.clone()
-        if kind is TopTrainer:
-            sent = part.train(received, LABELS)
-        else:
-            part.forward(received)
-            sent = part.finish(torch.ones(4, 3))
-        assert torch.equal(received, SMASHED)
-        found.append({"sent": sent, **part.module.state_dict()})
-    assert tiny.same(*found)
-
-
-def test_a_merged_batch_of_one_party_is_not_written_to() -> None:
-    layers = nn.Sequential(Writes(), nn.Linear(5, 3))
-    part = TopTrainer(layers, torch.optim.SGD(layers.parameters(), lr=0.5))
-    received = part.received(SMASHED.clone())
-    (sent,) = part.train_merged([received], LABELS, merge=lambda each: each[0])
-    assert sent.shape == SMASHED.shape
-    assert torch.equal(received.detach(), SMASHED)
-
-
 def test_counters_that_an_average_made_fractions_are_rounded() -> None:
     layers = nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 3))
     part = TopTrainer(layers, torch.optim.SGD(layers.parameters(), lr=0.5))

@@ -44,11 +44,6 @@ def double_clipping() -> nn.Sequential:
     return layers
 
 
-def double_dropout() -> nn.Sequential:
-    """Dropout in the lower half and in the upper."""
-    return _layers(nn.Dropout(0.25), nn.Dropout(0.25))
-
-
 def double_normed() -> nn.Sequential:
     """BatchNorm in the lower half and in the upper."""
     return _layers(nn.BatchNorm2d(4), nn.BatchNorm1d(5))

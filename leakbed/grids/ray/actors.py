@@ -3,13 +3,11 @@
 A worker imports the ClientApp by name, from the driver's own folders in the driver's order, so that
 it runs the same files. Sent by value instead, an app would travel with every message.
 
-Whether a Ray cluster answers at an address, asked before Ray itself is.
+Whether a cluster answers at an address is asked before Ray itself is: Ray tries again for minutes
+where nobody answers, and has a traceback at the end.
 
-Ray tries again for minutes where nobody answers, and has a traceback at the end.
-
-A worker's share of a GPU: which ones it sees, and how much of their memory it may take.
-
-Ray counts fractions of GPUs but enforces nothing, so that one worker could starve its neighbours.
+A worker sees the GPUs of its share alone and may take its share of their memory: Ray counts
+fractions of GPUs but enforces nothing, so that one worker could starve its neighbours.
 """
 
 import gc

@@ -28,7 +28,7 @@ class Worker:
         actor: Ray's handle.
         ready: Ray's reference to its first sign of life; None once that has come.
         deadline: When to give up waiting for it.
-        errands: What it has not answered, in the order it was sent.
+        waiting: What it has not answered, in the order it was sent.
         dead: Whether it is gone.
     """
 
@@ -36,12 +36,12 @@ class Worker:
     actor: Any
     ready: Any = None
     deadline: float = math.inf
-    errands: list["PendingMessage"] = field(default_factory=list)
+    waiting: list["PendingMessage"] = field(default_factory=list)
     dead: bool = False
 
     def load_key(self) -> tuple[bool, int]:
         """Return whether it is at something nobody waited for to the end, and its messages."""
-        return bool(self.errands) and self.errands[0].abandoned, len(self.errands)
+        return bool(self.waiting) and self.waiting[0].abandoned, len(self.waiting)
 
 
 @dataclass(eq=False)
@@ -81,12 +81,12 @@ class Node:
     Attributes:
         state: Its last state, sealed; None of a new node.
         owner: The worker that keeps something of it alive.
-        errands: Its messages; the first is under way, the others wait for that one's state.
+        waiting: Its messages; the first is under way, the others wait for that one's state.
     """
 
     state: Parcel | None = None
     owner: Worker | None = None
-    errands: list[PendingMessage] = field(default_factory=list)
+    waiting: list[PendingMessage] = field(default_factory=list)
 
 
 def groups(load: list[PendingMessage]) -> Iterator[tuple[int, list[PendingMessage]]]:
@@ -99,7 +99,7 @@ def groups(load: list[PendingMessage]) -> Iterator[tuple[int, list[PendingMessag
     for _, alike in groupby(enumerate(load), key=lambda item: item[1].shared):
         places = list(alike)
         for at in range(0, len(places), size):
-            yield places[at][0], [errand for _, errand in places[at : at + size]]
+            yield places[at][0], [pending for _, pending in places[at : at + size]]
 
 
 READ_SECONDS = 10.0  # to read an answer that a worker left when it died

@@ -94,14 +94,7 @@ class RayGrid(ResidentGrid):
             undo.pop_all()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages to their nodes and return at once.
-
-        Args:
-            messages: From the strategy.
-
-        Returns:
-            Their ids.
-        """
+        """Send messages to their nodes and return their ids at once."""
         return self._push(list(messages), lambda message: monotonic() + message.metadata.ttl)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -138,14 +131,7 @@ class RayGrid(ResidentGrid):
             self._abandon(ids)
 
     def typed(self, kind: str) -> Call | None:
-        """Return a way to hand requests of a type to nodes, which begin at once.
-
-        Args:
-            kind: Type of the message a request would travel in.
-
-        Returns:
-            None where the nodes' app takes messages alone.
-        """
+        """Return what hands over requests, which begin at once; None where an app has messages."""
         return partial(self._called, kind) if kind in self._open().kinds else None
 
     def _called(self, kind: str, node: int, request: Carried, timeout: float | None) -> Wait:
@@ -192,38 +178,38 @@ class RayGrid(ResidentGrid):
     def _push(self, sent: list[Message], deadline: Callable[[Message], float]) -> list[str]:
         self._open()
         shared = _shared(sent)
-        errands = {}
+        waiting = {}
         for message in sent:
             message_id = self._ids.stamp(message)
             common = shared.get(id(message.content))
             most = self.bounds.weight(Asked.by_message(message))
             sealed = prepared(message, content=common is None, most=most)
-            errands[message_id] = PendingMessage(message, sealed, common)
-        self._start({i: (e, deadline(m)) for (i, e), m in zip(errands.items(), sent, strict=True)})
-        return list(errands)
+            waiting[message_id] = PendingMessage(message, sealed, common)
+        self._start({i: (e, deadline(m)) for (i, e), m in zip(waiting.items(), sent, strict=True)})
+        return list(waiting)
 
-    def _start(self, errands: dict[str, tuple[PendingMessage, float]]) -> None:
+    def _start(self, waiting: dict[str, tuple[PendingMessage, float]]) -> None:
         """Send messages and calls to their nodes, each to be answered by its deadline."""
         pool = self._open()
-        for errand, _ in errands.values():
-            if errand.node not in self.roster:
+        for pending, _ in waiting.values():
+            if pending.node not in self.roster:
                 nodes = f"this grid has nodes 1 to {len(self.roster)}"
-                errand.reply = failed(errand.sent, f"no such node; {nodes}")
+                pending.reply = failed(pending.sent, f"no such node; {nodes}")
         with self._lock:
-            self._pending |= errands
+            self._pending |= waiting
             pool.tidy()
-            pool.send(errand for errand, _ in errands.values() if errand.reply is None)
+            pool.send(pending for pending, _ in waiting.values() if pending.reply is None)
 
     def _wait(self, message_ids: list[str], seconds: float, *, for_all: bool) -> None:
         """Wait until one, or all, of these messages are answered."""
         pool, deadline = self._open(), monotonic() + seconds
         with self._lock:
-            errands = [self._pending[i][0] for i in message_ids if i in self._pending]
-        open_ = errands
-        while errands:
+            waiting = [self._pending[i][0] for i in message_ids if i in self._pending]
+        open_ = waiting
+        while waiting:
             with self._lock:
-                open_ = [errand for errand in open_ if errand.reply is None]
-                if not open_ or (len(open_) < len(errands) and not for_all):
+                open_ = [pending for pending in open_ if pending.reply is None]
+                if not open_ or (len(open_) < len(waiting) and not for_all):
                     return
                 tickets = pool.awaited(open_)
                 patience = min(deadline - monotonic(), pool.patience())
@@ -237,13 +223,13 @@ class RayGrid(ResidentGrid):
         now, replies = monotonic(), []
         with self._lock:
             for message_id in message_ids:
-                errand, deadline = self._pending.get(message_id, (None, math.inf))
-                if errand is None:
+                pending, deadline = self._pending.get(message_id, (None, math.inf))
+                if pending is None:
                     continue
-                reply = errand.reply
+                reply = pending.reply
                 if reply is None and expire and now >= deadline:
-                    self._open().abandon(errand)
-                    reply = expired(errand.sent) if isinstance(errand.sent, Message) else None
+                    self._open().abandon(pending)
+                    reply = expired(pending.sent) if isinstance(pending.sent, Message) else None
                 if isinstance(reply, Message):
                     del self._pending[message_id]
                     replies.append(reply)

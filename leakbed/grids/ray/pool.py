@@ -46,13 +46,7 @@ class Pool:
     """
 
     def __init__(self, recipe: Recipe, roster: Mapping[int, int], *, workers: int) -> None:
-        """Start the workers and wait for them.
-
-        Args:
-            recipe: How to start one.
-            roster: Partition id by node id.
-            workers: How many.
-        """
+        """Start the workers and wait for them."""
         self._recipe, self._roster = recipe, roster
         self._nodes: dict[int, Node] = {}
         self._under_way: dict[Any, list[PendingMessage]] = {}
@@ -61,37 +55,33 @@ class Pool:
         self.workers = [Worker(number, actor) for number, actor in enumerate(started)]
         self._numbers = count(workers)
 
-    def send(self, errands: Iterable[PendingMessage]) -> None:
-        """Send messages to their nodes, each once its node has answered the one before.
-
-        Args:
-            errands: Not sent yet.
-        """
+    def send(self, waiting: Iterable[PendingMessage]) -> None:
+        """Send messages to their nodes, each once its node has answered the one before."""
         loads: dict[Worker, list[PendingMessage]] = {}
-        for errand in errands:
-            node = self._nodes.setdefault(errand.node, Node())
-            node.errands.append(errand)
-            if len(node.errands) == 1:
-                loads.setdefault(self._assign(errand), []).append(errand)
+        for pending in waiting:
+            node = self._nodes.setdefault(pending.node, Node())
+            node.waiting.append(pending)
+            if len(node.waiting) == 1:
+                loads.setdefault(self._assign(pending), []).append(pending)
         calls = [call for load in loads.values() for call in groups(load)]
         for _, group in sorted(calls, key=itemgetter(0)):  # every worker soon has its first
             self._dispatch(group)
 
-    def awaited(self, errands: Sequence[PendingMessage]) -> list[Any]:
+    def awaited(self, waiting: Sequence[PendingMessage]) -> list[Any]:
         """Return tickets of what comes next, to wait for; those there are for :meth:`advance`.
 
         Args:
-            errands: Those whose answers are wanted, none of which is there.
+            waiting: Those whose answers are wanted, none of which is there.
 
         Returns:
             Ray's references.
         """
         found = {worker.ready: None for worker in self.workers if worker.ready is not None}
-        if len(errands) == 1 and errands[0].ticket is not None:
-            return [*found, errands[0].ticket]  # nothing else has to be looked at for it
+        if len(waiting) == 1 and waiting[0].ticket is not None:
+            return [*found, waiting[0].ticket]  # nothing else has to be looked at for it
         for worker in self.workers:
             # It answers in this order, and waiting for a few is faster than for all.
-            found |= {errand.ticket: None for errand in worker.errands[:_WINDOW]}
+            found |= {pending.ticket: None for pending in worker.waiting[:_WINDOW]}
         return list(found)
 
     def patience(self) -> float:
@@ -105,92 +95,92 @@ class Pool:
             tickets: Of :meth:`awaited`, those that are there.
         """
         for ticket in tickets:
-            errands = self._under_way.get(ticket)
-            if errands is not None and (why := self._receive(errands)) is not None:
-                self._replace_worker(errands[0].worker, why)
+            waiting = self._under_way.get(ticket)
+            if waiting is not None and (why := self._receive(waiting)) is not None:
+                self._replace_worker(waiting[0].worker, why)
         for worker in [w for w in self.workers if w.ready is not None]:
             late = worker.deadline < monotonic()
             if (late or worker.ready in tickets) and not self._has_started(worker):
                 self._replace_worker(worker, "it did not start")
 
-    def abandon(self, errand: PendingMessage) -> None:
+    def abandon(self, pending: PendingMessage) -> None:
         """Let a message be answered for nobody, or not be sent if it has not been."""
-        errand.abandoned = True
-        if errand.ticket is None:
-            self._node(errand).errands.remove(errand)
-        elif errand.reply is None:
-            self._late.append(errand)
+        pending.abandoned = True
+        if pending.ticket is None:
+            self._node(pending).waiting.remove(pending)
+        elif pending.reply is None:
+            self._late.append(pending)
 
     def tidy(self) -> None:
         """Take in what nobody waits for any more, and workers that have started."""
         if (self._late or self.patience() < math.inf) and (tickets := self.awaited(())):
             self.advance(there(tickets, 0.0))
-            self._late = [errand for errand in self._late if errand.reply is None]
+            self._late = [pending for pending in self._late if pending.reply is None]
 
     def stop(self) -> None:
         """End the workers."""
         stop([worker.actor for worker in self.workers])
         self.workers = []
 
-    def _node(self, errand: PendingMessage) -> Node:
-        return self._nodes[errand.node]
+    def _node(self, pending: PendingMessage) -> Node:
+        return self._nodes[pending.node]
 
-    def _assign(self, errand: PendingMessage) -> Worker:
+    def _assign(self, pending: PendingMessage) -> Worker:
         """Choose the worker that keeps the node, else the one with the fewest messages."""
-        node = self._node(errand)
+        node = self._node(pending)
         if node.owner is not None and node.owner.dead:
             node.owner = None
-        errand.worker = node.owner or self._fitting(errand)
-        errand.worker.errands.append(errand)
-        return errand.worker
+        pending.worker = node.owner or self._fitting(pending)
+        pending.worker.waiting.append(pending)
+        return pending.worker
 
-    def _fitting(self, errand: PendingMessage) -> Worker:
+    def _fitting(self, pending: PendingMessage) -> Worker:
         """Return the worker with the fewest messages; of several, one by the node's partition."""
         if not self.workers:
             self._start_another()
         able = [worker for worker in self.workers if worker.ready is None] or self.workers
-        first = self._roster[errand.node] % len(able)
+        first = self._roster[pending.node] % len(able)
         return min(able[first:] + able[:first], key=Worker.load_key)
 
-    def _dispatch(self, errands: list[PendingMessage]) -> None:
+    def _dispatch(self, waiting: list[PendingMessage]) -> None:
         """Send messages that have one worker, and one broadcast or none, in one call."""
         sent: list[tuple[Parcel, Parcel | None, bool]] = []
-        for errand in errands:
-            node = self._node(errand)
+        for pending in waiting:
+            node = self._node(pending)
             here = node.owner is not None
-            sent.append((errand.prepared, None if here else node.state, here))
-        ticket = start(errands[0].worker, sent, errands[0].shared)
-        self._under_way[ticket] = errands
-        for errand in errands:
-            errand.ticket = ticket
+            sent.append((pending.prepared, None if here else node.state, here))
+        ticket = start(waiting[0].worker, sent, waiting[0].shared)
+        self._under_way[ticket] = waiting
+        for pending in waiting:
+            pending.ticket = ticket
 
-    def _receive(self, errands: list[PendingMessage]) -> str | None:
+    def _receive(self, waiting: list[PendingMessage]) -> str | None:
         """Read the answer to messages of one call; return the reason if there is none to be had."""
-        sent = [errand.sent for errand in errands]
+        sent = [pending.sent for pending in waiting]
         try:
-            came = answers(answer(errands[0].ticket), sent)
+            came = answers(answer(waiting[0].ticket), sent)
         except CallFailedError as error:
             replies = [failed(each, str(error), raised=True) for each in sent]
             came = [Answer(reply, stays=False, state=None) for reply in replies]
         except WorkerGoneError as error:
             return str(error)
-        self._take(errands)
-        for errand, found in zip(errands, came, strict=True):
-            node = self._node(errand)
-            node.owner = errand.worker if found.stays else None
+        self._take(waiting)
+        for pending, found in zip(waiting, came, strict=True):
+            node = self._node(pending)
+            node.owner = pending.worker if found.stays else None
             node.state = node.state if found.state is None else found.state
-            self._finish(errand, found.reply)
+            self._finish(pending, found.reply)
         return None
 
-    def _take(self, errands: list[PendingMessage]) -> None:
+    def _take(self, waiting: list[PendingMessage]) -> None:
         """Take the messages of one call from their worker."""
-        del self._under_way[errands[0].ticket]
-        for errand in errands:
-            errand.worker.errands.remove(errand)
+        del self._under_way[waiting[0].ticket]
+        for pending in waiting:
+            pending.worker.waiting.remove(pending)
 
-    def _finish(self, errand: PendingMessage, reply: Reply) -> None:
-        errand.reply, errand.shared, errand.prepared = reply, None, _SPENT
-        waiting = self._node(errand).errands
+    def _finish(self, pending: PendingMessage, reply: Reply) -> None:
+        pending.reply, pending.shared, pending.prepared = reply, None, _SPENT
+        waiting = self._node(pending).waiting
         del waiting[0]
         if waiting:
             self._assign(waiting[0])
@@ -202,7 +192,7 @@ class Pool:
                 ray.get(worker.ready, timeout=0)
             except ray.exceptions.RayActorError as error:
                 # It may have died over its first message before word of its start got out.
-                return bool(worker.errands) and not error.actor_init_failed
+                return bool(worker.waiting) and not error.actor_init_failed
             except ray.exceptions.GetTimeoutError:
                 return False
             worker.ready, worker.deadline = None, math.inf
@@ -224,23 +214,23 @@ class Pool:
         if served := self._has_started(worker):
             self._start_another()
         stop([worker.actor])  # it may hang rather than be dead
-        tickets = dict.fromkeys(errand.ticket for errand in worker.errands)
+        tickets = dict.fromkeys(pending.ticket for pending in worker.waiting)
         calls = [self._under_way[ticket] for ticket in tickets]
-        lost = [errands for errands in calls if self._receive(errands) is not None]
+        lost = [waiting for waiting in calls if self._receive(waiting) is not None]
         _log.warning("worker %d is gone (%s); %d calls go elsewhere", worker.number, why, len(lost))
-        for place, errands in enumerate(lost):
-            self._take(errands)
+        for place, waiting in enumerate(lost):
+            self._take(waiting)
             # It died over the first call: the others had not begun.
-            self._retry(errands, charge=served and place == 0)
+            self._retry(waiting, charge=served and place == 0)
 
-    def _retry(self, errands: list[PendingMessage], *, charge: bool) -> None:
+    def _retry(self, waiting: list[PendingMessage], *, charge: bool) -> None:
         """Send messages again, each in a call of its own, that a worker left unanswered."""
-        for errand in errands:
-            errand.attempts += charge
-            if errand.attempts < _ATTEMPTS and self.workers and not errand.abandoned:
-                self._assign(errand)
-                self._dispatch([errand])
+        for pending in waiting:
+            pending.attempts += charge
+            if pending.attempts < _ATTEMPTS and self.workers and not pending.abandoned:
+                self._assign(pending)
+                self._dispatch([pending])
             else:
-                again = ", like the one before it" if errand.attempts == _ATTEMPTS else ""
-                reason = f"worker {errand.worker.number}, which had this message, is gone{again}"
-                self._finish(errand, failed(errand.sent, reason))
+                again = ", like the one before it" if pending.attempts == _ATTEMPTS else ""
+                reason = f"worker {pending.worker.number}, which had this message, is gone{again}"
+                self._finish(pending, failed(pending.sent, reason))

@@ -267,7 +267,7 @@ def one_step(make_card: MakeCard, collect: str | int, *hits: float, attack: str 
         cut=None,
         scores={"identification": {"mean": fmean(hits), "values": hits}, "targets": len(hits)},
         utility={"test_accuracy": 0.18},
-        settings={"attack": {"name": attack, "collect": collect}, "protocol": {"rounds": 5}},
+        settings={"attack": {"name": attack, "collect": collect}},
     )
 
 
@@ -310,6 +310,12 @@ def test_rounds_that_are_equally_bad_are_all_named_in_their_order(
         [*compared(make_card), *(made[place] for place in order if place in (1, 2))]
     )
     assert "in the first round and round 4, all that were attacked: dlm names 100% (16 to" in whom
+
+
+def test_a_round_that_is_named_by_its_number_too_is_one_round(make_card: MakeCard) -> None:
+    twice = [one_step(make_card, 5, 1, 1), one_step(make_card, "last", 1, 1, attack="sdar")]
+    _, whom, _ = opening([*compared(make_card), *twice])
+    assert "“one step on one image” in the last round: dlm names 100%" in whom
 
 
 def test_families_that_do_not_learn_the_same_are_not_compared(make_card: MakeCard) -> None:

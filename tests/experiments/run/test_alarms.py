@@ -197,6 +197,8 @@ def test_detectors_see_nothing_of_passive_attacks(tmp_path: Path) -> None:
 
 
 def test_without_detectors_a_card_says_nothing_of_them(tmp_path: Path) -> None:
-    for card in ran(tmp_path, {"name": "none"}):
+    cards = ran(tmp_path, {"name": "none"})
+    assert cards
+    for card in cards:
         assert card.detection == {}
         assert (card.control or {}).get("detection", {}) == {}

@@ -105,6 +105,7 @@ def test_targets_get_the_answers_to_their_own_rows(done: tuple[Path, list[Card]]
     folder, _ = done
     chosen = cells(load_settings(TABLE))
     found = [each for each in runs(folder) if each.decoded.exists()]
+    assert found
     for cell, hijacked in product((chosen[1], chosen[2]), found):
         attacked = decoded_attack(hijacked, Cell.of(cell))
         decoded = load_file(hijacked.decoded)

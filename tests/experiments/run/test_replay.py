@@ -1,16 +1,21 @@
 """Bottoms stepped again with recorded gradients make what was recorded, protocol by protocol."""
 
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
+import torch
+from scipy.stats import binom
 
 from experiments.run.ceiling_results import RunCeiling
 from experiments.run.ceilings import ceiling_of_run
 from experiments.run.recorded import Recorded
 from experiments.run.runner import run
 from leakbed.contracts.noise_laws import NoCeilingError
+from leakbed.events import Bottom, CutGradientDown
 from leakbed.tap.facts import UnpermittedModelError
+from leakbed.tensors import load
 
 FEW: dict[str, Any] = {"candidates": 30, "targets": 4, "draws": 2}
 
@@ -61,9 +66,56 @@ def test_the_last_round_and_test_rows_are_made_again(
     assert sound(ceiling_of_run(folder, collect="last", **FEW))
     whole = ceiling_of_run(folder, span="training", candidates=5, targets=1, draws=2)
     assert sound(whole)
-    unread = [each for each in whole.notes if "Bottoms pass the server in the clear" in each]
-    assert bool(unread) == (Recorded.open(folder).plan.bottoms == "relayed")
+    relayed = Recorded.open(folder).plan.bottoms == "relayed"
+    assert (whole.messages[0].without_bottoms is not None) == relayed
+    assert ("fed-server" in whole.seat) == relayed
     assert sound(ceiling_of_run(folder, when="inference", **FEW))
+
+
+def names_by_bottom(folder: Path, *, node: int, row: int, candidates: int) -> bool:
+    """Say whether the bottom that a node hands over after one step of SGD names a row."""
+    run = Recorded.open(folder)
+    sent = [e for e in run.trace.events(Bottom, CutGradientDown, round_=1) if e.node == node]
+    (gradient,) = [e.gradient for e in sent if isinstance(e, CutGradientDown)]
+    (after,) = [e.arrays for e in sent if isinstance(e, Bottom) and e.up]
+    before = next(e.arrays for e in sent if isinstance(e, Bottom))
+    rows = list(run.key.order[node, 1, 0])
+    gaps = {}
+    for guess in {int(rows[row]), *range(candidates)} - {*rows[:row], *rows[row + 1 :]}:
+        bottom = run.architecture.bottom(0)
+        load(bottom, {name: before[name] for name in bottom.state_dict()})
+        batch = run.key.images[[*rows[:row], guess, *rows[row + 1 :]]]
+        bottom(batch).backward(torch.tensor(gradient))
+        gaps[guess] = sum(
+            float((w.data - run.plan.learning_rate * w.grad - torch.tensor(after[name])).norm())
+            for name, w in bottom.named_parameters()
+            if w.grad is not None
+        )
+    return min(gaps, key=lambda guess: gaps[guess]) == rows[row]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "span", "own"),
+    [("splitfed-v1", "training", {}), ("u-shaped", "round", {"bottoms": "relayed"})],
+)
+def test_relayed_bottoms_are_read_and_an_attack_on_them_is_not_above_the_ceiling(
+    protocol: str, span: str, own: dict[str, Any], tmp_path: Path
+) -> None:
+    own = {"local_steps": 1, "momentum": 0.0, **own}
+    model = {"name": "mnistnet", "cut": 2, **({"upper_cut": 7} if protocol == "u-shaped" else {})}
+    folder = recorded(tmp_path, protocol, model=model, sigma=30.0, **own)
+    found = ceiling_of_run(folder, collect="first", span=span, **{**FEW, "targets": 8})
+    assert sound(found)
+    hits = sum(
+        names_by_bottom(folder, node=each.node, row=each.row, candidates=30)
+        for each in found.messages
+    )
+    assert hits == len(found.messages) == 8
+    assert found.value == pytest.approx(1.0)
+    without = fmean(float(m.without_bottoms or 0) for m in found.messages)
+    assert without > 0.1  # candidates of the row's label are left
+    assert binom.sf(hits - 1, len(found.messages), without) < 0.001
+    assert f"no bottom the ceiling is {without:.3f}" in "\n".join(found.lines())
 
 
 def test_bottoms_that_step_together_have_a_first_message_only(tmp_path: Path) -> None:
@@ -107,6 +159,8 @@ def test_later_messages_of_the_node_are_made_again_and_add_to_the_ceiling(
     assert not any(each.used_before for each in whole.messages)
     assert {each.round for each in whole.messages} == {1}  # the row's first use, whenever picked
     read = [each.read for each in whole.messages]
-    assert 8 < min(read) <= max(read) <= 2 * 2 * 4  # both nodes' batches, from the row's first on
+    places = [8 * (each.round - 1) + 4 * each.node + each.step for each in whole.messages]
+    # Both nodes' batches from the row's first on, and test rows behind the last bottom.
+    assert read == [2 * 2 * 4 - place + 1 for place in places]
     assert all(each.ceiling > float(each.alone or 0) - 4 * error for each in whole.messages)
     assert "over the training. Its first message alone" in "\n".join(whole.lines())

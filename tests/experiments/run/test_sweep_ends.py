@@ -92,7 +92,7 @@ def test_a_card_that_cannot_be_kept_ends_the_run(
 
 
 def test_after_an_error_a_cluster_without_room_is_not_waited_for(
-    tmp_path: Path, no_ray: NoRay
+    tmp_path: Path, no_ray: NoRay, caplog: pytest.LogCaptureFixture
 ) -> None:
     def keep(card: Card) -> None:
         raise OSError("disk full")
@@ -102,4 +102,5 @@ def test_after_an_error_a_cluster_without_room_is_not_waited_for(
     scheduler = sweep._Scheduler(made, {0: task, 1: task}, keep=keep, tidy=lambda _: None)
     with pytest.raises(OSError, match="disk full"):
         scheduler.run()
+    assert "ends after 1 runs that Ray was given, or by Ctrl-C" in caplog.text
     assert no_ray.cancelled == set(no_ray.begun)

@@ -10,7 +10,8 @@ import pytest
 from safetensors.numpy import load
 
 from experiments.results.cards import Exposure
-from experiments.run.targets import Evidences, MisfitError, exposure, pick_targets, round_number
+from experiments.run.targets import Evidences, MisfitError, exposure, pick_targets
+from experiments.settings.plugins import round_number
 from leakbed.contracts import Evidence, Seat, ThreatModel
 from leakbed.events import Phase, SmashedUp
 from leakbed.tap.trace import Trace

@@ -113,6 +113,7 @@ def test_smashed_rows_are_those_the_answer_key_says(tmp_path: Path) -> None:
     run = trained(tmp_path / "run")
     answers = AnswerKey.read(run.answers)
     events = [e for e in Trace(run.trace).events(SmashedUp) if e.phase == "train"]  # type: ignore[attr-defined]
+    assert events
     for event in events:
         rows = answers.order[event.node, event.round, event.step]
         assert isinstance(event, SmashedUp)

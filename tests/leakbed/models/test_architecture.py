@@ -16,7 +16,9 @@ from leakbed.models import (
     UnknownModelError,
     redrawn,
 )
+from leakbed.models.cutting import guarded
 from leakbed.seeds import scoped
+from tests.support.strange_networks import Lowers
 
 
 @pytest.fixture(autouse=True)
@@ -239,6 +241,14 @@ def test_a_network_that_writes_to_images_computes_on_copies_of_them() -> None:
     for network in (strange("overwriting").build(0), strange("overwriting", cut=0).bottom(0)):
         network(images)
         assert torch.equal(images, held)
+
+
+@pytest.mark.parametrize("first", [nn.Flatten(), nn.Sequential(nn.Identity(), nn.Flatten())])
+def test_what_is_given_is_not_written_to_through_a_view_of_it(first: nn.Module) -> None:
+    given = torch.randn(2, 3, 4)
+    held = given.clone()
+    guarded(nn.Sequential(first, Lowers(inplace=True)))(given)
+    assert torch.equal(given, held)
 
 
 def test_a_block_that_adds_what_it_wrote_over_stays_as_written() -> None:

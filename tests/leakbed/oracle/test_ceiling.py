@@ -181,21 +181,6 @@ def test_a_recorded_message_names_its_candidate_and_a_strange_one_is_refused() -
         beliefs(fixed, means + 1)
 
 
-def test_without_noise_each_candidate_is_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    likelihood, compared = Messages.likelihood, list[int]()
-
-    def counted(messages: Messages, drawn: torch.Tensor, clear: torch.Tensor) -> torch.Tensor:
-        compared.append(len(drawn))
-        return likelihood(messages, drawn, clear)
-
-    monkeypatch.setattr(Messages, "likelihood", counted)
-    means = torch.tensor([[1.0], [2.0], [3.0], [3.0]])  # two that nobody tells apart
-    found = ceiling(Messages.of_rows(Fixed(mean={"smashed": means})), draws=3, stream=0)[1]
-    assert (found.value, found.error) == (0.75, 0.0)
-    assert found.records.tolist() == [1.0, 1.0, 0.5, 0.5]
-    assert sum(compared) == len(means)
-
-
 def test_labels_answered_at_random_have_a_closed_form() -> None:
     classes, epsilon = 10, 1.0
     keep = 1 / (1 + (classes - 1) * math.exp(-epsilon))
@@ -233,3 +218,27 @@ def test_caps_follow_from_the_radius() -> None:
 
 def test_flat_keeps_the_order_of_names() -> None:
     assert flat({"b": torch.tensor([1.0]), "a": torch.tensor([[2.0, 3.0]])}).tolist() == [1, 2, 3]
+
+
+def test_the_error_counts_the_truths_that_were_not_looked_at() -> None:
+    """Half of the candidates are always named, half never: a few truths do not say how many."""
+    means = torch.cat([100 * torch.eye(100), torch.zeros(100, 100)])
+    messages = Messages.of([alike({"w": mean}, 1.0) for mean in means])
+    random = torch.Generator().manual_seed(3)
+    chosen = [torch.randperm(200, generator=random)[:20] for _ in range(100)]
+    found = [ceiling(messages, stream=i, truths=c)[1] for i, c in enumerate(chosen)]
+    spread = torch.tensor([each.value for each in found]).std()
+    assert sum(each.error for each in found) / 100 == pytest.approx(float(spread), rel=0.2)
+    assert ceiling(messages, stream=1)[1].error < 0.001
+
+
+def test_losses_that_differ_by_units_in_the_last_place_are_told_apart() -> None:
+    """Who trains again as the node does has the very loss: rounding alone hides what differs."""
+    law = [alike({"w": torch.zeros(2)}, 1.0)] * 3
+    losses = 2.3 * (1 + torch.tensor([0.0, 5e-7, 1.0], dtype=torch.float64))
+    messages = Messages.of(law).beside(losses)
+    assert ceiling(messages, stream=1)[1].value > 0.99
+    seen = losses[:1].reshape(1, 1) * (1 + 6e-8)  # made again, but for one rounding
+    assert beliefs(messages, torch.zeros(1, 2), clear=seen)[0, 0] > 0.99
+    with pytest.raises(NoCeilingError, match="could have been sent by no candidate"):
+        beliefs(messages, torch.zeros(1, 2), clear=seen + 1)

@@ -5,6 +5,7 @@ import torch
 
 from leakbed.contracts.noise_laws import Axial, Fixed, NoCeilingError, alike
 from leakbed.oracle.ceiling import beliefs, ceiling
+from leakbed.oracle.gathered import Gathered
 from leakbed.oracle.messages import Messages
 
 
@@ -66,3 +67,23 @@ def test_a_message_on_its_line_is_possible_however_far_the_noise_took_it() -> No
     truths = torch.arange(2).repeat(20)
     believed = beliefs(messages, messages.drawn(truths, random))
     assert torch.equal(believed.argmax(1), truths)
+
+
+def test_what_all_candidates_share_hides_no_difference() -> None:
+    """Updates of small steps: a reader of the differences names each, though weights are large."""
+    random = torch.Generator().manual_seed(0)
+    weights = torch.randn(5000, generator=random)
+    moves = 3e-7 * torch.randn(8, 5000, generator=random)
+    moves[7] = moves[6]
+    messages = Messages.of([Fixed(mean={"w": weights + move}) for move in moves])
+    assert (messages.means - messages.means[3]).square().sum(1).argmin() == 3
+    found = ceiling(messages, stream=5)[1]
+    assert found.value == pytest.approx(7 / 8, abs=1e-3)
+    assert found.records[:6].tolist() == [1] * 6
+    assert beliefs(messages, messages.means[3:4])[0, 3] == pytest.approx(1.0)
+    gathered = Gathered()
+    for _ in range(2):
+        gathered.add(messages, messages.means[0])
+    together, seen = gathered.together()
+    assert ceiling(together, stream=5)[1].value == pytest.approx(7 / 8, abs=1e-3)
+    assert beliefs(together, seen, clear=torch.zeros(1, 0))[0, 0] == pytest.approx(1.0)
