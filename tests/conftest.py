@@ -13,7 +13,7 @@ from tests.support import shape_checks as _shape_checks  # noqa: F401  before wh
 torch.set_num_threads(1)
 
 
-BUSY = 1200.0  # seconds: ten times what the longest takes while others keep every core busy
+BUSY = 1200.0  # seconds; the longest takes 150 where nothing else runs
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

