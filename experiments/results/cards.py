@@ -306,7 +306,7 @@ class Card(BaseModel):
             f"above its ceiling: {bound.hits} of {bound.targets} "
             f"{'identified' if bound.game == 'row' else 'canary labels named'}, where the best "
             f"possible guess is right {bound.ceiling:.3f} of the time; the attack read what its "
-            "seat does not have, or the ceiling leaves out part of the message"
+            "seat does not have or several messages of a row, or the ceiling leaves out part of one"
         )
 
     @model_validator(mode="before")

@@ -223,12 +223,16 @@ class CandidateMessages:
         return list(dict.fromkeys(row for batch in batches for row in batch))
 
     def _update_event(self, target: Target) -> UpdateUp:
-        own = [each for each in self._evidences.updates if each.node == target.node]
-        if own and own[0].round == target.round:
-            return own[0]
-        updates = self._run.trace.events(UpdateUp, round_=target.round)
-        (event,) = [e for e in updates if isinstance(e, UpdateUp) and e.node == target.node]
-        return event
+        own = [e for e in self._evidences.updates if e.node == target.node]
+        if not own or own[0].round != target.round:
+            updates = self._run.trace.events(UpdateUp, round_=target.round)
+            own = [e for e in updates if isinstance(e, UpdateUp) and e.node == target.node]
+        if len(own) != 1:
+            raise NoCeilingError(
+                f"no ceiling: the trace holds {len(own)} updates of node {target.node} in round "
+                f"{target.round}; a guesser who reads them all is not repeated here"
+            )
+        return own[0]
 
     def _laws(
         self, target: Target, event: UpdateUp, row: int, chosen: Tensor

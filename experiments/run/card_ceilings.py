@@ -78,7 +78,7 @@ class Bounds:
             found = self._of(settings, settings.ceiling, run, threat, scores)
         except NoCeilingError as error:
             return Bound(why=str(error))
-        return _bound(found, scores)
+        return _bound(found, scores, several=_tell_of_each_other(settings, targets))
 
     def _of(
         self,
@@ -236,8 +236,18 @@ def _refuse_labels(
         raise NoCeilingError(f"no ceiling: its guesser is not told {', '.join(map(str, told))}")
 
 
-def _bound(found: RunCeiling, scores: Mapping[str, Any]) -> Bound:
+def _tell_of_each_other(cell: CellSettings, targets: Sequence[Target]) -> bool:
+    """Whether later attacked messages may tell of a row in an earlier one, by what it trained."""
+    if cell.attack.when != "training":
+        return False
+    if find_protocol(cell.training.protocol.name).exchanges == "weights":
+        return len({each.round for each in targets}) > 1
+    return len({(each.node, each.round, each.step) for each in targets}) > 1
+
+
+def _bound(found: RunCeiling, scores: Mapping[str, Any], *, several: bool) -> Bound:
     """Hold a card's hits against a ceiling; of batches a message counts by its share of hits."""
+    alone = "; of each row one message, where the attack has others that it may have moved"
     shares = [float(value) for value in scores["identification"]["values"]]
     hits, first = floor(sum(shares) + 1e-9), found.messages[0]
     caps = [each.cap for each in found.messages if each.cap is not None]
@@ -253,7 +263,7 @@ def _bound(found: RunCeiling, scores: Mapping[str, Any]) -> Bound:
         seat=found.seat,
         round=first.round,
         used_before=sum(each.used_before for each in found.messages),
-        told=found.told,
+        told=found.told + alone * several,
         hits=hits,
         targets=len(shares),
         p=above(hits, len(shares), ceiling=found.value, error=found.error),

@@ -80,7 +80,7 @@ def ceiling_of_run(
             whichever message was picked.
         model: The import path of the network, where the trace names one: permits to import it.
         labels: Whether the guesser is told the row's label where no message tells it: of updates,
-            and of test rows.
+            and of test rows. Of a U-shape's test rows it always is: heads say how many are right.
         summed: Whether the server is given the sum of the round's updates alone, weighted by their
             numbers of samples, as under secure aggregation. A recorded loss is still read.
 
@@ -108,6 +108,9 @@ def ceiling_of_run(
         )
     _refuse_span(span, updates=bool(evidences.updates), when=when, summed=summed)
     chosen = pick_targets(evidences, threat, when=when, count=targets)
+    # Heads report how many test rows are right. Who knows the features and all other rows is told
+    # by it whether the row has the predicted label; an earlier version left that out (2026-11-29).
+    labels |= when == "inference" and recorded.architecture.upper_cut is not None
     game = _Game(
         recorded,
         evidences,
@@ -184,11 +187,12 @@ class _Game:
         known = {each for at in places for each in self._made.rows_behind(at)}
         chosen = self._candidates(row, len(key.images), guesses=guesses, known=known)
         told = key.labels[chosen] if self._told else None
+        prior = self._run.prior_of(target.node, chosen)
         parts = (self._made.update(at, row, chosen) for at in places)
         place = behind.index(row)
         if self._span == "training":
-            return self._path(parts, guesses=guesses, place=place, labels=told)
-        return self._message(next(parts), guesses=guesses, place=place, labels=told)
+            return self._path(parts, guesses=guesses, place=place, labels=told, prior=prior)
+        return self._message(next(parts), guesses=guesses, place=place, labels=told, prior=prior)
 
     def row(self, target: Target) -> Message:
         """Return the ceiling of one smashed row, and of what it moved behind it."""
@@ -206,6 +210,7 @@ class _Game:
             place=int(target.row or 0),
             labels=None if blind else labels[chosen],
             pool=labels[chosen] if blind else None,
+            prior=None if testing else self._run.prior_of(target.node, chosen),
         )
 
     def _from(self, target: Target, own: int) -> Message:
@@ -219,10 +224,18 @@ class _Game:
         chosen = self._candidates(own, len(key.images), guesses=1, known=known)
         sent = following(self._run, target, chosen, whole=self._span == "training")
         parts = (self._made.batch(target, each, chosen) for each in sent)
-        return self._path(parts, guesses=1, place=int(target.row or 0), labels=key.labels[chosen])
+        prior, labels = self._run.prior_of(target.node, chosen), key.labels[chosen]
+        place = int(target.row or 0)
+        return self._path(parts, guesses=1, place=place, labels=labels, prior=prior)
 
     def _path(
-        self, parts: Iterable[Part], *, guesses: int, place: int, labels: Tensor | None
+        self,
+        parts: Iterable[Part],
+        *,
+        guesses: int,
+        place: int,
+        labels: Tensor | None,
+        prior: Tensor | None,
     ) -> Message:
         """Return the ceiling of several messages together, beside that of the first alone."""
         gathered, read = Gathered(), list[Part]()
@@ -230,7 +243,13 @@ class _Game:
         for part in parts:
             if alone is None:
                 stream = derive(self._seed, f"alone/{part.target}")
-                first = ceiling(part.messages, guesses=(guesses,), draws=self._draws, stream=stream)
+                first = ceiling(
+                    part.messages,
+                    guesses=(guesses,),
+                    draws=self._draws,
+                    stream=stream,
+                    prior=prior,
+                )
                 alone = first[guesses].value
             residual = gathered.add(part.messages, part.seen[0], apart=part.of_bottom)
             self._keep_residual(part, residual)
@@ -240,7 +259,7 @@ class _Game:
         def together(*, apart: bool) -> Message:
             messages, seen = gathered.together(apart=apart)
             whole = replace(read[0], messages=messages, seen=seen, clear=clear)
-            return self._message(whole, guesses=guesses, place=place, labels=labels)
+            return self._message(whole, guesses=guesses, place=place, labels=labels, prior=prior)
 
         found, without = together(apart=True), None
         if any(part.of_bottom for part in read):
@@ -275,17 +294,24 @@ class _Game:
         place: int,
         labels: Tensor | None = None,
         pool: Tensor | None = None,
+        prior: Tensor | None = None,
     ) -> Message:
         """Return the numbers of one message; the truth is candidate 0.
 
-        ``labels`` of candidates are those in the clear, ``pool`` those that no message tells.
+        ``labels`` of candidates are those in the clear, ``pool`` those that no message tells;
+        without a ``prior`` candidates are equally likely.
         """
         target, messages = part.target, part.messages
         stream = derive(self._seed, f"ceiling/{target}")
         slow = not messages.equal_noise and messages.family != "fixed"
         truths = torch.arange(min(len(messages), 50)) if slow else None
         found = ceiling(
-            messages, guesses=sorted({1, guesses}), draws=self._draws, stream=stream, truths=truths
+            messages,
+            guesses=sorted({1, guesses}),
+            draws=self._draws,
+            stream=stream,
+            prior=prior,
+            truths=truths,
         )
         told = None
         if pool is not None:
@@ -293,7 +319,7 @@ class _Game:
             told, _ = label_ceiling(
                 messages, of, draws=self._draws, stream=derive(stream, "label"), truths=truths
             )
-        believed = beliefs(messages, part.seen, clear=part.clear)[0]
+        believed = beliefs(messages, part.seen, clear=part.clear, prior=prior)[0]
         if self._span == "message" and messages.family == "normal":
             scale = messages.scales[0].repeat_interleave(torch.tensor(messages.sizes))
             apart = part.seen[0].double() - messages.means[0].double()
@@ -313,9 +339,9 @@ class _Game:
             named=float(best.records[0]),
             believed=float(believed[0]),
             hit=_hit(believed),
-            chance=best.chance,
+            chance=best.chance if prior is None else _blind(prior, guesses),
             norm=None if target.row is None else _norm(messages.means),
-            cap=None if mu is None else _cap(mu, guesses, labels, count=len(messages)),
+            cap=None if mu is None else _cap(mu, guesses, labels, prior=prior, count=len(messages)),
             label=told,
             floor=part.floor,
             used_before=self._used_before(target),
@@ -386,7 +412,19 @@ def _hit(believed: Float[Tensor, " candidates"]) -> float:
     return float(likeliest[0]) / int(likeliest.sum())
 
 
-def _cap(mu: float, guesses: int, labels: Tensor | None, *, count: int) -> float:
+def _cap(
+    mu: float, guesses: int, labels: Tensor | None, *, prior: Tensor | None, count: int
+) -> float:
     """Return what a claim allows; labels in the clear leave the candidates of each label alone."""
-    groups = [count] if labels is None else labels.unique(return_counts=True)[1].tolist()
-    return sum(size / count * cap(mu, chance=min(1.0, guesses / size)) for size in groups)
+    likely = torch.full((count,), 1 / count) if prior is None else prior
+    groups = [likely] if labels is None else [likely[labels == each] for each in labels.unique()]
+    return sum(
+        float(each.sum()) * cap(mu, chance=_blind(each / each.sum(), guesses))
+        for each in groups
+        if each.sum() > 0
+    )
+
+
+def _blind(prior: Tensor, guesses: int) -> float:
+    """Return how often a list is right that reads no message."""
+    return min(1.0, float(prior.sort(descending=True).values[:guesses].sum()))

@@ -414,6 +414,7 @@ def answer_key(prepared: Prepared, bottom: Arrays | None) -> AnswerKey:
             "defenses": [[name, dict(own)] for name, own in prepared.settings.defense.stack],
             "intruder": prepared.settings.intruder is not None,
             "rows": [len(part) for part in rows.nodes],
+            "partition": prepared.data.partition,
             "options": prepared.settings.protocol.chosen,
         },
     )

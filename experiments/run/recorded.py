@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from clients.node import TrainingPlan
@@ -159,6 +159,30 @@ class Recorded:
                 )
             made.append(labels)
         return torch.cat(made)
+
+    def prior_of(
+        self, node: int, candidates: Int[Tensor, " candidates"]
+    ) -> Float[Tensor, " candidates"] | None:
+        """Return how likely candidates are a node's, for who knows all its other rows.
+
+        Rows that were not dealt out at random have the node's classes: who knows the others of the
+        node guesses these. An earlier version took all candidates for equally likely; corrected
+        2026-11-29.
+
+        Args:
+            node: The node.
+            candidates: Rows of the answer key.
+
+        Returns:
+            The node's share of each one's class, over that class's candidates; None for equal ones.
+        """
+        key, sizes = self.key, self.key.training.get("rows")
+        if key.parties > 1 or sizes is None or key.training.get("partition", "iid") == "iid":
+            return None
+        labels = key.labels[candidates]
+        own = torch.bincount(self._by_node(sizes)[node], minlength=key.num_classes).double()
+        shares = own[labels] / torch.bincount(labels, minlength=key.num_classes)[labels]
+        return shares / shares.sum()
 
     def _by_node(self, sizes: Sequence[int]) -> Sequence[Int[Tensor, " rows"]]:
         """Return each node's labels; those of parties once."""

@@ -1,7 +1,8 @@
 """The informed ceiling: how often the best possible guess names the row behind a message.
 
 The guesser knows the protocol, the weights before the message, all other rows and labels, and every
-seed but those of the noise and of the data split. N candidates are equally likely; each would have
+seed but those of the noise and of the data split. N candidates are equally likely, or as likely as
+what the guesser knows beforehand makes them; each would have
 sent a message that its :mod:`law <leakbed.contracts.noise_laws>` describes. A message of B rows is
 answered by a list of the B likeliest candidates, since the oracle matches guessed images to rows
 with the truth's help: an answer of B images is nearest to at most B candidates, so no attack from
@@ -42,7 +43,7 @@ class Ceiling:
             for it; the spread over messages is larger.
         guesses: How many names the guess may give.
         candidates: Among how many.
-        records: How often each candidate is named when it is the truth.
+        records: How often each truth is named, of those that are possible at all.
     """
 
     value: float
@@ -84,8 +85,9 @@ def ceiling(
     Returns:
         One for each length.
     """
-    chosen = torch.arange(len(messages)) if truths is None else truths
     weights = torch.ones(len(messages), dtype=torch.float64) if prior is None else prior.double()
+    chosen = torch.arange(len(messages)) if truths is None else truths
+    chosen = chosen[weights[chosen] > 0]
     scored = _scored(messages, level=level, coordinates=coordinates)
     masses: dict[int, list[Tensor]] = {length: [] for length in guesses}
     named: dict[int, list[Tensor]] = {length: [] for length in guesses}
@@ -98,6 +100,7 @@ def ceiling(
         length: _summed(
             torch.cat(masses[length]).reshape(-1, draws),
             weights[chosen],
+            possible=int((weights > 0).sum()),
             guesses=length,
             candidates=len(messages),
             records=torch.cat(named[length]),
@@ -132,15 +135,23 @@ def label_ceiling(
     Returns:
         The mean over candidates, and its standard error as for :class:`Ceiling`.
     """
-    chosen = torch.arange(len(messages)) if truths is None else truths
     weights = torch.ones(len(messages), dtype=torch.float64) if prior is None else prior.double()
+    chosen = torch.arange(len(messages)) if truths is None else truths
+    chosen = chosen[weights[chosen] > 0]
     scored = _scored(messages, level=1.0, coordinates=None)
     best = [
         (belief @ labels.double()).max(1).values
         for _, belief in _drawn(scored, chosen, weights.log(), draws=draws, stream=stream)
     ]
     masses, nobody = torch.cat(best).reshape(-1, draws), torch.empty(0)
-    found = _summed(masses, weights[chosen], guesses=1, candidates=len(messages), records=nobody)
+    found = _summed(
+        masses,
+        weights[chosen],
+        possible=int((weights > 0).sum()),
+        guesses=1,
+        candidates=len(messages),
+        records=nobody,
+    )
     return found.value, found.error
 
 
@@ -277,7 +288,13 @@ def _named(belief: Tensor, truths: Tensor, guesses: int) -> Tensor:
 
 
 def _summed(
-    masses: Tensor, weights: Tensor, *, guesses: int, candidates: int, records: Tensor
+    masses: Tensor,
+    weights: Tensor,
+    *,
+    possible: int,
+    guesses: int,
+    candidates: int,
+    records: Tensor,
 ) -> Ceiling:
     shares = weights / weights.sum()
     draws, count = masses.shape[1], len(masses)
@@ -285,7 +302,7 @@ def _summed(
     within = (masses.var(1) if draws > 1 else masses.var(0).expand(count)) / draws
     # The variance of the means over truths has that of the draws in it.
     between = (masses.mean(1) - value).square() * count / max(count - 1, 1)
-    seen = count / candidates
+    seen = count / possible
     squares = shares.square() * (seen * within + (1 - seen) * between)
     return Ceiling(
         value=float(value),

@@ -228,7 +228,9 @@ class Messages:
         version took that, so that updates of small steps shared one place; corrected 2026-11-29.)
         """
         apart = torch.linalg.vector_norm(self.means - self.means.mean(0), dim=1).median()
-        size = torch.linalg.vector_norm(self.means, dim=1).max() / self.means.shape[1] ** 0.5
+        size = (
+            torch.linalg.vector_norm(self.means, dim=1).max() / max(self.means.shape[1], 1) ** 0.5
+        )
         return max(ROUNDING * float(apart), _UNIT * float(size), 1e-30)
 
     @property

@@ -14,12 +14,15 @@ from typer.testing import CliRunner
 
 from defenses import SmashedNoise
 from experiments.cli import app
+from experiments.run.candidate_messages import CandidateMessages
 from experiments.run.ceilings import _hit, ceiling_of_run
+from experiments.run.recorded import Recorded
 from experiments.run.runner import run
-from experiments.run.targets import MisfitError
+from experiments.run.targets import Evidences, MisfitError
 from leakbed.contracts import DefenseState
 from leakbed.contracts.noise_laws import NoCeilingError
-from leakbed.oracle.truth import AnswerKeyError
+from leakbed.events import Phase, Target
+from leakbed.oracle.truth import AnswerKey, AnswerKeyError
 
 FEW: dict[str, Any] = {"candidates": 60, "targets": 6, "draws": 4}
 
@@ -113,6 +116,38 @@ def test_updates_are_trained_again(fedavg: Path) -> None:
     assert all(each.single <= each.ceiling for each in found.messages)
     assert all(each.chance < each.ceiling < 1 for each in found.messages)
     assert "list of 16 among 60" in found.lines()[0]
+
+
+def test_who_knows_a_nodes_other_rows_knows_its_classes(tmp_path: Path) -> None:
+    """Under endless noise: of nodes with few classes a guess of these is right more often."""
+    divided = {"size": 600, "nodes": 4, "partition": "dirichlet", "alpha": 0.05}
+    noise = {"name": "weight-noise", "scale": 1e6, "form": "corrected"}
+    folder = recorded(tmp_path, {"name": "fedavg", "rounds": 1}, data=divided, **noise)
+    key = AnswerKey.read(folder / "answers")
+    nodes = key.labels.split(key.training["rows"])
+    for labels in (False, True):
+        found = ceiling_of_run(folder, labels=labels, candidates=200, targets=2, draws=2)
+        for each in found.messages:
+            common = int(nodes[each.node].mode().values)
+            share = float((nodes[each.node] == common).double().mean())
+            pool = int((key.labels == common).sum())
+            blind = share * min(1.0, each.guesses / pool)  # names rows of that class alone
+            assert each.ceiling > blind - 0.01
+            assert each.chance > blind - 0.01
+            assert each.cap is not None
+            assert each.cap > blind - 0.01
+        assert found.value > 1.5 * found.messages[0].guesses / found.messages[0].candidates
+
+
+def test_several_updates_of_a_node_in_a_round_are_refused(clear: Path) -> None:
+    run_ = Recorded.open(clear)
+    evidences = Evidences.of(run_.trace)
+    twice = replace(evidences, updates=[*evidences.updates, *evidences.updates])
+    made = CandidateMessages(run_, twice, told=False, summed=False)
+    target = Target(node=0, round=1, step=0, row=None, phase=Phase.TRAIN)
+    own = made.rows_behind(target)[0]
+    with pytest.raises(NoCeilingError, match="holds 2 updates of node 0 in round 1"):
+        made.update(target, own, torch.tensor([own, 60]))
 
 
 def test_a_sum_of_updates_gives_away_less_than_one_of_them(fedavg: Path, split: Path) -> None:

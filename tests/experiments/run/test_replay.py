@@ -69,7 +69,11 @@ def test_the_last_round_and_test_rows_are_made_again(
     relayed = Recorded.open(folder).plan.bottoms == "relayed"
     assert (whole.messages[0].without_bottoms is not None) == relayed
     assert ("fed-server" in whole.seat) == relayed
-    assert sound(ceiling_of_run(folder, when="inference", **FEW))
+    tested = ceiling_of_run(folder, when="inference", **FEW)
+    assert sound(tested)
+    # A head reports how many test rows are right: beside the features that tells the label.
+    assert tested.told.endswith("the row's label") == (protocol == "u-shaped")
+    assert {each.label is None for each in tested.messages} == {protocol == "u-shaped"}
 
 
 def names_by_bottom(folder: Path, *, node: int, row: int, candidates: int) -> bool:

@@ -87,3 +87,11 @@ def test_what_all_candidates_share_hides_no_difference() -> None:
     together, seen = gathered.together()
     assert ceiling(together, stream=5)[1].value == pytest.approx(7 / 8, abs=1e-3)
     assert beliefs(together, seen, clear=torch.zeros(1, 0))[0, 0] == pytest.approx(1.0)
+
+
+def test_candidates_that_send_the_same_are_not_told_apart() -> None:
+    gathered = Gathered()
+    gathered.add(Messages.of([Fixed(mean={"w": torch.ones(3)})] * 4), torch.ones(3))
+    together, seen = gathered.together()
+    assert ceiling(together, stream=5)[1].value == pytest.approx(1 / 4)
+    assert beliefs(together, seen, clear=torch.zeros(1, 0)).tolist() == [[0.25] * 4]
