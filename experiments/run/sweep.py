@@ -508,7 +508,9 @@ def _task() -> Callable[
         if os.path.isdir(folder):  # noqa: PTH112
             os.chdir(folder)  # what a user's code opens by a relative path
         from experiments.run.sweep import worked  # noqa: PLC0415
+        from leakbed.grids.ray.actors import end_with_ray  # noqa: PLC0415
 
+        end_with_ray()
         yield from worked(*pickle.loads(packed))  # noqa: S301  of the asker's making
 
     return task

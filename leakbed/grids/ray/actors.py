@@ -10,12 +10,14 @@ A worker sees the GPUs of its share alone and may take its share of their memory
 fractions of GPUs but enforces nothing, so that one worker could starve its neighbours.
 """
 
+import ctypes
 import gc
 import logging
 import math
 import os
 import platform
 import re
+import signal
 import socket
 import sys
 import warnings
@@ -123,6 +125,7 @@ _ROUNDING = 1e-9  # 1 / 0.1 is 10
 # Ray's own limit of 100 kB is below a batch of images at an early cut; from 2 MB on copying costs
 # as much as the store.
 _WITH_CALL = 2 << 20
+_PARENT_DEATH = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
 START_SECONDS = 300.0  # importing torch takes 20 on a busy machine, over 120 from a cold disk
 
 
@@ -420,6 +423,7 @@ def _worker_class() -> type:
 
             from leakbed.flower_internals import task_identity  # noqa: PLC0415
             from leakbed.grids.ray.actors import (  # noqa: PLC0415  by name
+                end_with_ray,
                 hide_gpus,
                 one_thread,
                 take_share,
@@ -427,6 +431,7 @@ def _worker_class() -> type:
             from leakbed.grids.ray.parcels import ParcelHost  # noqa: PLC0415
             from leakbed.lookup import import_object  # noqa: PLC0415
 
+            end_with_ray()
             if not num_gpus:
                 hide_gpus()
             self._host = ParcelHost(import_object(app), roster)  # type: ignore[arg-type]
@@ -445,6 +450,16 @@ def _worker_class() -> type:
             return self._host.handle(sent, shared)
 
     return Worker
+
+
+def end_with_ray() -> None:
+    """Let Linux end this process with the one of Ray's that started it.
+
+    Ray's own workers look whether their parent has become process 1, which it never does where a
+    session's own process adopts orphans, as systemd does on a desktop.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PARENT_DEATH, signal.SIGKILL)
 
 
 def one_thread() -> None:

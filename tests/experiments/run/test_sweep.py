@@ -361,22 +361,32 @@ def cards_in(folder: Path) -> list[Path]:
     return list((folder / "cards").glob("*.json"))
 
 
+ADOPTS = """import ctypes, subprocess, sys
+ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
+subprocess.run([sys.executable, "-c", sys.argv[1]])
+sys.stdin.read()
+"""
+
+
 @pytest.mark.runtime
-def test_processes_end_with_the_one_that_asked(tmp_path: Path, mine: Path) -> None:
+def test_processes_end_with_the_one_that_asked_also_where_a_session_adopts_orphans(
+    tmp_path: Path, mine: Path
+) -> None:
     table = {**TABLE, "attack": [busy(tmp_path, "wait")], "sweep": {"seed": [0, 1]}}
     text = (
-        f"import sys\nsys.path.insert(0, {str(mine)!r})\nfrom pathlib import Path\n"
+        f"import os, sys\nsys.path.insert(0, {str(mine)!r})\nfrom pathlib import Path\n"
+        f"Path({str(tmp_path / 'driver')!r}).write_text(str(os.getpid()))\n"
         f"from experiments.run.runner import run\nrun({table!r}, out=Path({str(tmp_path / 'o')!r}))"
     )
-    driver = subprocess.Popen([sys.executable, "-c", text])  # noqa: S603
-    until(lambda: len(list(tmp_path.glob("attack-*"))) == 2)
-    processes = [int(each.name.rpartition("-")[2]) for each in tmp_path.glob("attack-*")]
-    assert all(map(running, processes))
-    assert all(os.getpriority(os.PRIO_PROCESS, each) == 0 for each in processes)
-    assert all(map(blocks_interrupts, processes)), "Ctrl-C on a terminal reaches the driver alone"
-    driver.kill()
-    driver.wait()
-    until(lambda: not any(map(running, processes)))
+    command = [sys.executable, "-c", ADOPTS, text]
+    with subprocess.Popen(command, stdin=subprocess.PIPE):  # noqa: S603
+        until(lambda: len(list(tmp_path.glob("attack-*"))) == 2)
+        processes = [int(each.name.rpartition("-")[2]) for each in tmp_path.glob("attack-*")]
+        assert all(map(running, processes))
+        assert all(os.getpriority(os.PRIO_PROCESS, each) == 0 for each in processes)
+        assert all(map(blocks_interrupts, processes)), "Ctrl-C on a terminal is the driver's alone"
+        os.kill(int((tmp_path / "driver").read_text()), signal.SIGKILL)
+        until(lambda: not any(map(running, processes)), within=60)
 
 
 def blocks_interrupts(process: int) -> bool:
