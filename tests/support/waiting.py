@@ -6,6 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+ADOPTS = """import ctypes, subprocess, sys
+ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
+subprocess.run([sys.executable, "-c", sys.argv[1]])
+sys.stdin.read()
+"""
+"""A program that runs another, and is given the processes that it leaves, as a session's is."""
+
 
 def until(happened: Callable[[], bool], *, within: float = 300) -> None:
     """Return once it has happened; what never does is a failure and not a hang."""
@@ -22,6 +29,13 @@ def running(process: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return state not in "ZX"
+
+
+def blocks_interrupts(process: int) -> bool:
+    """Whether the process leaves Ctrl-C to the one that asked."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    (mask,) = [line.split()[1] for line in lines if line.startswith("SigBlk")]
+    return bool(int(mask, 16) >> (signal.SIGINT - 1) & 1)
 
 
 def descendants(process: int) -> set[int]:

@@ -30,7 +30,7 @@ from leakbed.flower_internals import FlowerMovedError
 from leakbed.grids import NodeFailed
 from leakbed.grids.ray.actors import NoClusterError, NoRoomError, start_ray, stop_ray
 from tests.support.ray_cluster import cluster_here
-from tests.support.waiting import running, until
+from tests.support.waiting import ADOPTS, blocks_interrupts, running, until
 
 TABLE: dict[str, Any] = {
     "name": "shared",
@@ -361,13 +361,6 @@ def cards_in(folder: Path) -> list[Path]:
     return list((folder / "cards").glob("*.json"))
 
 
-ADOPTS = """import ctypes, subprocess, sys
-ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
-subprocess.run([sys.executable, "-c", sys.argv[1]])
-sys.stdin.read()
-"""
-
-
 @pytest.mark.runtime
 def test_processes_end_with_the_one_that_asked_also_where_a_session_adopts_orphans(
     tmp_path: Path, mine: Path
@@ -387,13 +380,6 @@ def test_processes_end_with_the_one_that_asked_also_where_a_session_adopts_orpha
         assert all(map(blocks_interrupts, processes)), "Ctrl-C on a terminal is the driver's alone"
         os.kill(int((tmp_path / "driver").read_text()), signal.SIGKILL)
         until(lambda: not any(map(running, processes)), within=60)
-
-
-def blocks_interrupts(process: int) -> bool:
-    """Whether the process leaves Ctrl-C to the one that asked."""
-    lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    (mask,) = [line.split()[1] for line in lines if line.startswith("SigBlk")]
-    return bool(int(mask, 16) >> (signal.SIGINT - 1) & 1)
 
 
 @pytest.fixture(scope="module")
