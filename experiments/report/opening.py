@@ -410,7 +410,8 @@ def _round(cell: Row, collect: str | int | None = None) -> int:
     """Return the number of a round, without ``collect`` of that whose messages were read."""
     settings: Any = cell.first.settings
     chosen: Any = collect or _attack(cell).get("collect", "last")
-    return round_number(chosen, last=settings["protocol"]["rounds"])
+    rounds = settings.get("protocol", {}).get("rounds", len(_MOMENTS))  # a card of a trace has none
+    return round_number(chosen, last=rounds)
 
 
 def _attack(cell: Row) -> dict[str, object]:

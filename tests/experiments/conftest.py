@@ -75,7 +75,6 @@ def make_card(scores: Callable[..., dict[str, Any]]) -> MakeCard:
         settings = {
             "seed": changes.get("seed", 0),
             "model": {"name": changes.get("model", "mnistnet"), "activation": "softplus"},
-            "protocol": {"rounds": 5},
             "defense": {"stack": [] if defense == "none" else [[defense, {}]]},
             **changes.pop("settings", {}),
         }

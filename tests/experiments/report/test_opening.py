@@ -267,7 +267,7 @@ def one_step(make_card: MakeCard, collect: str | int, *hits: float, attack: str 
         cut=None,
         scores={"identification": {"mean": fmean(hits), "values": hits}, "targets": len(hits)},
         utility={"test_accuracy": 0.18},
-        settings={"attack": {"name": attack, "collect": collect}},
+        settings={"attack": {"name": attack, "collect": collect}, "protocol": {"rounds": 5}},
     )
 
 

@@ -66,7 +66,7 @@ def test_the_answer_key_covers_every_batch_of_every_node() -> None:
 def test_the_answer_key_holds_a_protocols_options_apart() -> None:
     prepared = prepare(training("protocol.name=parallel-split", "protocol.sync=step"), root=None)
     told = answer_key(prepared, None).training
-    assert set(told) == {"plan", "defenses", "intruder", "rows", "options"}
+    assert set(told) == {"plan", "defenses", "intruder", "rows", "partition", "options"}
     assert told["options"]["sync"] == "step"
 
 
