@@ -401,17 +401,25 @@ def _messages(cell: Row) -> tuple[object, ...]:
 
 def _moment(cell: Row) -> str:
     """Name the round whose messages were read, the same way however the settings name it."""
+    collect = _attack(cell).get("collect", "last")
+    if _rounds(cell) is None:
+        return _MOMENTS.get(str(collect), f"round {collect}")
     number = _round(cell)
-    named = (words for collect, words in _MOMENTS.items() if _round(cell, collect) == number)
+    named = (words for moment, words in _MOMENTS.items() if _round(cell, moment) == number)
     return next(named, f"round {number}")
 
 
 def _round(cell: Row, collect: str | int | None = None) -> int:
-    """Return the number of a round, without ``collect`` of that whose messages were read."""
-    settings: Any = cell.first.settings
+    """Return the number of a round: of the one that was attacked, unless another is named."""
     chosen: Any = collect or _attack(cell).get("collect", "last")
-    rounds = settings.get("protocol", {}).get("rounds", len(_MOMENTS))  # a card of a trace has none
-    return round_number(chosen, last=rounds)
+    return round_number(chosen, last=_rounds(cell) or len(_MOMENTS))
+
+
+def _rounds(cell: Row) -> int | None:
+    """Return how many rounds were trained; None where a card of a trace does not say."""
+    settings: Any = cell.first.settings
+    rounds: int | None = settings.get("protocol", {}).get("rounds")
+    return rounds
 
 
 def _attack(cell: Row) -> dict[str, object]:

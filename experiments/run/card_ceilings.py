@@ -137,7 +137,7 @@ class Bounds:
                 targets=settings.messages,
                 draws=25 * settings.draws,
                 model=cell.training.model.name,
-                party=targets[0].node,  # the first, of which every card is
+                party=targets[0].node,  # cards are of the first party
             )
 
         found = self._once((run, "labels", collect), compute)
@@ -247,7 +247,7 @@ def _tell_of_each_other(cell: CellSettings, targets: Sequence[Target]) -> bool:
 
 def _bound(found: RunCeiling, scores: Mapping[str, Any], *, several: bool) -> Bound:
     """Hold a card's hits against a ceiling; of batches a message counts by its share of hits."""
-    alone = "; of each row one message, where the attack has others that it may have moved"
+    alone = "; one message of each row, where later ones may tell of it too"
     shares = [float(value) for value in scores["identification"]["values"]]
     hits, first = floor(sum(shares) + 1e-9), found.messages[0]
     caps = [each.cap for each in found.messages if each.cap is not None]

@@ -175,9 +175,18 @@ class Recorded:
 
         Returns:
             The node's share of each one's class, over that class's candidates; None for equal ones.
+
+        Raises:
+            NoCeilingError: If the answer key is of a version that did not say how rows were dealt.
         """
         key, sizes = self.key, self.key.training.get("rows")
-        if key.parties > 1 or sizes is None or key.training.get("partition", "iid") == "iid":
+        if key.parties > 1:
+            return None
+        if sizes is None or "partition" not in key.training:
+            raise NoCeilingError(
+                "the answer key does not say how rows were dealt out to nodes; record the run again"
+            )
+        if key.training["partition"] == "iid":
             return None
         labels = key.labels[candidates]
         own = torch.bincount(self._by_node(sizes)[node], minlength=key.num_classes).double()

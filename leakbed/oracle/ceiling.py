@@ -18,7 +18,7 @@ points of fewer than N coordinates, and noise is drawn there: this is exact.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import sqrt
 
 import torch
@@ -223,27 +223,41 @@ def points(messages: Messages) -> Points:
 
 def _scored(
     messages: Messages, *, level: float, coordinates: Points | None
-) -> "_InPlane | _Direct":
-    """Return the cheaper way that is exact to draw messages and score all candidates.
-
-    Rounding is all that hides what is sent without noise, and counts as noise.
-    """
+) -> "_Noiseless | _InPlane | _Direct":
+    """Return the cheapest way that is exact to draw messages and score all candidates."""
     if messages.family == "fixed" and not messages.others:
-        scales = torch.full_like(messages.scales, messages.rounding)
-        messages, level = replace(messages, family="normal", scales=scales), 1.0
+        return _Noiseless(messages)
     if messages.equal_noise:
         return _InPlane(messages, coordinates or points(messages), level=level)
     return _Direct(messages.at_level(level))
 
 
 def _drawn(
-    scored: "_InPlane | _Direct", truths: Tensor, log_prior: Tensor, *, draws: int, stream: int
+    scored: "_Noiseless | _InPlane | _Direct",
+    truths: Tensor,
+    log_prior: Tensor,
+    *,
+    draws: int,
+    stream: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield truths, each as often as noise is drawn, and what the guesser then believes."""
     random = generator(stream)
     for part in truths.split(max(1, _BATCH // draws)):
         each = part.repeat_interleave(draws)
         yield each, (scored.drawn(each, random) + log_prior).softmax(1)
+
+
+class _Noiseless:
+    def __init__(self, messages: Messages) -> None:
+        self._groups, self._clear = messages.groups, messages.clear
+
+    def drawn(
+        self, truths: Int[Tensor, " drawn"], random: torch.Generator
+    ) -> Float[Tensor, " drawn candidates"]:
+        del random
+        another = self._groups[truths].unsqueeze(1) != self._groups
+        near = nearness(self._clear[truths], self._clear)
+        return near.masked_fill(another, -torch.inf)
 
 
 class _InPlane:

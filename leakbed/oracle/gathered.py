@@ -33,7 +33,7 @@ class Gathered:
     """
 
     count: int = 0
-    _sums: "dict[tuple[Family, bool], _Sum]" = field(default_factory=dict)
+    _sums: "dict[tuple[Family, bool], _Sum | _Noiseless]" = field(default_factory=dict)
     _kept: list[tuple[Messages, Tensor]] = field(default_factory=list)
     _clear: list[Tensor] = field(default_factory=list)
 
@@ -62,7 +62,8 @@ class Gathered:
         self._clear.append(messages.clear)
         if messages.equal_noise or messages.family == "fixed":
             kind = messages.family, apart
-            self._sums.setdefault(kind, _Sum()).add(messages, residual, scale)
+            made = _Noiseless() if messages.family == "fixed" else _Sum()
+            self._sums.setdefault(kind, made).add(messages, residual, scale)
             return residual
         follows = messages.family == "normal"
         self._kept.append(_reduced(messages, seen) if follows else (messages, seen))
@@ -88,7 +89,7 @@ class Gathered:
             Short messages, as likely as all messages together.
         """
         sums = [(key, each) for key, each in self._sums.items() if apart or not key[1]]
-        parts = [each.together(family) for (family, _), each in sums] + self._kept
+        parts = [each.together() for _, each in sums] + self._kept
         (first, _), *rest = parts
         others = tuple(each for each, _ in rest)
         made = replace(first, clear=torch.cat(self._clear, 1), others=others, radius=None)
@@ -97,36 +98,52 @@ class Gathered:
 
 @dataclass(kw_only=True, eq=False)
 class _Sum:
-    """Messages of one noise that is the same for all candidates, or of none."""
+    """Messages of normal noise that is the same for all candidates."""
 
     gram: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     seen: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
-    off: float = 0.0  # squared distance of what was recorded from the truth
-    size: float = 0.0  # squared norm of the truth, without noise
 
     def add(self, messages: Messages, residual: Tensor, scale: Tensor) -> None:
         gram, seen = _products(messages.means, residual, scale)
         self.gram, self.seen = self.gram + gram, self.seen + seen
+
+    def together(self) -> tuple[Messages, Tensor]:
+        places, seen = _places(self.gram, self.seen)
+        return _placed(places, "normal"), seen
+
+
+@dataclass(kw_only=True, eq=False)
+class _Noiseless:
+    """Messages without noise: which candidates send the same in all of them."""
+
+    groups: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
+    off: float = 0.0  # squared distance of what was recorded from the truth
+    size: float = 0.0  # squared norm of the truth
+
+    def add(self, messages: Messages, residual: Tensor, scale: Tensor) -> None:
+        del scale
+        both = self.groups * len(messages) + messages.groups
+        self.groups = both.unique(return_inverse=True)[1]
         self.off += float(residual.square().sum())
         self.size += float(messages.means[0].double().square().sum())
 
-    def together(self, family: Family) -> tuple[Messages, Tensor]:
-        places, seen = _places(self.gram, self.seen)
-        if family == "fixed":
-            if self.off > ROUNDING**2 * self.size:
-                raise NoCeilingError(
-                    "recorded messages are not what the row sends: the model, the order of its "
-                    "arrays, or the training before it is another, perhaps on another device"
-                )
-            seen = torch.zeros_like(seen)
-        made = Messages(
-            means=places,
-            family=family,
-            sizes=(places.shape[1],),
-            scales=torch.ones(len(places), 1, dtype=torch.float64),
-            clear=torch.zeros(len(places), 0, dtype=torch.float64),
-        )
-        return made, seen
+    def together(self) -> tuple[Messages, Tensor]:
+        if self.off > ROUNDING**2 * self.size:
+            raise NoCeilingError(
+                "recorded messages are not what the row sends: the model, the order of its "
+                "arrays, or the training before it is another, perhaps on another device"
+            )
+        return _placed(self.groups.double().unsqueeze(1), "fixed"), torch.zeros(1).double()
+
+
+def _placed(places: Tensor, family: Family) -> Messages:
+    return Messages(
+        means=places,
+        family=family,
+        sizes=(places.shape[1],),
+        scales=torch.ones(len(places), 1, dtype=torch.float64),
+        clear=torch.zeros(len(places), 0, dtype=torch.float64),
+    )
 
 
 def _reduced(messages: Messages, seen: Tensor) -> tuple[Messages, Tensor]:

@@ -32,7 +32,6 @@ _FAMILIES: Mapping[type, Family] = dict(
     zip((Fixed, Normal, Laplace, Axial), ("fixed", "normal", "laplace", "axial"), strict=True)
 )
 ROUNDING = 8 * torch.finfo(torch.float32).eps  # of a message, relative to its norm
-_UNIT = torch.finfo(torch.float32).eps / 4  # of a number, relative: the deviation of its rounding
 _CLEAR = 1e-6  # of a number sent in the clear, relative: from there on it is another
 _SOME, _PAIRS = 4096, 1000  # entries that are compared first, and pairs that are compared whole
 _POINT = 1e3  # log-likelihood of a point on each axis: above that of any width a float can have
@@ -220,18 +219,16 @@ class Messages:
         return bool((self.scales == self.scales[:1]).all())
 
     @property
-    def rounding(self) -> float:
-        """How far apart two messages without noise are that rounding may have moved apart.
+    def groups(self) -> Int[Tensor, " candidates"]:
+        """Numbers that candidates share whose means are the same to the last bit; the first has 0.
 
-        Of that by which candidates differ, which is computed for each, and of each number that is
-        sent. Not of the message's norm: what all candidates share is rounded alike. (An earlier
-        version took that, so that updates of small steps shared one place; corrected 2026-11-29.)
+        Nothing else hides what is sent without noise: who makes it again as it was made gets the
+        same bits. (Earlier versions joined what rounding might have moved apart, so that updates of
+        small steps, or arrays of small numbers, shared one place; corrected 2026-11-29.)
         """
-        apart = torch.linalg.vector_norm(self.means - self.means.mean(0), dim=1).median()
-        size = (
-            torch.linalg.vector_norm(self.means, dim=1).max() / max(self.means.shape[1], 1) ** 0.5
-        )
-        return max(ROUNDING * float(apart), _UNIT * float(size), 1e-30)
+        known: dict[bytes, int] = {}
+        rows = (self.means + 0.0).cpu().numpy()  # -0 is 0
+        return torch.tensor([known.setdefault(row.tobytes(), len(known)) for row in rows])
 
     @property
     def mu(self) -> float | None:
@@ -326,18 +323,17 @@ def _squares(messages: Messages, count: int, random: torch.Generator) -> Tensor:
 
 
 def _fixed(messages: Messages, drawn: Tensor) -> Tensor:
-    """Minus infinity where a candidate is another, up to rounding; the nearest is likeliest."""
-    means, width = messages.means.double(), messages.rounding
+    """0 of the nearest, if it sends the message up to rounding; else minus infinity."""
+    means = messages.means.double()
     limit = ROUNDING * float(means.norm(dim=1).max())
     # Two messages lie at least as far apart as some of their entries do, which most pairs settle.
     some = slice(-_SOME, None)
     near = torch.cdist(drawn[:, some].double(), means[:, some]) <= limit
-    found = torch.full_like(near, -torch.inf, dtype=torch.float64)
+    apart = torch.full_like(near, torch.inf, dtype=torch.float64)
     for message, candidate in (pairs.unbind(1) for pairs in near.nonzero().split(_PAIRS)):
-        apart = (drawn[message].double() - means[candidate]).norm(dim=1)
-        nearness = -(apart / width).square() / 2
-        found[message, candidate] = nearness.masked_fill(apart > limit, -torch.inf)
-    return found
+        apart[message, candidate] = (drawn[message].double() - means[candidate]).norm(dim=1)
+    least = apart.amin(1, keepdim=True).clamp_max(limit)
+    return torch.zeros_like(apart).masked_fill(apart > least, -torch.inf)
 
 
 def _normal(messages: Messages, drawn: Tensor) -> Tensor:

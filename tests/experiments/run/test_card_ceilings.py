@@ -92,7 +92,7 @@ def test_each_card_has_the_ceiling_of_its_run_and_one_run_computes_it_once(
     assert found.chance < found.ceiling < found.cap
     assert found.error is not None
     assert 0 < found.error < 0.2
-    assert "where the attack has others that it may have moved" in str(found.told)  # two batches
+    assert "where later ones may tell of it too" in str(found.told)  # two batches
     assert found.p is not None
     assert found.p > ABOVE
     assert images.above_ceiling is None
@@ -190,7 +190,7 @@ def test_an_attack_that_is_told_labels_is_held_against_one_who_is_told_them_too(
     blind = {**attack, "labels": "inferred"}
     (other,) = run({**table, "attack": [blind]}, out=tmp_path)
     assert "the row's label" not in str(bound(other).told)
-    assert "it may have moved" not in str(bound(other).told)  # one round
+    assert "later ones may tell" not in str(bound(other).told)  # one round
     assert float(bound(other).ceiling or 0) < float(bound(card).ceiling or 0)
 
 

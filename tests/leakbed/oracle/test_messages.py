@@ -89,6 +89,21 @@ def test_what_all_candidates_share_hides_no_difference() -> None:
     assert beliefs(together, seen, clear=torch.zeros(1, 0))[0, 0] == pytest.approx(1.0)
 
 
+def test_any_bit_tells_messages_without_noise_apart() -> None:
+    random = torch.Generator().manual_seed(0)
+    weights = 0.1 * torch.randn(5000, generator=random)
+    biases = -1e-10 * torch.randn(8, 10, generator=random)  # that began at zero, after a small step
+    small = Messages.of([Fixed(mean={"w": weights, "b": bias}) for bias in biases])
+    near = weights + 1e-5 * torch.randn(3, 5000, generator=random)
+    far = 1e3 * torch.randn(5, 5000, generator=random)
+    uneven = Messages.of([Fixed(mean={"w": each}) for each in (*near, *far)])
+    for messages in (small, uneven):
+        gathered = Gathered()
+        gathered.add(messages, messages.means[0])
+        assert ceiling(messages, stream=5)[1].value == 1.0
+        assert ceiling(gathered.together()[0], stream=5)[1].value == 1.0
+
+
 def test_candidates_that_send_the_same_are_not_told_apart() -> None:
     gathered = Gathered()
     gathered.add(Messages.of([Fixed(mean={"w": torch.ones(3)})] * 4), torch.ones(3))
