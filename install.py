@@ -1,4 +1,4 @@
-"""Installs Leakbed and its dependencies into the environment of the Python that runs it.
+"""Installs Leakbed and its dependencies, or other packages, with the Python that runs it.
 
 `make setup` runs it with `.venv`'s: pip installs uv, and uv installs the rest, in a quarter of
 pip's processor time. Where uv cannot be installed or cannot do it, pip does. uv does not read pip's
@@ -172,15 +172,17 @@ def _errors(said: str) -> list[str]:
 
 
 def main() -> None:
-    """Install this repository with all it needs, editable.
+    """Install packages: unless told which, this repository with all it needs, editable.
 
     Raises:
-        SystemExit: It could not be installed.
+        SystemExit: They could not be installed.
     """
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--constraint", help="a file of versions to keep to")
-    constraint = parser.parse_args().constraint
-    wanted = [*(["--constraint", constraint] if constraint else []), "--editable", ".[testbed,dev]"]
+    parser.add_argument("packages", nargs="*", help="such as flwr==1.21.0")
+    asked = parser.parse_args()
+    constraint = ["--constraint", asked.constraint] if asked.constraint else []
+    wanted = [*constraint, *(asked.packages or ["--editable", ".[testbed,dev]"])]
     if lines := install(wanted):
         raise SystemExit("\n".join(lines))
 

@@ -119,6 +119,22 @@ def test_a_folder_of_packages_is_enough_where_there_is_no_network(
     assert called[-1] == [*PIP, "--quiet", "--retries", "0", "x"]
 
 
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ([], ["--editable", ".[testbed,dev]"]),
+        (["flwr==1.21.0", "numpy"], ["flwr==1.21.0", "numpy"]),
+    ],
+)
+def test_named_packages_are_installed_in_place_of_the_repository(
+    monkeypatch: pytest.MonkeyPatch, given: list[str], wanted: list[str]
+) -> None:
+    called = played(monkeypatch, lambda call: (False, ""))
+    monkeypatch.setattr(sys, "argv", ["install.py", "--constraint", "c.txt", *given])
+    install.main()
+    assert called[-1][-2 - len(wanted) :] == ["--constraint", "c.txt", *wanted]
+
+
 def test_variables_come_before_files_and_sections_of_install_before_global() -> None:
     listed = {
         ":env:.find-links": "/a /b",
