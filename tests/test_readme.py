@@ -20,6 +20,7 @@ from tests.support.deployment import free_ports, kill_all
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MAKE, FLWR_RUN = "make ", "flwr run "
+SLOW = "Failed to start local SuperLink within"  # Flower waits 15 s; a busy machine takes longer
 
 
 @dataclass(frozen=True)
@@ -89,16 +90,18 @@ def test_every_other_block_runs_in_order(tmp_path: Path) -> None:
 def test_flwr_run_completes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends with 0 even where the run failed, and leaves its SuperLink running."""
     (command,) = [c for c in COMMANDS if c.startswith(FLWR_RUN)]
-    home, ports = tmp_path / "flwr", map(str, free_ports(2))
+    home, said = tmp_path / "flwr", SLOW
     monkeypatch.setenv("FLWR_HOME", str(home))
-    monkeypatch.setenv("FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", next(ports))
-    monkeypatch.setenv("FLWR_LOCAL_CONTROL_API_PORT", next(ports))
-    try:
-        said = run(["bash", "-c", command], ROOT, home=tmp_path)
-        listed = json.loads(run(["flwr", "ls", "--format", "json"], ROOT, home=tmp_path))
-        assert [each["status"] for each in listed["runs"]] == ["finished:completed"], said
-    finally:
-        kill_all(home)
+    while SLOW in said:
+        for name, port in zip(("SUPERLINK_HTTP", "CONTROL"), free_ports(2), strict=True):
+            monkeypatch.setenv(f"FLWR_LOCAL_{name}_API_PORT", str(port))
+        try:
+            said = run(["bash", "-c", command], ROOT, home=tmp_path, unless=SLOW)
+            if SLOW not in said:
+                listed = json.loads(run(["flwr", "ls", "--format", "json"], ROOT, home=tmp_path))
+                assert [each["status"] for each in listed["runs"]] == ["finished:completed"], said
+        finally:
+            kill_all(home)
 
 
 def arguments(block: Block) -> list[str]:
@@ -117,7 +120,10 @@ def write_photos(folder: Path) -> None:
         Image.fromarray(digits.images[row].numpy()).save(file)
 
 
-def run(command: list[str], folder: Path, *, home: Path | None = None) -> str:
+def run(
+    command: list[str], folder: Path, *, home: Path | None = None, unless: str | None = None
+) -> str:
+    """Return what a command prints; it may fail where it says what ``unless`` is."""
     path = f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ['PATH']}"
     ended = subprocess.run(  # noqa: S603
         command,
@@ -127,5 +133,7 @@ def run(command: list[str], folder: Path, *, home: Path | None = None) -> str:
         capture_output=True,
         text=True,
     )
-    assert ended.returncode == 0, f"{command}\n{ended.stdout}\n{ended.stderr}"
-    return ended.stdout
+    said = ended.stdout + ended.stderr
+    excused = unless is not None and unless in said
+    assert ended.returncode == 0 or excused, f"{command}\n{said}"
+    return said if excused else ended.stdout
