@@ -24,7 +24,7 @@ from attacks.building_blocks.simulated_bottom import SimulatedBottom
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureOrientedReconstruction(SimulatedBottom):
-    """Reconstruction from smashed data and unlabelled images; the published weights.
+    """Reconstruction from smashed data and unlabelled images; loss weights as published.
 
     Attributes:
         critic: Weight of the critic's term.
