@@ -75,7 +75,7 @@ coverage: setup  ## refuse a branch coverage under 90 % in the last `make test-a
 
 check: lint test-all coverage  ## every gate, as in .ci/run
 
-bench: setup  ## measure speed, memory and bytes on the wire; prints a table (6 minutes)
+bench: setup  ## measure speed, memory and bytes on the wire; prints a table (8 minutes)
 	@mkdir -p runs/bench
 	for name in $(BENCHMARKS); do \
 		$(BIN)/python -m benchmarks.$$name > runs/bench/$$name.jsonl || exit 1; \

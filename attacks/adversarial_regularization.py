@@ -15,7 +15,7 @@ Departures:
   .54 on seed 100); U-shaped, 800 steps, labels .93 and .92 (``task = 1``: .93, .93). So a tenth
   serves both, and in a U-shape it costs about a label in a hundred. (An earlier version had
   chosen it on one vanilla run alone; corrected on 2026-11-29.)
-- For its parts' own see :mod:`attacks.building_blocks.simulated_bottom`.
+- Those of its parts stand in :mod:`attacks.building_blocks.simulated_bottom`.
 """
 
 from dataclasses import dataclass

@@ -13,7 +13,7 @@ Departures:
 - Published rates are 1e-4 (critic 3e-4) over 40,000 iterations; these are for minutes on a CPU.
 - The published substitute has other layers than the node's: ``simulator = "pilot"``. The default
   knows the node's.
-- For its parts' own see :mod:`attacks.building_blocks.simulated_bottom`.
+- Those of its parts stand in :mod:`attacks.building_blocks.simulated_bottom`.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from attacks.building_blocks.simulated_bottom import SimulatedBottom
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureOrientedReconstruction(SimulatedBottom):
-    """Reconstruction from smashed data and unlabelled images; the published weights.
+    """Reconstruction from smashed data and unlabelled images; loss weights as published.
 
     Attributes:
         critic: Weight of the critic's term.

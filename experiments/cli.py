@@ -249,10 +249,12 @@ def ceiling(
     collect: Annotated[str, typer.Option(help="Round: first, middle, last or a number.")] = "last",
     when: Annotated[str, typer.Option(help="Smashed rows: training or inference.")] = "training",
     targets: Annotated[int, typer.Option(min=1, help="How many messages at most.")] = 8,
-    candidates: Annotated[int, typer.Option(min=2, help="Among how many rows.")] = 1000,
+    candidates: Annotated[
+        int, typer.Option(min=2, help="Among how many rows it is sought.")
+    ] = 1000,
     draws: Annotated[int, typer.Option(min=1, help="Of the noise, for each candidate.")] = 4,
     span: Annotated[
-        str, typer.Option(help="What is read of a row: its message, the round or the training.")
+        str, typer.Option(help="What is read of a row: message, round or training.")
     ] = "message",
     summed: Annotated[
         bool, typer.Option("--summed", help="The sum of a round's updates alone.")
@@ -298,7 +300,7 @@ def label_ceiling(
     kappa: Annotated[
         float | None,
         typer.Option(
-            help="With the inputs: how often a label is told without any message.",
+            help="Also bound an adversary with the inputs: its accuracy without any message.",
             show_default=False,
         ),
     ] = None,
@@ -353,7 +355,7 @@ def audit(
             help="Of every node; {partition} in it stands for the node's partition id.",
         ),
     ] = None,
-    iterations: Annotated[int, typer.Option(min=1, help="Of each search for images.")] = 300,
+    iterations: Annotated[int, typer.Option(min=1, help="Steps of each search for images.")] = 300,
     out: Out = None,
     verbose: Verbose = False,
 ) -> None:
@@ -393,16 +395,16 @@ def gate(
     *,
     most: Annotated[
         list[str] | None,
-        typer.Option("--max", metavar="MEASURE=LIMIT", help="Where more is more leakage."),
+        typer.Option("--max", metavar="MEASURE=LIMIT", help="The most allowed, such as ssim=0.3."),
     ] = None,
     least: Annotated[
         list[str] | None,
-        typer.Option("--min", metavar="MEASURE=LIMIT", help="Where less is, such as mse."),
+        typer.Option("--min", metavar="MEASURE=LIMIT", help="The least allowed, such as mse=0.01."),
     ] = None,
     baseline: Annotated[
         Path | None, typer.Option(help="Earlier results not to exceed.", show_default=False)
     ] = None,
-    decides: Annotated[str, typer.Option(help="Who decides, for the file.")] = "not named",
+    decides: Annotated[str, typer.Option(help="Who decides; noted in gate.json.")] = "not named",
     out: Annotated[
         Path | None, typer.Option(help="Where gate.json, .xml and .sarif go.", show_default=False)
     ] = None,
@@ -437,7 +439,12 @@ def audit_defense(
     name: Annotated[str, typer.Argument(help="The defence.", show_default=False)],
     *,
     draws: Annotated[
-        int | None, typer.Option(min=100, help="Of each input.", show_default=False)
+        int | None,
+        typer.Option(
+            min=100,
+            help="Of each input; by default 100,000 rows or labels, or 4,000 updates.",
+            show_default=False,
+        ),
     ] = None,
     overrides: Overrides = None,
 ) -> None:

@@ -40,7 +40,7 @@ class BudgetError(ValueError):
 
 
 class Normalised(nn.Module):
-    """A network on inputs of which a mean is taken and which are divided by a spread, by channel.
+    """A network behind a normalisation: a mean is subtracted and a spread divides, by channel.
 
     Attributes:
         network: What reads the normalised inputs.

@@ -18,12 +18,13 @@ from xml.etree import ElementTree as ET
 from experiments.results.cards import Card, read_cards
 from leakbed import __version__
 from leakbed.lookup import unknown_name
-from leakbed.oracle.metrics import HIGHER_LEAKS_MORE
+from leakbed.oracle.metrics import HIGHER_LEAKS_MORE, SSIM_WINDOW
 
 PASS, FAIL, NOT_EVALUABLE = "pass", "fail", "not evaluable"
 EXIT_CODES = {PASS: 0, FAIL: 1, NOT_EVALUABLE: 3}
 """How ``leakbed gate`` ends; 2 is bad input, as everywhere."""
 _NORMAL = 1.96  # standard errors of a 95 % interval
+_GUESSES_NONE = "the attack guesses none"
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 
 
@@ -231,8 +232,7 @@ def _judged(  # noqa: PLR0917  what one sentence is made of
 ) -> tuple[str, str]:
     """Return a verdict and its reason; what leaks too much fails even if it is badly measured."""
     if summary is None:
-        why = "the attack was not scored" if card.status != "done" else "the attack guesses none"
-        return NOT_EVALUABLE, why
+        return NOT_EVALUABLE, _why_unmeasured(card, metric)
     more = HIGHER_LEAKS_MORE[metric]
     measured = {"the mean": summary["mean"], "the interval's end": end, "the worst record": worst}
     for name, value in measured.items():
@@ -245,6 +245,14 @@ def _judged(  # noqa: PLR0917  what one sentence is made of
     return PASS, f"the interval ends at {end:.3g}, the limit is {limit:g}"
 
 
+def _why_unmeasured(card: Card, metric: str) -> str:
+    if card.status != "done":
+        return "the attack was not scored"
+    if metric.startswith("ssim") and "mse" in card.scores:
+        return f"images smaller than {SSIM_WINDOW} x {SSIM_WINDOW} pixels have none"
+    return _GUESSES_NONE
+
+
 def _nothing(metric: str, limit: float) -> Finding:
     why = "no attack fits the messages"
     nothing: dict[str, Any] = {"card": "", "attack": "", "end": None, "worst": None}
@@ -253,8 +261,8 @@ def _nothing(metric: str, limit: float) -> Finding:
 
 def _one_that_has_it(findings: Sequence[Finding]) -> list[Finding]:
     """Leave out attacks that do not guess what is limited, if another one does."""
-    guessed = {each.metric for each in findings if each.why != "the attack guesses none"}
-    return [f for f in findings if f.metric not in guessed or f.why != "the attack guesses none"]
+    guessed = {each.metric for each in findings if each.why != _GUESSES_NONE}
+    return [f for f in findings if f.metric not in guessed or f.why != _GUESSES_NONE]
 
 
 def _beside(cards: Sequence[Card], earlier: Sequence[Card], limited: set[str]) -> list[Finding]:

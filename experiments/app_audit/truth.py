@@ -12,6 +12,7 @@ trace's ``about`` say how, and the key holds the pictures in [0, 1] that they we
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,9 @@ def made_answers(path: str, trace: Trace, folder: Path) -> tuple[AnswerKey, Path
 
 
 def answers_of(fed: Mapping[tuple[int, int], Fed], architecture: Architecture) -> AnswerKey:
-    """Return the answer key of what nodes were fed.
+    """Return the answer key of what nodes were fed; a sample that comes again is one row of it.
+
+    A second copy among the candidates would make both unidentifiable, whatever the guess.
 
     Args:
         fed: By node and round.
@@ -85,12 +88,19 @@ def answers_of(fed: Mapping[tuple[int, int], Fed], architecture: Architecture) -
     Raises:
         OwnedTruthError: The images are not such pictures.
     """
-    images, labels, order, rows = [], [], {}, 0
+    images, labels, order = [], [], {}
+    places: dict[tuple[bytes, int], int] = {}  # of each sample, by digest of its pixels and label
     for (node, round_), (each, named) in fed.items():
-        images.append(pictures(each, architecture))
-        labels.append(named)
-        order[node, round_, 0] = range(rows, rows + len(each))
-        rows += len(each)
+        shown, rows, new = pictures(each, architecture), [], []
+        for row, (picture, label) in enumerate(zip(shown, named.tolist(), strict=True)):
+            sample = sha256(picture.detach().cpu().numpy().tobytes()).digest(), label
+            if sample not in places:
+                places[sample] = len(places)
+                new.append(row)
+            rows.append(places[sample])
+        images.append(shown[new])
+        labels.append(named[new])
+        order[node, round_, 0] = rows
     whole, named = torch.cat(images), torch.cat(labels)
     if len(named) and not 0 <= int(named.min()) <= int(named.max()) < architecture.num_classes:
         raise OwnedTruthError(

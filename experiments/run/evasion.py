@@ -1,4 +1,4 @@
-"""Altered inputs on a card: the attack's, and what the same images come to with less and with more.
+"""Altered inputs on a card: the attack's own, and those of adversaries that know less, and more.
 
 Beside an attack stand three rivals that read no message: random signs of the same budget, the same
 attack through a shadow that was fitted to nothing, and through a substitute, a whole network of the

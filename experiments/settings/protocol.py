@@ -49,7 +49,7 @@ class ProtocolSettings(Strict):
         name: A protocol of the catalogue.
         rounds: Of the server.
         batch_size: Rows of a batch.
-        local_steps: Of a node in a round; None is one pass over its rows.
+        local_steps: Of a node in a round; left out, one pass over its rows.
         optimizer: Of the nodes and of the server.
         learning_rate: Its step.
         momentum: Of SGD.
@@ -57,7 +57,7 @@ class ProtocolSettings(Strict):
         fraction: Share of the nodes that train in a round.
         labels: Who holds the labels in a split protocol; FedAvg reads neither this nor ``bottoms``.
         bottoms: Whether the server can read a bottom that travels on to the next node.
-        optimizer_state: Whether a node's optimiser goes on between rounds.
+        optimizer_state: Whether a node's optimiser goes on between rounds; FedAvg's starts afresh.
         timeout: Seconds a node may take for one message before the run stops.
     """
 

@@ -186,12 +186,12 @@ class Settings(Strict):
         name: Of the experiment.
         seed: From which every stream of a cell is derived; may be swept.
         demo: Whether the budget is cut for a demonstration; every card says so.
-        device: ``"auto"``, ``"cpu"`` or ``"cuda"``. ``"auto"`` is what the process that is started
-            has; processes of Ray's are then held to it.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``. ``"auto"`` is what the process
+            that is started has; processes of Ray's are then held to it.
         grid: ``"local"`` or ``"ray"``; under ``flwr run`` Flower's own.
-        workers: Processes of the Ray grid; None for one per core.
+        workers: Processes of the Ray grid; left out, as many as fit, one a CPU at most.
         gpus_per_worker: Share of a GPU each of them takes, or each training run that is shared out.
-            None for equal shares of the GPUs that Ray counts; of workers' shares there is one more
+            Left out, equal shares of the GPUs that Ray counts; of workers' shares there is one more
             on each, which is left to this process.
         ray_address: Of a Ray cluster to join, ``"auto"`` for the one this machine belongs to. With
             the local grid its machines share the training runs, as many at once as there are CPUs;

@@ -299,12 +299,12 @@ class Watcher(Protocol[State]):
 
 
 class UnfitNodeError(ValueError):
-    """An intruder whose settings do not fit the node's images, classes or network."""
+    """Settings of a malicious client that do not fit the node's images, classes or network."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NodeView:
-    """What an intruder knows of the node it is, before the first batch; no sample is part of it.
+    """What a malicious client knows of its node before the first batch; no sample is part of it.
 
     Attributes:
         image_shape: Channels, height, width of the inputs; pixel values lie in [0, 1].
@@ -321,10 +321,10 @@ class NodeView:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MaliciousClientState:
-    """What an intruder carries from one batch to the next; nobody writes into its tensors.
+    """What a malicious client carries from batch to batch; nobody writes into its tensors.
 
     Attributes:
-        stream: The intruder's own random stream.
+        stream: The client's own random stream.
         turns: Batches it has had.
         tensors: Networks, momenta and the like, by name.
     """
@@ -336,7 +336,7 @@ class MaliciousClientState:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CraftedBatch:
-    """What an intruder does with one batch.
+    """What a malicious client does with one batch.
 
     Attributes:
         images: What the node's bottom is shown, with the graph of what made them; None takes the
@@ -345,8 +345,8 @@ class CraftedBatch:
         trains: Whether the node's own parts take their step. Otherwise they stay as they are,
             buffers included.
         scale: Factor of the gradient that the node sends up. What comes back is divided by it.
-        sources: What of ``images`` the intruder wants to find again in
-        :meth:`MaliciousClient.learn`.
+        sources: What of ``images`` the malicious client wants to find again in
+            :meth:`MaliciousClient.learn`.
     """
 
     images: Float[Tensor, " batch *image"] | None = None
@@ -416,7 +416,7 @@ class MaliciousClient(Protocol):
     def samples(
         self, view: NodeView, state: MaliciousClientState, *, count: int
     ) -> Float[Tensor, " count *image"]:
-        """Return what the intruder takes samples of its aim to look like.
+        """Return what it takes samples of its aim to look like.
 
         Args:
             view: As in :meth:`begin`.

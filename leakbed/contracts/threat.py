@@ -286,8 +286,8 @@ class ThreatModel:
         evidence: The messages it reads.
         needs: Knowledge beyond the protocol's own messages.
         active: Whether it changes messages rather than only reading them.
-        infers: The attribute it infers, a key of :mod:`leakbed.contracts.attributes`; None for
-        none.
+        infers: The attribute it infers, one of :data:`leakbed.contracts.attributes.ATTRIBUTES`;
+            None where it infers none.
     """
 
     seat: Seat

@@ -70,8 +70,10 @@ class Audit:
 
     def __str__(self) -> str:
         verdict = "holds" if self.holds else "is REFUTED"
+        one = self.inputs == "one label"
+        what = self.inputs if one else f"two messages of {self.inputs} inputs"
         return (
-            f"{self.name}, {self.inputs} inputs: the claim {verdict}: epsilon {self.claimed:.3g} "
+            f"{self.name}, {what}: the claim {verdict}: epsilon {self.claimed:.3g} "
             f"claimed, at least {self.found:.3g} found (delta {self.delta:g}, {self.draws} draws)"
         )
 

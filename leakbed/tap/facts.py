@@ -183,8 +183,9 @@ def require(said: Mapping[str, Any], *keys: str) -> None:
     """
     if missing := [key for key in keys if key not in said]:
         raise TraceError(
-            f"the trace does not say {', '.join(missing)}, so it cannot be attacked; record it "
-            f"with {_CALL}"
+            f"the trace does not say {', '.join(missing)}, without which it cannot be attacked; "
+            "say it to `leakbed attack` with --model package.module:Class and --about key=value, "
+            f"or record it with {_CALL}"
         )
     for key, fits in _TYPES.items():
         if key in said and not fits(said[key]):

@@ -51,7 +51,7 @@ class Summary:
             f"nodes: {_listed(self.nodes)}",
             f"records: {kinds or 'none'}",
             f"arrays: {self.bytes} bytes",
-            f"says of its run: {', '.join(self.about) or 'nothing, so it cannot be attacked yet'}",
+            f"says of its run: {', '.join(self.about) or 'nothing; who attacks it must say it'}",
         ]
         if self.masked:
             lines.append(

@@ -15,6 +15,7 @@ def test_a_claim_that_holds_says_what_was_found() -> None:
     code, text = audited("smashed-noise", "-o", "clip=1.0", "--draws", "20000")
     assert code == 0, text
     assert text.count("the claim holds") == 2
+    assert "two messages of equal inputs" in text  # epsilon of both is more than the setting
 
 
 def test_a_refuted_claim_ends_with_an_error() -> None:

@@ -14,6 +14,7 @@ from experiments.settings.catalogues import plugin_fields
 from experiments.settings.cells import cells
 from experiments.settings.load import load_settings
 from experiments.settings.schema import Settings, SettingsError
+from strategies import PROTOCOLS
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "experiments" / "studies").glob("*/*.toml"))
@@ -40,6 +41,8 @@ def test_every_key_has_its_meaning_on_the_page() -> None:
     rows = [line for line in page().splitlines() if line.startswith("| `")]
     assert len(rows) > 100
     assert [row for row in rows if row.endswith("|  |")] == []
+    told = [row for row in rows if row.removeprefix("| `").split("`")[0] not in PROTOCOLS]
+    assert [row for row in told if not row.endswith((". |", ".) |")) or ":`" in row] == []
     for package in ("attacks", "defenses"):
         for name in plugin_fields(package):
             assert f"### `{name}`" in page()

@@ -59,6 +59,12 @@ def test_what_could_not_be_measured_never_passes(
     assert why in judged.findings[0].why
 
 
+def test_images_too_small_for_ssim_are_not_said_to_be_none(tmp_path: Path) -> None:
+    small = {"scores": {"identification": RATE, "mse": SSIM}}
+    (found,) = gate(card(tmp_path, **small), most={"ssim": 0.3}, least={}).findings
+    assert found.why == "images smaller than 11 x 11 pixels have none"
+
+
 def test_what_leaks_too_much_fails_however_badly_it_is_measured(tmp_path: Path) -> None:
     assert verdict(card(tmp_path, stopped_on_budget=1.0), {"ssim": 0.05}) == FAIL
 

@@ -4,12 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from experiments.app_audit.truth import OwnedTruthError
+from experiments.app_audit.truth import OwnedTruthError, answers_of
 from experiments.cli import app as commands
 from experiments.results.cards import read_cards
 from experiments.run.offline import TwoTruthsError, attack_trace
+from leakbed.contracts import Guess
+from leakbed.events import Phase, Target
+from leakbed.models import Architecture
+from leakbed.oracle import score
 from leakbed.tap.segments import TraceError
 from tests.support import normalising_app as theirs
 
@@ -40,6 +45,19 @@ def test_scores_are_of_pictures_where_the_app_normalises(
     assert card.objective["solved"] == theirs.NODES
     assert card.objective["attack"] < 1e-6 < card.objective["grey"]
     assert card.objective["attack"] < 1e-6 < card.objective["noise"]
+
+
+def test_samples_that_come_again_in_another_round_can_be_identified() -> None:
+    draws = torch.Generator().manual_seed(0)
+    images, labels = torch.rand(3, *theirs.SHAPE, generator=draws), torch.tensor([1, 2, 2])
+    fed = {(1, 1): (images, labels), (1, 2): (images.flip(0), labels.flip(0))}
+    architecture = Architecture(name="mlp2", image_shape=theirs.SHAPE, num_classes=theirs.CLASSES)
+    key = answers_of(fed, architecture)
+    truth = key.truth([Target(node=1, round=2, step=0, row=None, phase=Phase.TRAIN)])
+    assert torch.equal(truth.images[0], images.flip(0))
+    assert len(truth.candidates) == 3
+    found = score(Guess(images=truth.images), truth)
+    assert found.metrics["identification"].mean == 1
 
 
 def test_from_the_command_line_a_search_that_solves_nothing_says_so(
