@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from tests.support.deployment import free_ports, kill_all
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MAKE, FLWR_RUN = "make ", "flwr run "
-SLOW = "Failed to start local SuperLink within"  # Flower waits 15 s; a busy machine takes longer
+NOT_STARTED, LATE = "Failed to start local SuperLink within", "too slow for Flower"
 
 
 @dataclass(frozen=True)
@@ -90,18 +91,31 @@ def test_every_other_block_runs_in_order(tmp_path: Path) -> None:
 def test_flwr_run_completes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends with 0 even where the run failed, and leaves its SuperLink running."""
     (command,) = [c for c in COMMANDS if c.startswith(FLWR_RUN)]
-    home, said = tmp_path / "flwr", SLOW
+    attempts = (flower_run(command, tmp_path / str(each), monkeypatch) for each in count())
+    said, status = next(each for each in attempts if each[1] != LATE)
+    assert status == "finished:completed", said
+
+
+def flower_run(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    """Return what a run printed, and its status: ``LATE`` where it missed a limit of Flower's.
+
+    Flower gives its SuperLink 15 s to start, and a process that is done 5 s to say so. They are too
+    few where other programs keep the machine busy.
+    """
+    home = folder / "flwr"
+    folder.mkdir()
     monkeypatch.setenv("FLWR_HOME", str(home))
-    while SLOW in said:
-        for name, port in zip(("SUPERLINK_HTTP", "CONTROL"), free_ports(2), strict=True):
-            monkeypatch.setenv(f"FLWR_LOCAL_{name}_API_PORT", str(port))
-        try:
-            said = run(["bash", "-c", command], ROOT, home=tmp_path, unless=SLOW)
-            if SLOW not in said:
-                listed = json.loads(run(["flwr", "ls", "--format", "json"], ROOT, home=tmp_path))
-                assert [each["status"] for each in listed["runs"]] == ["finished:completed"], said
-        finally:
-            kill_all(home)
+    for name, port in zip(("SUPERLINK_HTTP", "CONTROL"), free_ports(2), strict=True):
+        monkeypatch.setenv(f"FLWR_LOCAL_{name}_API_PORT", str(port))
+    try:
+        said = run(["bash", "-c", command], ROOT, home=folder, unless=NOT_STARTED)
+        if NOT_STARTED in said:
+            return said, LATE
+        (listed,) = json.loads(run(["flwr", "ls", "--format", "json"], ROOT, home=folder))["runs"]
+    finally:
+        kill_all(home)
+    unsaid = listed["status-details"] == "No heartbeat received from the task"
+    return said, LATE if unsaid and "2 cards in " in said else listed["status"]
 
 
 def arguments(block: Block) -> list[str]:
