@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from leakbed.contracts import Defense, IllegalCombinationError, Protects, select
 from leakbed.contracts.gradient_defenses import GradientDefenses, Horizon, Origin
 from leakbed.contracts.hooks import refuse_uncalled
+from leakbed.models.cutting import guarded
 from leakbed.seeds import derive
 from leakbed.tensors import load, placed, predicted
 
@@ -186,8 +187,8 @@ class ServerPart:
         """Take the module.
 
         Args:
-            module: Trained in place. It does not write to what it is given, which
-                :func:`~leakbed.models.cutting.cut` sees to.
+            module: Trained in place. Where its first layer may write to what it is given, it gets
+                a copy: :func:`~leakbed.models.cutting.guarded`.
             optimiser: Over its parameters.
             defenses: Those of the cut gradient are applied, in order, to each before it is sent;
                 a top's steps may be defended as well.
@@ -206,7 +207,7 @@ class ServerPart:
                     f"{defense.name} protects {', '.join(sorted(defense.protects))}, which is not "
                     f"for a {type(self).__name__} to do; give it to whoever sends that"
                 )
-        self.module = module
+        self.module = guarded(module)
         self._optimizer = optimiser
         self._fresh = optimiser.state_dict()
         sent = select(defenses, Protects.CUT_GRADIENT)

@@ -1,6 +1,7 @@
 """Settings from a file or a mapping, with overrides from the command line."""
 
 import tomllib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -128,12 +129,31 @@ def _with(table: object, key: str, value: object) -> object:
 
 
 def _told(error: ValidationError) -> list[Mapping[str, Any]]:
-    """Return the faults; a list that is too short only because its entries are faulty is none."""
-    faults: list[Mapping[str, Any]] = list(error.errors())
+    """Return the faults; a list that is too short only because its entries are faulty is none.
+
+    Of a value that may be a number or a text, what is wrong with it as the kind that it is not is
+    none either.
+    """
+    faults = [_without_kind(fault) for fault in error.errors()]
     entries = {fault["loc"][0] for fault in faults if len(fault["loc"]) > 1}
+    places = Counter(fault["loc"] for fault in faults)
     return [
-        fault for fault in faults if fault["type"] != "too_short" or fault["loc"][0] not in entries
+        fault
+        for fault in faults
+        if not (fault["type"] == "too_short" and fault["loc"][0] in entries)
+        and not (places[fault["loc"]] > 1 and fault["type"] == _other_kind(fault["input"]))
     ]
+
+
+def _other_kind(value: object) -> str:
+    return "int_type" if isinstance(value, str) else "string_type"
+
+
+def _without_kind(fault: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a fault whose place is the key alone, also where the key takes `int | str`."""
+    *key, last = fault["loc"] or ("",)
+    kinds = {"int", "str", "constrained-int", "constrained-str"}  # as pydantic calls them
+    return {**fault, "loc": tuple(key)} if key and last in kinds else fault
 
 
 def _fault(error: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from defenses import SmashedNoise
 from leakbed.contracts import Defense, DefenseState, IllegalCombinationError, Protects
+from leakbed.models.cutting import cut
 from strategies.server_model import MiddleTrainer, TopTrainer, UnfitBatchError
 from tests.support import tiny
 
@@ -42,6 +43,28 @@ def test_a_step_does_not_change_what_it_received() -> None:
     smashed = SMASHED.clone()
     top().train(smashed, LABELS)
     assert torch.equal(smashed, SMASHED)
+
+
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_a_first_layer_in_place_changes_no_step_and_nothing_received(is_cut: bool) -> None:
+    def trained(*, inplace: bool) -> tuple[Tensor, list[int], dict[str, Tensor]]:
+        torch.manual_seed(0)
+        layers = nn.Sequential(nn.Flatten(), nn.ReLU(inplace=inplace), nn.Linear(5, 3))
+        if is_cut:
+            layers = cut(layers, 0, image_shape=(1, 1, 5)).top
+        trainer = TopTrainer(layers, torch.optim.SGD(layers.parameters(), lr=0.5))
+        assert len(trainer.module._forward_pre_hooks) == inplace, "what is given is copied once"
+        gradient = trainer.train(smashed, LABELS)
+        seen = trainer.predict(smashed).tolist()
+        return gradient, seen, trainer.module.state_dict()
+
+    smashed = SMASHED.clone()
+    gradient, seen, weights = trained(inplace=True)
+    expected = trained(inplace=False)
+    assert torch.equal(smashed, SMASHED)
+    assert torch.equal(gradient, expected[0])
+    assert seen == expected[1]
+    assert tiny.same(weights, expected[2])
 
 
 def test_a_joint_step_is_a_step_on_all_rows_as_one_batch() -> None:

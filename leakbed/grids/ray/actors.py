@@ -23,6 +23,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from importlib.machinery import PathFinder
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -456,10 +457,25 @@ def end_with_ray() -> None:
     """Let Linux end this process with the one of Ray's that started it.
 
     Ray's own workers look whether their parent has become process 1, which it never does where a
-    session's own process adopts orphans, as systemd does on a desktop.
+    session's own process adopts orphans, as systemd does on a desktop. A process whose starter
+    ended before Linux was told ends here.
     """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PARENT_DEATH, signal.SIGKILL)
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PARENT_DEATH, signal.SIGKILL)
+    starter = int(os.environ.get("RAY_RAYLET_PID", os.getppid()))
+    # In a container, or under `uv run`, the parent is another process between this one and Ray's.
+    if os.getppid() != starter and not _runs(starter):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _runs(process: int) -> bool:
+    """Say whether a process of this machine runs; one that nobody has waited for does not."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2]
+    except OSError:
+        return False
+    return fields.split()[0] not in {"Z", "X"}  # state, after the name in parentheses: proc(5)
 
 
 def one_thread() -> None:

@@ -62,6 +62,21 @@ def test_bad_overrides_are_told_apart(file: Path, overrides: list[str], told: st
     assert told in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("value", "wrong"),
+    [
+        ("-1", "Input should be greater than or equal to 0 (got -1)"),
+        ("1.5", "Input should be a valid integer (got 1.5)"),
+        ("", "String should have at least 1 character (got '')"),
+        ("[2]", "Input should be a valid integer"),
+    ],
+)
+def test_a_key_of_two_kinds_says_what_is_wrong_once(file: Path, value: str, wrong: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        load_settings(file, [f"model.cut={value}"])
+    assert str(error.value) == f"model.cut: {wrong}"
+
+
 def test_says_every_fault_on_a_line(file: Path) -> None:
     with pytest.raises(SettingsError) as error:
         load_settings(file, ["seed=-1", "data.nodes=0"])

@@ -1,7 +1,11 @@
-"""Addresses at which no Ray cluster answers are refused within seconds."""
+"""Addresses without a cluster are refused within seconds; no worker outlives its Ray."""
 
 import os
+import signal
 import socket
+import subprocess
+import sys
+import warnings
 from collections.abc import Iterator
 from threading import Thread
 from time import monotonic
@@ -10,7 +14,7 @@ import pytest
 import ray
 
 from leakbed.grids.ray import actors
-from leakbed.grids.ray.actors import NoClusterError, answering, start_ray
+from leakbed.grids.ray.actors import NoClusterError, answering, end_with_ray, start_ray
 
 
 @pytest.fixture
@@ -102,3 +106,32 @@ def test_batches_travel_with_the_call_unless_the_user_says_otherwise(
     monkeypatch.setattr(ray, "init", lambda **_: found.append(os.environ[name]))
     assert start_ray(None, cpus=1)
     assert found == [seen]
+
+
+def ended_by(starter: int | None) -> int:
+    """Return which signal ends a child that asks to end with its starter; 0 where it lives on."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the child starts no thread
+        child = os.fork()
+    if not child:
+        try:
+            os.environ.pop("RAY_RAYLET_PID", None)
+            if starter is not None:
+                os.environ["RAY_RAYLET_PID"] = str(starter)
+            end_with_ray()
+            os._exit(0)
+        finally:
+            os._exit(1)  # whatever was raised: these tests run in the parent
+    return -os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone ends a process with its parent")
+def test_a_worker_whose_ray_ended_before_it_asked_ends_as_well() -> None:
+    assert ended_by(os.getpid()) == ended_by(None) == 0, "the parent is Ray's own process"
+    with subprocess.Popen(["sleep", "60"]) as ray_itself:  # noqa: S607  wherever it lies
+        # Between the two stands a process of a container.
+        assert ended_by(ray_itself.pid) == 0
+        ray_itself.kill()
+        os.waitid(os.P_PID, ray_itself.pid, os.WEXITED | os.WNOWAIT)
+        assert ended_by(ray_itself.pid) == signal.SIGKILL, "it ended, and nobody knows yet"
+    assert ended_by(ray_itself.pid) == signal.SIGKILL
