@@ -125,7 +125,7 @@ def test_rows_behind_updates_are_of_steps_all_over_the_round(fedavg: Path, clear
 
 
 def test_messages_are_spread_over_those_that_were_attacked(split: Path) -> None:
-    few = {"candidates": 10, "targets": 4, "draws": 1, "collect": "first"}
+    few: dict[str, Any] = {"candidates": 10, "targets": 4, "draws": 1, "collect": "first"}
     assert [each.step for each in ceiling_of_run(split, **few).messages] == [0, 0, 0, 0]
     assert [each.step for each in ceiling_of_run(split, **few, among=32).messages] == [0, 0, 1, 1]
 

@@ -11,6 +11,7 @@ from leakbed.contracts.noise_laws import (
     Channel,
     Fixed,
     Laplace,
+    Law,
     NoCeilingError,
     Normal,
     alike,
@@ -247,7 +248,7 @@ def test_losses_that_differ_by_units_in_the_last_place_are_told_apart() -> None:
 @pytest.mark.parametrize("kind", ["noisy", "fixed", "laplace"])
 def test_who_makes_losses_again_to_the_last_bit_tells_each_from_the_next_float(kind: str) -> None:
     zero, one = {"w": torch.zeros(2)}, torch.tensor(1.0)
-    laws = {
+    laws: dict[str, Law] = {
         "noisy": alike(zero, 1.0),
         "fixed": Fixed(mean=zero),
         "laplace": Laplace(mean=zero, scales={"w": (one, one)}),
