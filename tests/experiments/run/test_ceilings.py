@@ -191,8 +191,7 @@ def test_all_updates_that_a_row_was_in_are_read_together(tmp_path: Path) -> None
         assert each.ceiling > float(each.alone or 0) - 4 * each.error
     assert max(each.ceiling - float(each.alone or 0) for each in found.messages) > 0.03
     assert {each.guesses for each in found.messages} == {16}
-    few = {**own, "rounds": 2}
-    last = recorded(tmp_path / "last", few, keep="last", data={"size": 130, "nodes": 2}, **noise)
+    last = recorded(tmp_path / "last", own, keep="last", data={"size": 130, "nodes": 2}, **noise)
     with pytest.raises(NoCeilingError, match="in which the row was used; record the run with"):
         ceiling_of_run(last, span="training", **FEW)
 
