@@ -212,7 +212,7 @@ class CandidateMessages:
         """
         if target.phase == Phase.EVALUATE:
             return [target.step + int(target.row or 0)]
-        batches = self._batches(target)
+        batches = self.batches(target)
         if target.row is not None:
             if target.step >= len(batches) or target.row >= len(batches[target.step]):
                 raise NoCeilingError(
@@ -248,7 +248,7 @@ class CandidateMessages:
         training = LocalTraining(
             network=network,
             before={name: before[name] for name in network.state_dict()},
-            batches=[torch.tensor(rows) for rows in self._batches(target)],
+            batches=[torch.tensor(rows) for rows in self.batches(target)],
             images=key.images,
             labels=key.labels,
             optimiser=run.plan.optimiser,
@@ -289,7 +289,7 @@ class CandidateMessages:
     def _once(self, target: Target) -> bool:
         """Say whether a row is in its batch once; two passes can meet in one."""
         (own,) = self.rows_behind(target)
-        return self._batches(target)[target.step].count(own) == 1
+        return self.batches(target)[target.step].count(own) == 1
 
     def _bottom(self, target: Target) -> nn.Module:
         """Return the bottom of a message; rows of one batch share it, and so do all test rows."""
@@ -349,7 +349,18 @@ class CandidateMessages:
         sent = labels[0] if event.labels is None else torch.as_tensor(event.labels[row])
         return _beside_label(messages, torch.zeros(1, 0), labels, own=sent)
 
-    def _batches(self, target: Target) -> list[list[int]]:
+    def batches(self, target: Target) -> list[list[int]]:
+        """Return the rows of each of a node's batches in a round.
+
+        Args:
+            target: In that round.
+
+        Returns:
+            Of the node's rows.
+
+        Raises:
+            NoCeilingError: If the answer key knows none.
+        """
         order = self._run.key.order
         found: list[list[int]] = []
         while (target.node, target.round, len(found)) in order:

@@ -26,7 +26,7 @@ from experiments.settings.cells import CellSettings
 from experiments.settings.schema import CeilingSettings
 from leakbed.contracts import Evidence, Knowledge, Seat, ThreatModel
 from leakbed.contracts.noise_laws import NoCeilingError
-from leakbed.events import Target
+from leakbed.events import Phase, Target
 from leakbed.oracle.noise_checks import above
 from strategies import find_protocol
 
@@ -75,7 +75,8 @@ class Bounds:
                 _refuse_labels(threat, scores, when=settings.attack.when, reader=_reader(settings))
                 return self._of_labels(settings, settings.ceiling, run, scores, targets=targets)
             _refuse(threat, scores, when=settings.attack.when)
-            found = self._of(settings, settings.ceiling, run, threat, scores)
+            among = _spread_over(targets)
+            found = self._of(settings, settings.ceiling, run, threat, scores, among=among)
         except NoCeilingError as error:
             return Bound(why=str(error))
         return _bound(found, scores, several=_tell_of_each_other(settings, targets))
@@ -87,11 +88,13 @@ class Bounds:
         run: Path,
         threat: ThreatModel,
         scores: Mapping[str, Any],
+        *,
+        among: int | None,
     ) -> RunCeiling:
         # Among fewer rows than the card's a guess is right more often, never less.
         candidates = min(settings.candidates, int(scores["candidates"]))
         labels = Knowledge.LABELS in threat.needs
-        place = run, cell.attack.collect, cell.attack.when, candidates, labels
+        place = run, cell.attack.collect, cell.attack.when, candidates, labels, among
 
         def compute() -> RunCeiling:
             return ceiling_of_run(
@@ -102,6 +105,7 @@ class Bounds:
                 candidates=candidates,
                 draws=settings.draws,
                 labels=labels,
+                among=among,
                 model=cell.training.model.name,  # the user names it, so it may be imported
             )
 
@@ -243,6 +247,16 @@ def _tell_of_each_other(cell: CellSettings, targets: Sequence[Target]) -> bool:
     if find_protocol(cell.training.protocol.name).exchanges == "weights":
         return len({each.round for each in targets}) > 1
     return len({(each.node, each.round, each.step) for each in targets}) > 1
+
+
+def _spread_over(targets: Sequence[Target]) -> int | None:
+    """Return how many attacked rows of training the ceiling's are spread over, if of several steps.
+
+    A bottom learns from step to step, so later rows are named more often than the first, or less.
+    An earlier version took the first alone; corrected 2026-11-29.
+    """
+    steps = {each.step for each in targets if each.phase == Phase.TRAIN}
+    return len(targets) if len(steps) > 1 else None
 
 
 def _bound(found: RunCeiling, scores: Mapping[str, Any], *, several: bool) -> Bound:

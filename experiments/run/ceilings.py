@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from math import sqrt
 from pathlib import Path
 from statistics import fmean
@@ -63,6 +64,7 @@ def ceiling_of_run(
     model: str | None = None,
     labels: bool = False,
     summed: bool = False,
+    among: int | None = None,
 ) -> RunCeiling:
     """Return the ceilings of a recorded run's attacked messages.
 
@@ -83,6 +85,8 @@ def ceiling_of_run(
             and of test rows. Of a U-shape's test rows it always is: heads say how many are right.
         summed: Whether the server is given the sum of the round's updates alone, weighted by their
             numbers of samples, as under secure aggregation. A recorded loss is still read.
+        among: How many messages of the round were attacked, all over which ``targets`` are spread;
+            None takes the first.
 
     Returns:
         They, and what the check of the recorded noise found.
@@ -107,7 +111,9 @@ def ceiling_of_run(
             "updates, as FedAvg's"
         )
     _refuse_span(span, updates=bool(evidences.updates), when=when, summed=summed)
-    chosen = pick_targets(evidences, threat, when=when, count=targets)
+    attacked = pick_targets(evidences, threat, when=when, count=max(targets, among or 0))
+    count = min(targets, len(attacked))
+    chosen = [attacked[(2 * at + 1) * len(attacked) // (2 * count)] for at in range(count)]
     # Heads report how many test rows are right. Who knows the features and all other rows is told
     # by it whether the row has the predicted label; an earlier version left that out (2026-11-29).
     labels |= when == "inference" and recorded.architecture.upper_cut is not None
@@ -169,6 +175,7 @@ class _Game:
         self._made = CandidateMessages(recorded, evidences, told=labels, summed=summed)
         self.notes = _answered(recorded)
         self._count, self._draws, self._seed = candidates, draws, seed
+        self._targets = targets
         known = [replace(targets[0], node=e.node) for e in evidences.updates] if summed else targets
         self._attacked = {row for target in known for row in self._made.rows_behind(target)}
         self._residuals: list[Tensor] = []
@@ -177,22 +184,37 @@ class _Game:
     def update(self, target: Target) -> Message:
         """Return the ceiling of one update, for one of the rows behind it, or of all it is in."""
         key = self._run.key
-        behind = self._made.rows_behind(target)
-        place = target.node % len(behind)  # nodes' attacked rows lie at several places of a round
-        row, places = behind[place], [target]
+        behind, places = self._made.rows_behind(target), [target]
+        row = self._row_of(target)
         if self._span == "training":
             places = self._made.uses(target, row)
             target, behind = places[0], self._made.rows_behind(places[0])
+        place = behind.index(row)
         guesses = len(self._attacked) if self._summed else len(behind)
         known = {each for at in places for each in self._made.rows_behind(at)}
         chosen = self._candidates(row, len(key.images), guesses=guesses, known=known)
         told = key.labels[chosen] if self._told else None
         prior = self._run.prior_of(target.node, chosen)
         parts = (self._made.update(at, row, chosen) for at in places)
-        place = behind.index(row)
         if self._span == "training":
             return self._path(parts, guesses=guesses, place=place, labels=told, prior=prior)
         return self._message(next(parts), guesses=guesses, place=place, labels=told, prior=prior)
+
+    def _row_of(self, target: Target) -> int:
+        """Return a row behind an update; those of all updates are of steps all over the round.
+
+        Rows of one step are alike, those of several are not: with momentum the first steps' rows
+        move the weights most, and a smaller last batch's more than others. An earlier version took
+        rows of the first step alone, as soon as there were fewer nodes than rows in it; corrected
+        2026-11-29.
+        """
+        batches = self._made.batches(target)
+        ends = list(accumulate(map(len, batches)))
+        random = generator(derive(self._run.key.seed or 0, f"ceiling/{target.node}/{target.round}"))
+        within = self._targets.index(target) + float(torch.rand((), generator=random))
+        slot = within * ends[-1] / len(self._targets)
+        step = next(at for at, end in enumerate(ends) if slot < end)
+        return batches[step][target.node % len(batches[step])]
 
     def row(self, target: Target) -> Message:
         """Return the ceiling of one smashed row, and of what it moved behind it."""

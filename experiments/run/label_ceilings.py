@@ -439,7 +439,8 @@ class _Game:
     def of_gradients(self, target: Target, *, until: int, one: bool) -> LabelMessage:
         """Return the ceiling of one canary's label by its batch's gradient, or all from it on."""
         at = target.node, target.round, target.step
-        row = int(self._run.key.order[at][int(target.row or 0)])
+        batch_rows = list(map(int, self._run.key.order[at]))
+        row = batch_rows[int(target.row or 0)]
         answers = self._answers(row)
         honest, steps = reached(self._run, at, until=until)
         holders = [honest.apart() for _ in answers]
@@ -447,7 +448,7 @@ class _Game:
         for step in steps:
             for batch, messages in self._messages(step, row, answers, holders):
                 if batch.place == at:
-                    first.append(messages)
+                    first.append(messages.of_copies(batch_rows.count(row)))
                 if batch.place == at or not one:
                     gathered.add(messages, batch.gradient.flatten())
             if one:

@@ -16,6 +16,7 @@ from defenses import DEFENSES
 from experiments.run.view import architecture_of
 from leakbed.contracts import Defense, Protects, select
 from leakbed.contracts.noise_laws import NoCeilingError
+from leakbed.data.partitioning import BY_SIZE
 from leakbed.models import Architecture
 from leakbed.oracle.truth import AnswerKey
 from leakbed.plugins import is_own, picked
@@ -177,7 +178,8 @@ class Recorded:
             The node's share of each one's class, over that class's candidates; None for equal ones.
 
         Raises:
-            NoCeilingError: If the answer key is of a version that did not say how rows were dealt.
+            NoCeilingError: If the answer key is of a version that did not say how rows were dealt,
+                or some labels are not those by which rows were dealt.
         """
         key, sizes = self.key, self.key.training.get("rows")
         if key.parties > 1:
@@ -188,6 +190,13 @@ class Recorded:
             )
         if key.training["partition"] == "iid":
             return None
+        if key.canaries and key.training["partition"] not in BY_SIZE:
+            raise NoCeilingError(
+                f"no ceiling of rows: data.partition = {key.training['partition']!r} dealt them "
+                "out by their labels, and those of canaries were drawn anew since, so what their "
+                "images tell of a node is not known here; leave out data.canaries, or set "
+                "data.partition = 'iid'"
+            )
         labels = key.labels[candidates]
         own = torch.bincount(self._by_node(sizes)[node], minlength=key.num_classes).double()
         shares = own[labels] / torch.bincount(labels, minlength=key.num_classes)[labels]

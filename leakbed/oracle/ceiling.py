@@ -18,7 +18,7 @@ points of fewer than N coordinates, and noise is drawn there: this is exact.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 
 import torch
@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from leakbed.contracts.noise_laws import NoCeilingError
-from leakbed.oracle.messages import Messages, axes, nearness
+from leakbed.oracle.messages import Messages, axes, told_apart
 from leakbed.seeds import generator
 
 _CHUNK = 4096  # entries at once, so that sums over long messages are in double precision
@@ -256,8 +256,7 @@ class _Noiseless:
     ) -> Float[Tensor, " drawn candidates"]:
         del random
         another = self._groups[truths].unsqueeze(1) != self._groups
-        near = nearness(self._clear[truths], self._clear)
-        return near.masked_fill(another, -torch.inf)
+        return told_apart(truths, self._clear).masked_fill(another, -torch.inf)
 
 
 class _InPlane:
@@ -275,12 +274,13 @@ class _InPlane:
         noise = torch.randn(len(truths), places.shape[1], generator=random).to(places)
         message = places[truths] + noise
         scores = message @ places.T - places.square().sum(1) / 2
-        return scores.double() + nearness(self._clear[truths], self._clear)
+        return scores.double() + told_apart(truths, self._clear)
 
 
 class _Direct:
     def __init__(self, messages: Messages) -> None:
-        self._messages = messages
+        self._clear = messages.clear
+        self._messages = replace(messages, clear=messages.clear[:, :0])
 
     def drawn(
         self, truths: Int[Tensor, " drawn"], random: torch.Generator
@@ -291,7 +291,7 @@ class _Direct:
             )
             for part in truths.split(50)
         ]
-        return torch.cat(parts)
+        return torch.cat(parts) + told_apart(truths, self._clear)
 
 
 def _named(belief: Tensor, truths: Tensor, guesses: int) -> Tensor:

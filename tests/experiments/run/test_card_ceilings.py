@@ -17,13 +17,14 @@ from experiments.report.rows import cells
 from experiments.report.tables import tables
 from experiments.results.cards import ABOVE, Bound, Card
 from experiments.run.attack import Attacked, attack_run
-from experiments.run.card_ceilings import Bounds, _refuse, _refuse_labels
+from experiments.run.card_ceilings import Bounds, _refuse, _refuse_labels, _spread_over
 from experiments.run.ceiling_results import RunCeiling
 from experiments.run.runner import run
 from experiments.settings.load import load_settings
 from experiments.settings.schema import SettingsError
 from leakbed.contracts import Evidence, Knowledge, KnowledgeKind, Seat, ThreatModel
 from leakbed.contracts.noise_laws import NoCeilingError
+from leakbed.events import Phase, Target
 from leakbed.oracle.truth import AnswerKey
 
 SPLIT: dict[str, Any] = {
@@ -49,6 +50,14 @@ def test_a_network_of_ones_own_has_a_ceiling(tmp_path: Path) -> None:
     own = {"name": "tests.support.own_model:Net", "cut": 2}
     (card,) = run({**SPLIT, "model": own}, out=tmp_path)
     assert bound(card).ceiling is not None
+
+
+def test_of_rows_of_several_steps_the_ceilings_are_not_the_first_alone() -> None:
+    first = Target(node=0, round=1, step=0, row=0, phase=Phase.TRAIN)
+    assert _spread_over([first, replace(first, row=1), replace(first, node=1)]) is None
+    assert _spread_over([first, replace(first, row=1), replace(first, step=1)]) == 3
+    tested = replace(first, phase=Phase.EVALUATE)
+    assert _spread_over([tested, replace(tested, step=256)]) is None
 
 
 def test_a_ceiling_that_was_refused_is_refused_again_and_its_arrays_are_let_go() -> None:

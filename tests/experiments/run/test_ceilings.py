@@ -118,6 +118,18 @@ def test_updates_are_trained_again(fedavg: Path) -> None:
     assert "list of 16 among 60" in found.lines()[0]
 
 
+def test_rows_behind_updates_are_of_steps_all_over_the_round(fedavg: Path, clear: Path) -> None:
+    for folder, size in ((fedavg, 8), (clear, 4)):
+        found = ceiling_of_run(folder, candidates=60, targets=2, draws=1)
+        assert [each.row // size for each in found.messages] == [0, 1]
+
+
+def test_messages_are_spread_over_those_that_were_attacked(split: Path) -> None:
+    few: dict[str, Any] = {"candidates": 10, "targets": 4, "draws": 1, "collect": "first"}
+    assert [each.step for each in ceiling_of_run(split, **few).messages] == [0, 0, 0, 0]
+    assert [each.step for each in ceiling_of_run(split, **few, among=32).messages] == [0, 0, 1, 1]
+
+
 def test_who_knows_a_nodes_other_rows_knows_its_classes(tmp_path: Path) -> None:
     """Under endless noise: of nodes with few classes a guess of these is right more often."""
     divided = {"size": 600, "nodes": 4, "partition": "dirichlet", "alpha": 0.05}
@@ -169,7 +181,7 @@ def test_a_sum_without_noise_names_the_row(clear: Path) -> None:
 
 
 def test_all_updates_that_a_row_was_in_are_read_together(tmp_path: Path) -> None:
-    own = {"name": "fedavg", "rounds": 8}
+    own = {"name": "fedavg", "rounds": 9}
     noise = {"name": "weight-noise", "scale": 0.01, "form": "corrected"}
     folder = recorded(tmp_path, own, data={"size": 130, "nodes": 2}, **noise)
     found = ceiling_of_run(folder, span="training", **{**FEW, "targets": 2})
@@ -179,8 +191,7 @@ def test_all_updates_that_a_row_was_in_are_read_together(tmp_path: Path) -> None
         assert each.ceiling > float(each.alone or 0) - 4 * each.error
     assert max(each.ceiling - float(each.alone or 0) for each in found.messages) > 0.03
     assert {each.guesses for each in found.messages} == {16}
-    few = {**own, "rounds": 2}
-    last = recorded(tmp_path / "last", few, keep="last", data={"size": 130, "nodes": 2}, **noise)
+    last = recorded(tmp_path / "last", own, keep="last", data={"size": 130, "nodes": 2}, **noise)
     with pytest.raises(NoCeilingError, match="in which the row was used; record the run with"):
         ceiling_of_run(last, span="training", **FEW)
 

@@ -23,6 +23,7 @@ from experiments.run.recorded import Recorded
 from experiments.run.runner import run
 from experiments.settings.schema import SettingsError
 from leakbed.contracts.noise_laws import Channel, NoCeilingError, of_answers
+from leakbed.events import Phase, Target
 from leakbed.oracle.caps import budget_cap
 from leakbed.oracle.truth import AnswerKey
 from tests.support.canaries import FEDAVG, PLAIN, SMALL, STRIPS, TABLE, U_SHAPED, only, splitfed
@@ -72,6 +73,23 @@ def test_a_canary_that_is_first_used_later_is_reached_with_adams_memory(
     found = label_ceiling_of_run(noised[0], targets=3, draws=2, span="message")
     assert {each.round for each in found.messages} == {2}
     assert all(each.sound for each in found.findings), list(map(str, found.findings))
+
+
+def test_a_canary_that_is_in_its_batch_twice_has_a_cap_of_both_rows(
+    noised: tuple[Path, Card],
+) -> None:
+    run_ = Recorded.open(noised[0])
+    (at, batch), row = next(iter(run_.key.order.items())), run_.key.canaries[0]
+    once, twice = ([row, *batch[1:]], [row, row, *batch[2:]])
+    target = Target(node=at[0], round=at[1], step=at[2], row=0, phase=Phase.TRAIN)
+    caps = []
+    for rows in (once, twice):
+        key = replace(run_.key, order={**run_.key.order, at: rows})
+        game = label_ceilings._Game(replace(run_, key=key), draws=200, kappa=None)
+        found = game.of_gradients(target, until=at[1], one=True)
+        assert found.ceiling <= float(found.cap or 0) + 3 * found.error
+        caps.append(float(found.cap or 0))
+    assert caps[0] < caps[1] < 1
 
 
 def test_noise_that_follows_the_batch_tells_more_with_every_gradient(tmp_path: Path) -> None:

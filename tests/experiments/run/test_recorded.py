@@ -114,3 +114,15 @@ def test_a_node_that_does_not_count_its_samples_has_no_share_of_the_sum(
     monkeypatch.setattr(Evidences, "of", uncounted)
     with pytest.raises(NoCeilingError, match="how many samples it trained on"):
         ceiling_of_run(folder, summed=True, **FEW)
+
+
+def test_canaries_hide_by_which_labels_rows_were_dealt_out(folder: Path, tmp_path: Path) -> None:
+    about = json.loads((folder / "answers" / "answers.json").read_text())
+    for partition in ("linear", "dirichlet"):
+        training = {**about["training"], "partition": partition}
+        copy = keyed(folder, tmp_path / partition, canaries=[0], training=training)
+        if partition == "linear":
+            assert 0 < ceiling_of_run(copy, **FEW).value <= 1
+            continue
+        with pytest.raises(NoCeilingError, match="those of canaries were drawn anew"):
+            ceiling_of_run(copy, **FEW)

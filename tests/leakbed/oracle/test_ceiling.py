@@ -11,6 +11,7 @@ from leakbed.contracts.noise_laws import (
     Channel,
     Fixed,
     Laplace,
+    Law,
     NoCeilingError,
     Normal,
     alike,
@@ -242,3 +243,18 @@ def test_losses_that_differ_by_units_in_the_last_place_are_told_apart() -> None:
     assert beliefs(messages, torch.zeros(1, 2), clear=seen)[0, 0] > 0.99
     with pytest.raises(NoCeilingError, match="could have been sent by no candidate"):
         beliefs(messages, torch.zeros(1, 2), clear=seen + 1)
+
+
+@pytest.mark.parametrize("kind", ["noisy", "fixed", "laplace"])
+def test_who_makes_losses_again_to_the_last_bit_tells_each_from_the_next_float(kind: str) -> None:
+    zero, one = {"w": torch.zeros(2)}, torch.tensor(1.0)
+    laws: dict[str, Law] = {
+        "noisy": alike(zero, 1.0),
+        "fixed": Fixed(mean=zero),
+        "laplace": Laplace(mean=zero, scales={"w": (one, one)}),
+    }
+    losses = [torch.tensor(2.3)]
+    for _ in range(7):
+        losses.append(torch.nextafter(losses[-1], torch.tensor(9.0)))
+    messages = Messages.of([laws[kind]] * 8).beside(torch.stack(losses))
+    assert ceiling(messages, stream=1)[1].value == pytest.approx(1.0)
